@@ -1,0 +1,1 @@
+"""Data sets, decoding, sampling and augmentation."""

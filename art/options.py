@@ -1,0 +1,90 @@
+"""Every choice of the model by name. A field marked *our reading* is a choice made where the paper is silent."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+LINKING = ("index",)
+TEMPORAL_FORMS = ("hinge", "absolute")
+TRACKLET_FORMS = ("pooled", "flattened")
+
+
+@dataclass
+class ARTOptions:
+    """Options of :class:`art.ARTModel`; the defaults are the paper's, or our reading of it.
+
+    Attributes:
+        backbone: name for :func:`art.build_backbone`.
+        backbone_options: passed on to the backbone's constructor.
+        pretrained: a path or tag for the backbone's weights; None starts from scratch.
+        num_frames: T, frames a clip.
+        num_tracklets: K, queries a frame and so tracklets a clip.
+        latent_dim: d, the width of regions, queries and projected text.
+        num_heads: attention heads (8 is our reading).
+        feedforward_dim: hidden width of each feed-forward block (1024 is our reading).
+        enhancement_layers: transformer layers of the spatial semantic enhancement; 0 leaves it out.
+        activation_layers: layers of the region activation.
+        query_self_attention: let the K queries of a frame attend to each other (off is our reading).
+        layer_dropout: dropout inside the transformer layers (0 is our reading).
+        dropout: dropout before each classification head.
+        linking: how responses become tracklets: "index", the paper's.
+        temperature: of the saliency softmax over time (0.01 is our reading).
+        detach_saliency: keep the gradient from flowing through the saliency weights (off is our reading).
+        margin: λ, the correlated degree of the temporal contrast.
+        temporal_form: "hinge", max(0, λ − cos), or "absolute", |λ − cos| (hinge is our reading).
+        tracklet_form: tracklets are compared "pooled" over time, or "flattened" (pooled is our reading).
+        clamp_repulsion: clamp the repelling terms at 0 (off is our reading).
+        text_encoder: "wordllama" (embedded, needs no download) or "clip" (open_clip).
+        text_options: passed on to the text encoder.
+        templates: prompts; each must contain "{label}"; None takes the 16 of :mod:`art.semantics` (our reading).
+        logit_scale: of cosines that serve as logits in the bank's losses (1/0.07 is our reading).
+        bank_momentum: μ of the bank's moving average (0.999 is our reading).
+        detach_video: keep the bank's losses from training the backbone (on is our reading).
+        weight_video: weight of L_v.
+        weight_contextual: weight of L_con.
+        weight_mtc: weight of L_MTC.
+        weight_spatial: weight of the spatial term within L_MTC.
+        weight_temporal: weight of the temporal term within L_MTC.
+        weight_tracklet: weight of the tracklet term within L_MTC.
+        weight_sema: weight of L_sema.
+        weight_consistency: weight of the video consistency within L_sema.
+        weight_prototype: weight of the prototype consistency within L_sema.
+    """
+
+    backbone: str = "tiny"
+    backbone_options: dict[str, Any] = field(default_factory=dict)
+    pretrained: str | None = None
+    num_frames: int = 16
+    num_tracklets: int = 2
+    latent_dim: int = 256
+    num_heads: int = 8
+    feedforward_dim: int = 1024
+    enhancement_layers: int = 4
+    activation_layers: int = 4
+    query_self_attention: bool = False
+    layer_dropout: float = 0.0
+    dropout: float = 0.5
+    linking: str = "index"
+    temperature: float = 0.01
+    detach_saliency: bool = False
+    margin: float = 0.6
+    temporal_form: str = "hinge"
+    tracklet_form: str = "pooled"
+    clamp_repulsion: bool = False
+    text_encoder: str = "wordllama"
+    text_options: dict[str, Any] = field(default_factory=dict)
+    templates: list[str] | None = None
+    logit_scale: float = 1 / 0.07
+    bank_momentum: float = 0.999
+    detach_video: bool = True
+    weight_video: float = 1.0
+    weight_contextual: float = 1.0
+    weight_mtc: float = 5.0
+    weight_spatial: float = 1.0
+    weight_temporal: float = 1.0
+    weight_tracklet: float = 1.0
+    weight_sema: float = 5.0
+    weight_consistency: float = 1.0
+    weight_prototype: float = 1.0
