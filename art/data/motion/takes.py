@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib.util
 import json
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -75,7 +75,7 @@ def motions_folder() -> Path:
     return Path(next(iter(spec.submodule_search_locations))) / "data" / "motions"
 
 
-@lru_cache(maxsize=None)
+@cache
 def load_take(name: str) -> Take:
     """Read take ``name`` (``"cartwheel"``, ``"walk"``, …) from the installed recordings.
 
@@ -153,10 +153,8 @@ def held(take: Take, joint: str, target: Float[Array, " width"], strength: Float
     values = take.joints[joint]
     goal = np.broadcast_to(np.asarray(target, dtype=np.float64), values.shape)
     weight = strength[:, None]
-    if values.shape[1] == 4:
-        mixed = blend_rotations(values, goal, weight)
-    else:
-        mixed = values * (1 - weight) + goal * weight
+    quaternion = values.shape[1] == 4
+    mixed = blend_rotations(values, goal, weight) if quaternion else values * (1 - weight) + goal * weight
     return replace(take, joints={**take.joints, joint: mixed})
 
 

@@ -1,0 +1,190 @@
+"""What a data set is to the rest of the code, a list of labelled clips, and which frames of a clip are looked at."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Int64
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Clip:
+    """One labelled clip: a video file, or the part of it from ``start`` (included) to ``end`` (excluded).
+
+    Attributes:
+        path: the video file.
+        label: index into the class names.
+        start: seconds since the first frame of the file; None is its beginning.
+        end: seconds since the first frame of the file; None is its end.
+    """
+
+    path: Path
+    label: int
+    start: float | None = None
+    end: float | None = None
+
+    def __str__(self) -> str:
+        if self.start is None and self.end is None:
+            return str(self.path)
+        start = "" if self.start is None else f"{self.start:g}"
+        end = "" if self.end is None else f"{self.end:g}"
+        return f"{self.path} [{start}..{end} s]"
+
+
+@dataclass(frozen=True)
+class ClipSet:
+    """One split of a data set.
+
+    Attributes:
+        name: the data set's name.
+        split: ``"train"``, ``"test"``, …
+        root: the folder that holds it.
+        clips: the clips, in a fixed order.
+        class_names: the name of each class; the position is the label.
+        prompts: the text that describes each class to a text encoder; the class names where none are given.
+        mirror: for each class, the class that its clips show after a horizontal flip (itself, or its left/right
+            counterpart). None: nothing is known of that, so clips must not be flipped.
+
+    Raises:
+        ValueError: no clip or no class; a class name that is blank or there twice; ``prompts`` or ``mirror`` of
+            another length than the classes; a mirror that, applied twice, does not lead back; a label outside the
+            classes; an empty time span; a clip that is listed twice.
+    """
+
+    name: str
+    split: str
+    root: Path
+    clips: tuple[Clip, ...]
+    class_names: tuple[str, ...]
+    prompts: tuple[str, ...] = ()
+    mirror: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if not self.prompts:
+            object.__setattr__(self, "prompts", tuple(self.class_names))
+        self._check_classes()
+        self._check_clips()
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    def __iter__(self) -> Iterator[Clip]:
+        return iter(self.clips)
+
+    @property
+    def labels(self) -> tuple[int, ...]:
+        """The label of each clip."""
+        return tuple(clip.label for clip in self.clips)
+
+    def relative_path(self, index: int) -> str:
+        """The path of clip ``index`` below the root with forward slashes; the whole path where it lies elsewhere."""
+        path = self.clips[index].path
+        return path.relative_to(self.root).as_posix() if path.is_relative_to(self.root) else path.as_posix()
+
+    def _check_classes(self) -> None:
+        where, names = f"{self.name}/{self.split}", self.class_names
+        if not names:
+            raise ValueError(f"{where}: class_names is empty; expected at least one class")
+        blank = [i for i, name in enumerate(names) if not name.strip()]
+        if blank:
+            raise ValueError(f"{where}: class {blank[0]} has a blank name; expected a name for each class")
+        if len(set(names)) != len(names):
+            twice = sorted({name for name in names if names.count(name) > 1})
+            raise ValueError(f"{where}: class names must differ, but {_quoted(twice)} appear more than once")
+        if len(self.prompts) != len(names):
+            raise ValueError(
+                f"{where}: prompts has {len(self.prompts)} texts, expected one for each of {len(names)} classes"
+            )
+        if self.mirror is None:
+            return
+        if len(self.mirror) != len(names) or not all(0 <= other < len(names) for other in self.mirror):
+            raise ValueError(
+                f"{where}: mirror must hold a class index for each of {len(names)} classes, got {self.mirror}"
+            )
+        astray = [names[i] for i, other in enumerate(self.mirror) if self.mirror[other] != i]
+        if astray:
+            raise ValueError(
+                f"{where}: flipping twice must lead back to the same class, but does not for {_quoted(astray)}"
+            )
+
+    def _check_clips(self) -> None:
+        where = f"{self.name}/{self.split}"
+        if not self.clips:
+            raise ValueError(f"{where}: there is no clip below {self.root}; expected at least one")
+        seen: set[tuple[Path, float | None, float | None]] = set()
+        for index, clip in enumerate(self.clips):
+            if not 0 <= clip.label < len(self.class_names):
+                raise ValueError(
+                    f"{where}: clip {index} ({clip}) has label {clip.label}, expected 0 to "
+                    f"{len(self.class_names) - 1}: there are {len(self.class_names)} classes"
+                )
+            if (clip.start or 0.0) < 0 or (clip.end is not None and clip.end <= (clip.start or 0.0)):
+                raise ValueError(f"{where}: clip {index} ({clip}) has no duration; expected 0 <= start < end")
+            key = (clip.path, clip.start, clip.end)
+            if key in seen:
+                raise ValueError(f"{where}: clip {clip} is listed twice (the second time as clip {index}); remove one")
+            seen.add(key)
+
+
+def segment_indices(count: int, num_frames: int, generator: torch.Generator | None = None) -> Int64[Tensor, " t"]:
+    """Sparse uniform sampling: one frame of each of ``num_frames`` equal segments of a clip of ``count`` frames.
+
+    Args:
+        count: how many frames the clip has.
+        num_frames: T, how many are wanted.
+        generator: draws the position inside each segment (training); None takes its centre (test).
+
+    Returns:
+        ascending frame indices; a clip with fewer than T frames repeats some of them.
+
+    Raises:
+        ValueError: ``count`` or ``num_frames`` is below 1.
+    """
+    if count < 1:
+        raise ValueError(f"count must be at least 1, got {count}: a clip without frames cannot be sampled")
+    if num_frames < 1:
+        raise ValueError(f"num_frames must be at least 1, got {num_frames}")
+    if generator is None:
+        # (t + 1/2) · count / T in whole numbers: exact for every length.
+        return (2 * torch.arange(num_frames) + 1) * count // (2 * num_frames)
+    position = torch.rand(num_frames, generator=generator, dtype=torch.float64)
+    indices = ((torch.arange(num_frames) + position) * (count / num_frames)).long()
+    return indices.clamp_(max=count - 1)  # rounding may carry the last position to `count` itself
+
+
+def mirror_by_words(
+    class_names: Sequence[str], pairs: Sequence[tuple[str, str]] = (("left", "right"),)
+) -> tuple[int, ...]:
+    """What each class becomes in a mirror, read off its name: the words of each pair change places.
+
+    Args:
+        class_names: the name of each class.
+        pairs: words that a mirror swaps. A name with none of them is its own mirror image.
+
+    Returns:
+        class index to class index, as :class:`ClipSet` takes it.
+
+    Raises:
+        ValueError: a swapped name is no class.
+    """
+    swap = {a: b for pair in pairs for a, b in (pair, pair[::-1])}
+    pattern = re.compile(r"\b(" + "|".join(map(re.escape, swap)) + r")\b")
+    index = {name: i for i, name in enumerate(class_names)}
+    mirror = []
+    for name in class_names:
+        swapped = pattern.sub(lambda word: swap[word.group()], name)
+        if swapped not in index:
+            raise ValueError(
+                f"class {name!r} has no mirror image: there is no class {swapped!r}; expected both or neither"
+            )
+        mirror.append(index[swapped])
+    return tuple(mirror)
+
+
+def _quoted(names: Sequence[str]) -> str:
+    return ", ".join(repr(name) for name in names)
