@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any
 
 LINKING = ("index",)
@@ -88,3 +87,30 @@ class ARTOptions:
     weight_sema: float = 5.0
     weight_consistency: float = 1.0
     weight_prototype: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Stop at a value that no model could be built with."""
+        for name in ("num_frames", "num_tracklets", "latent_dim", "num_heads", "feedforward_dim", "activation_layers"):
+            _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        _require(self.enhancement_layers >= 0, "enhancement_layers", self.enhancement_layers, "0 or more")
+        _require(
+            self.latent_dim % self.num_heads == 0,
+            "latent_dim",
+            self.latent_dim,
+            f"a multiple of {self.num_heads} heads",
+        )
+        for name in ("dropout", "layer_dropout"):
+            _require(0 <= getattr(self, name) < 1, name, getattr(self, name), "in [0, 1)")
+        _require(0 <= self.bank_momentum <= 1, "bank_momentum", self.bank_momentum, "in [0, 1]")
+        _require(self.temperature > 0, "temperature", self.temperature, "above 0")
+        for name, known in (
+            ("linking", LINKING),
+            ("temporal_form", TEMPORAL_FORMS),
+            ("tracklet_form", TRACKLET_FORMS),
+        ):
+            _require(getattr(self, name) in known, name, repr(getattr(self, name)), " or ".join(map(repr, known)))
+
+
+def _require(true: bool, name: str, came: object, expected: str) -> None:
+    if not true:
+        raise ValueError(f"{name} is {came}, expected {expected}")

@@ -1,0 +1,91 @@
+"""The objective of the paper: L = L_v + L_con + 5·L_MTC + 5·L_sema, each term by name."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from art_kernels import mtc_loss
+
+from .options import ARTOptions
+from .semantics import SemanticsBank
+
+
+@dataclass(frozen=True)
+class LossTerms:
+    """The terms of one batch, unweighted, and their weighted sum; None where a term does not apply.
+
+    Attributes:
+        total: L, what is minimised.
+        video: L_v, cross-entropy of the head on x_cls.
+        contextual: L_con, cross-entropy of the head on [x_cls, Tr_1 … Tr_K].
+        spatial: repels the regions of one frame.
+        temporal: attracts the same tracklet in adjacent frames.
+        tracklet: repels whole tracklets.
+        mtc: L_MTC, the weighted sum of the three above.
+        video_consistency: the video finds its class in the agent bank.
+        prototype_consistency: each class prototype finds its class in the agent bank.
+        sema: L_sema, the weighted sum of the two above.
+    """
+
+    total: Float[Tensor, ""]
+    video: Float[Tensor, ""]
+    contextual: Float[Tensor, ""] | None = None
+    spatial: Float[Tensor, ""] | None = None
+    temporal: Float[Tensor, ""] | None = None
+    tracklet: Float[Tensor, ""] | None = None
+    mtc: Float[Tensor, ""] | None = None
+    video_consistency: Float[Tensor, ""] | None = None
+    prototype_consistency: Float[Tensor, ""] | None = None
+    sema: Float[Tensor, ""] | None = None
+
+    def named(self) -> dict[str, Tensor]:
+        """Every term that applies, by name."""
+        return {f.name: value for f in fields(self) if (value := getattr(self, f.name)) is not None}
+
+
+def multilevel_contrast(
+    responses: Float[Tensor, "b t k d"], aggregated: Float[Tensor, "b k d"], options: ARTOptions
+) -> dict[str, Tensor]:
+    """L_MTC and its three levels, by their names in :class:`LossTerms`."""
+    levels = mtc_loss(
+        responses,
+        aggregated if options.tracklet_form == "pooled" else None,
+        margin=options.margin,
+        temporal_form=options.temporal_form,
+        tracklet_form=options.tracklet_form,
+        clamp_repulsion=options.clamp_repulsion,
+    )
+    mtc = (
+        options.weight_spatial * levels.spatial
+        + options.weight_temporal * levels.temporal
+        + options.weight_tracklet * levels.tracklet
+    )
+    return {"spatial": levels.spatial, "temporal": levels.temporal, "tracklet": levels.tracklet, "mtc": mtc}
+
+
+def semantic_consistency(
+    bank: SemanticsBank,
+    video: Float[Tensor, "b d"],
+    prototypes: Float[Tensor, "y d"],
+    labels: Int[Tensor, " b"],
+    options: ARTOptions,
+) -> dict[str, Tensor]:
+    """L_sema and its two terms, which train the agent bank.
+
+    Args:
+        bank: the semantics bank.
+        video: the latent x_cls.
+        prototypes: the latent weights of the L_v head, one a class.
+        labels: the class of each video.
+        options: the logit scale and the weights of the two terms.
+    """
+    video_term = F.cross_entropy(options.logit_scale * bank.class_logits(video), labels)
+    identity = torch.arange(len(prototypes), device=labels.device)
+    prototype_term = F.cross_entropy(options.logit_scale * bank.class_logits(prototypes), identity)
+    sema = options.weight_consistency * video_term + options.weight_prototype * prototype_term
+    return {"video_consistency": video_term, "prototype_consistency": prototype_term, "sema": sema}

@@ -1,0 +1,177 @@
+"""ARTModel: the paper's five stages, in the paper's order."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int, Shaped
+from torch import Tensor, nn
+
+from .backbones import build_backbone
+from .losses import LossTerms, multilevel_contrast, semantic_consistency
+from .options import ARTOptions
+from .pretrained import VideoClassifier
+from .regions import RegionActivation, SpatialSemanticEnhancement
+from .semantics import TEMPLATES, SemanticsBank, encode_prompts
+from .text import build_text_encoder
+from .tracklets import aggregate, link
+
+
+@dataclass(frozen=True)
+class ARTOutput:
+    """What the model says of B clips.
+
+    Attributes:
+        logits: ``[B, Y]``, of the final head; what inference uses.
+        video_logits: ``[B, Y]``, of the head on the global feature alone.
+        class_token: ``[B, C]``, x_cls.
+        video_latent: ``[B, d]``, x_cls in the space of the semantics.
+        selected: ``[B, K]``, the classes whose text queried the tracklets.
+        responses: ``[B, T, K, d]``, R in tracklet order.
+        tracklets: ``[B, K, T, d]``, the same by tracklet.
+        aggregated: ``[B, K, d]``, each tracklet pooled over time.
+        saliency: ``[B, T, K]``, its weights.
+        maps: ``[B, T, K, h, w]`` where asked for: the last layer's attention, averaged over heads.
+    """
+
+    logits: Float[Tensor, "b y"]
+    video_logits: Float[Tensor, "b y"]
+    class_token: Float[Tensor, "b c"]
+    video_latent: Float[Tensor, "b d"]
+    selected: Int[Tensor, "b k"]
+    responses: Float[Tensor, "b t k d"]
+    tracklets: Float[Tensor, "b k t d"]
+    aggregated: Float[Tensor, "b k d"]
+    saliency: Float[Tensor, "b t k"]
+    maps: Float[Tensor, "b t k h w"] | None
+
+
+class ARTModel(VideoClassifier):
+    """Action-Region Tracking (arXiv 2511.21202).
+
+    Args:
+        class_names: Y names, in the order of the labels.
+        backbone: a name that :func:`art.build_backbone` knows.
+        num_frames: T.
+        num_tracklets: K, at most Y.
+        options: the other fields of :class:`art.ARTOptions`, each with its default there.
+        semantics: S_0 ``[P, Y, C_t]``; by default the text encoder makes it from the class names.
+
+    Raises:
+        ValueError, TypeError: an option that is unknown or out of range; class names that are empty or repeated.
+    """
+
+    kind = "art"
+
+    def __init__(
+        self,
+        class_names: Sequence[str],
+        backbone: str = "tiny",
+        num_frames: int = 16,
+        num_tracklets: int = 2,
+        *,
+        semantics: Float[Tensor, "p y c"] | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(class_names, backbone=backbone, num_frames=num_frames, num_tracklets=num_tracklets, **options)
+        o, d, num_classes = self.options, self.options.latent_dim, len(self.class_names)
+        if num_tracklets > num_classes:
+            raise ValueError(
+                f"num_tracklets is {num_tracklets}, expected at most the number of classes, {num_classes}: "
+                "each tracklet is queried by another class"
+            )
+        if semantics is None:
+            encoder = build_text_encoder(o.text_encoder, **o.text_options)
+            semantics = encode_prompts(encoder, self.class_names, o.templates or TEMPLATES)
+        self.backbone = build_backbone(
+            o.backbone, num_frames=o.num_frames, pretrained=o.pretrained, **o.backbone_options
+        )
+        self.input_size = self.backbone.input_size
+        channels = self.backbone.channels
+        self.token_projection = nn.Linear(channels, d)
+        self.video_projection = nn.Linear(channels, d)
+        self.semantics = SemanticsBank(semantics, d, o.bank_momentum)
+        self.enhancement = SpatialSemanticEnhancement(
+            d, o.num_heads, o.feedforward_dim, o.enhancement_layers, o.layer_dropout
+        )
+        self.activation = RegionActivation(
+            d,
+            o.num_heads,
+            o.feedforward_dim,
+            o.activation_layers,
+            o.num_frames,
+            o.num_tracklets,
+            self_attention=o.query_self_attention,
+            dropout=o.layer_dropout,
+        )
+        self.video_head = nn.Linear(channels, num_classes)
+        self.final_head = nn.Linear(channels + o.num_tracklets * d, num_classes)
+
+    def forward(self, video: Shaped[Tensor, "b t 3 height width"], *, return_maps: bool = False) -> ARTOutput:
+        """Classify ``video``, uint8 or float in 0..1.
+
+        Raises:
+            ValueError: another shape than ``[B, T, 3, H, W]`` with this model's T.
+        """
+        self.check_video(video)
+        o = self.options
+        tokens, class_token, grid = self.backbone(video)
+
+        latent = self.video_projection(class_token.detach() if o.detach_video else class_token)
+        selected, semantics = self.semantics.select(latent, o.num_tracklets)
+        tokens, in_frames = self.enhancement(self.token_projection(tokens), semantics)
+        responses, maps = self.activation(tokens, in_frames, return_maps=return_maps)
+        responses = link(responses, o.linking)
+        aggregated, saliency = aggregate(
+            responses, semantics, temperature=o.temperature, detach_saliency=o.detach_saliency
+        )
+
+        context = torch.cat([class_token, aggregated.flatten(1)], dim=1)
+        return ARTOutput(
+            logits=self.final_head(F.dropout(context, o.dropout, self.training)),
+            video_logits=self.video_head(F.dropout(class_token, o.dropout, self.training)),
+            class_token=class_token,
+            video_latent=latent,
+            selected=selected,
+            responses=responses,
+            tracklets=responses.transpose(1, 2),
+            aggregated=aggregated,
+            saliency=saliency,
+            maps=None if maps is None else maps.unflatten(-1, grid),
+        )
+
+    def loss(self, output: ARTOutput, labels: Int[Tensor, " b"]) -> LossTerms:
+        """L = L_v + L_con + 5·L_MTC + 5·L_sema, with the weights of the options."""
+        o = self.options
+        video = F.cross_entropy(output.video_logits, labels)
+        contextual = F.cross_entropy(output.logits, labels)
+        contrast = multilevel_contrast(output.responses, output.aggregated, o)
+        prototypes = self.video_projection(self.video_head.weight.detach())
+        sema = semantic_consistency(self.semantics, output.video_latent, prototypes, labels, o)
+        total = (
+            o.weight_video * video
+            + o.weight_contextual * contextual
+            + o.weight_mtc * contrast["mtc"]
+            + o.weight_sema * sema["sema"]
+        )
+        return LossTerms(total=total, video=video, contextual=contextual, **contrast, **sema)
+
+    def after_step(self) -> None:
+        """S ← μS + (1−μ)S_a: to be called after every optimizer step."""
+        self.semantics.follow_agent()
+
+    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+        """All parameters by group: the backbone's, the agent bank's, and the head's (everything else)."""
+        backbone = list(self.backbone.parameters())
+        bank = [self.semantics.agent]
+        taken = {id(p) for p in backbone + bank}
+        return {"backbone": backbone, "head": [p for p in self.parameters() if id(p) not in taken], "bank": bank}
+
+    @classmethod
+    def _from_shapes(cls, class_names: Sequence[str], options: ARTOptions, shapes: dict[str, list[int]]) -> ARTModel:
+        empty = torch.zeros(shapes["semantics.bank"])
+        return cls(class_names, **vars(options), semantics=empty)

@@ -1,0 +1,207 @@
+"""What every video classifier of this package shares: its classes, saving, loading, predicting."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import os
+import shutil
+import tempfile
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+import torch
+from jaxtyping import Shaped
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from .losses import LossTerms
+from .options import ARTOptions
+
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "model.safetensors"
+
+C = TypeVar("C", bound="VideoClassifier")
+
+
+class VideoClassifier(nn.Module, ABC):
+    """Base of the classifiers. ``kind`` tells a saved folder which class wrote it.
+
+    Attributes:
+        class_names: Y names; the order is the order of the logits.
+        options: how the model was built.
+    """
+
+    kind: ClassVar[str]
+    kinds: ClassVar[dict[str, type[VideoClassifier]]] = {}
+    input_size: int
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        VideoClassifier.kinds[cls.kind] = cls
+
+    def __init__(self, class_names: Sequence[str], **options: Any) -> None:
+        super().__init__()
+        self.class_names = check_class_names(class_names)
+        self.options = options_from_keywords(options)
+
+    @property
+    def num_frames(self) -> int:
+        """T, the number of frames that :meth:`forward` takes."""
+        return self.options.num_frames
+
+    @abstractmethod
+    def forward(self, video: Shaped[Tensor, "b t 3 height width"], *, return_maps: bool = False) -> Any:
+        """The model's output for ``video``, with ``.logits``."""
+
+    @abstractmethod
+    def loss(self, output: Any, labels: Tensor) -> LossTerms:
+        """The objective of this model for its own output."""
+
+    @classmethod
+    @abstractmethod
+    def _from_shapes(cls: type[C], class_names: Sequence[str], options: ARTOptions, shapes: dict[str, list[int]]) -> C:
+        """A model with weights still to be loaded, of the given names and shapes."""
+
+    @abstractmethod
+    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+        """All parameters by group: "backbone", "head", "bank"."""
+
+    def after_step(self) -> None:
+        """To be called after every optimizer step."""
+
+    def check_video(self, video: Tensor) -> None:
+        """Raise ValueError unless ``video`` is ``[B, T, 3, H, W]`` with this model's T."""
+        if video.ndim != 5 or video.shape[1] != self.num_frames or video.shape[2] != 3:
+            raise ValueError(
+                f"video has shape {list(video.shape)}, expected [B, {self.num_frames}, 3, H, W]; "
+                "num_frames is fixed when the model is built"
+            )
+
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
+        """Write ``config.json`` and ``model.safetensors`` into ``folder``.
+
+        Both are written beside it first, so that an interruption leaves no half of a model.
+        """
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        config = {"kind": self.kind, "class_names": self.class_names, "options": asdict(self.options)}
+        state = {name: value.detach().cpu().contiguous() for name, value in self.state_dict().items()}
+        staging = Path(tempfile.mkdtemp(prefix=".saving-", dir=folder))
+        try:
+            save_file(state, staging / WEIGHTS_FILE, metadata={"format": "pt"})
+            (staging / CONFIG_FILE).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n")
+            for name in (WEIGHTS_FILE, CONFIG_FILE):
+                (staging / name).replace(folder / name)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+
+    @classmethod
+    def from_pretrained(cls: type[C], folder: str | os.PathLike[str]) -> C:
+        """The model that :meth:`save_pretrained` wrote, in eval mode. Needs no text encoder and no network.
+
+        Raises:
+            FileNotFoundError: the folder lacks one of the two files.
+            ValueError: it holds a model of another kind, or weights of other names or shapes.
+        """
+        model = load_model(folder)
+        if not isinstance(model, cls):
+            raise ValueError(f"{folder} holds a model of kind {model.kind!r}; load it with {type(model).__name__}")
+        return model
+
+    @torch.no_grad()
+    def predict(self, clip: str | os.PathLike[str], top_k: int = 5) -> list[tuple[str, float]]:
+        """The ``top_k`` most probable classes of a video file, with their probabilities, the best first.
+
+        One clip of T frames sampled over the whole file, one centre crop.
+
+        Raises:
+            art.data.video.VideoError: the file cannot be decoded.
+        """
+        from .data.augment import CentreCrop
+        from .data.video import read_clip
+
+        frames = read_clip(clip, self.num_frames)
+        device = next(self.parameters()).device
+        video = CentreCrop(self.input_size)(frames[None].to(device))
+        was_training = self.training
+        self.eval()
+        try:
+            probabilities = self(video).logits[0].float().softmax(0)
+        finally:
+            self.train(was_training)
+        best = probabilities.topk(min(top_k, len(self.class_names)))
+        return [(self.class_names[i], p) for p, i in zip(best.values.tolist(), best.indices.tolist(), strict=True)]
+
+
+def build_model(kind: str, class_names: Sequence[str], options: ARTOptions) -> VideoClassifier:
+    """A new model of ``kind``, "art" or "backbone".
+
+    Raises:
+        ValueError: an unknown kind.
+    """
+    if kind not in VideoClassifier.kinds:
+        raise ValueError(f"kind {kind!r} is unknown; expected one of {', '.join(sorted(VideoClassifier.kinds))}")
+    return VideoClassifier.kinds[kind](class_names, **vars(options))
+
+
+def load_model(folder: str | os.PathLike[str]) -> VideoClassifier:
+    """The model that ``save_pretrained`` wrote into ``folder``, whatever its kind, in eval mode.
+
+    Raises:
+        FileNotFoundError, ValueError: as :meth:`VideoClassifier.from_pretrained`.
+    """
+    folder = Path(folder)
+    for name in (CONFIG_FILE, WEIGHTS_FILE):
+        if not (folder / name).is_file():
+            raise FileNotFoundError(f"{folder / name} does not exist; expected a folder written by save_pretrained")
+    config = json.loads((folder / CONFIG_FILE).read_text())
+    if config.get("kind") not in VideoClassifier.kinds:
+        known = ", ".join(sorted(VideoClassifier.kinds))
+        raise ValueError(f"{folder / CONFIG_FILE} has kind {config.get('kind')!r}, expected one of {known}")
+    # The weights are all in the file: nothing else is to be loaded to build the model.
+    options = dataclasses.replace(ARTOptions(**config["options"]), pretrained=None)
+    cls = VideoClassifier.kinds[config["kind"]]
+    model = cls._from_shapes(config["class_names"], options, _shapes(folder / WEIGHTS_FILE))
+    try:
+        model.load_state_dict(load_file(folder / WEIGHTS_FILE))
+    except RuntimeError as error:
+        raise ValueError(f"{folder / WEIGHTS_FILE} does not fit its {CONFIG_FILE}: {error}") from error
+    model.options = ARTOptions(**config["options"])
+    return model.eval()
+
+
+def options_from_keywords(options: dict[str, Any]) -> ARTOptions:
+    """ARTOptions from keyword arguments; an unknown one is a TypeError that names the nearest."""
+    known = [f.name for f in fields(ARTOptions)]
+    for name in options:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else f"; the options are {', '.join(known)}"
+            raise TypeError(f"unknown option {name!r}{hint}")
+    return ARTOptions(**options)
+
+
+def check_class_names(class_names: Sequence[str]) -> list[str]:
+    """The names as a list; ValueError unless there are at least two, none empty and none twice."""
+    if isinstance(class_names, str):
+        raise TypeError(f"class_names is the single string {class_names!r}, expected a sequence of strings")
+    names = list(class_names)
+    if len(names) < 2:
+        raise ValueError(f"class_names has {len(names)} names, expected at least 2")
+    if not all(isinstance(name, str) and name.strip() for name in names):
+        raise ValueError("class_names holds an empty name or something that is no string; every class needs a name")
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(f"class_names holds {twice[0]!r} more than once; names must differ")
+    return names
+
+
+def _shapes(path: Path) -> dict[str, list[int]]:
+    with safe_open(path, "pt") as file:
+        return {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118 - no mapping

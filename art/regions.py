@@ -1,0 +1,130 @@
+"""From visual tokens to region responses: spatial semantic enhancement and region activation (RSSA)."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from art_kernels import RegionCrossAttention
+
+
+class SpatialSemanticEnhancement(nn.Module):
+    """(X̂_t, Ŝ_t) = MSA([X_t, S_topk]): the selected semantics join the tokens of each frame in a transformer encoder.
+
+    Pre-norm, GELU, no added position (our reading). Without layers it returns its input.
+
+    Args:
+        dim: d.
+        num_heads: attention heads.
+        feedforward_dim: hidden width of the feed-forward blocks.
+        num_layers: the paper has four.
+        dropout: inside the layers.
+    """
+
+    def __init__(self, dim: int, num_heads: int, feedforward_dim: int, num_layers: int, dropout: float) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(
+            nn.TransformerEncoderLayer(
+                dim, num_heads, feedforward_dim, dropout, activation="gelu", batch_first=True, norm_first=True
+            )
+            for _ in range(num_layers)
+        )
+
+    def forward(
+        self, tokens: Float[Tensor, "b t n d"], semantics: Float[Tensor, "b k d"]
+    ) -> tuple[Float[Tensor, "b t n d"], Float[Tensor, "b t k d"]]:
+        """Enhanced tokens X̂ and, for each frame, enhanced semantics Ŝ."""
+        b, t, n, _ = tokens.shape
+        in_each_frame = semantics[:, None].expand(-1, t, -1, -1)
+        x = torch.cat([tokens, in_each_frame], dim=2).flatten(0, 1)
+        for layer in self.layers:
+            x = layer(x)
+        x = x.unflatten(0, (b, t))
+        return x[:, :, :n], x[:, :, n:]
+
+
+class RegionActivation(nn.Module):
+    """Each frame's K queries ask its regions: Q_t = P_t + Ŝ_t, R_t = softmax(Q_t W_Q (X̂_t W_K)ᵀ/√d_h) X̂_t W_V.
+
+    ``num_layers`` layers of cross-attention and feed-forward, pre-norm, residual on the queries (our reading), over one
+    normalisation of X̂. The learnable prompts P are one set a frame index.
+
+    Args:
+        dim: d.
+        num_heads: attention heads.
+        feedforward_dim: hidden width of the feed-forward blocks.
+        num_layers: the paper has four.
+        num_frames: T.
+        num_queries: K.
+        self_attention: let the K queries of a frame attend to each other before they ask (off is our reading).
+        dropout: inside the layers.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        feedforward_dim: int,
+        num_layers: int,
+        num_frames: int,
+        num_queries: int,
+        *,
+        self_attention: bool = False,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.prompts = nn.Parameter(torch.empty(num_frames, num_queries, dim))
+        nn.init.normal_(self.prompts, std=0.02)
+        self.region_norm = nn.LayerNorm(dim)
+        self.layers = nn.ModuleList(
+            RegionActivationLayer(dim, num_heads, feedforward_dim, self_attention=self_attention, dropout=dropout)
+            for _ in range(num_layers)
+        )
+        self.norm = nn.LayerNorm(dim)
+
+    def forward(
+        self, tokens: Float[Tensor, "b t n d"], semantics: Float[Tensor, "b t k d"], *, return_maps: bool = False
+    ) -> tuple[Float[Tensor, "b t k d"], Float[Tensor, "b t k n"] | None]:
+        """Responses R, and with ``return_maps`` the response maps: the last layer's attention, averaged over heads."""
+        b, t = tokens.shape[:2]
+        queries = (self.prompts + semantics).flatten(0, 1)
+        regions = self.region_norm(tokens).flatten(0, 1)
+        attention = None
+        for index, layer in enumerate(self.layers):
+            last = index == len(self.layers) - 1
+            queries, attention = layer(queries, regions, return_map=return_maps and last)
+        maps = None if attention is None else attention.mean(1).unflatten(0, (b, t))
+        return self.norm(queries).unflatten(0, (b, t)), maps
+
+
+class RegionActivationLayer(nn.Module):
+    """One layer of :class:`RegionActivation`, for F = B·T frames at once."""
+
+    def __init__(self, dim: int, num_heads: int, feedforward_dim: int, *, self_attention: bool, dropout: float) -> None:
+        super().__init__()
+        self.self_norm = nn.LayerNorm(dim) if self_attention else None
+        self.self_attention = (
+            nn.MultiheadAttention(dim, num_heads, dropout, batch_first=True) if self_attention else None
+        )
+        self.query_norm = nn.LayerNorm(dim)
+        self.attention = RegionCrossAttention(dim, num_heads, dropout=dropout)
+        self.feedforward = nn.Sequential(
+            nn.LayerNorm(dim),
+            nn.Linear(dim, feedforward_dim),
+            nn.GELU(),
+            nn.Dropout(dropout),
+            nn.Linear(feedforward_dim, dim),
+            nn.Dropout(dropout),
+        )
+
+    def forward(
+        self, queries: Float[Tensor, "f k d"], regions: Float[Tensor, "f n d"], *, return_map: bool
+    ) -> tuple[Float[Tensor, "f k d"], Float[Tensor, "f heads k n"] | None]:
+        """The queries after this layer, and the attention of each head where it is asked for."""
+        if self.self_attention is not None and self.self_norm is not None:
+            x = self.self_norm(queries)
+            queries = queries + self.self_attention(x, x, x, need_weights=False)[0]
+        activated, attention = self.attention(self.query_norm(queries), regions, return_map=return_map)
+        queries = queries + activated
+        return queries + self.feedforward(queries), attention

@@ -1,0 +1,86 @@
+"""CLIP's text tower through open_clip (extra ``[clip]``): any of its models, by pretrained tag or local file."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from types import ModuleType
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+class ClipText:
+    """The text tower of an open_clip model.
+
+    Args:
+        model: open_clip's model name.
+        pretrained: a tag that open_clip knows for it (downloaded on first use), or the path of a checkpoint.
+        normalize: scale each vector to length 1, as CLIP compares them.
+        device: where the texts are encoded.
+        batch_size: texts a forward pass.
+
+    Raises:
+        ModuleNotFoundError: open_clip is not installed.
+        ValueError: open_clip does not know the model.
+    """
+
+    def __init__(
+        self,
+        model: str = "ViT-B-16",
+        pretrained: str = "openai",
+        *,
+        normalize: bool = True,
+        device: str = "cpu",
+        batch_size: int = 256,
+    ) -> None:
+        open_clip = _import_open_clip()
+        if model not in open_clip.list_models():
+            raise ValueError(f"text_options.model {model!r} is not one of open_clip's; see open_clip.list_models()")
+        self._model = open_clip.create_model(model, pretrained=pretrained, device=device).eval()
+        self._tokenizer = open_clip.get_tokenizer(model)
+        self._normalize, self._device, self._batch_size = normalize, device, batch_size
+
+    @torch.no_grad()
+    def __call__(self, texts: Sequence[str]) -> Float[Tensor, "n c"]:
+        """See :class:`~art.text.protocol.TextEncoder`."""
+        vectors = []
+        for start in range(0, len(texts), self._batch_size):
+            tokens = self._tokenizer(list(texts[start : start + self._batch_size])).to(self._device)
+            vectors.append(self._model.encode_text(tokens, normalize=self._normalize).float().cpu())
+        return torch.cat(vectors)
+
+
+def _import_open_clip() -> ModuleType:
+    try:
+        _declare_missing_torchvision_operators()
+        return importlib.import_module("open_clip")
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"text_encoder='clip' needs open_clip ({error}): pip install 'art-kernels[clip]', "
+            "or choose text_encoder='wordllama'"
+        ) from error
+
+
+def _declare_missing_torchvision_operators() -> None:
+    """Let torchvision import beside a CPU-only torch.
+
+    torchvision's wheel, built for CUDA, cannot load its operators there, and then stops over two schemas for which it
+    registers fakes. open_clip calls neither; with the schemas declared the second import succeeds.
+    """
+    try:
+        importlib.import_module("torchvision")
+    except RuntimeError as error:
+        if "torchvision::" not in str(error):
+            raise
+        library = torch.library.Library("torchvision", "DEF")
+        library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        library.define(
+            "qnms(Tensor dets, Tensor scores, float iou_threshold, float dets_scale, int dets_zero_point) -> Tensor"
+        )
+        _KEPT_ALIVE.append(library)  # the schemas go with the object that declared them
+        importlib.import_module("torchvision")
+
+
+_KEPT_ALIVE: list[torch.library.Library] = []
