@@ -1,0 +1,1 @@
+"""Training, evaluation and comparison, with the configuration and the checkpoints they share."""

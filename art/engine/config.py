@@ -1,0 +1,288 @@
+"""The configuration of a run: typed, from YAML and dotted overrides; a mistake stops at once, named."""
+
+import dataclasses
+import difflib
+import functools
+import math
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from art.options import ARTOptions
+
+
+@dataclass
+class DataConfig:
+    """Which clips, and how they are read. The number of frames is the model's: ``model.num_frames``.
+
+    Attributes:
+        name: of a registered data set: "motion", "folder", "csv", ...
+        root: the folder that holds it.
+        train_split: the split to train on.
+        test_split: the split whose accuracy is reported, once, for the last checkpoint.
+        validation_split: the split evaluated during training, which chooses ``checkpoints/best``. None evaluates
+            the test split there; ``best`` is then chosen on the test split and must not be reported.
+        size: height and width of the crop in pixels; None takes the model's input size.
+        workers: processes that decode; 0 decodes in the training process.
+        cache: keep decoded clips in memory (for small sets).
+        max_bad_share: share (0..1) of clips that may be unreadable before training or evaluation stops.
+        crop_scale: smallest and largest share (0..1] of the area that a random crop keeps in training.
+        flip: flip clips horizontally in training, where the data set says which class a mirrored one belongs to.
+        brightness: largest relative change of brightness in training (0: none; ours, not the paper's).
+        contrast: largest relative change of contrast in training (0: none; ours).
+        saturation: largest relative change of saturation in training (0: none; ours).
+    """
+
+    name: str = "motion"
+    root: str = "data/motion"
+    train_split: str = "train"
+    test_split: str = "test"
+    validation_split: str | None = None
+    size: int | None = None
+    workers: int = 2
+    cache: bool = False
+    max_bad_share: float = 0.0
+    crop_scale: list[float] = field(default_factory=lambda: [0.6, 1.0])
+    flip: bool = True
+    brightness: float = 0.0
+    contrast: float = 0.0
+    saturation: float = 0.0
+
+
+@dataclass
+class OptimConfig:
+    """How the parameters move. The defaults are the paper's where it speaks: 50 epochs, 0.01 divided by 10 every 20.
+
+    Attributes:
+        optimizer: "sgd" (with momentum) or "adamw". Our reading: SGD.
+        lr: base learning rate of everything without a rate of its own.
+        backbone_lr: of the backbone; None: ``lr``.
+        backbone_optimizer: of the backbone; None: ``optimizer``. Our reading for a CLIP-initialised backbone is
+            "adamw" with a small ``backbone_lr``.
+        bank_lr: of the agent copy S_a of the semantics bank (that it has its own is our reading).
+        momentum: of SGD.
+        weight_decay: on matrices of backbone and head (our reading; the paper names none).
+        epochs: passes over the training split.
+        batch_size: clips a step.
+        schedule: "step" (the paper's) or "cosine".
+        step_epochs: "step" divides by 10 after each so many epochs.
+        warmup_epochs: linear warm-up from 0, in epochs (may be a fraction; 0: none).
+        clip_grad_norm: largest norm of all gradients together; None: no clipping.
+    """
+
+    optimizer: str = "sgd"
+    lr: float = 0.01
+    backbone_lr: float | None = None
+    backbone_optimizer: str | None = None
+    bank_lr: float = 0.01
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+    epochs: int = 50
+    batch_size: int = 8
+    schedule: str = "step"
+    step_epochs: int = 20
+    warmup_epochs: float = 0.0
+    clip_grad_norm: float | None = None
+
+
+@dataclass
+class Config:
+    """One run.
+
+    Attributes:
+        seed: of every random generator.
+        output: the run folder.
+        kind: "art", or "backbone": the backbone alone with a linear head, to compare with.
+        device: "auto" (CUDA where present, else CPU), "cpu", "cuda", "cuda:<number>" or "mps".
+        precision: "fp32", or mixed: "bf16" or "fp16" (with loss scaling).
+        eval_every: evaluate each so many epochs (the last epoch always).
+        log_every: write the losses each so many steps.
+        report: write ``report.html`` at the end.
+        data: the clips.
+        model: the options of :class:`art.ARTModel`.
+        optim: the optimisation.
+    """
+
+    seed: int = 0
+    output: str = "runs/art"
+    kind: str = "art"
+    device: str = "auto"
+    precision: str = "fp32"
+    eval_every: int = 1
+    log_every: int = 10
+    report: bool = True
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ARTOptions = field(default_factory=ARTOptions)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be meant; the message names the key, what came and what was expected."""
+
+
+def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> Config:
+    """Defaults, then the YAML file, then each ``dotted.key=value`` override, in this order.
+
+    Args:
+        path: a YAML file; None: the defaults alone.
+        overrides: the value after "=" is read as YAML: ``optim.lr=0.1``, ``model.pretrained=null``.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ConfigError: for an unknown key, a value of another type, or one that is out of range.
+    """
+    sources = [] if path is None else [(str(path), _read(Path(path)))]
+    for override in overrides:
+        key, equals, _ = override.partition("=")
+        if not equals or not key.strip():
+            raise ConfigError(f"override {override!r}: expected dotted.key=value, such as optim.lr=0.01")
+        sources.append(("the command line", _read_override(override)))
+    return _merge(sources)
+
+
+def config_from_dict(values: dict[str, Any], source: str) -> Config:
+    """A configuration from what :func:`to_dict` gave, with the checks of :func:`load_config`; ``source`` names it."""
+    return _merge([(source, values)])
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """Plain nested containers, as YAML and JSON hold them."""
+    return dataclasses.asdict(config)
+
+
+def save_config(config: Config, path: Path) -> None:
+    """Writes every value, so that the run depends on no default of a later version."""
+    path.write_text(yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True), encoding="utf-8")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise FileNotFoundError(f"config: no file {path}; configs/motion.yaml is one to start from")
+    try:
+        content = OmegaConf.to_container(OmegaConf.load(path))
+    except (yaml.YAMLError, OmegaConfBaseException, OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read as YAML ({_one_line(error)})") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: holds a {type(content).__name__}, expected a mapping such as 'optim: {{lr: 0.01}}'")
+    return {str(key): value for key, value in content.items()}
+
+
+def _read_override(override: str) -> dict[str, Any]:
+    try:
+        content = OmegaConf.to_container(OmegaConf.from_dotlist([override]))
+    except (yaml.YAMLError, OmegaConfBaseException) as error:
+        raise ConfigError(f"override {override!r}: the value cannot be read as YAML ({_one_line(error)})") from error
+    assert isinstance(content, dict)  # of from_dotlist
+    return {str(key): value for key, value in content.items()}
+
+
+def _merge(sources: Sequence[tuple[str, dict[str, Any]]]) -> Config:
+    merged = OmegaConf.structured(Config)
+    for source, values in sources:
+        for key, value in _leaves(values):
+            try:
+                OmegaConf.update(merged, key, value)
+            except OmegaConfBaseException as error:
+                raise ConfigError(f"{key}: got {value!r}, expected {_KEYS[key]} (from {source})") from error
+    try:
+        config = OmegaConf.to_object(merged)
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"config: {_one_line(error)}") from error
+    except (ValueError, TypeError) as error:  # ARTOptions looks at its own values
+        raise ConfigError(f"model: {error}") from error
+    assert isinstance(config, Config)
+    _check_values(config)
+    return config
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+def _leaves(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted keys and values; unknown keys stop here, because only here is it known what was written."""
+    for name, value in values.items():
+        key = f"{prefix}{name}"
+        if key not in _KEYS:
+            raise ConfigError(f"{key}: unknown key (got the value {value!r}); {_advice(key)}")
+        if _KEYS[key] == _GROUP and isinstance(value, dict):
+            yield from _leaves(value, f"{key}.")
+        else:
+            yield key, value
+
+
+def _advice(key: str) -> str:
+    def likeness(known: str) -> float:
+        whole = difflib.SequenceMatcher(None, key, known).ratio()
+        last = difflib.SequenceMatcher(None, key.rsplit(".", 1)[-1], known.rsplit(".", 1)[-1]).ratio()
+        return max(whole, last) + 0.01 * whole  # of equal last parts, the one in the likelier group
+
+    nearest = max(_KEYS, key=likeness)
+    if likeness(nearest) >= 0.6:
+        return f"the nearest known key is {nearest}, which expects {_KEYS[nearest]}"
+    group = key.rpartition(".")[0]
+    known = [name for name in _KEYS if name.rpartition(".")[0] == group]
+    return f"expected one of {', '.join(known)}"
+
+
+_GROUP = "a mapping"
+
+
+def _schema(kind: type, prefix: str = "") -> dict[str, str]:
+    """Every dotted key, with what it expects in words."""
+    keys: dict[str, str] = {}
+    for name, hint in get_type_hints(kind).items():
+        key = f"{prefix}{name}"
+        if dataclasses.is_dataclass(hint):
+            keys |= {key: _GROUP, **_schema(hint, f"{key}.")}
+        else:
+            keys[key] = hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")
+            keys[key] = keys[key].replace("NoneType", "null").replace("None", "null")
+    return keys
+
+
+_KEYS = _schema(Config)
+_CHOICES = {
+    "kind": ("art", "backbone"),
+    "precision": ("fp32", "bf16", "fp16"),
+    "optim.optimizer": ("sgd", "adamw"),
+    "optim.backbone_optimizer": (None, "sgd", "adamw"),
+    "optim.schedule": ("step", "cosine"),
+}
+_AT_LEAST_ONE = ("eval_every", "log_every", "data.size", "optim.epochs", "optim.batch_size", "optim.step_epochs")
+_NOT_NEGATIVE = (
+    "seed", "data.workers", "data.brightness", "data.contrast", "data.saturation", "optim.lr", "optim.backbone_lr",
+    "optim.bank_lr", "optim.momentum", "optim.weight_decay", "optim.warmup_epochs",
+)  # fmt: skip
+
+
+def _check_values(config: Config) -> None:
+    def value(key: str) -> Any:
+        return functools.reduce(getattr, key.split("."), config)
+
+    def check(key: str, fits: bool, expected: str) -> None:
+        if not fits:
+            raise ConfigError(f"{key}: got {value(key)!r}, expected {expected}")
+
+    for key, choices in _CHOICES.items():
+        near = difflib.get_close_matches(str(value(key)), [c for c in choices if c], n=1)
+        hint = f" (did you mean {near[0]}?)" if near else ""
+        check(key, value(key) in choices, "one of " + ", ".join("null" if c is None else c for c in choices) + hint)
+    devices = "auto, cpu, cuda, cuda:<number> or mps"
+    check("device", re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", config.device) is not None, devices)
+    for key in _AT_LEAST_ONE:
+        check(key, value(key) is None or value(key) >= 1, "at least 1")
+    for key in _NOT_NEGATIVE:
+        check(key, value(key) is None or 0 <= value(key) < math.inf, "a finite number, 0 or more")
+    clip = config.optim.clip_grad_norm
+    check("optim.clip_grad_norm", clip is None or 0 < clip < math.inf, "a number above 0, or null for no clipping")
+    check("data.max_bad_share", 0 <= config.data.max_bad_share <= 1, "a share, 0 to 1")
+    scale = config.data.crop_scale
+    check("data.crop_scale", len(scale) == 2 and 0 < scale[0] <= scale[1] <= 1, "[smallest, largest] shares in (0, 1]")
+    check("output", config.output.strip() != "", "the path of the run folder")

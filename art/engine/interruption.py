@@ -1,0 +1,60 @@
+"""Ctrl-C and SIGTERM as a request: finish the step, save, stop."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from types import FrameType, TracebackType
+from typing import Any
+
+
+class Interrupted(Exception):
+    """Training was asked to stop and has saved its state.
+
+    Attributes:
+        signal_number: the signal; a process that ends because of it exits with 128 + this number (130 or 143).
+    """
+
+    def __init__(self, signal_number: int, message: str) -> None:
+        super().__init__(message)
+        self.signal_number = signal_number
+
+
+class Interruption:
+    """In its ``with`` block, SIGINT and SIGTERM only set :attr:`signal_number`; a second one acts at once.
+
+    Outside the main thread Python installs no handlers, and there this does nothing.
+    """
+
+    _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+    def __init__(self) -> None:
+        self.signal_number: int | None = None
+        self._owner = os.getpid()
+        self._former: dict[int, Any] = {}
+
+    def __enter__(self) -> Interruption:
+        if threading.current_thread() is threading.main_thread():
+            self._former = {number: signal.signal(number, self._note) for number in self._SIGNALS}
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        for number, handler in self._former.items():
+            signal.signal(number, handler)
+
+    def requested(self) -> bool:
+        """Whether a signal has come."""
+        return self.signal_number is not None
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._owner:  # a forked data worker: the parent decides when it ends
+            if number != signal.SIGINT:
+                signal.signal(number, signal.SIG_DFL)
+                os.kill(os.getpid(), number)
+        elif self.requested():
+            raise KeyboardInterrupt
+        else:
+            self.signal_number = number

@@ -1,0 +1,68 @@
+"""The machine: device, precision, memory, versions."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import resource
+import sys
+from contextlib import AbstractContextManager, nullcontext
+from datetime import datetime, timezone
+
+import torch
+
+_AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device of a configuration: "auto" takes CUDA where it is present, else the CPU.
+
+    Raises:
+        ValueError: for a device that is named but not there; nothing falls back silently.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"device: got {name!r}, expected auto, cpu, cuda, cuda:<number> or mps") from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"device: got {name!r}, but torch sees {torch.cuda.device_count()} CUDA devices here")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise ValueError(f"device: got {name!r}, but torch sees no MPS device here")
+    return device
+
+
+def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
+    """Mixed precision for "bf16" and "fp16"; nothing for "fp32"."""
+    return torch.autocast(device.type, _AUTOCAST[precision]) if precision in _AUTOCAST else nullcontext()
+
+
+def peak_memory_bytes() -> int:
+    """The largest resident size this process has had. (Linux counts kibibytes, macOS bytes.)"""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def peak_device_memory_bytes(device: torch.device) -> int | None:
+    """The most that torch had allocated on a CUDA device; None elsewhere."""
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
+
+
+def own_version() -> str:
+    """The installed version of this package."""
+    try:
+        return importlib.metadata.version("art-kernels")
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown (not installed)"
+
+
+def provenance() -> dict[str, str]:
+    """Versions, machine and date, for files that hold measurements."""
+    return {
+        "art": own_version(),
+        "torch": str(torch.__version__),
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }
