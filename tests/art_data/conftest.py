@@ -1,0 +1,52 @@
+"""Small videos whose frames show their own number, as eight black or white squares: the bits."""
+
+from fractions import Fraction
+
+import av
+import numpy as np
+import pytest
+
+SQUARE = 16
+HEIGHT, WIDTH = 2 * SQUARE, 4 * SQUARE
+
+
+def picture(number, height=HEIGHT, width=WIDTH):
+    """[height, width, 3] uint8: bit i of the number in square i, row by row."""
+    bits = np.array([(number >> i) & 1 for i in range(8)], dtype=np.uint8).reshape(2, 4) * 255
+    grey = np.kron(bits, np.ones((height // 2, width // 4), dtype=np.uint8))
+    return np.repeat(grey[..., None], 3, axis=2)
+
+
+def numbers(video):
+    """The numbers shown by the frames of ``video`` [t, 3, h, w]."""
+    t, _, h, w = video.shape
+    squares = video.float().reshape(t, 3, 2, h // 2, 4, w // 4).mean(dim=(1, 3, 5)).reshape(t, 8)
+    assert ((squares < 64) | (squares > 192)).all(), "the squares are neither black nor white"
+    return [sum(int(bit > 128) << i for i, bit in enumerate(frame)) for frame in squares.tolist()]
+
+
+def write(path, count=24, *, codec="libx264", gop=12, times=None, options=None, first=0, rate=12, size=(HEIGHT, WIDTH)):
+    """Write ``count`` numbered frames; ``times`` are in units of 1/rate seconds."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=rate)
+        stream.height, stream.width, stream.pix_fmt = *size, "yuv420p"
+        stream.codec_context.gop_size = gop
+        stream.codec_context.thread_count = 1
+        stream.options = {"crf": "18", **(options or {})} if codec == "libx264" else options or {}
+        for i in range(count):
+            frame = av.VideoFrame.from_ndarray(picture(i, *size), format="rgb24")
+            frame.pts, frame.time_base = first + (times[i] if times else i), Fraction(1, rate)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return path
+
+
+@pytest.fixture
+def numbered():
+    return write
+
+
+@pytest.fixture
+def read_numbers():
+    return numbers

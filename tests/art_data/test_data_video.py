@@ -1,0 +1,268 @@
+import pickle
+import struct
+import wave
+from dataclasses import dataclass, field
+
+import av
+import numpy as np
+import pytest
+import torch
+
+from art.data import video as video_module
+from art.data.clips import segment_indices
+from art.data.video import VideoError, frame_times, read_clip, read_frames
+
+
+@dataclass
+class Kind:
+    name: str
+    codec: str = "libx264"
+    gop: int = 12
+    options: dict = field(default_factory=dict)
+    first: int = 0
+
+    def write(self, numbered, folder, count=24):
+        path = folder / self.name
+        return numbered(path, count, codec=self.codec, gop=self.gop, options=self.options, first=self.first)
+
+
+KINDS = [
+    Kind("reordered.mp4"),
+    Kind("plain.mp4", options={"bf": "0"}),
+    Kind("keyframes.mp4", gop=1),
+    Kind("open_gop.mp4", gop=6, options={"x264-params": "open-gop=1:bframes=3:b-adapt=0:keyint=6:min-keyint=3"}),
+    Kind("late.mp4", first=100),
+    Kind("late.mkv", first=100, gop=6),
+    Kind("quicktime.mov"),
+    Kind("vp8.webm", "libvpx", options={"auto-alt-ref": "1", "lag-in-frames": "16", "deadline": "realtime"}),
+    Kind("vp9.webm", "libvpx-vp9", gop=6, options={"deadline": "realtime", "cpu-used": "8"}),
+    Kind("xvid.avi", "mpeg4", gop=6, options={"b": "2M"}),
+    Kind("xvid_reordered.avi", "mpeg4", gop=6, options={"bf": "2", "b": "2M"}),
+    Kind("h264_reordered.avi", gop=6),
+    Kind("late.ts", first=100, gop=6),
+]
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
+def test_every_sampled_frame_is_the_right_one(kind, tmp_path, numbered, read_numbers):
+    path = kind.write(numbered, tmp_path)
+    assert read_numbers(read_frames(path)) == list(range(24))
+    for num_frames in (1, 3, 8, 16, 24, 31):
+        assert read_numbers(read_clip(path, num_frames)) == segment_indices(24, num_frames).tolist()
+    for seed in range(4):
+        wanted = segment_indices(24, 5, torch.Generator().manual_seed(seed)).tolist()
+        assert read_numbers(read_clip(path, 5, generator=torch.Generator().manual_seed(seed))) == wanted
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
+def test_a_part_of_the_file_holds_exactly_its_frames(kind, tmp_path, numbered, read_numbers):
+    path = kind.write(numbered, tmp_path, 60)
+    for first, last in ((0, 10), (7, 8), (30, 45), (41, 60), (59, 60)):
+        assert read_numbers(read_frames(path, start=first / 12, end=last / 12)) == list(range(first, last))
+    assert read_numbers(read_frames(path, start=50 / 12)) == list(range(50, 60))
+    expected = [30 + i for i in segment_indices(15, 4).tolist()]
+    assert read_numbers(read_clip(path, 4, start=30 / 12, end=45 / 12)) == expected
+
+
+def test_the_shape_is_that_of_the_file(tmp_path, numbered):
+    video = read_clip(numbered(tmp_path / "a.mp4"), 5)
+    assert video.shape == (5, 3, 32, 64)
+    assert video.dtype == torch.uint8
+    assert video.is_contiguous()
+
+
+def test_frames_of_uneven_duration(tmp_path, numbered, read_numbers):
+    times = [0, 1, 2, 5, 6, 10, 20, 21, 22, 40]
+    path = numbered(tmp_path / "uneven.mp4", 10, times=times)
+    assert frame_times(path) == pytest.approx([t / 12 for t in times])
+    assert read_numbers(read_frames(path, start=5 / 12, end=21 / 12)) == [3, 4, 5, 6]
+
+
+def test_times_begin_at_the_first_frame(tmp_path, numbered):
+    path = numbered(tmp_path / "late.mkv", 10, first=100)
+    assert frame_times(path) == pytest.approx([i / 12 for i in range(10)], abs=1e-3)
+
+
+def test_a_header_without_a_frame_count(tmp_path, numbered, read_numbers):
+    path = numbered(tmp_path / "a.mkv")
+    with av.open(str(path)) as container:
+        assert container.streams.video[0].frames == 0
+    assert read_numbers(read_clip(path, 3)) == segment_indices(24, 3).tolist()
+
+
+@pytest.fixture
+def work(monkeypatch):
+    """Counts packets listed, frames decoded and frames converted."""
+    done = {"decoded": 0, "converted": 0, "listed": 0}
+    frames, picture = video_module._Decoder._frames, video_module._Decoder._picture
+    list_frames = video_module.Source.list_frames
+
+    def count_frames(self, packets):
+        for frame in frames(self, packets):
+            done["decoded"] += 1
+            yield frame
+
+    def count_picture(self, frame):
+        done["converted"] += 1
+        return picture(self, frame)
+
+    def count_listed(self, start, end):
+        listing = list_frames(self, start, end)
+        done["listed"] += len(listing.packets)
+        return listing
+
+    monkeypatch.setattr(video_module._Decoder, "_frames", count_frames)
+    monkeypatch.setattr(video_module._Decoder, "_picture", count_picture)
+    monkeypatch.setattr(video_module.Source, "list_frames", count_listed)
+    return done
+
+
+def test_only_wanted_frames_are_converted_and_a_repeated_one_once(tmp_path, numbered, work):
+    path = numbered(tmp_path / "a.mp4", 8)
+    assert read_clip(path, 3).shape[0] == 3
+    assert work["converted"] == 3
+    assert read_clip(path, 16).shape[0] == 16
+    assert work["converted"] == 3 + 8
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.mkv"])
+def test_what_lies_between_is_skipped(name, tmp_path, numbered, read_numbers, work):
+    path = numbered(tmp_path / name, 240, gop=10)
+    assert read_numbers(read_clip(path, 3)) == [40, 120, 200]
+    assert work["decoded"] < 40
+    work.update(decoded=0, listed=0)
+    assert read_numbers(read_clip(path, 2, start=200 / 12, end=204 / 12)) == [201, 203]
+    assert work["decoded"] < 20
+    assert work["listed"] < 30
+
+
+def turned(path, quarter_turns):
+    """Write a rotation into the track header of an MP4 file, as a phone does."""
+    a, b = [(1, 0), (0, 1), (-1, 0), (0, -1)][quarter_turns]
+    content = bytearray(path.read_bytes())
+    matrix = content.index(b"tkhd") + 4 + 40
+    assert struct.unpack(">9i", content[matrix : matrix + 36])[0] == 1 << 16
+    content[matrix : matrix + 36] = struct.pack(">9i", *(v << 16 for v in (a, b, 0, -b, a, 0, 0, 0)), 1 << 30)
+    path.write_bytes(content)
+    return path
+
+
+@pytest.mark.parametrize("quarter_turns", [0, 1, 2, 3])
+def test_a_camera_that_was_turned(quarter_turns, tmp_path, numbered):
+    upright = read_frames(numbered(tmp_path / "a.mp4", 3)).float()
+    shown = read_frames(turned(numbered(tmp_path / "b.mp4", 3), quarter_turns)).float()
+    # The matrix turns the picture clockwise.
+    assert torch.equal(shown, torch.rot90(upright, -quarter_turns, dims=(2, 3)))
+
+
+@pytest.mark.parametrize(("short_side", "shape"), [(16, (16, 32)), (32, (32, 64)), (48, (48, 96))])
+def test_scaling_keeps_the_aspect_ratio(short_side, shape, tmp_path, numbered, read_numbers):
+    video = read_clip(numbered(tmp_path / "a.mp4"), 4, short_side=short_side)
+    assert video.shape == (4, 3, *shape)
+    assert read_numbers(video) == segment_indices(24, 4).tolist()
+
+
+def test_scaling_to_the_size_it_has_changes_nothing(tmp_path, numbered):
+    path = numbered(tmp_path / "a.mp4")
+    assert torch.equal(read_clip(path, 4, short_side=32), read_clip(path, 4))
+
+
+def sound(path):
+    with wave.open(str(path.with_suffix(".wav")), "wb") as file:
+        file.setparams((1, 2, 8000, 0, "NONE", ""))
+        file.writeframes(bytes(8000))
+    return path.with_suffix(".wav").rename(path)
+
+
+def cut(path, share):
+    content = path.read_bytes()
+    path.write_bytes(content[: int(len(content) * share)])
+    return path
+
+
+def damaged(path):
+    content = bytearray(path.read_bytes())
+    middle = len(content) // 2
+    content[middle : middle + 400] = np.random.default_rng(0).bytes(400)
+    path.write_bytes(content)
+    return path
+
+
+def faststart(path, numbered):
+    """A numbered video whose index comes first, so that a cut leaves the index whole."""
+    source = numbered(path.with_name("source.mp4"), options={"crf": "0"})
+    with av.open(str(source)) as old, av.open(str(path), "w", options={"movflags": "+faststart"}) as new:
+        stream = new.add_stream_from_template(old.streams.video[0])
+        for packet in old.demux(video=0):
+            if packet.size:
+                packet.stream = stream
+                new.mux(packet)
+    return path
+
+
+BROKEN = {
+    "missing.mp4": (lambda path, numbered: path, "there is no such file"),
+    "folder.mp4": (lambda path, numbered: path.mkdir(), "is not a file"),
+    "empty.mp4": (lambda path, numbered: path.touch(), r"is empty \(0 bytes\)"),
+    "text.mp4": (lambda path, numbered: path.write_text("no video " * 100), "cannot be read: Invalid data"),
+    "sound.avi": (lambda path, numbered: sound(path), "has no video that can be decoded, only audio"),
+    "no_index.mp4": (lambda path, numbered: cut(numbered(path), 0.9), "cannot be read"),
+    "cut.mp4": (lambda path, numbered: cut(faststart(path, numbered), 0.7), "is truncated or damaged at"),
+    "cut.mkv": (lambda path, numbered: cut(numbered(path, options={"crf": "0"}), 0.7), "is truncated: .* says 2.00 s"),
+    "cut.avi": (lambda path, numbered: cut(numbered(path, 99, codec="mpeg4"), 0.8), "is truncated"),
+    "damaged.mp4": (lambda path, numbered: damaged(numbered(path, options={"crf": "0"})), "cannot be read|is damaged"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_broken_file_is_named_with_the_reason(name, tmp_path, numbered):
+    prepare, reason = BROKEN[name]
+    prepare(tmp_path / name, numbered)
+    with pytest.raises(VideoError, match=reason) as caught:
+        read_frames(tmp_path / name)
+    assert caught.value.path == tmp_path / name
+    assert str(caught.value) == f"{tmp_path / name}: {caught.value.reason}"
+
+
+def test_a_part_without_frames_is_an_error(tmp_path, numbered):
+    path = numbered(tmp_path / "a.mp4")
+    with pytest.raises(VideoError, match="has no video frame from 5 s to 6 s"):
+        read_clip(path, 4, start=5.0, end=6.0)
+    with pytest.raises(VideoError, match="has no video frame from 5 s to its end"):
+        read_clip(path, 4, start=5.0)
+
+
+def test_a_picture_size_that_changes_is_an_error(tmp_path, numbered):
+    parts = [numbered(tmp_path / f"{size[0]}.webm", 6, codec="libvpx", size=size) for size in ((32, 64), (64, 128))]
+    joined = tmp_path / "joined.mkv"
+    with av.open(str(joined), "w") as new:
+        stream = None
+        for part, path in enumerate(parts):
+            with av.open(str(path)) as old:
+                stream = stream or new.add_stream_from_template(old.streams.video[0])
+                for packet in old.demux(video=0):
+                    if packet.size:
+                        packet.pts = packet.dts = packet.pts + 1000 * part
+                        packet.stream = stream
+                        new.mux(packet)
+    with pytest.raises(VideoError, match="changes its picture size from 64×32 to 128×64"):
+        read_frames(joined)
+
+
+def test_impossible_arguments(tmp_path, numbered):
+    path = numbered(tmp_path / "a.mp4", 3)
+    with pytest.raises(ValueError, match="num_frames must be at least 1, got 0"):
+        read_clip(path, 0)
+    with pytest.raises(ValueError, match="short_side must be at least 1 pixel, got 0"):
+        read_clip(path, 1, short_side=0)
+
+
+def test_the_error_crosses_processes():
+    error = pickle.loads(pickle.dumps(VideoError("a.mp4", "is empty")))
+    assert (str(error), error.path.name, error.reason) == ("a.mp4: is empty", "a.mp4", "is empty")
+
+
+def test_odd_names(tmp_path, numbered, read_numbers):
+    path = numbered(tmp_path / "a b%20" / "plain.mp4", 3)
+    path = path.rename(path.with_name("10:30 é.mp4"))
+    assert read_numbers(read_frames(path)) == [0, 1, 2]
