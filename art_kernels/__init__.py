@@ -1,0 +1,16 @@
+"""Operations on the regions and tracklets of a video, each with its definition, a fast path and its gradients."""
+
+from art_kernels.region_attention import RegionCrossAttention, region_attention
+from art_kernels.tracklet_contrast import MTCLoss, mtc_loss
+from art_kernels.tracklet_linking import TrackletLinks, link_tracklets
+from art_kernels.tracklet_pooling import pool_tracklets
+
+__all__ = [
+    "MTCLoss",
+    "RegionCrossAttention",
+    "TrackletLinks",
+    "link_tracklets",
+    "mtc_loss",
+    "pool_tracklets",
+    "region_attention",
+]
