@@ -1,0 +1,41 @@
+# `make motion`: set up, prepare the embedded data set, train ART on it, evaluate, write the report.
+# `make test`:   set up, lint, check types, run the tests.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+DATA   ?= data/motion
+RUN    ?= runs/motion
+PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: motion test lint compare clean
+
+motion: $(VENV)/.installed
+	$(BIN)/art prepare motion --root $(DATA)
+	$(BIN)/art train configs/motion.yaml data.root=$(DATA) output=$(RUN) --overwrite
+	@echo "Open $(RUN)/report.html"
+
+test: $(VENV)/.installed-dev lint
+	$(BIN)/python -m pytest --quiet --durations=10
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+compare: $(VENV)/.installed
+	$(BIN)/art prepare motion --root $(DATA)
+	$(BIN)/art compare configs/motion.yaml --seeds 3 data.root=$(DATA) output=runs/compare
+
+# A virtual environment of the project's own: nothing else on the machine is touched.
+$(VENV)/.installed: pyproject.toml constraints.txt setup.py
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) ".[motion]"
+	touch $@
+
+$(VENV)/.installed-dev: pyproject.toml constraints.txt setup.py
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) --editable ".[motion,clip,dev]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info
