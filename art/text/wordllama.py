@@ -51,6 +51,6 @@ def _package_folder() -> Path:
         if (Path(folder) / _TABLE).is_file() and (Path(folder) / _TOKENIZER).is_file():
             return Path(folder)
     raise FileNotFoundError(
-        f"the package 'wordllama' with {_TABLE} and {_TOKENIZER} inside was not found in {folders or 'this environment'}; "
-        "pip install wordllama, or choose text_encoder='clip'"
+        f"the package 'wordllama' with {_TABLE} and {_TOKENIZER} inside was not found in "
+        f"{folders or 'this environment'}; pip install wordllama, or choose text_encoder='clip'"
     )
