@@ -97,7 +97,7 @@ class ARTOptions:
             self.latent_dim % self.num_heads == 0,
             "latent_dim",
             self.latent_dim,
-            f"a multiple of {self.num_heads} heads",
+            f"a multiple of num_heads, {self.num_heads}",
         )
         for name in ("dropout", "layer_dropout"):
             _require(0 <= getattr(self, name) < 1, name, getattr(self, name), "in [0, 1)")

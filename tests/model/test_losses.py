@@ -1,0 +1,49 @@
+"""Each term of the objective against values computed by hand."""
+
+import math
+
+import torch
+from torch.testing import assert_close
+
+from art.losses import multilevel_contrast, semantic_consistency
+from art.options import ARTOptions
+from art.semantics import SemanticsBank
+
+# One clip, two frames, two tracklets. Cosines: frame 0: 0, frame 1: 0.8; tracklet 0: 1, tracklet 1: 0.6.
+RESPONSES = torch.tensor([[[[1.0, 0.0], [0.0, 2.0]], [[3.0, 0.0], [0.8, 0.6]]]])
+AGGREGATED = torch.tensor([[[1.0, 0.0], [-1.0, 1.0]]])
+
+
+def test_contrast_by_hand():
+    terms = multilevel_contrast(RESPONSES, AGGREGATED, ARTOptions(margin=0.9))
+    assert_close(terms["spatial"], torch.tensor(0.4))
+    assert_close(terms["temporal"], torch.tensor((0.0 + 0.3) / 2))
+    assert_close(terms["tracklet"], torch.tensor(-(2**-0.5)))
+    assert_close(terms["mtc"], terms["spatial"] + terms["temporal"] + terms["tracklet"])
+
+
+def test_contrast_options_by_hand():
+    absolute = multilevel_contrast(RESPONSES, AGGREGATED, ARTOptions(margin=0.9, temporal_form="absolute"))
+    assert_close(absolute["temporal"], torch.tensor((0.1 + 0.3) / 2))
+    clamped = multilevel_contrast(RESPONSES, AGGREGATED, ARTOptions(clamp_repulsion=True))
+    assert clamped["tracklet"] == 0
+    # Flattened: (1, 0, 3, 0) and (0, 2, 0.8, 0.6).
+    flattened = multilevel_contrast(RESPONSES, AGGREGATED, ARTOptions(tracklet_form="flattened"))
+    assert_close(flattened["tracklet"], torch.tensor(2.4 / math.sqrt(10 * 5)))
+    weighted = multilevel_contrast(
+        RESPONSES, AGGREGATED, ARTOptions(weight_spatial=2, weight_temporal=0, weight_tracklet=0)
+    )
+    assert_close(weighted["mtc"], 2 * weighted["spatial"])
+
+
+def test_semantic_consistency_by_hand():
+    bank = SemanticsBank(torch.tensor([[[1.0, 0.0], [0.0, 1.0]]]), 2, 0.9)
+    with torch.no_grad():
+        bank.projection.weight.copy_(torch.eye(2))
+        bank.projection.bias.zero_()
+    options = ARTOptions(logit_scale=2.0, weight_prototype=3.0)
+    prototypes = torch.tensor([[5.0, 0.0], [0.0, 5.0]])
+    terms = semantic_consistency(bank, torch.tensor([[3.0, 4.0]]), prototypes, torch.tensor([0]), options)
+    assert_close(terms["video_consistency"], torch.tensor(math.log(math.exp(1.2) + math.exp(1.6)) - 1.2))
+    assert_close(terms["prototype_consistency"], torch.tensor(math.log(math.exp(2) + 1) - 2))
+    assert_close(terms["sema"], terms["video_consistency"] + 3 * terms["prototype_consistency"])

@@ -1,0 +1,60 @@
+"""Spatial semantic enhancement and region activation."""
+
+import torch
+from torch.testing import assert_close
+
+from art.regions import RegionActivation, SpatialSemanticEnhancement
+
+
+def test_enhancement_lets_semantics_and_tokens_see_each_other_within_a_frame_only():
+    torch.manual_seed(0)
+    enhancement = SpatialSemanticEnhancement(8, 2, 16, 1, 0.0).eval()
+    tokens, semantics = torch.randn(1, 2, 5, 8), torch.randn(1, 3, 8)
+    x, s = enhancement(tokens, semantics)
+    assert x.shape == tokens.shape
+    assert s.shape == (1, 2, 3, 8)
+    changed = tokens.clone()
+    changed[:, 1] = torch.randn(5, 8)
+    x2, s2 = enhancement(changed, semantics)
+    assert torch.equal(x2[:, 0], x[:, 0])
+    assert torch.equal(s2[:, 0], s[:, 0])
+    assert not torch.allclose(s2[:, 1], s[:, 1])
+    assert not torch.allclose(enhancement(tokens, -semantics)[0], x)
+
+
+def test_no_layers_leave_tokens_and_semantics_as_they_are():
+    tokens, semantics = torch.randn(2, 2, 5, 8), torch.randn(2, 3, 8)
+    x, s = SpatialSemanticEnhancement(8, 2, 16, 0, 0.0)(tokens, semantics)
+    assert torch.equal(x, tokens)
+    assert torch.equal(s, semantics[:, None].expand(-1, 2, -1, -1))
+
+
+def test_activation_shapes_and_maps():
+    torch.manual_seed(0)
+    activation = RegionActivation(8, 2, 16, 2, num_frames=3, num_queries=2).eval()
+    tokens, semantics = torch.randn(2, 3, 5, 8), torch.randn(2, 3, 2, 8)
+    responses, maps = activation(tokens, semantics, return_maps=True)
+    assert responses.shape == (2, 3, 2, 8)
+    assert_close(maps.sum(-1), torch.ones(2, 3, 2))
+    again, none = activation(tokens, semantics)
+    assert none is None
+    assert_close(again, responses)
+
+
+def test_queries_are_independent_unless_they_attend_to_each_other():
+    for self_attention in (False, True):
+        torch.manual_seed(0)
+        activation = RegionActivation(8, 2, 16, 1, 3, 2, self_attention=self_attention).eval()
+        tokens, semantics = torch.randn(1, 3, 5, 8), torch.randn(1, 3, 2, 8)
+        other = semantics.clone()
+        other[:, :, 1] = -other[:, :, 1]
+        same = torch.allclose(activation(tokens, semantics)[0][:, :, 0], activation(tokens, other)[0][:, :, 0])
+        assert same is not self_attention
+
+
+def test_prompts_are_one_set_a_frame_index():
+    activation = RegionActivation(8, 2, 16, 1, num_frames=3, num_queries=2).eval()
+    tokens = torch.randn(1, 1, 5, 8).expand(1, 3, 5, 8)
+    semantics = torch.randn(1, 1, 2, 8).expand(1, 3, 2, 8)
+    responses, _ = activation(tokens, semantics)
+    assert not torch.allclose(responses[:, 0], responses[:, 1])

@@ -1,0 +1,32 @@
+"""Linking and aggregation."""
+
+import torch
+from torch.testing import assert_close
+
+from art.tracklets import aggregate, link
+
+
+def test_index_linking_keeps_the_responses():
+    responses = torch.randn(2, 3, 2, 4)
+    assert link(responses, "index") is responses
+
+
+def test_aggregation_by_hand():
+    # One clip, two frames, one tracklet, one semantic; cosines 1 and 0.
+    responses = torch.tensor([[[[2.0, 0.0]], [[0.0, 3.0]]]])
+    semantics = torch.tensor([[[5.0, 0.0]]])
+    aggregated, saliency = aggregate(responses, semantics, temperature=0.5)
+    weight = torch.tensor([2.0, 0.0]).softmax(0)
+    assert_close(saliency[0, :, 0], weight)
+    assert_close(aggregated[0, 0], torch.stack([2 * weight[0], 3 * weight[1]]))
+
+
+def test_detached_saliency_gives_the_same_value_and_no_gradient_to_the_semantics():
+    responses = torch.randn(2, 3, 2, 4, requires_grad=True)
+    semantics = torch.randn(2, 2, 4, requires_grad=True)
+    with_gradient = aggregate(responses, semantics, temperature=0.1)
+    without = aggregate(responses, semantics, temperature=0.1, detach_saliency=True)
+    assert_close(without.aggregated, with_gradient.aggregated)
+    without.aggregated.sum().backward()
+    assert semantics.grad is None
+    assert_close(responses.grad, without.saliency[..., None].expand_as(responses))
