@@ -1,0 +1,171 @@
+"""The report's page: its style and the few pieces of HTML it is made of. No script, and nothing to fetch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from html import escape
+
+STYLE = """
+:root {
+  color-scheme: light dark;
+  --page: #f4f5f8; --card: #ffffff; --ink: #1f2430; --muted: #646b78; --grid: #d9dce3;
+  --line: #e4e6eb; --blue: #0072b2; --vermilion: #d55e00;
+}
+@media (prefers-color-scheme: dark) {
+  :root {
+    --page: #12141a; --card: #1b1e26; --ink: #e6e8ee; --muted: #9aa1b0; --grid: #363b47;
+    --line: #2b303b; --blue: #4fa9e0; --vermilion: #f0803c;
+  }
+}
+* { box-sizing: border-box; }
+body {
+  margin: 0; background: var(--page); color: var(--ink); font-variant-numeric: tabular-nums;
+  font: 15px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans", sans-serif;
+}
+main { max-width: 1680px; margin: 0 auto; padding: clamp(16px, 3vw, 40px); }
+h1 { font-size: clamp(22px, 3vw, 30px); line-height: 1.2; margin: 0 0 10px; letter-spacing: -0.01em; }
+h2 { font-size: 19px; margin: 44px 0 4px; letter-spacing: -0.005em; }
+h3 { font-size: 15px; line-height: 1.35; margin: 0; }
+h3 em { font-size: 13px; font-weight: 400; font-style: normal; color: var(--muted); }
+p { margin: 0; }
+svg { display: block; max-width: 100%; height: auto; }
+svg text { font-family: system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans", sans-serif !important; }
+.note { color: var(--muted); max-width: 96ch; margin: 0 0 14px; font-size: 14px; }
+.card { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: 16px; }
+.empty { color: var(--muted); padding: 26px 16px; text-align: center; }
+.scroll { overflow-x: auto; }
+.scroll svg { max-width: none; width: 100%; min-width: min(var(--natural), 620px); }
+.wide svg { min-width: min(var(--natural), 1080px); }
+
+.facts { display: flex; flex-wrap: wrap; gap: 4px 20px; margin: 0; font-size: 14px; }
+.facts div { display: flex; gap: 6px; }
+.facts dt { color: var(--muted); }
+.facts dd { margin: 0; overflow-wrap: anywhere; }
+.numbers { display: grid; grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); gap: 12px; margin: 24px 0 0; }
+.number b { display: block; font-size: 28px; line-height: 1.2; font-weight: 650; letter-spacing: -0.02em; }
+.number span { color: var(--muted); font-size: 13px; display: block; }
+.charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 290px), 1fr)); gap: 12px; }
+.charts .card { padding: 10px; }
+.charts svg { width: 100%; }
+.split { display: grid; grid-template-columns: minmax(0, 1.5fr) minmax(0, 1fr); gap: 14px; align-items: start; }
+
+.columns { display: grid; grid-template-columns: 1fr 1fr; gap: 20px; align-items: start; }
+.columns > div { min-width: 0; display: grid; gap: 14px; }
+.side { font-weight: 650; padding-left: 2px; }
+.side.right { color: var(--blue); }
+.side.wrong { color: var(--vermilion); }
+.side span { color: var(--muted); font-weight: 400; }
+.clip { border-top: 3px solid var(--blue); display: grid; gap: 14px; }
+.clip.wrong { border-top-color: var(--vermilion); }
+.clip .file { color: var(--muted); font-size: 12px; overflow-wrap: anywhere; }
+.answer { display: flex; gap: 14px; align-items: flex-start; }
+.answer > img { width: 108px; border-radius: 6px; flex: none; }
+.answer > div { flex: 1; min-width: 0; display: grid; gap: 6px; }
+.track { display: grid; gap: 5px; font-size: 13px; }
+.track p { color: var(--muted); }
+.track p b { color: var(--ink); }
+.dot {
+  display: inline-block; width: 10px; height: 10px; border-radius: 50%; margin-right: 7px; background: var(--colour);
+  border: 1px solid rgb(0 0 0 / 35%); vertical-align: -0.5px;
+}
+.frames { display: grid; grid-template-columns: repeat(4, 1fr); gap: 3px; }
+.frames img { width: 100%; display: block; border-radius: 4px; }
+.saliency { display: flex; gap: 2px; height: 24px; align-items: flex-end; border-bottom: 1px solid var(--grid); }
+.saliency i { flex: 1; height: calc(var(--share) * 100%); background: var(--colour); border-radius: 2px 2px 0 0; }
+
+.bars { list-style: none; margin: 0; padding: 0; display: grid; gap: 4px; font-size: 13px; }
+.bars li {
+  display: grid; grid-template-columns: minmax(0, 1fr) minmax(50px, 26%) 46px; gap: 10px; align-items: center;
+}
+.bars .true .name { font-weight: 650; }
+.bars em { color: var(--muted); font-style: normal; font-weight: 400; }
+.name { overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
+.value { text-align: right; color: var(--muted); }
+.bar { height: 7px; border-radius: 4px; background: var(--line); overflow: hidden; display: block; }
+.bar i { display: block; height: 100%; border-radius: 4px; background: var(--muted); width: calc(var(--share) * 100%); }
+.true .bar i, .bar.right i { background: var(--blue); }
+.called .bar i, .bar.wrong i { background: var(--vermilion); }
+.classes { display: block; columns: 330px; column-gap: 36px; }
+.classes li {
+  break-inside: avoid; margin-bottom: 5px; grid-template-columns: minmax(0, 1fr) minmax(50px, 24%) 66px;
+}
+
+table { border-collapse: collapse; width: 100%; font-size: 14px; }
+th, td { padding: 7px 10px; border-bottom: 1px solid var(--line); vertical-align: top; }
+th { text-align: left; color: var(--muted); font-weight: 500; font-size: 13px; }
+td:first-child, th:first-child { padding-left: 0; }
+td:last-child, th:last-child { padding-right: 0; }
+tr:last-child td { border-bottom: 0; }
+tr.own td { font-weight: 650; }
+tr.own .bar i { background: var(--blue); }
+td.share { white-space: nowrap; min-width: 84px; }
+td.share .bar { margin-top: 4px; }
+td small { color: var(--muted); font-weight: 400; font-size: 12.5px; }
+
+@media (min-width: 1600px) { .frames { grid-template-columns: repeat(8, 1fr); } }
+@media (max-width: 1180px) { .split { grid-template-columns: minmax(0, 1fr); } }
+@media (max-width: 760px) {
+  .columns { grid-template-columns: minmax(0, 1fr); }
+  .numbers { grid-template-columns: 1fr 1fr; }
+  .card { padding: 13px; }
+  .answer .bars li { grid-template-columns: minmax(0, 1fr) auto; gap: 2px 10px; }
+  .answer .bars .bar { grid-row: 2; grid-column: 1 / -1; }
+  th, td { padding: 7px 5px; }
+  td.share { min-width: 64px; }
+  td:first-child { min-width: 104px; }
+}
+@media print { body { background: none; } .card { break-inside: avoid; } }
+"""
+
+
+def document(title: str, body: str) -> str:
+    """A whole page."""
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n"
+        f"<body>\n<main>\n{body}\n</main>\n</body>\n</html>\n"
+    )
+
+
+def section(identity: str, heading: str, note: str, *parts: str) -> str:
+    """A section with a heading, a line of explanation (plain text), and its parts (HTML)."""
+    return f'<section id="{identity}">\n<h2>{escape(heading)}</h2>\n<p class="note">{escape(note)}</p>\n' + "\n".join(
+        [*parts, "</section>"]
+    )
+
+
+def number_card(value: str, label: str, detail: str = "") -> str:
+    """A headline number."""
+    more = f"<span>{escape(detail)}</span>" if detail else ""
+    return f'<div class="card number"><b>{escape(value)}</b><span>{escape(label)}</span>{more}</div>'
+
+
+def bar(share: float, kind: str = "") -> str:
+    """A bar as long as ``share`` (0..1)."""
+    return f'<span class="bar {kind}" style="--share:{min(max(share, 0.0), 1.0):.4f}"><i></i></span>'
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]], own: int | None = None) -> str:
+    """A table of HTML cells; row ``own`` stands out. It scrolls sideways where the page is narrow."""
+    lines = ["<tr>" + "".join(f"<th>{escape(name)}</th>" for name in head) + "</tr>"]
+    for i, row in enumerate(rows):
+        mark = ' class="own"' if i == own else ""
+        lines.append(f"<tr{mark}>" + "".join(row) + "</tr>")
+    return '<div class="scroll"><table>\n' + "\n".join(lines) + "\n</table></div>"
+
+
+def cell(text: str, small: str = "", kind: str = "") -> str:
+    """A table cell of plain text, with a smaller line below it."""
+    below = f"<br><small>{escape(small)}</small>" if small else ""
+    return f'<td class="{kind}">{escape(text)}{below}</td>' if kind else f"<td>{escape(text)}{below}</td>"
+
+
+def share_cell(share: float, kind: str = "") -> str:
+    """A table cell with a percentage and its bar."""
+    return f'<td class="share">{percent(share)}{bar(share, kind)}</td>'
+
+
+def percent(share: float) -> str:
+    """``0.4567`` as ``45.7 %``."""
+    return f"{100 * share:.1f} %"
