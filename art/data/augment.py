@@ -26,7 +26,8 @@ class TrainAugment:
 
     Args:
         size: height and width of the result in pixels.
-        scale: least and greatest side of the square crop, as a share of the frame's shorter side. Its place is uniform.
+        scale: least and greatest area of the square crop, as a share of the largest square in the frame. Its place is
+            uniform.
         flip: probability of a horizontal flip. Only used with ``mirror``.
         mirror: for each class, the class of its flipped clips (``ClipSet.mirror``); labels change accordingly. None:
             a flip might turn a clip into something without a label, so nothing is flipped.
@@ -46,7 +47,7 @@ class TrainAugment:
         self,
         size: int,
         *,
-        scale: Sequence[float] = (0.7, 1.0),
+        scale: Sequence[float] = (0.6, 1.0),
         flip: float = 0.5,
         mirror: Sequence[int] | None = None,
         brightness: float = 0.0,
@@ -106,7 +107,7 @@ class TrainAugment:
         pixels = _shrunk(pixels, round(self.size * _MAX_SHRINK))
         b, t, c, h, w = pixels.shape
         least, greatest = self.scale
-        side = (least + (greatest - least) * draws[:, 0]) * min(h, w)
+        side = (least + (greatest - least) * draws[:, 0]).sqrt() * min(h, w)
         centres = torch.arange(self.size, device=pixels.device, dtype=torch.float32).add_(0.5) / self.size
         x, y = (
             ((length - side) * draws[:, i])[:, None] + side[:, None] * centres for i, length in ((1, w), (2, h))

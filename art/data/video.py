@@ -82,6 +82,16 @@ def read_frames(
         return _Decoder(source, listing, short_side).read(listing.times)
 
 
+def decoded_bytes(
+    path: _Path, *, start: float | None = None, end: float | None = None, short_side: int | None = None
+) -> int:
+    """How much memory :func:`read_frames` would take for its result; nothing is decoded. Errors as there."""
+    with _opened(path) as source:
+        count = len(source.list_frames(start, end).times)
+        width, height = _scaled(source.stream.width, source.stream.height, short_side)
+        return count * 3 * height * width
+
+
 def frame_times(path: _Path, *, start: float | None = None, end: float | None = None) -> list[float]:
     """When each frame from ``start`` to ``end`` is shown, in seconds since the first of the file; nothing is decoded.
 
@@ -132,8 +142,6 @@ class _Decoder:
     """Takes the frames shown at given times out of a source, jumping ahead where that saves decoding."""
 
     def __init__(self, source: Source, listing: Listing, short_side: int | None) -> None:
-        if short_side is not None and short_side < 1:
-            raise ValueError(f"short_side must be at least 1 pixel, got {short_side}")
         self._source = source
         self._listing = listing
         self._short_side = short_side
@@ -183,13 +191,21 @@ class _Decoder:
         return frame
 
     def _picture(self, frame: VideoFrame) -> UInt8[np.ndarray, "h w 3"]:
-        width, height, filtering = frame.width, frame.height, Interpolation.BILINEAR
-        smaller = min(width, height)
-        if self._short_side is not None and self._short_side != smaller:
-            width, height = (max(1, round(side * self._short_side / smaller)) for side in (width, height))
-            filtering = Interpolation.AREA if self._short_side < smaller else Interpolation.BICUBIC
+        width, height = _scaled(frame.width, frame.height, self._short_side)
+        filtering = Interpolation.BILINEAR
+        if width != frame.width or height != frame.height:
+            filtering = Interpolation.AREA if width < frame.width else Interpolation.BICUBIC
         rgb = self._reformatter.reformat(frame, width, height, "rgb24", interpolation=filtering, **_ONE_THREAD)
         return np.rot90(rgb.to_ndarray(), round(frame.rotation / 90))
+
+
+def _scaled(width: int, height: int, short_side: int | None) -> tuple[int, int]:
+    if short_side is None:
+        return width, height
+    if short_side < 1:
+        raise ValueError(f"short_side must be at least 1 pixel, got {short_side}")
+    factor = short_side / min(width, height)
+    return max(1, round(width * factor)), max(1, round(height * factor))
 
 
 class _Cursor:

@@ -50,7 +50,7 @@ def crop_of(clip):
 
 
 def test_crops_are_squares_inside_the_frame_one_for_a_clip():
-    augment = TrainAugment(16, scale=(0.5, 0.8), generator=generator())
+    augment = TrainAugment(16, scale=(0.25, 0.64), generator=generator())
     shares, lefts, tops = [], [], []
     for _ in range(100):
         out, _ = augment(ramp(), LABELS)

@@ -10,7 +10,7 @@ import torch
 
 from art.data import video as video_module
 from art.data.clips import segment_indices
-from art.data.video import VideoError, frame_times, read_clip, read_frames
+from art.data.video import VideoError, decoded_bytes, frame_times, read_clip, read_frames
 
 
 @dataclass
@@ -160,6 +160,14 @@ def test_scaling_keeps_the_aspect_ratio(short_side, shape, tmp_path, numbered, r
     video = read_clip(numbered(tmp_path / "a.mp4"), 4, short_side=short_side)
     assert video.shape == (4, 3, *shape)
     assert read_numbers(video) == segment_indices(24, 4).tolist()
+
+
+@pytest.mark.parametrize("short_side", [None, 20])
+def test_the_size_in_memory_is_known_before(short_side, tmp_path, numbered, work):
+    path = numbered(tmp_path / "a.mp4")
+    announced = decoded_bytes(path, start=0.5, short_side=short_side)
+    assert work["decoded"] == 0
+    assert announced == read_frames(path, start=0.5, short_side=short_side).nbytes
 
 
 def test_scaling_to_the_size_it_has_changes_nothing(tmp_path, numbered):

@@ -1,0 +1,126 @@
+"""Batches of clips, decoded beside training, in an order that depends on the seed and the epoch only."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+if TYPE_CHECKING:
+    from .dataset import ClipDataset, Sample
+
+    _Draw = tuple[Sample | None, dict[int, str]]
+
+
+class ClipLoader:
+    """Iterating gives the batches of one epoch: ``video`` [B, T, 3, H, W] uint8, ``label`` and ``index`` [B] int64.
+
+    A clip that cannot be read is replaced in training, left out in evaluation (so that a batch may be smaller), and
+    counted in ``dataset.bad``; too many of them are a :class:`~art.data.dataset.DataError`.
+    """
+
+    def __init__(self, dataset: ClipDataset, order: BatchOrder, workers: int, pin_memory: bool) -> None:
+        self.dataset = dataset
+        self._order = order
+        self._workers = workers
+        self._pin_memory = pin_memory
+        self._loader = self._new_loader()
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        try:
+            for batch, failures in self._loader:
+                self.dataset.record(failures)
+                if isinstance(
+                    batch, list
+                ):  # did not stack: complained about here, where no worker's traceback is added
+                    batch = self.dataset.stack(batch)
+                if batch is not None:
+                    yield batch
+        except Exception:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """End the worker processes. Iterating again starts new ones."""
+        self._loader = self._new_loader()  # nothing else holds the old one, and with it they go
+
+    def _new_loader(self) -> DataLoader[Any]:
+        draws = _Draws(self.dataset)
+        return DataLoader(
+            draws,
+            batch_sampler=self._order,
+            num_workers=self._workers,
+            collate_fn=draws.collate,
+            pin_memory=self._pin_memory,
+            persistent_workers=self._workers > 0,  # they keep what they cached, and which clips are bad
+        )
+
+    def set_epoch(self, epoch: int, *, skip: int = 0) -> None:
+        """Go to an epoch, with the order and the sampling that belong to it.
+
+        Args:
+            epoch: from 0.
+            skip: so many batches at its beginning are left out, undecoded: where an interrupted epoch goes on.
+
+        Raises:
+            ValueError: there are not so many batches.
+        """
+        if not 0 <= skip <= self._order.whole_epoch():
+            raise ValueError(f"skip must lie in 0..{self._order.whole_epoch()}, the batches of an epoch, got {skip}")
+        self.dataset.set_epoch(epoch)
+        self._order.skip = skip
+
+
+class BatchOrder(Sampler[list[tuple[int, int]]]):
+    """Which clips form each batch. The epoch travels with the index, since worker processes hold copies of the data
+    set that do not hear of a new one."""
+
+    def __init__(self, dataset: ClipDataset, batch_size: int, shuffle: bool, drop_last: bool) -> None:
+        self._dataset = dataset
+        self._batch_size = batch_size
+        self._shuffle = shuffle
+        self._drop_last = drop_last
+        self.skip = 0
+
+    def whole_epoch(self) -> int:
+        """The number of batches of an epoch with nothing skipped."""
+        spare = 0 if self._drop_last else self._batch_size - 1
+        return (len(self._dataset) + spare) // self._batch_size
+
+    def __len__(self) -> int:
+        return self.whole_epoch() - self.skip
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        epoch, count = self._dataset.epoch, len(self._dataset)
+        order = list(range(count))
+        if self._shuffle:
+            state = np.random.SeedSequence([self._dataset.seed, epoch]).generate_state(1, np.uint64)
+            order = torch.randperm(count, generator=torch.Generator().manual_seed(int(state[0]))).tolist()
+        for batch in range(self.skip, self.whole_epoch()):
+            chosen = order[batch * self._batch_size : (batch + 1) * self._batch_size]
+            yield [(epoch, index) for index in chosen]
+
+
+class _Draws(Dataset[Any]):
+    """What worker processes hold: it hands failures over with the samples, since only the main process can count."""
+
+    def __init__(self, dataset: ClipDataset) -> None:
+        self._dataset = dataset
+
+    def __getitem__(self, item: tuple[int, int]) -> _Draw:
+        return self._dataset.draw(*item)
+
+    def collate(self, draws: list[_Draw]) -> tuple[dict[str, Tensor] | list[Sample] | None, dict[int, str]]:
+        samples = [sample for sample, _ in draws if sample is not None]
+        failures = {index: reason for _, failed in draws for index, reason in failed.items()}
+        if not samples:
+            return None, failures
+        alike = len({sample["video"].shape for sample in samples}) == 1
+        return self._dataset.stack(samples) if alike else samples, failures
