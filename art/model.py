@@ -106,6 +106,7 @@ class ARTModel(VideoClassifier):
             o.num_frames,
             o.num_tracklets,
             self_attention=o.query_self_attention,
+            response_residual=o.response_residual,
             dropout=o.layer_dropout,
         )
         self.video_head = nn.Linear(channels, num_classes)
@@ -123,6 +124,7 @@ class ARTModel(VideoClassifier):
 
         latent = self.video_projection(class_token.detach() if o.detach_video else class_token)
         selected, semantics = self.semantics.select(latent, o.num_tracklets)
+        tokens = torch.lerp(tokens.detach(), tokens, o.token_gradient)  # the same values, that share of the gradient
         tokens, in_frames = self.enhancement(self.token_projection(tokens), semantics)
         responses, maps = self.activation(tokens, in_frames, return_maps=return_maps)
         responses = link(responses, o.linking)

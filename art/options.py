@@ -25,7 +25,11 @@ class ARTOptions:
         feedforward_dim: hidden width of each feed-forward block (1024 is our reading).
         enhancement_layers: transformer layers of the spatial semantic enhancement; 0 leaves it out.
         activation_layers: layers of the region activation.
+        token_gradient: factor on the gradient that the regions send into the backbone, in 0..1 (1 is our reading; a
+            backbone trained from scratch learns sooner from L_v when this is small).
         query_self_attention: let the K queries of a frame attend to each other (off is our reading).
+        response_residual: add the query to what its last layer read, as in every other layer (on is our reading); off,
+            a response holds nothing but what its regions say.
         layer_dropout: dropout inside the transformer layers (0 is our reading).
         dropout: dropout before each classification head.
         linking: how responses become tracklets: "index", the paper's.
@@ -62,7 +66,9 @@ class ARTOptions:
     feedforward_dim: int = 1024
     enhancement_layers: int = 4
     activation_layers: int = 4
+    token_gradient: float = 1.0
     query_self_attention: bool = False
+    response_residual: bool = True
     layer_dropout: float = 0.0
     dropout: float = 0.5
     linking: str = "index"
@@ -101,7 +107,8 @@ class ARTOptions:
         )
         for name in ("dropout", "layer_dropout"):
             _require(0 <= getattr(self, name) < 1, name, getattr(self, name), "in [0, 1)")
-        _require(0 <= self.bank_momentum <= 1, "bank_momentum", self.bank_momentum, "in [0, 1]")
+        for name in ("bank_momentum", "token_gradient"):
+            _require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "in [0, 1]")
         _require(self.temperature > 0, "temperature", self.temperature, "above 0")
         for name, known in (
             ("linking", LINKING),

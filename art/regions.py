@@ -58,6 +58,8 @@ class RegionActivation(nn.Module):
         num_frames: T.
         num_queries: K.
         self_attention: let the K queries of a frame attend to each other before they ask (off is our reading).
+        response_residual: keep the residual in the last layer too (on is our reading); off, a response holds nothing
+            but what its regions say.
         dropout: inside the layers.
     """
 
@@ -71,9 +73,11 @@ class RegionActivation(nn.Module):
         num_queries: int,
         *,
         self_attention: bool = False,
+        response_residual: bool = True,
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
+        self.response_residual = response_residual
         self.prompts = nn.Parameter(torch.empty(num_frames, num_queries, dim))
         nn.init.normal_(self.prompts, std=0.02)
         self.region_norm = nn.LayerNorm(dim)
@@ -93,7 +97,9 @@ class RegionActivation(nn.Module):
         attention = None
         for index, layer in enumerate(self.layers):
             last = index == len(self.layers) - 1
-            queries, attention = layer(queries, regions, return_map=return_maps and last)
+            queries, attention = layer(
+                queries, regions, residual=self.response_residual or not last, return_map=return_maps and last
+            )
         maps = None if attention is None else attention.mean(1).unflatten(0, (b, t))
         return self.norm(queries).unflatten(0, (b, t)), maps
 
@@ -119,12 +125,12 @@ class RegionActivationLayer(nn.Module):
         )
 
     def forward(
-        self, queries: Float[Tensor, "f k d"], regions: Float[Tensor, "f n d"], *, return_map: bool
+        self, queries: Float[Tensor, "f k d"], regions: Float[Tensor, "f n d"], *, residual: bool, return_map: bool
     ) -> tuple[Float[Tensor, "f k d"], Float[Tensor, "f heads k n"] | None]:
         """The queries after this layer, and the attention of each head where it is asked for."""
         if self.self_attention is not None and self.self_norm is not None:
             x = self.self_norm(queries)
             queries = queries + self.self_attention(x, x, x, need_weights=False)[0]
         activated, attention = self.attention(self.query_norm(queries), regions, return_map=return_map)
-        queries = queries + activated
+        queries = queries + activated if residual else activated
         return queries + self.feedforward(queries), attention

@@ -66,6 +66,7 @@ class Tiny(Backbone):
                 blocks.append(FactorisedBlock(channels, wider, stride=2 if stage and not index else 1))
                 channels = wider
         self.blocks = nn.ModuleList(blocks)
+        self.norm = nn.LayerNorm(self.channels)
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if pretrained is not None:
             from safetensors.torch import load_file
@@ -73,7 +74,7 @@ class Tiny(Backbone):
             self.load_state_dict(load_file(pretrained))
 
     def forward(self, video: Shaped[Tensor, "b t 3 height width"]) -> Features:
-        """See :class:`~art.backbones.interface.Backbone`; ``class_token`` is the mean of all tokens."""
+        """See :class:`~art.backbones.interface.Backbone`; ``class_token`` is the normalised mean of all tokens."""
         video = as_unit_range(video) - 0.5
         b, t = video.shape[:2]
         change = torch.cat([torch.zeros_like(video[:, :1]), video[:, 1:] - video[:, :-1]], dim=1)
@@ -83,4 +84,4 @@ class Tiny(Backbone):
             x = block(x, t)
         h, w = x.shape[-2:]
         tokens = x.permute(0, 2, 3, 1).reshape(b, t, h * w, self.channels)
-        return Features(tokens, tokens.mean(dim=(1, 2)), (h, w))
+        return Features(tokens, self.norm(tokens.mean(dim=(1, 2))), (h, w))

@@ -52,6 +52,15 @@ def test_queries_are_independent_unless_they_attend_to_each_other():
         assert same is not self_attention
 
 
+def test_responses_without_residual_hold_nothing_but_what_the_regions_say():
+    for residual in (True, False):
+        torch.manual_seed(0)
+        activation = RegionActivation(8, 2, 16, 1, 3, 2, response_residual=residual).eval()
+        uniform = torch.randn(1, 1, 1, 8).expand(1, 3, 5, 8)  # whatever is asked, the answer is the same
+        first, second = (activation(uniform, torch.randn(1, 3, 2, 8))[0] for _ in range(2))
+        assert torch.allclose(first, second, atol=1e-6) is not residual
+
+
 def test_prompts_are_one_set_a_frame_index():
     activation = RegionActivation(8, 2, 16, 1, num_frames=3, num_queries=2).eval()
     tokens = torch.randn(1, 1, 5, 8).expand(1, 3, 5, 8)
