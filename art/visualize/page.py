@@ -57,6 +57,7 @@ svg text { font-family: system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans
 .side span { color: var(--muted); font-weight: 400; }
 .clip { border-top: 3px solid var(--blue); display: grid; gap: 14px; }
 .clip.wrong { border-top-color: var(--vermilion); }
+.answer .name { white-space: normal; overflow-wrap: anywhere; line-height: 1.35; }
 .clip .file { color: var(--muted); font-size: 12px; overflow-wrap: anywhere; }
 .answer { display: flex; gap: 14px; align-items: flex-start; }
 .answer > img { width: 108px; border-radius: 6px; flex: none; }

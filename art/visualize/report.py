@@ -133,12 +133,12 @@ def _clips(samples: Sequence[SampleClip], class_names: Sequence[str]) -> str:
     note = "A few clips of the evaluation, spread over the classes."
     if mapped:
         note += (
-            " Tint: where a tracklet's response is strong, relative to its strongest in the clip. Line and ring: the "
-            "path of the strongest response up to that frame. Bars: how much each frame of the clip weighed in the "
+            " Tint: where a tracklet's response is above average, full at its strongest in the clip. Line and ring: "
+            "the path of the strongest response up to that frame. Bars: how much each frame of the clip weighed in the "
             "tracklet."
         )
     if any(sample.joints is not None for sample in samples):
-        note += " White diamond: the joint that tells the class from its neighbours; the model is not told of it."
+        note += " White diamond: the joint that tells the class from its neighbours, which the model is not told of."
     columns = []
     for kind in ("right", "wrong"):
         chosen = [s for s in samples if (s.predicted == s.label) == (kind == "right")]

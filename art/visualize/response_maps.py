@@ -61,16 +61,20 @@ def upsample(maps: Float[Tensor, "*lead h w"], size: tuple[int, int]) -> Float[T
     )
 
 
-def relative(maps: Float[Tensor, "b t k h w"], scale: str = "clip") -> Float[Tensor, "b t k h w"]:
-    """The maps as shares of the largest weight of the same tracklet: in the whole ``"clip"`` or in each ``"frame"``.
+def prominence(maps: Float[Tensor, "b t k h w"], scale: str = "clip") -> Float[Tensor, "b t k h w"]:
+    """How far each weight lies above the frame's average weight, as a share of the largest such excess.
 
-    The smallest weight is *not* drawn as zero: a query that listens everywhere alike shows as an even tint, where
-    stretching every map to 0..1 would show noise as attention.
+    0 is the average and everything below it; 1 is the strongest response of the same tracklet in the whole ``"clip"``
+    or in each ``"frame"``, but no less than twice the average. So a query that listens everywhere alike is close to 0
+    everywhere, where stretching every map to 0..1 would show its noise as attention.
     """
     if scale not in SCALES:
         raise ValueError(f"scale is {scale!r}, expected one of {', '.join(map(repr, SCALES))}")
     over = (1, 3, 4) if scale == "clip" else (3, 4)
-    return maps / maps.amax(over, keepdim=True).clamp_min(torch.finfo(maps.dtype).tiny)
+    average = maps.mean((3, 4), keepdim=True)
+    excess = (maps - average).clamp_min(0)
+    full = torch.maximum(excess.amax(over, keepdim=True), average.amax(over, keepdim=True))
+    return excess / full.clamp_min(torch.finfo(maps.dtype).tiny)
 
 
 def overlay(
@@ -81,10 +85,10 @@ def overlay(
     strength: float = 0.75,
     dim: float = 0.35,
 ) -> UInt8[Tensor, "b t k 3 height width"]:
-    """Each frame once for each tracklet, tinted with the tracklet's colour where its response is strong.
+    """Each frame once for each tracklet, tinted with the tracklet's colour where its response is above average.
 
     Args:
-        scale: what a full tint stands for, see :func:`relative`.
+        scale: what a full tint stands for, see :func:`prominence`.
         strength: opacity of the tint at the strongest response, 0..1.
         dim: how much a region without response loses of its brightness and colour, 0..1, so that the tint stands out.
 
@@ -99,7 +103,7 @@ def overlay(
         if not 0 <= share <= 1:
             raise ValueError(f"{name} is {share}, expected a share from 0 to 1")
     height, width = frames.shape[-2:]
-    weight = upsample(relative(maps.float(), scale), (height, width)).clamp(0, 1)[:, :, :, None]  # [B,T,K,1,H,W]
+    weight = upsample(prominence(maps.float(), scale), (height, width)).clamp(0, 1)[:, :, :, None]  # [B,T,K,1,H,W]
     tint = torch.tensor([to_rgb(tracklet_colour(k)) for k in range(maps.shape[2])], device=frames.device)
     picture = frames[:, :, None].float() / 255
     grey = picture.mean(3, keepdim=True)

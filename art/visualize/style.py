@@ -1,7 +1,7 @@
 """Colours shared by every picture, and how a matplotlib figure becomes text: inline SVG, PNG or JPEG.
 
-Figures are made with matplotlib's object interface (no pyplot, no display, no global state), and the bytes they turn
-into depend on nothing but what was drawn.
+Figures are made with matplotlib's object interface: no pyplot, no display, and its global settings stay as they are.
+The same figure always turns into the same bytes.
 """
 
 from __future__ import annotations

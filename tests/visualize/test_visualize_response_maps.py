@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from art.visualize.response_maps import map_peak, overlay, relative, upsample
+from art.visualize.response_maps import map_peak, overlay, prominence, upsample
 from art.visualize.style import TRACKLET_COLOURS, tracklet_colour
 
 
@@ -58,12 +58,20 @@ def test_upsampling_keeps_cells_where_they_are():
     torch.testing.assert_close(large, large.T)
 
 
-def test_relative_to_clip_and_to_frame():
-    maps = torch.tensor([[4.0, 2.0], [1.0, 0.5]]).reshape(1, 2, 1, 1, 2)
-    assert relative(maps, "clip").flatten().tolist() == [1.0, 0.5, 0.25, 0.125]
-    assert relative(maps, "frame").flatten().tolist() == [1.0, 0.5, 1.0, 0.5]
+def test_prominence_of_peaks_in_clip_and_frame():
+    maps = torch.tensor([[9.0, 1.0, 1.0, 1.0], [3.0, 3.0, 0.0, 0.0]]).reshape(1, 2, 1, 2, 2)
+    # Averages 3 and 1.5; the largest excess is 6, which is more than the largest average.
+    assert prominence(maps, "clip").flatten().tolist() == [1, 0, 0, 0, 0.25, 0.25, 0, 0]
+    assert prominence(maps, "frame").flatten().tolist() == [1, 0, 0, 0, 1, 1, 0, 0]
     with pytest.raises(ValueError, match="'clip', 'frame'"):
-        relative(maps, "video")
+        prominence(maps, "video")
+
+
+@pytest.mark.parametrize("scale", ["clip", "frame"])
+def test_prominence_of_small_differences_stays_small(scale):
+    maps = torch.tensor([1.02, 0.98, 1.0, 1.0]).reshape(1, 1, 1, 2, 2)
+    torch.testing.assert_close(prominence(maps, scale).flatten(), torch.tensor([0.02, 0, 0, 0]))
+    assert prominence(torch.zeros(1, 1, 1, 2, 2), scale).eq(0).all()
 
 
 def test_overlay_tints_with_the_tracklets_colour_where_it_responds():
@@ -78,10 +86,9 @@ def test_overlay_tints_with_the_tracklets_colour_where_it_responds():
         assert out[0, 0, k, :, 7 - y, 7 - x].tolist() == [100, 100, 100], "no response, no change"
 
 
-def test_overlay_of_an_even_map_is_an_even_tint():
+def test_overlay_of_an_even_map_has_no_tint():
     frames = torch.full((1, 2, 3, 6, 6), 80, dtype=torch.uint8)
-    out = overlay(frames, torch.full((1, 2, 1, 3, 3), 1 / 9))
-    assert (out == out[:1, :1, :1, :, :1, :1]).all()
+    assert overlay(frames, torch.full((1, 2, 1, 3, 3), 0.25), dim=0.0).eq(80).all()
 
 
 def test_overlay_names_what_does_not_fit():
