@@ -1,1 +1,24 @@
-"""Data sets, decoding, sampling and augmentation."""
+"""Data: which clips there are, their frames, and what becomes of them on the way to the model."""
+
+from .augment import CentreCrop, TrainAugment
+from .clips import Clip, ClipSet
+from .dataset import ClipDataset, DataError, build_loader
+from .registry import dataset_names, open_dataset, register_dataset
+from .video import VideoError, frame_times, read_clip, read_frames
+
+__all__ = [
+    "CentreCrop",
+    "Clip",
+    "ClipDataset",
+    "ClipSet",
+    "DataError",
+    "TrainAugment",
+    "VideoError",
+    "build_loader",
+    "dataset_names",
+    "frame_times",
+    "open_dataset",
+    "read_clip",
+    "read_frames",
+    "register_dataset",
+]
