@@ -19,7 +19,7 @@ from art.options import ARTOptions
 
 @dataclass
 class DataConfig:
-    """Which clips, and how they are read. The number of frames is the model's: ``model.num_frames``.
+    """Which clips, and how they are read. Number and size of frames are the model's (``num_frames``, ``input_size``).
 
     Attributes:
         name: of a registered data set: "motion", "folder", "csv", ...
@@ -28,15 +28,18 @@ class DataConfig:
         test_split: the split whose accuracy is reported, once, for the last checkpoint.
         validation_split: the split evaluated during training, which chooses ``checkpoints/best``. None evaluates
             the test split there; ``best`` is then chosen on the test split and must not be reported.
-        size: height and width of the crop in pixels; None takes the model's input size.
         workers: processes that decode; 0 decodes in the training process.
         cache: keep decoded clips in memory (for small sets).
         max_bad_share: share (0..1) of clips that may be unreadable before training or evaluation stops.
-        crop_scale: smallest and largest share (0..1] of the area that a random crop keeps in training.
-        flip: flip clips horizontally in training, where the data set says which class a mirrored one belongs to.
-        brightness: largest relative change of brightness in training (0: none; ours, not the paper's).
-        contrast: largest relative change of contrast in training (0: none; ours).
-        saturation: largest relative change of saturation in training (0: none; ours).
+        frame_size: scale every frame until its shorter side has this many pixels, and cut it square; None leaves frames
+            as they are, which needs files of one size.
+        crop_scale: smallest and largest share (0..1] of the square's area that a random crop keeps in training.
+        flip: probability of a horizontal flip in training, where the data set says what a mirrored class is.
+        brightness: largest relative change in training (this and the next four: our additions, off by default).
+        contrast: largest relative change in training.
+        saturation: largest relative change in training.
+        hue: largest turn of the colour circle in training, degrees.
+        permute_channels: probability in training that red, green and blue change places.
     """
 
     name: str = "motion"
@@ -44,15 +47,17 @@ class DataConfig:
     train_split: str = "train"
     test_split: str = "test"
     validation_split: str | None = None
-    size: int | None = None
     workers: int = 2
     cache: bool = False
     max_bad_share: float = 0.0
+    frame_size: int | None = None
     crop_scale: list[float] = field(default_factory=lambda: [0.6, 1.0])
-    flip: bool = True
+    flip: float = 0.5
     brightness: float = 0.0
     contrast: float = 0.0
     saturation: float = 0.0
+    hue: float = 0.0
+    permute_channels: float = 0.0
 
 
 @dataclass
@@ -239,11 +244,11 @@ def _schema(kind: type, prefix: str = "") -> dict[str, str]:
     keys: dict[str, str] = {}
     for name, hint in get_type_hints(kind).items():
         key = f"{prefix}{name}"
-        if dataclasses.is_dataclass(hint):
+        if isinstance(hint, type) and dataclasses.is_dataclass(hint):
             keys |= {key: _GROUP, **_schema(hint, f"{key}.")}
         else:
-            keys[key] = hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")
-            keys[key] = keys[key].replace("NoneType", "null").replace("None", "null")
+            told = hint.__name__ if hint in (bool, int, float, str) else str(hint)
+            keys[key] = told.replace("typing.", "").replace("NoneType", "null").replace("None", "null")
     return keys
 
 
@@ -255,10 +260,15 @@ _CHOICES = {
     "optim.backbone_optimizer": (None, "sgd", "adamw"),
     "optim.schedule": ("step", "cosine"),
 }
-_AT_LEAST_ONE = ("eval_every", "log_every", "data.size", "optim.epochs", "optim.batch_size", "optim.step_epochs")
+_AT_LEAST_ONE = (
+    "eval_every", "log_every", "data.frame_size", "optim.epochs", "optim.batch_size", "optim.step_epochs",
+)  # fmt: skip
 _NOT_NEGATIVE = (
-    "seed", "data.workers", "data.brightness", "data.contrast", "data.saturation", "optim.lr", "optim.backbone_lr",
-    "optim.bank_lr", "optim.momentum", "optim.weight_decay", "optim.warmup_epochs",
+    "seed", "data.workers", "optim.lr", "optim.backbone_lr", "optim.bank_lr", "optim.momentum", "optim.weight_decay",
+    "optim.warmup_epochs",
+)  # fmt: skip
+_SHARES = (
+    "data.max_bad_share", "data.flip", "data.brightness", "data.contrast", "data.saturation", "data.permute_channels",
 )  # fmt: skip
 
 
@@ -282,7 +292,9 @@ def _check_values(config: Config) -> None:
         check(key, value(key) is None or 0 <= value(key) < math.inf, "a finite number, 0 or more")
     clip = config.optim.clip_grad_norm
     check("optim.clip_grad_norm", clip is None or 0 < clip < math.inf, "a number above 0, or null for no clipping")
-    check("data.max_bad_share", 0 <= config.data.max_bad_share <= 1, "a share, 0 to 1")
+    for key in _SHARES:
+        check(key, 0 <= value(key) <= 1, "a share, 0 to 1")
+    check("data.hue", 0 <= config.data.hue <= 180, "degrees, 0 to 180")
     scale = config.data.crop_scale
     check("data.crop_scale", len(scale) == 2 and 0 < scale[0] <= scale[1] <= 1, "[smallest, largest] shares in (0, 1]")
     check("output", config.output.strip() != "", "the path of the run folder")

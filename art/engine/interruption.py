@@ -24,7 +24,8 @@ class Interrupted(Exception):
 class Interruption:
     """In its ``with`` block, SIGINT and SIGTERM only set :attr:`signal_number`; a second one acts at once.
 
-    Outside the main thread Python installs no handlers, and there this does nothing.
+    Outside the main thread Python installs no handlers, and there this does nothing. Once a signal has come, SIGCHLD is
+    no longer listened to, not even after the block: the process is about to end.
     """
 
     _SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -58,3 +59,7 @@ class Interruption:
             raise KeyboardInterrupt
         else:
             self.signal_number = number
+            # Data workers may have got the signal too. Torch would have their end raise an error wherever this process
+            # is, in the middle of a step or of a save; from here on it shows only where data is waited for.
+            if hasattr(signal, "SIGCHLD"):
+                signal.signal(signal.SIGCHLD, lambda *_: None)

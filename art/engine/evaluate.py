@@ -1,0 +1,171 @@
+"""Evaluation of a model on a set of clips, and the files that hold the answer."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from art.data.clips import ClipSet
+from art.pretrained import CONFIG_FILE, VideoClassifier, load_model
+
+from .batches import Batch, EvaluationBatches, open_split
+from .checkpoints import recover
+from .config import ConfigError, load_config
+from .metrics import Evaluation, measure
+from .randomness import untouched_random_state
+from .run_folder import RunFolder
+from .runtime import autocast, provenance, resolve_device
+
+
+class EvaluationStopped(Exception):
+    """``should_stop`` said so between two batches."""
+
+
+def evaluate(
+    model: VideoClassifier,
+    batches: Iterable[Batch],
+    *,
+    device: torch.device,
+    precision: str = "fp32",
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Evaluation:
+    """Runs the model over all batches in eval mode and counts; leaves its mode and the random generators as they were.
+
+    Args:
+        model: on ``device``.
+        batches: clips in any order, on ``device``; a clip that could not be read is not in them.
+        device: for mixed precision.
+        precision: "fp32", "bf16" or "fp16"; the softmax is float32 in each.
+        should_stop: asked before each batch.
+
+    Raises:
+        EvaluationStopped: when ``should_stop`` returns True.
+        ValueError: when no clip came, or a probability is not finite.
+    """
+    probabilities, labels, indices = [], [], []
+    was_training = model.training
+    model.eval()
+    try:
+        with untouched_random_state(), torch.no_grad():
+            for batch in batches:
+                if should_stop():
+                    raise EvaluationStopped
+                with autocast(device, precision):
+                    logits = model(batch.video).logits
+                probabilities.append(logits.float().softmax(dim=1).cpu())
+                labels.append(batch.labels.cpu())
+                indices.append(batch.indices)
+    finally:
+        model.train(was_training)
+    if not labels:
+        raise ValueError("batches: got no clip that could be read, expected at least one")
+    return measure(
+        torch.cat(probabilities).numpy(), torch.cat(labels).numpy(), torch.cat(indices).numpy(), model.class_names
+    )
+
+
+def find_checkpoint(folder: Path) -> Path:
+    """The checkpoint that a path means: itself, or the last one of a run folder.
+
+    Raises:
+        FileNotFoundError: if it is neither.
+    """
+    for candidate in (folder, RunFolder(folder).last):
+        recover(candidate)
+        if (candidate / CONFIG_FILE).is_file():
+            return candidate
+    raise FileNotFoundError(f"checkpoint: no {CONFIG_FILE} in {folder}, expected a checkpoint or the folder of a run")
+
+
+def evaluate_checkpoint(
+    checkpoint: Path, *, split: str | None = None, overrides: Sequence[str] = (), report: Path | None = None
+) -> Evaluation:
+    """Evaluates a saved model on a split; what ``art evaluate`` does.
+
+    Args:
+        checkpoint: see :func:`find_checkpoint`. The configuration is that of the run it lies in, else the defaults.
+        split: None takes ``data.test_split``.
+        overrides: of ``data.*``, ``device``, ``precision`` and ``optim.batch_size``; the rest is the checkpoint's.
+        report: where to write ``evaluation.json``, ``predictions.npz`` and ``report.html``; None writes nothing.
+
+    Raises:
+        ConfigError: for an override of something else.
+        ClassMismatch: before the first batch, if the data has other classes than the checkpoint.
+    """
+    for override in overrides:
+        key = override.partition("=")[0]
+        if not key.startswith("data.") and key not in ("device", "precision", "optim.batch_size"):
+            raise ConfigError(f"{key}: is the checkpoint's; expected data.*, device, precision or optim.batch_size")
+    checkpoint = find_checkpoint(checkpoint)
+    run = RunFolder(checkpoint.parent.parent)
+    of_run = run.config if checkpoint.parent.name == "checkpoints" and run.config.is_file() else None
+    config = load_config(of_run, overrides)
+    device = resolve_device(config.device)
+    clip_set = open_split(config, split or config.data.test_split)
+    model = load_model(checkpoint).to(device)
+    batches = EvaluationBatches(clip_set, config, model, device)
+    evaluation = evaluate(model, batches, device=device, precision=config.precision)
+    if report is not None:
+        write_evaluation(report, evaluation, clip_set, {"checkpoint": str(checkpoint)})
+    return evaluation
+
+
+def write_evaluation(folder: Path, evaluation: Evaluation, clip_set: ClipSet, details: dict[str, Any]) -> None:
+    """Writes ``predictions.npz`` and then ``evaluation.json`` (so that the JSON file tells that both are there).
+
+    Args:
+        folder: made if need be.
+        evaluation: of clips of ``clip_set``.
+        clip_set: what was evaluated; gives the paths.
+        details: further entries of the JSON file.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = np.array([clip_set.relative_path(i) for i in evaluation.indices.tolist()])
+    np.savez_compressed(
+        folder / "predictions.npz",
+        probabilities=evaluation.probabilities,
+        labels=evaluation.labels,
+        indices=evaluation.indices,
+        paths=paths,
+        class_names=np.array(evaluation.class_names),
+    )
+    content = {
+        "dataset": clip_set.name,
+        "split": clip_set.split,
+        "unreadable_clips": len(clip_set) - evaluation.total,
+        **evaluation.summary(),
+        **details,
+        "provenance": provenance(),
+    }
+    write_json(folder / "evaluation.json", content)
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Writes a JSON file that is either whole or absent."""
+    incoming = path.with_name(f".{path.name}.incoming")
+    incoming.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    incoming.replace(path)
+
+
+def table(evaluation: Evaluation) -> str:
+    """A small table for the terminal: the totals, and the share of each class."""
+    names = [*evaluation.class_names, "all clips, top-1", "all clips, top-5", "mean over classes"]
+    width = max(map(len, names))
+    counts = evaluation.confusion.sum(axis=1)
+    lines = [
+        f"{name:<{width}}  {evaluation.confusion[i, i]:>6} of {counts[i]:<6}"
+        + (f" {100 * evaluation.confusion[i, i] / counts[i]:6.2f} %" if counts[i] else "      - ")
+        for i, name in enumerate(evaluation.class_names)
+    ]
+    lines += [
+        "-" * (width + 28),
+        f"{names[-3]:<{width}}  {evaluation.correct_top1:>6} of {evaluation.total:<6} {100 * evaluation.top1:6.2f} %",
+        f"{names[-2]:<{width}}  {evaluation.correct_top5:>6} of {evaluation.total:<6} {100 * evaluation.top5:6.2f} %",
+        f"{names[-1]:<{width}}  {'':>16} {100 * evaluation.mean_class_accuracy:6.2f} %",
+    ]
+    return "\n".join(lines)
