@@ -224,5 +224,5 @@ def _compare(options: argparse.Namespace) -> int:
     epochs = [] if options.epochs is None else [f"optim.epochs={options.epochs}"]
     config = load_config(options.config, [*options.overrides, *epochs])
     print(as_markdown(compare(config, options.seeds)), end="")
-    print(f"written to {Path(config.output) / 'compare.json'} and compare.md")
+    print(f"written to {config.output}: compare.json, compare.md, compare.png")
     return 0

@@ -8,6 +8,8 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+from art.visualize import comparison_figure
+
 from .config import Config, to_dict
 from .evaluate import write_json
 from .run_folder import RunFolder, differing_keys
@@ -20,7 +22,7 @@ _COSTS = ("step_seconds", "data_seconds", "parameters")
 
 
 def compare(config: Config, seeds: int) -> dict[str, Any]:
-    """Trains both kinds with each seed, in ``<output>/<kind>-seed<seed>``; writes ``compare.json`` and ``compare.md``.
+    """Trains both kinds with each seed in ``<output>/<kind>-seed<seed>``; writes ``compare.json``, ``.md``, ``.png``.
 
     Runs that are finished with the same configuration are not repeated, and one that stopped is continued, so that an
     interrupted comparison goes on where it was. Timings are comparable only where all runs had the machine alike.
@@ -57,6 +59,7 @@ def compare(config: Config, seeds: int) -> dict[str, Any]:
     output = Path(config.output)
     write_json(output / "compare.json", result)
     (output / "compare.md").write_text(as_markdown(result), encoding="utf-8")
+    comparison_figure(runs).savefig(output / "compare.png")
     return result
 
 

@@ -18,6 +18,7 @@ from .checkpoints import recover
 from .config import ConfigError, load_config
 from .metrics import Evaluation, measure
 from .randomness import untouched_random_state
+from .reporting import report_run
 from .run_folder import RunFolder
 from .runtime import autocast, provenance, resolve_device
 
@@ -112,6 +113,7 @@ def evaluate_checkpoint(
     evaluation = evaluate(model, batches, device=device, precision=config.precision)
     if report is not None:
         write_evaluation(report, evaluation, clip_set, {"checkpoint": str(checkpoint)})
+        report_run(report, model=model, clip_set=clip_set, evaluation=evaluation, facts={"checkpoint": checkpoint})
     return evaluation
 
 

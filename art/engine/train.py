@@ -22,6 +22,7 @@ from .interruption import Interrupted, Interruption
 from .metrics import Evaluation
 from .optimizers import set_learning_rates
 from .randomness import seed_everything
+from .reporting import report_run
 from .run_folder import RunFolder
 from .run_log import RunLog
 from .runtime import autocast, peak_device_memory_bytes, peak_memory_bytes, resolve_device
@@ -85,6 +86,15 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False) -> T
     measured = _measured(run, state, device)
     details = {"checkpoint": "checkpoints/last", "training": measured, "config": to_dict(config)}
     write_evaluation(run.path, evaluation, splits.test, details)
+    if config.report:
+        report_run(
+            run.path,
+            model=state.model,
+            clip_set=splits.test,
+            evaluation=evaluation,
+            history=run.history(),
+            facts={"seed": config.seed, **{name: measured[name] for name in ("epochs", "seconds", "step_seconds")}},
+        )
     return TrainResult(run.path, evaluation, measured)
 
 

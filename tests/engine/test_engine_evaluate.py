@@ -1,0 +1,138 @@
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from art.data.dataset import DataError
+from art.engine.batches import EvaluationBatches, open_split
+from art.engine.config import ConfigError
+from art.engine.evaluate import (
+    EvaluationStopped,
+    evaluate,
+    evaluate_checkpoint,
+    find_checkpoint,
+    table,
+    write_evaluation,
+)
+from art.engine.metrics import ClassMismatch
+from art.pretrained import build_model, load_model
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def setting(configured, tmp_path):
+    """An untrained model, the test split, and its batches."""
+    config = configured(tmp_path)
+    clip_set = open_split(config, "test")
+    torch.manual_seed(0)
+    model = build_model("backbone", clip_set.class_names, config.model)
+    return model, clip_set, EvaluationBatches(clip_set, config, model, CPU)
+
+
+def test_every_clip_is_answered_once_in_order_without_leaving_a_trace(setting):
+    model, clip_set, batches = setting
+    model.train()
+    before = torch.get_rng_state()
+    weights = {name: value.clone() for name, value in model.state_dict().items()}
+    result = evaluate(model, batches, device=CPU)
+    assert result.indices.tolist() == list(range(6))
+    assert result.labels.tolist() == list(clip_set.labels)
+    assert result.class_names == clip_set.class_names
+    assert model.training
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_the_answer_is_the_one_that_predict_gives(setting):
+    model, clip_set, batches = setting
+    result = evaluate(model, batches, device=CPU)
+    for row, index in enumerate(result.indices.tolist()):
+        told = dict(model.predict(clip_set.clips[index].path))
+        expected = [told[name] for name in clip_set.class_names]
+        np.testing.assert_allclose(result.probabilities[row], expected, atol=1e-5)
+
+
+def test_it_can_be_stopped_between_batches(setting):
+    model, _, batches = setting
+    asked = []
+    with pytest.raises(EvaluationStopped):
+        evaluate(model, batches, device=CPU, should_stop=lambda: asked.append(1) or len(asked) == 2)
+    assert len(asked) == 2
+
+
+def test_no_batch_at_all_is_an_error(setting):
+    with pytest.raises(ValueError, match="got no clip that could be read"):
+        evaluate(setting[0], [], device=CPU)
+
+
+def test_other_classes_are_refused_before_the_first_batch(setting, configured, tmp_path):
+    _, clip_set, _ = setting
+    config = configured(tmp_path)
+    model = build_model("backbone", ["move left", "move right", "stand"], config.model)
+    with pytest.raises(ClassMismatch, match="another order"):
+        EvaluationBatches(clip_set, config, model, CPU)
+
+
+def test_a_bad_clip_is_left_out_and_counted(clips, configured, tmp_path):
+    root = tmp_path / "clips"
+    shutil.copytree(clips, root)
+    (root / "test_1_0.mp4").write_bytes(b"no video")
+    config = configured(tmp_path / "run", f"data.root={root}", "data.max_bad_share=0.2")
+    clip_set = open_split(config, "test")
+    model = build_model("backbone", clip_set.class_names, config.model)
+    result = evaluate(model, EvaluationBatches(clip_set, config, model, CPU), device=CPU)
+    assert result.indices.tolist() == [0, 1, 3, 4, 5]
+    write_evaluation(tmp_path / "out", result, clip_set, {"checkpoint": "x"})
+    assert json.loads((tmp_path / "out" / "evaluation.json").read_text())["unreadable_clips"] == 1
+    strict = configured(tmp_path / "run", f"data.root={root}")
+    with pytest.raises(DataError, match=r"test_1_0\.mp4"):
+        evaluate(model, EvaluationBatches(clip_set, strict, model, CPU), device=CPU)
+
+
+def test_the_table_adds_up(setting):
+    model, _, batches = setting
+    result = evaluate(model, batches, device=CPU)
+    lines = table(result).splitlines()
+    assert lines[0].startswith("move right")
+    assert f"{result.correct_top1} of 6" in " ".join(lines[-3].split())
+    assert f"{100 * result.mean_class_accuracy:.2f} %" in lines[-1]
+
+
+@pytest.mark.parametrize("kind", ["backbone", "art"])
+def test_a_checkpoint_is_evaluated_as_it_was_in_training(unbroken, tmp_path, kind):
+    run = unbroken / kind
+    result = evaluate_checkpoint(run / "checkpoints" / "last", report=tmp_path / "out")
+    told = json.loads((run / "evaluation.json").read_text())
+    with np.load(run / "predictions.npz") as predictions:
+        np.testing.assert_array_equal(result.probabilities, predictions["probabilities"])
+    again = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    assert {name: again[name] for name in ("top1", "clips", "confusion")} == {
+        name: told[name] for name in ("top1", "clips", "confusion")
+    }
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        "evaluation.json",
+        "predictions.npz",
+        "report.html",
+    }
+
+
+def test_the_folder_of_a_run_means_its_last_checkpoint(unbroken):
+    assert find_checkpoint(unbroken / "art") == unbroken / "art" / "checkpoints" / "last"
+    with pytest.raises(FileNotFoundError, match=r"no config\.json in"):
+        find_checkpoint(unbroken)
+
+
+def test_a_checkpoint_alone_needs_only_to_be_told_its_data(unbroken, clips, tmp_path):
+    load_model(unbroken / "backbone" / "checkpoints" / "last").save_pretrained(tmp_path / "published")
+    overrides = ["data.name=csv", f"data.root={clips}", "data.workers=0", "device=cpu"]
+    result = evaluate_checkpoint(tmp_path / "published", split="train", overrides=overrides)
+    assert result.total == 9
+
+
+def test_what_belongs_to_the_checkpoint_cannot_be_overridden(unbroken):
+    with pytest.raises(ConfigError, match=r"model\.num_frames: is the checkpoint's"):
+        evaluate_checkpoint(unbroken / "backbone", overrides=["model.num_frames=5"])
