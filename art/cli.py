@@ -78,6 +78,7 @@ def build_parser() -> argparse.ArgumentParser:
     prepare.add_argument("--fps", type=int, default=12, help="frames a second (default 12)")
     prepare.add_argument("--train-per-class", type=int, default=40, help="training clips a class (default 40)")
     prepare.add_argument("--test-per-class", type=int, default=16, help="test clips a class (default 16)")
+    prepare.add_argument("--force", action="store_true", help="make it again where it was made with other settings")
     prepare.add_argument("--workers", type=int, default=None, help="processes that render (default: all cores)")
 
     train = _command(commands, "train", _train, "train a model", "art train configs/motion.yaml optim.epochs=20")
@@ -146,7 +147,7 @@ def _command(
 
 
 def _prepare(options: argparse.Namespace) -> int:
-    from art.data.motion.prepare import prepare_motion
+    from art.data.motion import prepare_motion
 
     prepare_motion(
         options.root,
@@ -157,6 +158,7 @@ def _prepare(options: argparse.Namespace) -> int:
         train_per_class=options.train_per_class,
         test_per_class=options.test_per_class,
         workers=options.workers,
+        force=options.force,
     )
     print(f"prepared {options.root}")
     return 0

@@ -18,7 +18,7 @@ from .checkpoints import recover
 from .config import ConfigError, load_config
 from .metrics import Evaluation, measure
 from .randomness import untouched_random_state
-from .reporting import report_run
+from .reporting import localize, report_run
 from .run_folder import RunFolder
 from .runtime import autocast, provenance, resolve_device
 
@@ -112,8 +112,17 @@ def evaluate_checkpoint(
     batches = EvaluationBatches(clip_set, config, model, device)
     evaluation = evaluate(model, batches, device=device, precision=config.precision)
     if report is not None:
-        write_evaluation(report, evaluation, clip_set, {"checkpoint": str(checkpoint)})
-        report_run(report, model=model, clip_set=clip_set, evaluation=evaluation, facts={"checkpoint": checkpoint})
+        localization = localize(model, clip_set)
+        limbs = None if localization is None else localization.to_dict()
+        write_evaluation(report, evaluation, clip_set, {"checkpoint": str(checkpoint), "localization": limbs})
+        report_run(
+            report,
+            model=model,
+            clip_set=clip_set,
+            evaluation=evaluation,
+            localization=localization,
+            facts={"checkpoint": checkpoint},
+        )
     return evaluation
 
 

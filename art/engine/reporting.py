@@ -1,15 +1,39 @@
-"""What the report of a run needs, collected: sample clips, whether tracklets follow the defining limb, the facts."""
+"""What is told of a run beyond its accuracy: whether tracklets follow the limb that matters, and the report."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from art.data.clips import ClipSet
+import numpy as np
+from jaxtyping import Float
+
+from art.data.clips import Clip, ClipSet, segment_indices
+from art.data.motion import Joints, defining_joints, read_joints
 from art.pretrained import VideoClassifier
+from art.visualize import Localization, collect_samples, measure_localization, write_report
 
 from .metrics import Evaluation
+
+
+def localize(model: VideoClassifier, clip_set: ClipSet) -> Localization | None:
+    """Whether the tracklets follow the limb that tells a class from its neighbours.
+
+    Returns:
+        None where that cannot be asked: of a model without response maps, or of data without known joints (only those
+        of "motion" are known).
+    """
+    if model.kind != "art" or clip_set.name != "motion":
+        return None
+    joints = read_joints(clip_set.root)
+    return measure_localization(
+        model,
+        clip_set,
+        lambda clip: joints.of(clip.path),
+        joint_names=joints.names,
+        defining=defining_joints(clip_set.class_names),
+    )
 
 
 def report_run(
@@ -18,6 +42,7 @@ def report_run(
     model: VideoClassifier,
     clip_set: ClipSet,
     evaluation: Evaluation,
+    localization: Localization | None,
     history: Sequence[Mapping[str, Any]] = (),
     facts: Mapping[str, Any] | None = None,
 ) -> Path:
@@ -28,14 +53,13 @@ def report_run(
         model: what was evaluated.
         clip_set: what it was evaluated on.
         evaluation: of ``model`` on ``clip_set``.
+        localization: of :func:`localize`.
         history: the lines of ``metrics.jsonl``; none where there was no training.
         facts: further entries for the head of the page, by name.
 
     Returns:
         The file.
     """
-    from art.visualize import collect_samples, write_report
-
     summary = {
         "model": model.kind,
         "backbone": model.options.backbone,
@@ -43,12 +67,29 @@ def report_run(
         "parameters": f"{sum(parameter.numel() for parameter in model.parameters()):,}",
         **(facts or {}),
     }
+    limb = _defining_limb(read_joints(clip_set.root), clip_set, model.num_frames) if clip_set.name == "motion" else None
     return write_report(
         folder,
-        title=f"{model.kind} on {clip_set.name}",
+        title=f"{'ART' if model.kind == 'art' else 'Backbone'} on {clip_set.name}",
         history=history,
         evaluation=evaluation,
         class_names=evaluation.class_names,
-        samples=collect_samples(model, clip_set, evaluation),
+        samples=collect_samples(model, clip_set, evaluation, limb=limb),
+        localization=localization,
         summary=summary,
     )
+
+
+def _defining_limb(
+    joints: Joints, clip_set: ClipSet, num_frames: int
+) -> Callable[[Clip], Float[np.ndarray, "t 2"] | None]:
+    defining = defining_joints(clip_set.class_names)
+
+    def limb(clip: Clip) -> Float[np.ndarray, "t 2"] | None:
+        name = defining[clip.label]
+        if name is None:
+            return None
+        positions = joints.of(clip.path)
+        return positions[segment_indices(len(positions), num_frames).numpy(), joints.names.index(name)]
+
+    return limb

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import platform
 import resource
 import sys
@@ -10,6 +9,8 @@ from contextlib import AbstractContextManager, nullcontext
 from datetime import datetime, timezone
 
 import torch
+
+from art import __version__
 
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -49,18 +50,10 @@ def peak_device_memory_bytes(device: torch.device) -> int | None:
     return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
 
 
-def own_version() -> str:
-    """The installed version of this package."""
-    try:
-        return importlib.metadata.version("art-kernels")
-    except importlib.metadata.PackageNotFoundError:
-        return "unknown (not installed)"
-
-
 def provenance() -> dict[str, str]:
     """Versions, machine and date, for files that hold measurements."""
     return {
-        "art": own_version(),
+        "art": __version__,
         "torch": str(torch.__version__),
         "python": platform.python_version(),
         "machine": platform.machine(),

@@ -22,7 +22,7 @@ from .interruption import Interrupted, Interruption
 from .metrics import Evaluation
 from .optimizers import set_learning_rates
 from .randomness import seed_everything
-from .reporting import report_run
+from .reporting import localize, report_run
 from .run_folder import RunFolder
 from .run_log import RunLog
 from .runtime import autocast, peak_device_memory_bytes, peak_memory_bytes, resolve_device
@@ -84,7 +84,13 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False) -> T
     with Interruption() as interruption, RunLog(run, epochs=position.epoch, step=position.step) as log:
         evaluation = training.run_epochs(log, interruption)
     measured = _measured(run, state, device)
-    details = {"checkpoint": "checkpoints/last", "training": measured, "config": to_dict(config)}
+    localization = localize(state.model, splits.test) if config.report else None
+    details = {
+        "checkpoint": "checkpoints/last",
+        "training": measured,
+        "localization": None if localization is None else localization.to_dict(),
+        "config": to_dict(config),
+    }
     write_evaluation(run.path, evaluation, splits.test, details)
     if config.report:
         report_run(
@@ -92,6 +98,7 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False) -> T
             model=state.model,
             clip_set=splits.test,
             evaluation=evaluation,
+            localization=localization,
             history=run.history(),
             facts={"seed": config.seed, **{name: measured[name] for name in ("epochs", "seconds", "step_seconds")}},
         )

@@ -1,0 +1,213 @@
+"""The command line, from the help to a whole round on the embedded data set with the real model."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+import art
+from art.cli import build_parser, main
+
+COMMANDS = ("prepare", "train", "evaluate", "predict", "compare")
+
+
+def run(capsys, *arguments):
+    """Exit code, standard output and standard error of ``art …``."""
+    try:
+        code = main([str(argument) for argument in arguments])
+    except SystemExit as ending:
+        code = ending.code
+    return code, *capsys.readouterr()
+
+
+def test_without_arguments_it_helps(capsys):
+    code, out, _ = run(capsys)
+    assert code == 0
+    assert all(command in out for command in COMMANDS)
+    assert "exit codes" in out
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_help_of_each_command_has_an_example(capsys, command):
+    code, out, _ = run(capsys, command, "--help")
+    assert code == 0
+    assert f"example:\n  art {command} " in out
+
+
+def test_the_version(capsys):
+    assert run(capsys, "--version")[:2] == (0, f"art {art.__version__}\n")
+
+
+def test_help_needs_neither_torch_nor_the_package_around_it():
+    """The module alone: ``art/__init__.py`` is replaced by an empty package."""
+    program = (
+        "import sys, types; package = types.ModuleType('art'); package.__path__ = [sys.argv[1]];"
+        "sys.modules['art'] = package; from art.cli import build_parser; build_parser().format_help();"
+        "sys.exit(any(name in sys.modules for name in ('torch', 'numpy', 'omegaconf')))"
+    )
+    assert subprocess.run([sys.executable, "-c", program, art.__path__[0]], check=False).returncode == 0
+
+
+def test_overrides_may_stand_on_either_side_of_options():
+    # The parser leaves what follows an option over; main() puts it back, which a wrong key shows.
+    assert build_parser().parse_known_args(["train", "c.yaml", "a=1", "--resume", "b=2"])[1] == ["b=2"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["train", "nowhere.yaml"], "config: no file nowhere.yaml"),
+        (["train", "CONFIG", "optim.lrr=1"], "optim.lrr: unknown key"),
+        (["train", "CONFIG", "--overwrite", "optim.lrr=1"], "optim.lrr: unknown key"),
+        (["train", "CONFIG", "--resume"], "no run to resume"),
+        (["train", "CONFIG", "--resume", "--overwrite"], "at most one"),
+        (["train", "CONFIG", "data.root=nowhere"], "nowhere"),
+        (["train", "CONFIG", "data.name=moton"], "did you mean 'motion'?"),
+        (["evaluate", "--checkpoint", "nowhere"], "checkpoint: no config.json in nowhere"),
+        (["predict", "a.mp4", "--checkpoint", "nowhere"], "checkpoint: no config.json in nowhere"),
+        (["predict", "a.mp4", "--checkpoint", "nowhere", "--top-k", "0"], "--top-k: got 0"),
+        (["compare", "CONFIG", "--seeds", "0"], "seeds: got 0"),
+        (["prepare", "motion", "--root", "x", "--size", "33"], "size must be even"),
+    ],
+)
+def test_an_expected_error_is_one_line_and_exit_code_2(capsys, tmp_path, monkeypatch, arguments, told):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run.yaml").write_text("device: cpu\n")
+    code, out, err = run(capsys, *("run.yaml" if argument == "CONFIG" else argument for argument in arguments))
+    assert code == 2
+    assert out == ""
+    assert err.startswith("art: error: ")
+    assert told in err
+    assert err.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["run.yaml"]
+
+
+def test_traceback_shows_where(capsys):
+    code, _, err = run(capsys, "--traceback", "train", "nowhere.yaml")
+    assert code == 2
+    assert "Traceback" in err
+    assert "art: error: config: no file nowhere.yaml" in err
+
+
+@pytest.mark.parametrize("arguments", [["train"], ["nonsense"], ["train", "c.yaml", "--fast"], ["predict", "a.mp4"]])
+def test_wrong_usage_is_exit_code_2(capsys, arguments):
+    code, _, err = run(capsys, *arguments)
+    assert code == 2
+    assert "usage: art" in err
+
+
+def test_a_bug_keeps_its_traceback(capsys, monkeypatch):
+    monkeypatch.setattr("art.engine.config.load_config", lambda *_: 1 / 0)
+    code, _, err = run(capsys, "train", "c.yaml")
+    assert code == 1
+    assert "ZeroDivisionError" in err
+
+
+def test_ctrl_c_outside_of_training_is_exit_code_130(capsys, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("art.engine.config.load_config", interrupt)
+    assert run(capsys, "train", "c.yaml")[0] == 130
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with a tiny motion data set, a configuration, and the run that ``art train`` made of them."""
+    pytest.importorskip("pybullet", reason="the motion data set is rendered by pybullet, which is not installed")
+    place = tmp_path_factory.mktemp("round")
+    arguments = ["--size", "32", "--frames", "6", "--train-per-class", "4", "--test-per-class", "2", "--workers", "1"]
+    assert main(["prepare", "motion", "--root", str(place / "motion"), *arguments]) == 0
+    (place / "tiny.yaml").write_text(
+        f"""
+        output: {place / "run"}
+        device: cpu
+        data: {{name: motion, root: {place / "motion"}, workers: 0, cache: true}}
+        model:
+          backbone_options: {{width: 4, depth: [1, 1, 1]}}
+          num_frames: 4
+          latent_dim: 16
+          num_heads: 2
+          feedforward_dim: 16
+          enhancement_layers: 1
+          activation_layers: 1
+        optim: {{epochs: 1, batch_size: 16}}
+        """
+    )
+    assert main(["train", str(place / "tiny.yaml")]) == 0
+    return place
+
+
+class TestARound:
+    """Prepare, train, resume, evaluate, predict, compare."""
+
+    def test_training_leaves_a_whole_run(self, place):
+        assert {path.name for path in (place / "run").iterdir()} == {
+            "config.yaml", "classes.txt", "metrics.jsonl", "tensorboard", "checkpoints", "evaluation.json",
+            "predictions.npz", "report.html",
+        }  # fmt: skip
+        told = json.loads((place / "run" / "evaluation.json").read_text())
+        assert told["clips"] == 2 * len(told["per_class"])
+        assert told["localization"]["overall"]["frames"] > 0
+        page = (place / "run" / "report.html").read_text()
+        assert "ART on motion" in page
+        assert "Does a tracklet follow the limb?" in page
+
+    def test_a_second_run_there_is_refused_but_it_can_be_made_longer(self, capsys, place):
+        code, _, err = run(capsys, "train", place / "tiny.yaml")
+        assert (code, "already holds a run" in err) == (2, True)
+        code, out, _ = run(capsys, "train", place / "tiny.yaml", "--resume", "optim.epochs=2", "report=false")
+        assert code == 0
+        assert "all clips, top-1" in out
+        lines = (place / "run" / "metrics.jsonl").read_text().splitlines()
+        assert [json.loads(line)["epoch"] for line in lines if '"epoch"' in line and '"event": "epoch"' in line] == [
+            1,
+            2,
+        ]
+
+    def test_evaluation_of_both_splits(self, capsys, place):
+        code, out, _ = run(capsys, "evaluate", "--checkpoint", place / "run", "--report", place / "again")
+        assert code == 0
+        assert "walk" in out
+        told, again = (json.loads((place / name / "evaluation.json").read_text()) for name in ("run", "again"))
+        assert again["confusion"] == told["confusion"]
+        assert (place / "again" / "report.html").is_file()
+        assert run(capsys, "evaluate", "--checkpoint", place / "run", "--split", "train", "data.workers=0")[0] == 0
+
+    def test_evaluation_on_data_with_other_classes_is_refused(self, capsys, place, tmp_path):
+        (tmp_path / "classes.txt").write_text("walk\nfly\n")
+        (tmp_path / "test.csv").write_text("path,label\na.mp4,0\n")
+        code, _, err = run(capsys, "evaluate", "--checkpoint", place / "run", "data.name=csv", f"data.root={tmp_path}")
+        assert code == 2
+        assert "unknown to the checkpoint: 'fly'" in err
+
+    def test_prediction_names_and_skips_what_it_cannot_read(self, capsys, place, tmp_path):
+        (tmp_path / "broken.mp4").write_bytes(b"no video")
+        good = sorted((place / "motion" / "clips" / "test").iterdir())[:2]
+        clips = [good[0], tmp_path / "broken.mp4", tmp_path / "missing.mp4", good[1]]
+        code, out, err = run(
+            capsys, "predict", *clips, "--checkpoint", place / "run", "--top-k", "3", "--device", "cpu"
+        )
+        assert code == 1
+        assert out.count("%") == 6
+        assert "broken.mp4" in err
+        assert "missing.mp4" in err
+        assert "Traceback" not in err
+
+    def test_prediction_as_json(self, capsys, place):
+        clip = next((place / "motion" / "clips" / "test").iterdir())
+        code, out, _ = run(capsys, "predict", clip, "--checkpoint", place / "run" / "checkpoints" / "best", "--json")
+        assert code == 0
+        (answer,) = json.loads(out)
+        assert answer["clip"] == str(clip)
+        shares = [prediction["probability"] for prediction in answer["predictions"]]
+        assert len(shares) == 5
+        assert shares == sorted(shares, reverse=True)
+
+    def test_comparison(self, capsys, place):
+        arguments = ["--seeds", "1", "--epochs", "1", f"output={place / 'both'}"]
+        code, out, _ = run(capsys, "compare", place / "tiny.yaml", *arguments)
+        assert code == 0
+        assert "| ART on it |" in out
+        assert json.loads((place / "both" / "compare.json").read_text())["seeds"] == [0]
