@@ -22,8 +22,8 @@ from .packets import HELD_BACK, Listing, Source, Unreadable
 
 _SEEK_GAIN = 4  # jumping to a keyframe costs about as much as decoding this many frames
 
-# Converting one small frame in several threads takes longer than in one; before PyAV 17 there was only one.
-_ONE_THREAD: dict[str, Any] = {"threads": 1} if int(av.__version__.split(".")[0]) >= 17 else {}
+#: Converting one small frame in several threads takes longer than in one; before PyAV 17 there was only one.
+ONE_THREAD: dict[str, Any] = {"threads": 1} if int(av.__version__.split(".")[0]) >= 17 else {}
 
 _Path = str | os.PathLike[str]
 
@@ -195,7 +195,7 @@ class _Decoder:
         filtering = Interpolation.BILINEAR
         if width != frame.width or height != frame.height:
             filtering = Interpolation.AREA if width < frame.width else Interpolation.BICUBIC
-        rgb = self._reformatter.reformat(frame, width, height, "rgb24", interpolation=filtering, **_ONE_THREAD)
+        rgb = self._reformatter.reformat(frame, width, height, "rgb24", interpolation=filtering, **ONE_THREAD)
         return np.rot90(rgb.to_ndarray(), round(frame.rotation / 90))
 
 

@@ -6,6 +6,8 @@ import av
 import numpy as np
 import pytest
 
+from art.data.clips import Clip, ClipSet
+
 SQUARE = 16
 HEIGHT, WIDTH = 2 * SQUARE, 4 * SQUARE
 
@@ -50,3 +52,26 @@ def numbered():
 @pytest.fixture
 def read_numbers():
     return numbers
+
+
+@pytest.fixture
+def clip_set(tmp_path, numbered):
+    """Ten clips of 24 frames and, in alternation, two classes."""
+    source = numbered(tmp_path / "source.mp4", options={"bf": "0"})
+    clips = []
+    for i in range(10):
+        path = tmp_path / f"{i}.mp4"
+        path.write_bytes(source.read_bytes())
+        clips.append(Clip(path, i % 2))
+    return ClipSet("numbers", "train", tmp_path, tuple(clips), ("even", "odd"))
+
+
+@pytest.fixture
+def spoil(clip_set):
+    """Makes the files of some clips unreadable."""
+
+    def write_over(*indices):
+        for index in indices:
+            clip_set.clips[index].path.write_text("no video " * 20)
+
+    return write_over

@@ -10,7 +10,7 @@ import torch
 
 from art.data import video as video_module
 from art.data.clips import segment_indices
-from art.data.video import VideoError, decoded_bytes, frame_times, read_clip, read_frames
+from art.data.video import VideoError, decoded_bytes, read_clip, read_frames
 
 
 @dataclass
@@ -69,25 +69,6 @@ def test_the_shape_is_that_of_the_file(tmp_path, numbered):
     assert video.shape == (5, 3, 32, 64)
     assert video.dtype == torch.uint8
     assert video.is_contiguous()
-
-
-def test_frames_of_uneven_duration(tmp_path, numbered, read_numbers):
-    times = [0, 1, 2, 5, 6, 10, 20, 21, 22, 40]
-    path = numbered(tmp_path / "uneven.mp4", 10, times=times)
-    assert frame_times(path) == pytest.approx([t / 12 for t in times])
-    assert read_numbers(read_frames(path, start=5 / 12, end=21 / 12)) == [3, 4, 5, 6]
-
-
-def test_times_begin_at_the_first_frame(tmp_path, numbered):
-    path = numbered(tmp_path / "late.mkv", 10, first=100)
-    assert frame_times(path) == pytest.approx([i / 12 for i in range(10)], abs=1e-3)
-
-
-def test_a_header_without_a_frame_count(tmp_path, numbered, read_numbers):
-    path = numbered(tmp_path / "a.mkv")
-    with av.open(str(path)) as container:
-        assert container.streams.video[0].frames == 0
-    assert read_numbers(read_clip(path, 3)) == segment_indices(24, 3).tolist()
 
 
 @pytest.fixture

@@ -1,0 +1,67 @@
+import av
+import numpy as np
+import pytest
+
+from art.data.motion.filming import Filming, Job, check_encoder, write_video, write_whole
+from art.data.video import read_frames
+
+
+def test_a_written_video_shows_what_was_given(tmp_path):
+    ramp = np.linspace(30, 220, 48).astype(np.uint8)
+    frames = np.stack([np.roll(np.broadcast_to(ramp[None, :, None], (48, 48, 3)), 4 * i, axis=1) for i in range(30)])
+    write_video(tmp_path / "a.mp4", frames, fps=12)
+    shown = read_frames(tmp_path / "a.mp4").permute(0, 2, 3, 1).numpy()
+    assert shown.shape == frames.shape
+    assert np.abs(shown.astype(int) - frames).mean() < 3
+    with av.open(str(tmp_path / "a.mp4")) as container:
+        stream = container.streams.video[0]
+        assert (stream.codec_context.name, stream.codec_context.pix_fmt) == ("h264", "yuv420p")
+        assert (stream.average_rate, stream.frames) == (12, 30)
+        keyframes = [packet.pts * stream.time_base * 12 for packet in container.demux(stream) if packet.is_keyframe]
+    assert keyframes[0] == 0
+    assert np.diff([float(k) for k in [*keyframes, 30]]).max() <= 12
+    content = (tmp_path / "a.mp4").read_bytes()
+    assert content.index(b"moov") < content.index(b"mdat")
+
+
+def test_the_encoder_is_there():
+    check_encoder()
+
+
+def test_a_missing_encoder_is_named(monkeypatch):
+    monkeypatch.setattr("art.data.motion.filming._CODEC", "no_such_codec")
+    with pytest.raises(ModuleNotFoundError, match="no encoder 'no_such_codec'"):
+        check_encoder()
+
+
+def test_a_file_is_whole_or_not_there(tmp_path):
+    def fail(path):
+        path.write_text("half")
+        raise KeyboardInterrupt
+
+    target = tmp_path / "new" / "a.txt"
+    with pytest.raises(KeyboardInterrupt):
+        write_whole(target, fail)
+    assert list(target.parent.iterdir()) == []
+    write_whole(target, lambda path: path.write_text("whole"))
+    with pytest.raises(KeyboardInterrupt):
+        write_whole(target, fail)
+    assert [path.name for path in target.parent.iterdir()] == ["a.txt"]
+    assert target.read_text() == "whole"
+
+
+def test_a_filmed_clip(tmp_path):
+    pytest.importorskip("pybullet_data", reason="the recordings and the renderer are inside the package pybullet")
+    from art.data.motion.render import TRACKED, Stage
+
+    job = Job("test", 3, 12)
+    assert job.path == "clips/test/03_012.mp4"
+    filming = Filming(tmp_path, seed=0, size=64, frames=4, fps=12)
+    with Stage(64) as stage:
+        filming.film(stage, job)
+        video, joints = (tmp_path / job.path).read_bytes(), np.load(job.joints_file(tmp_path))
+        filming.film(stage, job)
+    assert joints.shape == (4, len(TRACKED), 2)
+    assert read_frames(tmp_path / job.path).shape == (4, 3, 64, 64)
+    assert (tmp_path / job.path).read_bytes() == video
+    assert sorted(path.name for path in tmp_path.rglob("*.*")) == ["03_012.mp4", "03_012.npy"]
