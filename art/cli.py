@@ -82,6 +82,10 @@ def build_parser() -> argparse.ArgumentParser:
     prepare.add_argument("--workers", type=int, default=None, help="processes that render (default: all cores)")
 
     train = _command(commands, "train", _train, "train a model", "art train configs/motion.yaml optim.epochs=20")
+    train.description = (
+        "Train a model. What is reported at the end is the last checkpoint on the test split: nothing is chosen on it. "
+        "checkpoints/best is for data with a validation split (data.validation_split)."
+    )
     train.add_argument("config", type=Path, help="a YAML file, such as configs/motion.yaml")
     train.add_argument("overrides", nargs="*", metavar="key=value", help=_OVERRIDE_HELP)
     train.add_argument("--resume", action="store_true", help="continue the run in the output folder where it was saved")

@@ -8,6 +8,8 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+from tqdm import tqdm
+
 from art.visualize import comparison_figure
 
 from .config import Config, to_dict
@@ -74,6 +76,7 @@ def _outcome(config: Config) -> dict[str, Any]:
     """The numbers of one run, which is trained, continued or only read."""
     run = RunFolder(config.output)
     if not _finished(run, config):
+        tqdm.write(f"{config.kind}, seed {config.seed}: {config.output}")
         train(config, resume=run.exists())
     evaluation = json.loads(run.evaluation.read_text(encoding="utf-8"))
     numbers = {name: evaluation[name] for name in ("clips", *_SHARES)} | evaluation["training"]

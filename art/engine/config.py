@@ -27,7 +27,7 @@ class DataConfig:
         train_split: the split to train on.
         test_split: the split whose accuracy is reported, once, for the last checkpoint.
         validation_split: the split evaluated during training, which chooses ``checkpoints/best``. None evaluates
-            the test split there; ``best`` is then chosen on the test split and must not be reported.
+            the test split there; ``best`` is then chosen on it, and its accuracy there is no fair one to report.
         workers: processes that decode; 0 decodes in the training process.
         cache: keep decoded clips in memory (for small sets).
         max_bad_share: share (0..1) of clips that may be unreadable before training or evaluation stops.

@@ -31,7 +31,9 @@ class RunLog:
 
         reached = {"epoch": epochs, "step": step}
         kept = [line for line in run.history() if line[line["event"]] <= reached[line["event"]]]
-        run.metrics.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+        incoming = run.metrics.with_name(f".{run.metrics.name}.incoming")
+        incoming.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+        incoming.replace(run.metrics)
         self._file = run.metrics.open("a", encoding="utf-8")
         self._board = SummaryWriter(log_dir=str(run.tensorboard), purge_step=step + 1 if step else None)
 

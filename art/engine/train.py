@@ -137,8 +137,7 @@ class _Training:
             if (position.epoch + 1) % self.config.eval_every == 0 or position.epoch + 1 == epochs:
                 evaluation = self._evaluate_epoch(numbers)
             self.log.write("epoch", position.epoch + 1, position.step, numbers)
-            told = "  ".join(f"{name} {value:.4f}" for name, value in numbers.items())
-            tqdm.write(f"epoch {position.epoch + 1}/{epochs}  {told}")
+            tqdm.write(f"epoch {position.epoch + 1}/{epochs}  {_told(numbers)}")
             position.next_epoch()
         if evaluation is None or self.watched is not self.test:
             evaluation = self._evaluate(self.test)
@@ -268,6 +267,13 @@ class _Training:
             f"stopped by signal {number} after step {position.step}, {position.batch} of {len(self.batches)} batches "
             f"into epoch {position.epoch + 1}; saved in {self.run.last}, continue with --resume",
         )
+
+
+def _told(numbers: dict[str, float]) -> str:
+    """The numbers of an epoch in one line for the terminal."""
+    seconds = sum(value for name, value in numbers.items() if name.startswith("epoch_seconds/"))
+    shares = (f"{name.replace('/', ' ')} {100 * value:.1f} %" for name, value in numbers.items() if "top1/" in name)
+    return "  ".join([f"loss {numbers['mean_loss/total']:.4g}", *shares, f"{seconds:.1f} s"])
 
 
 def _measured(run: RunFolder, state: TrainingState, device: torch.device) -> dict[str, Any]:

@@ -1,4 +1,5 @@
 from dataclasses import fields
+from pathlib import Path
 
 import pytest
 import yaml
@@ -101,3 +102,8 @@ def test_a_mistake_in_the_file_is_named(tmp_path, text, told):
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"nothing\.yaml"):
         load_config(tmp_path / "nothing.yaml")
+
+
+@pytest.mark.parametrize("path", sorted((Path(__file__).parents[2] / "configs").glob("*.yaml")), ids=lambda p: p.name)
+def test_the_configurations_that_come_with_the_package_are_valid(path):
+    assert load_config(path) != load_config(None)

@@ -155,6 +155,17 @@ def test_mixed_precision_trains_and_resumes(configured, tmp_path, precision):
     assert result.measured["steps"] == 2 * STEPS
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("kind", ["backbone", "art"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_on_cuda_it_trains_resumes_and_tells_its_memory(configured, recorded, tmp_path, kind, precision):
+    overrides = [f"kind={kind}", "device=cuda", f"precision={precision}", "data.workers=1"]
+    train(configured(tmp_path / "run", *overrides, "optim.epochs=1"))
+    result = train(configured(tmp_path / "run", *overrides, "optim.epochs=2"), resume=True)
+    assert len(recorded(tmp_path / "run", "step")) == result.measured["steps"] == 2 * STEPS
+    assert result.measured["peak_device_memory_bytes"] > 0
+
+
 def test_gradients_are_clipped_to_the_norm(configured, tmp_path, monkeypatch):
     norms = []
     original = torch.optim.SGD.step
