@@ -21,7 +21,7 @@ from .views import Shot, draw_shot, poses_of
 
 _CODEC: Final = "libx264"
 _GOP = 12  # short, so that reading a few frames of a clip decodes few others
-_QUALITY = {"crf": "18", "preset": "veryfast"}
+_QUALITY = {"crf": "18", "preset": "veryfast", "tune": "fastdecode"}  # read many times, written once
 
 
 @dataclass(frozen=True)
