@@ -39,7 +39,13 @@ class BackboneClassifier(VideoClassifier):
     kind = "backbone"
 
     def __init__(
-        self, class_names: Sequence[str], backbone: str = "tiny", num_frames: int = 16, **options: Any
+        self,
+        class_names: Sequence[str],
+        backbone: str = "tiny",
+        num_frames: int = 16,
+        *,
+        prompts: Sequence[str] | None = None,
+        **options: Any,
     ) -> None:
         super().__init__(class_names, backbone=backbone, num_frames=num_frames, **options)
         o = self.options

@@ -59,6 +59,7 @@ class ARTModel(VideoClassifier):
         num_frames: T.
         num_tracklets: K, at most Y.
         options: the other fields of :class:`art.ARTOptions`, each with its default there.
+        prompts: what the templates say of each class, Y texts; by default the class names.
         semantics: S_0 ``[P, Y, C_t]``; by default the text encoder makes it from the class names.
 
     Raises:
@@ -74,6 +75,7 @@ class ARTModel(VideoClassifier):
         num_frames: int = 16,
         num_tracklets: int = 2,
         *,
+        prompts: Sequence[str] | None = None,
         semantics: Float[Tensor, "p y c"] | None = None,
         **options: Any,
     ) -> None:
@@ -84,9 +86,11 @@ class ARTModel(VideoClassifier):
                 f"num_tracklets is {num_tracklets}, expected at most the number of classes, {num_classes}: "
                 "each tracklet is queried by another class"
             )
+        if prompts is not None and len(prompts) != num_classes:
+            raise ValueError(f"prompts has {len(prompts)} texts, expected one for each of the {num_classes} classes")
         if semantics is None:
             encoder = build_text_encoder(o.text_encoder, **o.text_options)
-            semantics = encode_prompts(encoder, self.class_names, o.templates or TEMPLATES)
+            semantics = encode_prompts(encoder, prompts or self.class_names, o.templates or TEMPLATES)
         self.backbone = build_backbone(
             o.backbone, num_frames=o.num_frames, pretrained=o.pretrained, **o.backbone_options
         )

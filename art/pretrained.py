@@ -139,15 +139,23 @@ class VideoClassifier(nn.Module, ABC):
         return [(self.class_names[i], p) for p, i in zip(best.values.tolist(), best.indices.tolist(), strict=True)]
 
 
-def build_model(kind: str, class_names: Sequence[str], options: ARTOptions) -> VideoClassifier:
-    """A new model of ``kind``, "art" or "backbone".
+def build_model(
+    kind: str, class_names: Sequence[str], options: ARTOptions, prompts: Sequence[str] | None = None
+) -> VideoClassifier:
+    """A new model of ``kind``, "art" or "backbone"; ``prompts`` as in :class:`art.ARTModel`.
 
     Raises:
         ValueError: an unknown kind.
     """
+    return _class_of(kind)(class_names, prompts=prompts, **vars(options))
+
+
+def _class_of(kind: object) -> type[VideoClassifier]:
+    from . import baseline, model  # noqa: F401 - they enter themselves into ``kinds``
+
     if kind not in VideoClassifier.kinds:
         raise ValueError(f"kind {kind!r} is unknown; expected one of {', '.join(sorted(VideoClassifier.kinds))}")
-    return VideoClassifier.kinds[kind](class_names, **vars(options))
+    return VideoClassifier.kinds[str(kind)]
 
 
 def load_model(folder: str | os.PathLike[str]) -> VideoClassifier:
@@ -161,12 +169,12 @@ def load_model(folder: str | os.PathLike[str]) -> VideoClassifier:
         if not (folder / name).is_file():
             raise FileNotFoundError(f"{folder / name} does not exist; expected a folder written by save_pretrained")
     config = json.loads((folder / CONFIG_FILE).read_text())
-    if config.get("kind") not in VideoClassifier.kinds:
-        known = ", ".join(sorted(VideoClassifier.kinds))
-        raise ValueError(f"{folder / CONFIG_FILE} has kind {config.get('kind')!r}, expected one of {known}")
+    try:
+        cls = _class_of(config.get("kind"))
+    except ValueError as error:
+        raise ValueError(f"{folder / CONFIG_FILE}: {error}") from error
     # The weights are all in the file: nothing else is to be loaded to build the model.
     options = dataclasses.replace(ARTOptions(**config["options"]), pretrained=None)
-    cls = VideoClassifier.kinds[config["kind"]]
     model = cls._from_shapes(config["class_names"], options, _shapes(folder / WEIGHTS_FILE))
     try:
         model.load_state_dict(load_file(folder / WEIGHTS_FILE))

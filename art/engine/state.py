@@ -61,14 +61,16 @@ class TrainingState:
     position: Position
 
     @classmethod
-    def fresh(cls, config: Config, class_names: Sequence[str], device: torch.device) -> TrainingState:
-        """At the start. The global generators decide the initial weights: seed them first.
+    def fresh(
+        cls, config: Config, class_names: Sequence[str], device: torch.device, prompts: Sequence[str] | None = None
+    ) -> TrainingState:
+        """At the start, with the data set's ``prompts``, or else the class names, as the text of the classes. The global generators decide the initial weights: seed them first.
 
         Raises:
             ConfigError: if no such model can be built.
         """
         try:
-            model = build_model(config.kind, class_names, config.model).to(device)
+            model = build_model(config.kind, class_names, config.model, prompts).to(device)
         except (ValueError, TypeError) as error:
             raise ConfigError(f"model: {error}") from error
         return cls._around(model, config, device)

@@ -77,7 +77,7 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False) -> T
     if resume and run.has_checkpoint():
         state = TrainingState.continued(run.last, config, class_names, device)
     else:
-        state = TrainingState.fresh(config, class_names, device)
+        state = TrainingState.fresh(config, class_names, device, splits.train.prompts)
     training = _Training(config, run, device, splits, state)
     run.begin(config, class_names, resume=resume)
     position = state.position

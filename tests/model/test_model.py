@@ -115,7 +115,7 @@ def test_loading_the_wrong_thing_says_so(make_art, tmp_path):
     with pytest.raises(ValueError, match=r"model\.safetensors does not fit"):
         ARTModel.from_pretrained(tmp_path)
     (tmp_path / "config.json").write_text(config.replace('"kind": "art"', '"kind": "arts"'))
-    with pytest.raises(ValueError, match="kind 'arts', expected one of art, backbone"):
+    with pytest.raises(ValueError, match="config.json: kind 'arts' is unknown; expected one of art, backbone"):
         ARTModel.from_pretrained(tmp_path)
 
 
@@ -155,6 +155,14 @@ def test_bad_input_is_named(make_art, video):
         ARTModel(["walk", "walk"])
     with pytest.raises(TypeError, match="single string"):
         ARTModel("walk")
+
+
+def test_prompts_speak_for_the_classes(make_art):
+    named, prompted = make_art(), make_art(prompts=["go", "race", "leap", "wheel"])
+    assert not torch.allclose(named.semantics.bank, prompted.semantics.bank)
+    assert prompted.class_names == named.class_names
+    with pytest.raises(ValueError, match="prompts has 1 texts, expected one for each of the 4 classes"):
+        make_art(prompts=["go"])
 
 
 def test_the_backbone_alone_has_no_maps_to_return(make_baseline, video):

@@ -1,5 +1,5 @@
 """The classes of the ``motion`` data set: an action, which a recorded take gives, and a local detail, which an edit of
-that take gives. Neighbouring classes differ in one limb, in the side, or in the direction of time only."""
+that take gives. Neighbouring classes differ in one limb, for all of a clip or for a moment of it, or in the side."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from .takes import Take, held, mirrored, rotation_about
 
-_LATERAL_OUT = 85.0  # degrees from hanging down to (almost) level
+Array = np.ndarray
 
 
 @dataclass(frozen=True)
@@ -47,20 +47,35 @@ def _plain(take: Take) -> Take:
     return take
 
 
-def _reversed(take: Take) -> Take:
-    """The same poses in the opposite order."""
-    joints = {name: values[::-1] for name, values in take.joints.items()}
-    return Take(take.name, take.times, take.root[::-1], take.rotation[::-1], joints, take.loops)
+def _midway(take: Take) -> Array:
+    """How far a passing detail is reached at each pose: wholly in the middle third, not at all at either end."""
+    share = np.linspace(0, 1, len(take.times))
+    return np.clip((0.4 - np.abs(share - 0.5)) / 0.2, 0, 1)
 
 
-def _arm(side: str, degrees: float) -> Callable[[Take], Take]:
+def _always(take: Take) -> Array:
+    return np.ones(len(take.times))
+
+
+def _arm(side: str, degrees: float, when: Callable[[Take], Array]) -> Callable[[Take], Take]:
     """Hold one arm straight, ``degrees`` up from hanging, sideways (90 is level, 180 straight up)."""
 
     def edit(take: Take) -> Take:
-        always = np.ones(len(take.times))
+        strength = when(take)
         outwards = -degrees if side == "right" else degrees
-        take = held(take, f"{side}_shoulder", rotation_about((1, 0, 0), outwards), always)
-        return held(take, f"{side}_elbow", np.zeros(1), always)
+        take = held(take, f"{side}_shoulder", rotation_about((1, 0, 0), outwards), strength)
+        return held(take, f"{side}_elbow", np.zeros(1), strength)
+
+    return edit
+
+
+def _knee(side: str) -> Callable[[Take], Take]:
+    """Lift one knee to the front, midway."""
+
+    def edit(take: Take) -> Take:
+        strength = _midway(take)
+        take = held(take, f"{side}_hip", rotation_about((0, 0, 1), 80.0), strength)
+        return held(take, f"{side}_knee", np.full(1, np.deg2rad(-90.0)), strength)
 
     return edit
 
@@ -72,27 +87,26 @@ DANCE = Action("dance_b", 2.5, anywhere=True)
 CARTWHEEL = Action("cartwheel", 2.6, anywhere=False)
 KICK = Action("kick", 1.5, anywhere=False)
 PUNCH = Action("punch", 2.1, anywhere=False)
-BACKFLIP = Action("backflip", 1.75, anywhere=False)
 
 CLASSES = (
     MotionClass("walk", WALK, _plain, None),
-    MotionClass("walk with the right arm held out", WALK, _arm("right", _LATERAL_OUT), "right_elbow"),
-    MotionClass("walk with the left arm held out", WALK, _arm("left", _LATERAL_OUT), "left_elbow"),
+    MotionClass("walk and hold out the right arm", WALK, _arm("right", 85.0, _midway), "right_elbow"),
+    MotionClass("walk and hold out the left arm", WALK, _arm("left", 85.0, _midway), "left_elbow"),
+    MotionClass("walk and lift the right knee", WALK, _knee("right"), "right_knee"),
+    MotionClass("walk and lift the left knee", WALK, _knee("left"), "left_knee"),
     MotionClass("run", RUN, _plain, None),
-    MotionClass("run with the right arm raised", RUN, _arm("right", 165.0), "right_elbow"),
-    MotionClass("run with the left arm raised", RUN, _arm("left", 165.0), "left_elbow"),
+    MotionClass("run and raise the right arm", RUN, _arm("right", 165.0, _midway), "right_elbow"),
+    MotionClass("run and raise the left arm", RUN, _arm("left", 165.0, _midway), "left_elbow"),
     MotionClass("jump", JUMP, _plain, None),
-    MotionClass("jump with the right arm held out", JUMP, _arm("right", _LATERAL_OUT), "right_elbow"),
-    MotionClass("jump with the left arm held out", JUMP, _arm("left", _LATERAL_OUT), "left_elbow"),
+    MotionClass("jump and hold out the right arm", JUMP, _arm("right", 85.0, _midway), "right_elbow"),
+    MotionClass("jump and hold out the left arm", JUMP, _arm("left", 85.0, _midway), "left_elbow"),
     MotionClass("dance", DANCE, _plain, None),
-    MotionClass("dance with the right arm hanging", DANCE, _arm("right", 0.0), "right_elbow"),
-    MotionClass("dance with the left arm hanging", DANCE, _arm("left", 0.0), "left_elbow"),
+    MotionClass("dance with the right arm hanging", DANCE, _arm("right", 0.0, _always), "right_elbow"),
+    MotionClass("dance with the left arm hanging", DANCE, _arm("left", 0.0, _always), "left_elbow"),
     MotionClass("cartwheel to the left", CARTWHEEL, _plain, None),
     MotionClass("cartwheel to the right", CARTWHEEL, mirrored, None),
     MotionClass("kick with the right leg", KICK, _plain, "right_ankle"),
     MotionClass("kick with the left leg", KICK, mirrored, "left_ankle"),
     MotionClass("punch with the left hand", PUNCH, _plain, "left_wrist"),
     MotionClass("punch with the right hand", PUNCH, mirrored, "right_wrist"),
-    MotionClass("backflip", BACKFLIP, _plain, None),
-    MotionClass("backflip, reversed", BACKFLIP, _reversed, None),
 )

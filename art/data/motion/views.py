@@ -23,6 +23,9 @@ SPLITS = {"train": 0, "test": 1}
 YAW = (-70.0, 70.0, 10)
 HUE = (0.0, 1.0, 12)
 
+#: Ranges of what both splits draw alike: degrees from level downwards, metres, times the recorded speed.
+PITCH, DISTANCE, SPEED = (5.0, 25.0), (2.8, 3.6), (0.85, 1.2)
+
 _MARGIN = 0.1  # a share of each bin, at both of its ends, that stays empty
 _FIELD_OF_VIEW = 48.0  # degrees
 
@@ -66,8 +69,8 @@ def draw_shot(motion_class: MotionClass, split: str, *, seed: int, class_index: 
     body_hue, floor_hue = alternating(rng, *HUE, split), alternating(rng, *HUE, split)
     view = View(
         yaw=alternating(rng, *YAW, split),
-        pitch=rng.uniform(5, 25),
-        distance=rng.uniform(2.3, 2.9),
+        pitch=rng.uniform(*PITCH),
+        distance=rng.uniform(*DISTANCE),
         field_of_view=_FIELD_OF_VIEW,
         body=colorsys.hsv_to_rgb(body_hue, rng.uniform(0.6, 1), rng.uniform(0.35, 0.8)),
         floor=colorsys.hsv_to_rgb(floor_hue, rng.uniform(0.1, 0.5), rng.uniform(0.7, 1)),
@@ -75,7 +78,7 @@ def draw_shot(motion_class: MotionClass, split: str, *, seed: int, class_index: 
     )
     action = motion_class.action
     take = load_take(action.take)
-    speed = rng.uniform(0.85, 1.2)
+    speed = rng.uniform(*SPEED)
     start = rng.uniform(0, take.duration) if action.anywhere else rng.uniform(-0.1, 0.1) * action.seconds
     times = start + np.linspace(0, action.seconds * speed, frames)
     if not action.anywhere:  # before its beginning and after its end, such a movement stands still
