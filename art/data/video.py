@@ -11,9 +11,9 @@ from typing import Any
 import av
 import numpy as np
 import torch
+from av.stream import Stream
 from av.video.frame import VideoFrame
 from av.video.reformatter import Interpolation, VideoReformatter
-from av.video.stream import VideoStream
 from jaxtyping import UInt8
 from torch import Tensor
 
@@ -112,8 +112,8 @@ def _opened(path: _Path) -> Iterator[Source]:
         with av.open(f"file:{file}", metadata_errors="replace") as container:
             streams = [s for s in container.streams.video if s.codec_context is not None and not _is_cover(s)]
             if not streams:
-                kinds = ", ".join(sorted({stream.type for stream in container.streams})) or "nothing"
-                raise Unreadable(f"has no video that can be decoded, only {kinds}")
+                kinds = {"cover" if _is_cover(stream) else stream.type for stream in container.streams}
+                raise Unreadable(f"has no video that can be decoded, only {', '.join(sorted(kinds)) or 'nothing'}")
             # Decoding runs beside training, in as many workers as there are cores to spare: one thread each.
             streams[0].codec_context.thread_type = "NONE"
             streams[0].codec_context.thread_count = 1
@@ -133,7 +133,7 @@ def _check_file(file: Path) -> None:
         raise Unreadable("is empty (0 bytes)")
 
 
-def _is_cover(stream: VideoStream) -> bool:
+def _is_cover(stream: Stream) -> bool:
     """Whether the stream is the picture that goes with a piece of music."""
     return bool(stream.disposition & stream.disposition.attached_pic)
 

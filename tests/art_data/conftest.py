@@ -1,5 +1,6 @@
 """Small videos whose frames show their own number, as eight black or white squares: the bits."""
 
+import json
 from fractions import Fraction
 
 import av
@@ -75,3 +76,20 @@ def spoil(clip_set):
             clip_set.clips[index].path.write_text("no video " * 20)
 
     return write_over
+
+
+@pytest.fixture
+def motion_root(tmp_path):
+    """A motion data set as it is on the disk, without its videos."""
+    (tmp_path / "dataset.json").write_text("{}")
+    (tmp_path / "classes.txt").write_text("turn left\nturn right\nrun\n")
+    for split in ("train", "test"):
+        lines = [
+            "path,label,class,yaw,start",
+            f"clips/{split}/a.mp4,2,run,10.0,0.5",
+            f"clips/{split}/b.mp4,0,turn left,1,3",
+        ]
+        (tmp_path / f"{split}.csv").write_text("\n".join(lines) + "\n")
+    positions = [[[0.1, 0.2], [0.3, 0.4]]] * 3
+    (tmp_path / "joints.json").write_text(json.dumps({"names": ["x", "y"], "clips": {"clips/train/a.mp4": positions}}))
+    return tmp_path

@@ -2,11 +2,13 @@ import pickle
 import struct
 import wave
 from dataclasses import dataclass, field
+from fractions import Fraction
 
 import av
 import numpy as np
 import pytest
 import torch
+from av.stream import Disposition
 
 from art.data import video as video_module
 from art.data.clips import segment_indices
@@ -163,6 +165,22 @@ def sound(path):
     return path.with_suffix(".wav").rename(path)
 
 
+def song(path):
+    """Sound with a cover, which is stored as a video stream of one picture."""
+    with av.open(str(path), "w") as container:
+        cover, voice = container.add_stream("png"), container.add_stream("aac", rate=8000)
+        cover.width, cover.height, cover.pix_fmt = 32, 32, "rgb24"
+        cover.disposition = Disposition.attached_pic.value
+        for i in range(4):
+            samples = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), "fltp", "mono")
+            samples.sample_rate, samples.pts, samples.time_base = 8000, 1024 * i, Fraction(1, 8000)
+            container.mux(voice.encode(samples))
+        picture = av.VideoFrame.from_ndarray(np.zeros((32, 32, 3), np.uint8), "rgb24")
+        picture.pts = 0
+        container.mux(cover.encode(picture))
+        container.mux([*cover.encode(), *voice.encode()])
+
+
 def cut(path, share):
     content = path.read_bytes()
     path.write_bytes(content[: int(len(content) * share)])
@@ -195,6 +213,7 @@ BROKEN = {
     "empty.mp4": (lambda path, numbered: path.touch(), r"is empty \(0 bytes\)"),
     "text.mp4": (lambda path, numbered: path.write_text("no video " * 100), "cannot be read: Invalid data"),
     "sound.avi": (lambda path, numbered: sound(path), "has no video that can be decoded, only audio"),
+    "song.mp4": (lambda path, numbered: song(path), "has no video that can be decoded, only audio, cover"),
     "no_index.mp4": (lambda path, numbered: cut(numbered(path), 0.9), "cannot be read"),
     "cut.mp4": (lambda path, numbered: cut(faststart(path, numbered), 0.7), "is truncated or damaged at"),
     "cut.mkv": (lambda path, numbered: cut(numbered(path, options={"crf": "0"}), 0.7), "is truncated: .* says 2.00 s"),

@@ -5,7 +5,7 @@ pytest.importorskip("pybullet_data", reason="the recordings are inside the packa
 
 from art.data.motion.classes import CLASSES
 from art.data.motion.takes import load_take
-from art.data.motion.views import HUE, YAW, alternating, draw_shot, poses_of
+from art.data.motion.views import DISTANCE, HUE, PITCH, SPEED, YAW, alternating, draw_shot, poses_of
 
 
 def shots(split, seed=0, per_class=20):
@@ -46,10 +46,9 @@ def test_colours_on_the_picture_are_those_drawn():
 
 def test_the_other_numbers_cover_their_ranges_in_both_splits():
     ranges = {
-        "pitch": (5, 25, lambda shot: shot.view.pitch),
-        "distance": (2.3, 2.9, lambda shot: shot.view.distance),
-        "speed": (0.85, 1.2, lambda shot: shot.speed),
-        "light": (-1, 1.5, lambda shot: shot.view.light[0]),
+        "pitch": (*PITCH, lambda shot: shot.view.pitch),
+        "distance": (*DISTANCE, lambda shot: shot.view.distance),
+        "speed": (*SPEED, lambda shot: shot.speed),
     }
     for low, high, value in ranges.values():
         for split in (TRAIN, TEST):
