@@ -64,7 +64,8 @@ class TrainingState:
     def fresh(
         cls, config: Config, class_names: Sequence[str], device: torch.device, prompts: Sequence[str] | None = None
     ) -> TrainingState:
-        """At the start, with the data set's ``prompts``, or else the class names, as the text of the classes. The global generators decide the initial weights: seed them first.
+        """At the start. The global generators decide the initial weights: seed them first. ``prompts`` is the text of
+        each class; None: its name.
 
         Raises:
             ConfigError: if no such model can be built.
