@@ -20,7 +20,8 @@ from .takes import Take, load_take, sample
 SPLITS = {"train": 0, "test": 1}
 
 #: Range (degrees; share of the colour circle) and number of the bins of what the splits do not share.
-YAW = (-70.0, 70.0, 10)
+#: The yaw has an odd number of bins, so that a mirrored clip stays in the bins of its split.
+YAW = (-70.0, 70.0, 11)
 HUE = (0.0, 1.0, 12)
 
 #: Ranges of what both splits draw alike: degrees from level downwards, metres, times the recorded speed.
@@ -94,5 +95,6 @@ def poses_of(motion_class: MotionClass, shot: Shot) -> Take:
 def alternating(rng: np.random.Generator, low: float, high: float, bins: int, split: str) -> float:
     """A uniform number from those of ``bins`` equal bins of low..high that belong to the split, without their edges."""
     width = (high - low) / bins
-    chosen = rng.integers(bins // 2) * 2 + SPLITS[split]
+    first = SPLITS[split]
+    chosen = rng.integers((bins + 1 - first) // 2) * 2 + first
     return float(low + width * (chosen + _MARGIN + (1 - 2 * _MARGIN) * rng.random()))

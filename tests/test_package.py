@@ -1,0 +1,48 @@
+"""What the packages promise as a whole."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import art
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_every_public_name_is_there():
+    for name in art.__all__:
+        assert getattr(art, name).__module__.startswith("art.")
+    with pytest.raises(AttributeError, match="no attribute 'ARTModell'"):
+        _ = art.ARTModell
+
+
+@pytest.mark.parametrize(
+    "code, absent",
+    [
+        ("import art_kernels", "art"),  # the kernels know nothing of the model
+        ("import art", "torch"),  # the command line answers before torch is loaded
+        ("import art.cli", "torch"),
+        ("from art import ARTModel", "open_clip"),
+        ("from art import ARTModel", "pybullet"),
+    ],
+)
+def test_what_an_import_does_not_load(code, absent):
+    check = f"import sys; {code}; sys.exit({absent!r} in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", check], cwd=ROOT).returncode == 0
+
+
+def test_backends_report():
+    report = subprocess.run([sys.executable, "-m", "art_kernels"], cwd=ROOT, capture_output=True, text=True)
+    assert report.returncode == 0
+    for operation in ("region_attention", "mtc_loss", "pool_tracklets", "link_tracklets"):
+        assert operation in report.stdout
+
+
+def test_readme_examples_run(tmp_path):
+    blocks = (ROOT / "README.md").read_text().split("```python\n")[1:]
+    assert len(blocks) >= 2
+    for block in blocks:
+        code = block.split("```")[0].replace("runs/x", str(tmp_path / "x"))
+        subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
