@@ -8,7 +8,8 @@ A backend is one way to compute an operation:
 
 Each operation registers the backends it has, and each backend may refuse a tensor by giving the reason. With
 `backend=None` the first that serves is taken, in the order above; a backend asked for by name, in the call or by the
-environment variable ART_KERNELS_BACKEND, serves the tensor or raises. Nothing is replaced silently.
+environment variable ART_KERNELS_BACKEND, serves the tensor or raises. Nothing is replaced silently. A compiled graph
+keeps the backend chosen when it was traced.
 """
 
 from __future__ import annotations
@@ -18,7 +19,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 PREFERENCE = ("triton", "native", "reference")
@@ -102,7 +102,6 @@ def implementation(operation: str, tensor: Tensor, backend: str | None = None) -
     return _implementations[operation][choose(operation, tensor, backend)].run
 
 
-@torch.compiler.assume_constant_result
 def _environment_default() -> str | None:
     return os.environ.get(ENVIRONMENT_VARIABLE) or None
 

@@ -106,7 +106,8 @@ def check_number(
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(f"{operation}: {name} is {_kind(value)}, expected a number (int or float)")
     too_low = value <= low if low_is_open else value < low
-    if not math.isfinite(value) or too_low or value > high:
+    finite = -math.inf < value < math.inf  # a comparison, which NaN fails too: math.isfinite cannot be compiled
+    if not finite or too_low or value > high:
         opening, closing = "(" if low_is_open or low == -math.inf else "[", ")" if high == math.inf else "]"
         raise ValueError(
             f"{operation}: {name} is {value}, expected a finite number in {opening}{low}, {high}{closing}; "

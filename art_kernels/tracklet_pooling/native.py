@@ -1,6 +1,6 @@
-"""Text-guided tracklet pooling in PyTorch's own operators, from dot products of the vectors as they lie.
+"""Text-guided tracklet pooling in PyTorch's own operators, from dot products of the responses as they lie.
 
-No normalised copy is made: the dot products are divided by the norms afterwards.
+No normalised copy of the responses is made: the dot products are divided by their norms afterwards.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from art_kernels.cosine import cosine_norms
+from art_kernels.cosine import cosine_norms, unit_vectors
 from art_kernels.precision import at_least_float32
 
 if TYPE_CHECKING:
@@ -28,10 +28,9 @@ def pool_tracklets(
     if valid is not None:
         responses = responses.masked_fill(~valid[:, :, None, None], 0)
     frames, count = responses.shape[1:3]
-    products = torch.bmm(responses.flatten(1, 2), semantics.mT).unflatten(1, (frames, count))  # [B, T, K, J]
-    response_norms = cosine_norms(responses.square().sum(-1))[..., None]  # [B, T, K, 1]
-    semantic_norms = cosine_norms(semantics.square().sum(-1))[:, None, None, :] * temperature  # [B, 1, 1, J]
-    scores = products / response_norms / semantic_norms
+    directions = unit_vectors(semantics) / temperature
+    products = torch.bmm(responses.flatten(1, 2), directions.mT).unflatten(1, (frames, count))  # [B, T, K, J]
+    scores = products / cosine_norms(responses.square().sum(-1))[..., None]
     if valid is None:
         weights = scores.softmax(1)
     else:
