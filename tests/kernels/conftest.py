@@ -1,0 +1,15 @@
+"""Kernel tests run on the CPU and on a GPU where there is one, from one seed, with no backend in the environment."""
+
+import pytest
+import torch
+
+
+@pytest.fixture(params=["cpu", *(["cuda"] if torch.cuda.is_available() else [])])
+def device(request: pytest.FixtureRequest) -> torch.device:
+    return torch.device(request.param)
+
+
+@pytest.fixture(autouse=True)
+def _fixed_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    monkeypatch.delenv("ART_KERNELS_BACKEND", raising=False)

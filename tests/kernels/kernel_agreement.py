@@ -1,0 +1,85 @@
+"""The tolerance rule of the kernels: error at most twice that of plain PyTorch in the same dtype, against float64."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+Function = Callable[..., Sequence[Tensor]]
+
+
+def values_and_gradients(function: Function, inputs: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
+    """Outputs of `function` on the inputs in `dtype`, and the gradients of a fixed weighting of them."""
+    leaves = [tensor.detach().to(dtype).requires_grad_() for tensor in inputs]
+    outputs = list(function(*leaves))
+    generator = torch.Generator().manual_seed(7)
+    weights = [torch.randn(output.shape, generator=generator).to(output) for output in outputs]
+    gradients = torch.autograd.grad(outputs, leaves, weights, allow_unused=True, materialize_grads=True)
+    return [*(output.detach() for output in outputs), *gradients]
+
+
+def assert_as_exact_as_plain(
+    fast: Function, plain: Function, draw: Callable[[], Sequence[Tensor]], dtype: torch.dtype, *, summand: float = 0.0
+) -> None:
+    """Check `fast` against `plain`, in outputs and gradients, by the tolerance rule.
+
+    `plain` in float64 is the truth, and in `dtype` the measure. Over several draws of the inputs the error of `fast`
+    must be at most twice that of `plain` in root mean square. The one worst element of either is a matter of luck (two
+    equally exact ways differ in it by up to three), and must be within four times. One rounding is allowed beside.
+
+    Args:
+        fast: what is tested.
+        plain: the definition.
+        draw: makes inputs; their gradients are compared too.
+        dtype: of the computation.
+        summand: size of the numbers that an output is the mean of, where they cancel: their rounding is allowed for.
+    """
+    cases = []
+    for _ in range(4):
+        inputs = [tensor.to(dtype) for tensor in draw()]
+        truths = values_and_gradients(plain, inputs, torch.float64)
+        measures = values_and_gradients(plain, inputs, dtype)
+        results = values_and_gradients(fast, inputs, dtype)
+        cases.append(list(zip(truths, measures, results, strict=True)))
+    for index, draws in enumerate(zip(*cases, strict=True)):
+        truth, measure, result = (
+            torch.cat([tensor.double().flatten() for tensor in kind]) for kind in zip(*draws, strict=True)
+        )
+        assert truth.isfinite().all(), "draw inputs with a finite answer"
+        assert result.isfinite().all(), f"result {index} has NaN or inf where the truth has none"
+        assert all(result.shape == truth.shape for truth, _, result in draws)
+        for name, size, factor in (("on average", _mean, 2), ("at worst", _largest, 4)):
+            error, plain_error = size(result - truth), size(measure - truth)
+            rounding = torch.finfo(dtype).eps / 2 * max(size(truth), summand)
+            message = f"result {index} errs by {error:.3g} {name}, plain PyTorch by {plain_error:.3g}"
+            assert error <= factor * plain_error + rounding, message
+
+
+def _mean(tensor: Tensor) -> float:
+    return tensor.square().mean().sqrt().item() if tensor.numel() > 0 else 0.0
+
+
+def _largest(tensor: Tensor) -> float:
+    return tensor.abs().max().item() if tensor.numel() > 0 else 0.0
+
+
+class LargeResults(TorchDispatchMode):
+    """Records the operators that allocate at least as many elements as `tensor` has; views allocate nothing."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        super().__init__()
+        self.size = tensor.numel()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        existing = {_storage(leaf) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
+        made = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor) and _storage(leaf) not in existing]
+        self.names += [str(func) for leaf in made if leaf.numel() >= self.size]
+        return result
+
+
+def _storage(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
