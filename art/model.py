@@ -131,7 +131,7 @@ class ARTModel(VideoClassifier):
         tokens = torch.lerp(tokens.detach(), tokens, o.token_gradient)  # the same values, that share of the gradient
         tokens, in_frames = self.enhancement(self.token_projection(tokens), semantics)
         responses, maps = self.activation(tokens, in_frames, return_maps=return_maps)
-        responses = link(responses, o.linking)
+        responses, maps = link(responses, maps, o.linking)
         aggregated, saliency = aggregate(
             responses, semantics, temperature=o.temperature, detach_saliency=o.detach_saliency
         )

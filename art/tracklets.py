@@ -22,15 +22,16 @@ class Aggregation(NamedTuple):
     saliency: Float[Tensor, "b t k"]
 
 
-def link(responses: Float[Tensor, "b t k d"], method: str) -> Float[Tensor, "b t k d"]:
-    """The responses in tracklet order: ``[:, :, i]`` is tracklet i through all frames.
+def link(
+    responses: Float[Tensor, "b t k d"], maps: Float[Tensor, "b t k n"] | None, method: str
+) -> tuple[Float[Tensor, "b t k d"], Float[Tensor, "b t k n"] | None]:
+    """Responses, and their maps where there are any, in tracklet order: ``[:, :, i]`` is tracklet i in every frame.
 
-    "index" (the paper) keeps the query's index; the other methods are those of :func:`art_kernels.link_tracklets`.
+    ``method`` is one of :func:`art_kernels.link_tracklets`; "index", the paper's, keeps the index of the query.
     """
-    if method == "index":
-        return responses
-    order = link_tracklets(responses.detach(), method=method).order
-    return responses.gather(2, order[..., None].expand_as(responses))
+    order = link_tracklets(responses.detach(), method=method).order[..., None]
+    linked = responses.gather(2, order.expand_as(responses))
+    return linked, None if maps is None else maps.gather(2, order.expand_as(maps))
 
 
 def aggregate(

@@ -115,7 +115,7 @@ def test_loading_the_wrong_thing_says_so(make_art, tmp_path):
     with pytest.raises(ValueError, match=r"model\.safetensors does not fit"):
         ARTModel.from_pretrained(tmp_path)
     (tmp_path / "config.json").write_text(config.replace('"kind": "art"', '"kind": "arts"'))
-    with pytest.raises(ValueError, match="config.json: kind 'arts' is unknown; expected one of art, backbone"):
+    with pytest.raises(ValueError, match=r"config\.json: kind 'arts' is unknown; expected one of art, backbone"):
         ARTModel.from_pretrained(tmp_path)
 
 

@@ -7,8 +7,19 @@ from art.tracklets import aggregate, link
 
 
 def test_index_linking_keeps_the_responses():
-    responses = torch.randn(2, 3, 2, 4)
-    assert link(responses, "index") is responses
+    responses, maps = torch.randn(2, 3, 2, 4), torch.rand(2, 3, 2, 5)
+    assert torch.equal(link(responses, None, "index")[0], responses)
+    assert torch.equal(link(responses, maps, "index")[1], maps)
+
+
+def test_linking_moves_responses_and_maps_together(monkeypatch):
+    order = torch.tensor([[[1, 0], [0, 1]]])
+    monkeypatch.setattr("art.tracklets.link_tracklets", lambda *_, **__: type("Links", (), {"order": order}))
+    responses, maps = torch.randn(1, 2, 2, 4), torch.rand(1, 2, 2, 5)
+    linked, moved = link(responses, maps, "index")
+    assert torch.equal(linked[:, 0], responses[:, 0].flip(1))
+    assert torch.equal(moved[:, 0], maps[:, 0].flip(1))
+    assert torch.equal(linked[:, 1], responses[:, 1])
 
 
 def test_aggregation_by_hand():
