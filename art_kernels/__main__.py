@@ -9,7 +9,6 @@ from importlib import metadata
 
 import torch
 
-import art_kernels  # noqa: F401  # registers the operations
 from art_kernels import backends
 
 

@@ -36,7 +36,9 @@ def test_every_operation_is_registered_and_takes_a_backend_last(name):
 
 
 def test_import_is_light():
-    code = "import sys, art_kernels; print(*sorted({'art', 'jaxtyping', 'omegaconf', 'torch._dynamo'} & set(sys.modules)))"
+    code = (
+        "import sys, art_kernels; print(*sorted({'art', 'jaxtyping', 'omegaconf', 'torch._dynamo'} & set(sys.modules)))"
+    )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == ""
 

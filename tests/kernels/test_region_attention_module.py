@@ -9,7 +9,6 @@ import torch
 from torch import nn
 
 from art_kernels import RegionCrossAttention
-from art_kernels.region_attention.module import cheaper_route
 
 ROUTES = ["folded", "projected"]
 FRAMES, QUERIES, REGIONS, EMBED, HEADS = 3, 2, 9, 16, 4
@@ -188,15 +187,6 @@ def test_empty_sizes(route, frames, queries, regions, dropout):
     assert module.in_proj_weight.grad.isfinite().all()
     if regions == 0:
         torch.testing.assert_close(output, module.out_proj.bias.expand_as(output))
-
-
-def test_few_queries_fold_and_many_project():
-    sizes = {"regions": 196, "region_dim": 256, "embed_dim": 256, "num_heads": 8}
-    assert [cheaper_route(queries=count, **sizes) for count in (1, 2, 16, 30, 31, 196)] == ["folded"] * 4 + [
-        "projected"
-    ] * 2
-    # K = 1 over many tokens, as a global block of a video transformer asks.
-    assert cheaper_route(queries=1, regions=1568, region_dim=768, embed_dim=768, num_heads=12) == "folded"
 
 
 def test_the_cheaper_route_is_taken(monkeypatch):
