@@ -97,6 +97,15 @@ def test_invalid_frames_may_hold_anything(device, backend, tracklet_form):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+def test_a_pair_of_frames_needs_both(device, backend):
+    responses = responses_like(device)
+    valid = torch.tensor([[True, False, True, True], [True, False, True, False]], device=device)
+    loss = mtc_loss(responses, valid=valid, backend=backend)
+    torch.testing.assert_close(loss.temporal, mtc_loss(responses[:1, 2:]).temporal)
+    assert mtc_loss(responses[1:], valid=valid[1:], backend=backend).temporal == 0
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_aggregated_of_a_video_without_frames_takes_no_part(device, backend):
     valid = torch.tensor([[True] * 4, [False] * 4], device=device)
     responses, aggregated = responses_like(device), torch.randn(2, 3, 8, device=device)
