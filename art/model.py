@@ -15,7 +15,7 @@ from .backbones import build_backbone
 from .losses import LossTerms, multilevel_contrast, semantic_consistency
 from .options import ARTOptions
 from .pretrained import VideoClassifier
-from .regions import RegionActivation, SpatialSemanticEnhancement
+from .regions import RegionActivation, SpatialSemanticEnhancement, sine_position
 from .semantics import TEMPLATES, SemanticsBank, encode_prompts
 from .text import build_text_encoder
 from .tracklets import aggregate, link
@@ -129,7 +129,10 @@ class ARTModel(VideoClassifier):
         latent = self.video_projection(class_token.detach() if o.detach_video else class_token)
         selected, semantics = self.semantics.select(latent, o.num_tracklets)
         tokens = torch.lerp(tokens.detach(), tokens, o.token_gradient)  # the same values, that share of the gradient
-        tokens, in_frames = self.enhancement(self.token_projection(tokens), semantics)
+        tokens = self.token_projection(tokens)
+        if o.region_position == "sine":
+            tokens = tokens + sine_position(grid, o.latent_dim, device=tokens.device).to(tokens.dtype)
+        tokens, in_frames = self.enhancement(tokens, semantics)
         responses, maps = self.activation(tokens, in_frames, return_maps=return_maps)
         responses, maps = link(responses, maps, o.linking)
         aggregated, saliency = aggregate(

@@ -8,6 +8,7 @@ from typing import Any
 LINKING = ("index",)
 TEMPORAL_FORMS = ("hinge", "absolute")
 TRACKLET_FORMS = ("pooled", "flattened")
+REGION_POSITIONS = ("none", "sine")
 
 
 @dataclass
@@ -25,6 +26,8 @@ class ARTOptions:
         feedforward_dim: hidden width of each feed-forward block (1024 is our reading).
         enhancement_layers: transformer layers of the spatial semantic enhancement; 0 leaves it out.
         activation_layers: layers of the region activation.
+        region_position: what says where a region lies: "none" but the backbone itself, or "sine", a fixed code added to
+            the projected tokens (none is our reading; a CNN that is pooled knows no positions, a transformer does).
         token_gradient: factor on the gradient that the regions send into the backbone, in 0..1 (1 is our reading; a
             backbone trained from scratch learns sooner from L_v when this is small).
         query_self_attention: let the K queries of a frame attend to each other (off is our reading).
@@ -66,6 +69,7 @@ class ARTOptions:
     feedforward_dim: int = 1024
     enhancement_layers: int = 4
     activation_layers: int = 4
+    region_position: str = "none"
     token_gradient: float = 1.0
     query_self_attention: bool = False
     response_residual: bool = True
@@ -105,6 +109,8 @@ class ARTOptions:
             self.latent_dim,
             f"a multiple of num_heads, {self.num_heads}",
         )
+        if self.region_position == "sine":
+            _require(self.latent_dim % 4 == 0, "latent_dim", self.latent_dim, 'a multiple of 4 with "sine" positions')
         for name in ("dropout", "layer_dropout"):
             _require(0 <= getattr(self, name) < 1, name, getattr(self, name), "in [0, 1)")
         for name in ("bank_momentum", "token_gradient"):
@@ -114,6 +120,7 @@ class ARTOptions:
             ("linking", LINKING),
             ("temporal_form", TEMPORAL_FORMS),
             ("tracklet_form", TRACKLET_FORMS),
+            ("region_position", REGION_POSITIONS),
         ):
             _require(getattr(self, name) in known, name, repr(getattr(self, name)), " or ".join(map(repr, known)))
 

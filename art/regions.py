@@ -2,11 +2,32 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from art_kernels import RegionCrossAttention
+
+
+def sine_position(grid: tuple[int, int], dim: int, *, device: torch.device | None = None) -> Float[Tensor, "n dim"]:
+    """Where each region of a grid (h, w) lies, row by row: sines and cosines of its height and width in 0..1.
+
+    A quarter of the ``dim`` channels each; wavelengths from the whole picture down to a twentieth of it, so that
+    neighbours of a fine grid differ and any grid can be coded.
+    """
+    wavelength = torch.logspace(0, -math.log10(20), dim // 4, device=device)
+
+    def code(steps: int) -> Float[Tensor, "steps half"]:
+        centre = (torch.arange(steps, device=device) + 0.5) / steps
+        angle = 2 * torch.pi * (centre[:, None] - 0.5) / (2 * wavelength)
+        return torch.cat([angle.sin(), angle.cos()], dim=1)
+
+    height, width = grid
+    rows = code(height)[:, None].expand(-1, width, -1)
+    columns = code(width)[None].expand(height, -1, -1)
+    return torch.cat([rows, columns], dim=2).flatten(0, 1)
 
 
 class SpatialSemanticEnhancement(nn.Module):

@@ -3,7 +3,19 @@
 import torch
 from torch.testing import assert_close
 
-from art.regions import RegionActivation, SpatialSemanticEnhancement
+from art.regions import RegionActivation, SpatialSemanticEnhancement, sine_position
+
+
+def test_sine_position_tells_every_region_of_any_grid_apart():
+    for grid in ((7, 5), (1, 3), (24, 24)):
+        code = sine_position(grid, 16)
+        assert code.shape == (grid[0] * grid[1], 16)
+        assert torch.cdist(code, code).fill_diagonal_(9).min() > 0.02
+    code = sine_position((3, 2), 8)
+    assert torch.equal(code[0, :4], code[1, :4])  # one row
+    assert torch.equal(code[0, 4:], code[2, 4:])  # one column
+    # The middle of the picture is where every angle is zero.
+    assert_close(sine_position((1, 1), 8)[0], torch.tensor([0.0, 0, 1, 1, 0, 0, 1, 1]))
 
 
 def test_enhancement_lets_semantics_and_tokens_see_each_other_within_a_frame_only():
