@@ -40,32 +40,41 @@ class FactorisedBlock(nn.Module):
 
 @register_backbone("tiny")
 class Tiny(Backbone):
-    """A factorised 3-D CNN with stride 16: a 112×112 frame gives a 7×7 grid.
+    """A factorised 3-D CNN: stages of stride 4, 8 and 16, of which the last two make the tokens.
+
+    A token holds what the stage of stride 8 says of its place and, from the cell around it, what the stage of stride 16
+    says: a limb is narrower than 16 pixels. A 112×112 frame gives a 14×14 grid.
 
     Args:
         num_frames: frames a clip; any number works.
         pretrained: path of a ``.safetensors`` file with this module's state, or None.
-        width: channels of the first stage; the last has four times as many.
+        width: channels of the first stage; the next two have two and four times as many, a token the sum of these.
         depth: blocks in each of the three stages.
     """
 
     input_size = 112
 
     def __init__(
-        self, *, num_frames: int, pretrained: str | None = None, width: int = 24, depth: tuple[int, ...] = (1, 2, 2)
+        self,
+        *,
+        num_frames: int,
+        pretrained: str | None = None,
+        width: int = 24,
+        depth: tuple[int, int, int] = (1, 2, 2),
     ) -> None:
         super().__init__()
-        self.channels = 4 * width
+        self.channels = 6 * width
         # Each frame comes with its change since the frame before: motion is what is to be told apart.
         self.stem = nn.Conv2d(6, width, 7, 4, 2, bias=False)
         self.stem_norm = nn.BatchNorm2d(width)
-        blocks, channels = [], width
+        self.stages = nn.ModuleList()
+        channels = width
         for stage, count in enumerate(depth):
-            for index in range(count):
-                wider = width * 2**stage
-                blocks.append(FactorisedBlock(channels, wider, stride=2 if stage and not index else 1))
-                channels = wider
-        self.blocks = nn.ModuleList(blocks)
+            wider = width * 2**stage
+            strides = [1] * count if stage == 0 else [2] + [1] * (count - 1)
+            blocks = [FactorisedBlock(wider if i else channels, wider, stride) for i, stride in enumerate(strides)]
+            self.stages.append(nn.ModuleList(blocks))
+            channels = wider
         self.norm = nn.LayerNorm(self.channels)
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if pretrained is not None:
@@ -74,14 +83,20 @@ class Tiny(Backbone):
             self.load_state_dict(load_file(pretrained))
 
     def forward(self, video: Shaped[Tensor, "b t 3 height width"]) -> Features:
-        """See :class:`~art.backbones.interface.Backbone`; ``class_token`` is the normalised mean of all tokens."""
+        """See :class:`~art.backbones.interface.Backbone`; ``class_token`` is the normalised mean of both stages."""
         video = as_unit_range(video) - 0.5
         b, t = video.shape[:2]
         change = torch.cat([torch.zeros_like(video[:, :1]), video[:, 1:] - video[:, :-1]], dim=1)
         frames = torch.cat([video, change], dim=2).flatten(0, 1).contiguous(memory_format=torch.channels_last)
         x = F.relu(self.stem_norm(self.stem(frames)))
-        for block in self.blocks:
-            x = block(x, t)
-        h, w = x.shape[-2:]
-        tokens = x.permute(0, 2, 3, 1).reshape(b, t, h * w, self.channels)
-        return Features(tokens, self.norm(tokens.mean(dim=(1, 2))), (h, w))
+        scales = []
+        for stage in self.stages:
+            for block in stage:
+                x = block(x, t)
+            scales.append(x)
+        fine, coarse = scales[-2:]
+        h, w = fine.shape[-2:]
+        around = F.interpolate(coarse, (h, w), mode="nearest")
+        tokens = torch.cat([fine, around], dim=1).permute(0, 2, 3, 1).reshape(b, t, h * w, self.channels)
+        pooled = torch.cat([scale.mean((2, 3)).unflatten(0, (b, t)).mean(1) for scale in (fine, coarse)], dim=1)
+        return Features(tokens, self.norm(pooled), (h, w))

@@ -11,9 +11,15 @@ from art.backbones import register_backbone
 
 def test_tiny_features():
     features = build_backbone("tiny", num_frames=4, width=8)(torch.rand(2, 4, 3, 112, 80))
-    assert features.grid == (7, 5)
-    assert features.tokens.shape == (2, 4, 35, 32)
-    assert_close(features.class_token, torch.nn.functional.layer_norm(features.tokens.mean((1, 2)), (32,)))
+    assert features.grid == (14, 10)
+    assert features.tokens.shape == (2, 4, 140, 48)
+    assert_close(features.class_token, torch.nn.functional.layer_norm(features.tokens.mean((1, 2)), (48,)))
+
+
+def test_tiny_takes_sizes_that_its_strides_do_not_divide():
+    features = build_backbone("tiny", num_frames=2, width=8)(torch.rand(1, 2, 3, 101, 75))
+    assert features.grid == (13, 10)
+    assert features.tokens.shape == (1, 2, 130, 48)
 
 
 def test_tiny_sees_each_clip_alone_and_the_order_of_its_frames():
@@ -31,10 +37,10 @@ def test_tiny_tokens_lie_row_by_row():
     video = torch.zeros(1, 1, 3, 160, 160)
     plain = backbone(video).tokens
     video[..., 144:, :16] = 1  # bottom left
-    moved = (backbone(video).tokens - plain).norm(dim=-1).reshape(10, 10)
-    assert moved[9, 0] > 0
+    moved = (backbone(video).tokens - plain).norm(dim=-1).reshape(20, 20)
+    assert moved[19, 0] > 0
     assert moved[0].max() == 0
-    assert moved[:, 9].max() == 0
+    assert moved[:, 19].max() == 0
 
 
 def test_pretrained_weights_by_path(tmp_path):

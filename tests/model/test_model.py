@@ -12,13 +12,13 @@ LABELS = torch.tensor([1, 3])
 def test_output_shapes_with_a_grid_that_is_not_square(make_art, video):
     out = make_art(num_tracklets=3)(video, return_maps=True)
     assert out.logits.shape == out.video_logits.shape == (2, 4)
-    assert out.class_token.shape == (2, 32)
+    assert out.class_token.shape == (2, 48)
     assert out.selected.shape == (2, 3)
     assert out.responses.shape == (2, 3, 3, 16)
     assert out.tracklets.shape == (2, 3, 3, 16)
     assert out.aggregated.shape == (2, 3, 16)
     assert out.saliency.shape == (2, 3, 3)
-    assert out.maps.shape == (2, 3, 3, 3, 4)
+    assert out.maps.shape == (2, 3, 3, 6, 8)
     assert_close(out.maps.sum((-2, -1)), torch.ones(2, 3, 3))
     assert_close(out.saliency.sum(1), torch.ones(2, 3))
     assert_close(out.tracklets, out.responses.transpose(1, 2))
@@ -81,7 +81,7 @@ def test_a_prediction_does_not_depend_on_the_rest_of_the_batch(make_art, video):
 def test_empty_batch(make_art, video):
     out = make_art().eval()(video[:0], return_maps=True)
     assert out.logits.shape == (0, 4)
-    assert out.maps.shape == (0, 3, 2, 3, 4)
+    assert out.maps.shape == (0, 3, 2, 6, 8)
 
 
 @pytest.mark.parametrize("kind", ["art", "backbone"])
