@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float
 
 from art.data.clips import Clip, ClipSet, segment_indices
-from art.data.motion import Joints, defining_joints, read_joints
+from art.data.motion import defining_joints, read_joints
 from art.pretrained import VideoClassifier
 from art.visualize import Localization, collect_samples, measure_localization, write_report
 
@@ -67,23 +67,27 @@ def report_run(
         "parameters": f"{sum(parameter.numel() for parameter in model.parameters()):,}",
         **(facts or {}),
     }
-    limb = _defining_limb(read_joints(clip_set.root), clip_set, model.num_frames) if clip_set.name == "motion" else None
     return write_report(
         folder,
         title=f"{'ART' if model.kind == 'art' else 'Backbone'} on {clip_set.name}",
         history=history,
         evaluation=evaluation,
         class_names=evaluation.class_names,
-        samples=collect_samples(model, clip_set, evaluation, limb=limb),
+        samples=collect_samples(model, clip_set, evaluation, limb=defining_limb(clip_set, model.num_frames)),
         localization=localization,
         summary=summary,
     )
 
 
-def _defining_limb(
-    joints: Joints, clip_set: ClipSet, num_frames: int
-) -> Callable[[Clip], Float[np.ndarray, "t 2"] | None]:
-    defining = defining_joints(clip_set.class_names)
+def defining_limb(clip_set: ClipSet, num_frames: int) -> Callable[[Clip], Float[np.ndarray, "t 2"] | None] | None:
+    """Where the limb that defines a clip's class is in the frames that evaluation shows, shares of the image.
+
+    Returns:
+        a function of a clip, which gives None for a class without such a limb; None for data without known joints.
+    """
+    if clip_set.name != "motion":
+        return None
+    joints, defining = read_joints(clip_set.root), defining_joints(clip_set.class_names)
 
     def limb(clip: Clip) -> Float[np.ndarray, "t 2"] | None:
         name = defining[clip.label]

@@ -1,0 +1,74 @@
+"""Draw the README's pictures and copy the numbers that it quotes, from the folders of a run and of a comparison.
+
+    python docs/readme_material.py --run runs/motion --compare runs/compare
+
+Writes ``docs/pictures/*.png`` and ``docs/results/motion*.json`` (and the comparison's table as Markdown).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+
+from art import load_model
+from art.data.clips import ClipSet
+from art.data.registry import open_dataset
+from art.engine.config import load_config
+from art.engine.evaluate import evaluate_checkpoint
+from art.engine.reporting import defining_limb
+from art.visualize import SampleClip, collect_samples, confusion_figure, tracklet_sheet
+from art.visualize.style import png_bytes
+
+DOCS = Path(__file__).parent
+
+
+def main() -> None:
+    """Read the arguments and write everything."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--run", type=Path, required=True, help="the output of: art train configs/motion.yaml")
+    parser.add_argument("--compare", type=Path, required=True, help="the output of: art compare configs/motion.yaml")
+    arguments = parser.parse_args()
+    for name in ("pictures", "results"):
+        (DOCS / name).mkdir(exist_ok=True)
+    draw_run(arguments.run)
+    shutil.copy(arguments.compare / "compare.png", DOCS / "pictures" / "compare.png")
+    shutil.copy(arguments.compare / "compare.md", DOCS / "results" / "motion-compare.md")
+    comparison = json.loads((arguments.compare / "compare.json").read_text())
+    (DOCS / "results" / "motion-compare.json").write_text(json.dumps(comparison, indent=1) + "\n")
+
+
+def draw_run(run: Path) -> None:
+    """Tracklets of one clip that was recognised and of one that was not, the confusion matrix, the evaluation."""
+    config = load_config(run / "config.yaml")
+    clips = open_dataset(config.data.name, config.data.root, config.data.test_split)
+    checkpoint = run / "checkpoints" / "last"
+    evaluation = evaluate_checkpoint(checkpoint)
+    model = load_model(checkpoint)
+    samples = collect_samples(model, clips, evaluation, right=6, wrong=1, limb=defining_limb(clips, model.num_frames))
+    with_limb = [sample for sample in samples if sample.joints is not None]
+    draw_tracklets(with_limb[0], clips, DOCS / "pictures" / "tracklets.png")
+    draw_tracklets(samples[-1], clips, DOCS / "pictures" / "tracklets-wrong.png")
+    figure = confusion_figure(evaluation.confusion, clips.class_names)
+    (DOCS / "pictures" / "confusion.png").write_bytes(png_bytes(figure))
+    shutil.copy(run / "evaluation.json", DOCS / "results" / "motion.json")
+
+
+def draw_tracklets(sample: SampleClip, clips: ClipSet, path: Path) -> None:
+    """The sheet of one clip; the limb that defines its class is marked where there is one."""
+    assert sample.maps is not None and sample.saliency is not None and sample.selected is not None
+    answer = clips.class_names[int(sample.probabilities.argmax())]
+    figure = tracklet_sheet(
+        sample.frames,
+        sample.maps,
+        sample.saliency,
+        [clips.class_names[int(i)] for i in sample.selected],
+        title=f"{clips.class_names[sample.label]} — predicted: {answer}",
+        limb=sample.joints,
+    )
+    path.write_bytes(png_bytes(figure))
+
+
+if __name__ == "__main__":
+    main()
