@@ -36,6 +36,10 @@ def main() -> None:
     shutil.copy(arguments.compare / "compare.png", DOCS / "pictures" / "compare.png")
     shutil.copy(arguments.compare / "compare.md", DOCS / "results" / "motion-compare.md")
     comparison = json.loads((arguments.compare / "compare.json").read_text())
+    # Where the folders lay on that machine says nothing to a reader.
+    for place in (comparison["config"], *comparison["runs"]):
+        del place["output"]
+    del comparison["config"]["data"]["root"]
     (DOCS / "results" / "motion-compare.json").write_text(json.dumps(comparison, indent=1) + "\n")
 
 

@@ -74,7 +74,7 @@ def confusion_figure(confusion: Int[np.ndarray, "y y"], class_names: Sequence[st
     font = float(np.clip(72 * side / count * 0.62, 5.0, 9.0))
     labels = [f"{_shortened(name, 38)}  {i}" for i, name in enumerate(class_names)]
     longest = max(map(len, labels))
-    figure = new_figure(side + longest * font * 0.52 / 72 + 0.3, side + 0.5)
+    figure = new_figure(side + longest * font * 0.6 / 72 + 0.5, side + 0.5)
     axes = figure.add_subplot()
     shares = np.nan_to_num(row_shares(confusion))
     right = np.eye(count, dtype=bool)
