@@ -91,7 +91,7 @@ class Tiny(Backbone):
         x = F.relu(self.stem_norm(self.stem(frames)))
         scales = []
         for stage in self.stages:
-            for block in stage:
+            for block in stage.children():
                 x = block(x, t)
             scales.append(x)
         fine, coarse = scales[-2:]
