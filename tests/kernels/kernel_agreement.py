@@ -26,8 +26,9 @@ def assert_as_exact_as_plain(
     """Check `fast` against `plain`, in outputs and gradients, by the tolerance rule.
 
     `plain` in float64 is the truth, and in `dtype` the measure. Over several draws of the inputs the error of `fast`
-    must be at most twice that of `plain` in root mean square. The one worst element of either is a matter of luck (two
-    equally exact ways differ in it by up to three), and must be within four times. One rounding is allowed beside.
+    must be at most twice that of `plain` in root mean square. The one worst element of either is a matter of luck, the
+    less so the more draws: it must be within two and a half times (the gradient of masked regions with a position comes
+    to 2.4). One rounding is allowed beside.
 
     Args:
         fast: what is tested.
@@ -37,7 +38,7 @@ def assert_as_exact_as_plain(
         summand: size of the numbers that an output is the mean of, where they cancel: their rounding is allowed for.
     """
     cases = []
-    for _ in range(4):
+    for _ in range(12):
         inputs = [tensor.to(dtype) for tensor in draw()]
         truths = values_and_gradients(plain, inputs, torch.float64)
         measures = values_and_gradients(plain, inputs, dtype)
@@ -50,7 +51,7 @@ def assert_as_exact_as_plain(
         assert truth.isfinite().all(), "draw inputs with a finite answer"
         assert result.isfinite().all(), f"result {index} has NaN or inf where the truth has none"
         assert all(result.shape == truth.shape for truth, _, result in draws)
-        for name, size, factor in (("on average", _mean, 2), ("at worst", _largest, 4)):
+        for name, size, factor in (("on average", _mean, 2), ("at worst", _largest, 2.5)):
             error, plain_error = size(result - truth), size(measure - truth)
             rounding = torch.finfo(dtype).eps / 2 * max(size(truth), summand)
             message = f"result {index} errs by {error:.3g} {name}, plain PyTorch by {plain_error:.3g}"
