@@ -9,7 +9,8 @@ import os
 import shutil
 import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -114,7 +115,6 @@ class VideoClassifier(nn.Module, ABC):
             raise ValueError(f"{folder} holds a model of kind {model.kind!r}; load it with {type(model).__name__}")
         return model
 
-    @torch.no_grad()
     def predict(self, clip: str | os.PathLike[str], top_k: int = 5) -> list[tuple[str, float]]:
         """The ``top_k`` most probable classes of a video file, with their probabilities, the best first.
 
@@ -127,16 +127,23 @@ class VideoClassifier(nn.Module, ABC):
         from .data.video import read_clip
 
         frames = read_clip(clip, self.num_frames)
-        device = next(self.parameters()).device
-        video = CentreCrop(self.input_size)(frames[None].to(device))
-        was_training = self.training
-        self.eval()
-        try:
+        with evaluating(self) as device:
+            video = CentreCrop(self.input_size)(frames[None].to(device))
             probabilities = self(video).logits[0].float().softmax(0)
-        finally:
-            self.train(was_training)
         best = probabilities.topk(min(top_k, len(self.class_names)))
         return [(self.class_names[i], p) for p, i in zip(best.values.tolist(), best.indices.tolist(), strict=True)]
+
+
+@contextmanager
+def evaluating(model: VideoClassifier) -> Iterator[torch.device]:
+    """Without gradients and dropout; the model's mode is put back afterwards. Gives the model's device."""
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield next(model.parameters()).device
+    finally:
+        model.train(training)
 
 
 def build_model(

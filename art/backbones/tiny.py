@@ -13,8 +13,8 @@ from .interface import Backbone, Features, as_unit_range, register_backbone
 class FactorisedBlock(nn.Module):
     """A 3×3 convolution in each frame, then a residual convolution of three frames at each position.
 
-    The frames of all clips lie in one batch, channels last: on a CPU two 2-D convolutions in that layout take about
-    half the time of one factorised ``Conv3d``.
+    The frames of all clips lie in one batch, channels last: on a CPU two 2-D convolutions in that layout take less time
+    than ``Conv3d``.
     """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:

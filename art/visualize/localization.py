@@ -12,20 +12,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int
 
 from art.data.clips import Clip, ClipSet, segment_indices
+from art.pretrained import VideoClassifier, evaluating
 
 from .body import HUMAN_BONES, Points, bone_indices
 from .limb_score import LimbScore, score_clip, summarize
 from .response_maps import map_peak
-from .samples import ClipReader, clip_reader, evaluating
-
-if TYPE_CHECKING:
-    from art.pretrained import VideoClassifier
+from .samples import ClipReader, clip_reader
 
 
 @dataclass(frozen=True)

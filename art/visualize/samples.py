@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,10 +15,10 @@ from torch import Tensor
 from art.data.augment import CentreCrop
 from art.data.clips import Clip, ClipSet
 from art.data.video import read_clip
+from art.pretrained import VideoClassifier, evaluating
 
 if TYPE_CHECKING:
     from art.engine.metrics import Evaluation
-    from art.pretrained import VideoClassifier
 
 #: Reads a clip as a model is shown it in evaluation: uint8 [T, 3, H, W].
 ClipReader = Callable[[Clip], UInt8[Tensor, "t 3 height width"]]
@@ -91,18 +90,6 @@ def clip_reader(model: VideoClassifier) -> ClipReader:
         return crop(video[None])[0]
 
     return read
-
-
-@contextmanager
-def evaluating(model: VideoClassifier) -> Iterator[torch.device]:
-    """Without gradients and dropout; the model's mode is put back afterwards. Gives the model's device."""
-    training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield next(model.parameters()).device
-    finally:
-        model.train(training)
 
 
 def choose_clips(evaluation: Evaluation, *, right: int, wrong: int, seed: int) -> tuple[list[int], list[int]]:

@@ -13,10 +13,6 @@ def cheaper_route(*, queries: int, regions: int, region_dim: int, embed_dim: int
     each), and scores and pooling are taken over E channels in total. What both share, W_Q and the output projection,
     is left out.
 
-    Measured on one CPU core, forward and with backward, over N = 49, 196, 1568, C = 256, 768, 1024, E = 256, 768 and
-    K from 1 to 64: the times of the two routes are equal where projected / folded, as counted here, lies between 0.9
-    and 1.5.
-
     Args:
         queries: K, queries a frame.
         regions: N, regions a frame.
