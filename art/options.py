@@ -45,6 +45,8 @@ class ARTOptions:
         text_encoder: "wordllama" (embedded, needs no download) or "clip" (open_clip).
         text_options: passed on to the text encoder.
         templates: prompts; each must contain "{label}"; None takes the 16 of :mod:`art.semantics` (our reading).
+        test_crop: side of the centre square that evaluation and prediction show, as a share of the frame's shorter side
+            (1 is our reading). A random crop in training makes things larger; a smaller square does so at test.
         logit_scale: of cosines that serve as logits in the bank's losses (1/0.07 is our reading).
         bank_momentum: μ of the bank's moving average (0.999 is our reading).
         detach_video: keep the bank's losses from training the backbone (on is our reading).
@@ -85,6 +87,7 @@ class ARTOptions:
     text_encoder: str = "wordllama"
     text_options: dict[str, Any] = field(default_factory=dict)
     templates: list[str] | None = None
+    test_crop: float = 1.0
     logit_scale: float = 1 / 0.07
     bank_momentum: float = 0.999
     detach_video: bool = True
@@ -115,6 +118,7 @@ class ARTOptions:
             _require(0 <= getattr(self, name) < 1, name, getattr(self, name), "in [0, 1)")
         for name in ("bank_momentum", "token_gradient"):
             _require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "in [0, 1]")
+        _require(0 < self.test_crop <= 1, "test_crop", self.test_crop, "above 0 and at most 1")
         _require(self.temperature > 0, "temperature", self.temperature, "above 0")
         for name, known in (
             ("linking", LINKING),

@@ -21,6 +21,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from .data.augment import CentreCrop
 from .losses import LossTerms
 from .options import ARTOptions
 
@@ -55,6 +56,11 @@ class VideoClassifier(nn.Module, ABC):
     def num_frames(self) -> int:
         """T, the number of frames that :meth:`forward` takes."""
         return self.options.num_frames
+
+    @property
+    def centre_crop(self) -> CentreCrop:
+        """What evaluation and prediction show of each frame, at the size that :meth:`forward` wants."""
+        return CentreCrop(self.input_size, share=self.options.test_crop)
 
     @abstractmethod
     def forward(self, video: Shaped[Tensor, "b t 3 height width"], *, return_maps: bool = False) -> Any:
@@ -123,12 +129,11 @@ class VideoClassifier(nn.Module, ABC):
         Raises:
             art.data.video.VideoError: the file cannot be decoded.
         """
-        from .data.augment import CentreCrop
         from .data.video import read_clip
 
         frames = read_clip(clip, self.num_frames)
         with evaluating(self) as device:
-            video = CentreCrop(self.input_size)(frames[None].to(device))
+            video = self.centre_crop(frames[None].to(device))
             probabilities = self(video).logits[0].float().softmax(0)
         best = probabilities.topk(min(top_k, len(self.class_names)))
         return [(self.class_names[i], p) for p, i in zip(best.values.tolist(), best.indices.tolist(), strict=True)]

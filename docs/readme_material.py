@@ -50,7 +50,7 @@ def draw_run(run: Path) -> None:
     checkpoint = run / "checkpoints" / "last"
     evaluation = evaluate_checkpoint(checkpoint)
     model = load_model(checkpoint)
-    samples = collect_samples(model, clips, evaluation, right=6, wrong=1, limb=defining_limb(clips, model.num_frames))
+    samples = collect_samples(model, clips, evaluation, right=6, wrong=1, limb=defining_limb(clips, model))
     with_limb = [sample for sample in samples if sample.joints is not None]
     draw_tracklets(with_limb[0], clips, DOCS / "pictures" / "tracklets.png")
     draw_tracklets(samples[-1], clips, DOCS / "pictures" / "tracklets-wrong.png")

@@ -169,9 +169,7 @@ class CentreCrop:
             TypeError, ValueError: the video is no batch of RGB clips.
         """
         _check_video(video)
-        h, w = video.shape[-2:]
-        side = max(1, round(min(h, w) * self.share))
-        top, left = (h - side) // 2, (w - side) // 2
+        top, left, side = self._square(*video.shape[-2:])
         square = video[..., top : top + side, left : left + side]
         if side == self.size:
             return square
@@ -180,6 +178,19 @@ class CentreCrop:
         return (
             resized.round_().clamp_(0, 255).to(torch.uint8) if video.dtype == torch.uint8 else resized.to(video.dtype)
         )
+
+    def locate(self, points: Shaped[Tensor, "*any 2"], height: int, width: int) -> Shaped[Tensor, "*any 2"]:
+        """Where points of a frame are in its crop: (x, y) as shares of width and height, before and after.
+
+        What the crop leaves out lies outside 0..1.
+        """
+        top, left, side = self._square(height, width)
+        return (points * points.new_tensor([width, height]) - points.new_tensor([left, top])) / side
+
+    def _square(self, height: int, width: int) -> tuple[int, int, int]:
+        """Top, left and side in pixels."""
+        side = max(1, round(min(height, width) * self.share))
+        return (height - side) // 2, (width - side) // 2, side
 
 
 def _resized(frames: Float[Tensor, "t 3 h w"], size: tuple[int, int]) -> Float[Tensor, "t 3 size_h size_w"]:

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Int64, Shaped
 from torch import Tensor
 
-from art.data.augment import CentreCrop, TrainAugment
+from art.data.augment import TrainAugment
 from art.data.clips import ClipSet
 from art.data.dataset import ClipDataset, build_loader
 from art.data.registry import open_dataset
@@ -144,7 +144,7 @@ class EvaluationBatches:
         )
         pinned = device.type == "cuda"
         self._loader = build_loader(dataset, config.optim.batch_size, workers=data.workers, pin_memory=pinned)
-        self._crop = CentreCrop(model.input_size)
+        self._crop = model.centre_crop
         self._device = device
 
     def __iter__(self) -> Iterator[Batch]:

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from jaxtyping import Float
 
 from art.data.clips import Clip, ClipSet, segment_indices
-from art.data.motion import defining_joints, read_joints
+from art.data.motion import Joints, defining_joints, read_joints
 from art.pretrained import VideoClassifier
 from art.visualize import Localization, collect_samples, measure_localization, write_report
 
@@ -30,7 +31,7 @@ def localize(model: VideoClassifier, clip_set: ClipSet) -> Localization | None:
     return measure_localization(
         model,
         clip_set,
-        lambda clip: joints.of(clip.path),
+        lambda clip: _shown(joints, clip, model),
         joint_names=joints.names,
         defining=defining_joints(clip_set.class_names),
     )
@@ -73,13 +74,21 @@ def report_run(
         history=history,
         evaluation=evaluation,
         class_names=evaluation.class_names,
-        samples=collect_samples(model, clip_set, evaluation, limb=defining_limb(clip_set, model.num_frames)),
+        samples=collect_samples(model, clip_set, evaluation, limb=defining_limb(clip_set, model)),
         localization=localization,
         summary=summary,
     )
 
 
-def defining_limb(clip_set: ClipSet, num_frames: int) -> Callable[[Clip], Float[np.ndarray, "t 2"] | None] | None:
+def _shown(joints: Joints, clip: Clip, model: VideoClassifier) -> Float[np.ndarray, "n joints 2"]:
+    """Where the joints are in the square that evaluation shows of each frame of the clip."""
+    size = joints.frame_size
+    return model.centre_crop.locate(torch.from_numpy(joints.of(clip.path)), size, size).numpy()
+
+
+def defining_limb(
+    clip_set: ClipSet, model: VideoClassifier
+) -> Callable[[Clip], Float[np.ndarray, "t 2"] | None] | None:
     """Where the limb that defines a clip's class is in the frames that evaluation shows, shares of the image.
 
     Returns:
@@ -93,7 +102,7 @@ def defining_limb(clip_set: ClipSet, num_frames: int) -> Callable[[Clip], Float[
         name = defining[clip.label]
         if name is None:
             return None
-        positions = joints.of(clip.path)
-        return positions[segment_indices(len(positions), num_frames).numpy(), joints.names.index(name)]
+        positions = _shown(joints, clip, model)
+        return positions[segment_indices(len(positions), model.num_frames).numpy(), joints.names.index(name)]
 
     return limb

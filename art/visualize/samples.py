@@ -12,7 +12,6 @@ import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
-from art.data.augment import CentreCrop
 from art.data.clips import Clip, ClipSet
 from art.data.video import read_clip
 from art.pretrained import VideoClassifier, evaluating
@@ -83,7 +82,7 @@ class SampleClip:
 
 def clip_reader(model: VideoClassifier) -> ClipReader:
     """Reads clips as evaluation shows them to ``model``: the centre frame of each of T segments, the centre crop."""
-    crop = CentreCrop(model.input_size)
+    crop = model.centre_crop
 
     def read(clip: Clip) -> UInt8[Tensor, "t 3 height width"]:
         video = read_clip(clip.path, model.num_frames, start=clip.start, end=clip.end)

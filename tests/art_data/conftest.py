@@ -81,7 +81,7 @@ def spoil(clip_set):
 @pytest.fixture
 def motion_root(tmp_path):
     """A motion data set as it is on the disk, without its videos."""
-    (tmp_path / "dataset.json").write_text("{}")
+    (tmp_path / "dataset.json").write_text('{"size": 112}')
     (tmp_path / "classes.txt").write_text("turn left\nturn right\nrun\n")
     for split in ("train", "test"):
         lines = [

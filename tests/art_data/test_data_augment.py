@@ -203,6 +203,22 @@ def test_centre_crop_of_the_right_size_is_the_middle_itself():
     assert torch.equal(CentreCrop(20, share=0.5)(video), video[..., 10:30, 20:40])
 
 
+@pytest.mark.parametrize(("h", "w"), [(30, 30), (31, 44), (57, 30)])
+def test_centre_crop_tells_where_points_are(h, w):
+    x, y = w // 2 + 3, h // 2 - 4
+    video = torch.zeros(1, 1, 3, h, w)
+    video[..., y, x] = 1.0
+    crop = CentreCrop(90, share=0.9)
+    found = crop(video)[0, 0, 0]
+    points = torch.tensor([[(x + 0.5) / w, (y + 0.5) / h], [0.0, 0.0]])
+    moved = crop.locate(points, h, w)
+    rows, columns = found.sum(1), found.sum(0)
+    centres = (torch.arange(90) + 0.5) / 90
+    seen = torch.stack([(columns * centres).sum() / columns.sum(), (rows * centres).sum() / rows.sum()])
+    torch.testing.assert_close(moved[0], seen, atol=2e-3, rtol=0)
+    assert (moved[1] < 0).all(), "the corner of the frame is cut off"
+
+
 @pytest.mark.parametrize("size", [16, 40, 56])
 def test_centre_crop_scales(size):
     video = ramp(h=30, w=40)

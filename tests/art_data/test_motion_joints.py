@@ -9,6 +9,7 @@ def test_positions_by_either_path(motion_root):
     joints = read_joints(str(motion_root))
     assert joints.names == ("x", "y")
     assert len(joints) == 1
+    assert joints.frame_size == 112
     for path in ("clips/train/a.mp4", motion_root / "clips/train/a.mp4"):
         positions = joints.of(path)
         assert positions.shape == (3, 2, 2)

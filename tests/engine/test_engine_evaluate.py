@@ -5,7 +5,9 @@ import numpy as np
 import pytest
 import torch
 
+from art.data.augment import CentreCrop
 from art.data.dataset import DataError
+from art.data.video import read_clip
 from art.engine.batches import EvaluationBatches, open_split
 from art.engine.config import ConfigError
 from art.engine.evaluate import (
@@ -18,6 +20,7 @@ from art.engine.evaluate import (
 )
 from art.engine.metrics import ClassMismatch
 from art.pretrained import build_model, load_model
+from art.visualize.samples import clip_reader
 
 CPU = torch.device("cpu")
 
@@ -25,7 +28,7 @@ CPU = torch.device("cpu")
 @pytest.fixture
 def setting(configured, tmp_path):
     """An untrained model, the test split, and its batches."""
-    config = configured(tmp_path)
+    config = configured(tmp_path, "model.test_crop=0.75")
     clip_set = open_split(config, "test")
     torch.manual_seed(0)
     model = build_model("backbone", clip_set.class_names, config.model)
@@ -54,6 +57,14 @@ def test_the_answer_is_the_one_that_predict_gives(setting):
         told = dict(model.predict(clip_set.clips[index].path))
         expected = [told[name] for name in clip_set.class_names]
         np.testing.assert_allclose(result.probabilities[row], expected, atol=1e-5)
+
+
+def test_the_model_says_how_much_of_each_frame_is_shown(setting):
+    model, clip_set, batches = setting
+    frames = read_clip(clip_set.clips[0].path, model.num_frames)
+    shown = next(iter(batches)).video[0]
+    assert torch.equal(shown, CentreCrop(model.input_size, share=0.75)(frames[None])[0])
+    assert torch.equal(shown, clip_reader(model)(clip_set.clips[0])), "and the pictures show the same"
 
 
 def test_it_can_be_stopped_between_batches(setting):

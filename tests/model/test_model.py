@@ -151,6 +151,8 @@ def test_bad_input_is_named(make_art, video):
         make_art(num_tracklets=5)
     with pytest.raises(ValueError, match="latent_dim is 15, expected a multiple of num_heads, 2"):
         make_art(latent_dim=15)
+    with pytest.raises(ValueError, match=r"test_crop is 0\.0, expected above 0 and at most 1"):
+        make_art(test_crop=0.0)
     with pytest.raises(ValueError, match="'walk' more than once"):
         ARTModel(["walk", "walk"])
     with pytest.raises(TypeError, match="single string"):

@@ -6,6 +6,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from art.data.augment import CentreCrop
+
 GRID, SIZE, FRAMES = 4, 32, 6
 NAMES = ("blob to the right", "blob downwards", "nothing moves")
 
@@ -35,6 +37,10 @@ class BlobModel(nn.Module):
         self.num_frames, self.input_size, self.class_names = FRAMES, SIZE, list(NAMES)
         self.scale = nn.Parameter(torch.ones(()))
         self.modes = []
+
+    @property
+    def centre_crop(self):
+        return CentreCrop(SIZE)
 
     def forward(self, video, *, return_maps=False):
         self.modes.append((self.training, torch.is_grad_enabled()))

@@ -12,7 +12,7 @@ from jaxtyping import Float
 
 from ..registry import nearest
 from .classes import CLASSES
-from .prepare import JOINTS_FILE
+from .prepare import JOINTS_FILE, SETTINGS_FILE
 
 
 class Joints:
@@ -21,10 +21,13 @@ class Joints:
     Attributes:
         root: the data set's folder.
         names: the tracked joints, in the order of the positions.
+        frame_size: height and width of every frame, in pixels.
     """
 
-    def __init__(self, root: Path, names: Sequence[str], clips: dict[str, list[list[list[float]]]]) -> None:
-        self.root = root
+    def __init__(
+        self, root: Path, names: Sequence[str], frame_size: int, clips: dict[str, list[list[list[float]]]]
+    ) -> None:
+        self.root, self.frame_size = root, frame_size
         self.names = tuple(names)
         self._clips = clips
 
@@ -58,7 +61,8 @@ def read_joints(root: str | os.PathLike[str]) -> Joints:
     if not path.is_file():
         raise FileNotFoundError(f"{path} is not there; make the data set with: art prepare motion --root {root}")
     content = json.loads(path.read_text(encoding="utf-8"))
-    return Joints(Path(root), content["names"], content["clips"])
+    settings = json.loads((Path(root) / SETTINGS_FILE).read_text(encoding="utf-8"))
+    return Joints(Path(root), content["names"], settings["size"], content["clips"])
 
 
 def defining_joints(class_names: Sequence[str]) -> list[str | None]:

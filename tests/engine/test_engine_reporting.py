@@ -1,0 +1,31 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from art.data.clips import Clip, ClipSet
+from art.engine.reporting import defining_limb
+from art.pretrained import build_model
+
+NAMES = ["walk", "kick with the right leg"]
+
+
+@pytest.fixture
+def motion(tmp_path):
+    """Two clips of three frames of 40 pixels, whose right ankle wanders from the centre to the lower right."""
+    ankle = [[0.5, 0.5], [0.75, 0.75], [0.95, 0.95]]
+    clips = {f"clips/test/{name}.mp4": [[[0.1, 0.1], place] for place in ankle] for name in "ab"}
+    (tmp_path / "joints.json").write_text(json.dumps({"names": ["neck", "right_ankle"], "clips": clips}))
+    (tmp_path / "dataset.json").write_text(json.dumps({"size": 40}))
+    own = [Clip(tmp_path / path, label) for label, path in enumerate(clips)]
+    return ClipSet("motion", "test", tmp_path, own, NAMES)
+
+
+@pytest.mark.parametrize(("share", "expected"), [(1.0, [0.5, 0.75, 0.95]), (0.5, [0.5, 1.0, 1.4])])
+def test_the_limb_is_marked_where_the_crop_shows_it(motion, configured, tmp_path, share, expected):
+    torch.manual_seed(0)
+    model = build_model("backbone", NAMES, configured(tmp_path, f"model.test_crop={share}").model)
+    limb = defining_limb(motion, model)
+    assert limb(motion.clips[0]) is None, "nothing tells a walk from its neighbours"
+    np.testing.assert_allclose(limb(motion.clips[1]), np.stack([expected] * 2, axis=1))
