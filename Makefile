@@ -5,6 +5,9 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 DATA   ?= data/motion
 RUN    ?= runs/motion
+# Kernels that `make test` compiles, and for what: a small and a large device, each table row's greatest, all options.
+TARGETS ?= sm_89,sm_90
+KERNELS ?= (c96|c256|c768|c1024)\.m16\.(plain|all)|c1536\.m64\.normed
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .PHONY: motion test lint compare clean
@@ -16,6 +19,7 @@ motion: $(VENV)/.installed
 
 test: $(VENV)/.installed-dev lint
 	$(BIN)/python -m pytest --quiet --durations=10
+	$(BIN)/python -m art_kernels compile --targets $(TARGETS) --only '$(KERNELS)' --out build/kernels
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -1,10 +1,14 @@
-"""`python -m art_kernels`: versions, devices, and which backend serves which operation on which device, and why not."""
+"""`python -m art_kernels`: versions, devices, and which backend serves which operation on which device, and why not.
+
+`python -m art_kernels compile --out DIR` compiles every Triton kernel for devices that need not be there.
+"""
 
 from __future__ import annotations
 
 import importlib
 import os
 import platform
+import sys
 from importlib import metadata
 
 import torch
@@ -12,8 +16,22 @@ import torch
 from art_kernels import backends
 
 
-def main() -> None:
-    """Print the report."""
+def main(argv: list[str]) -> int:
+    """Print the report, or run the command that is named; gives the exit status."""
+    if argv[:1] == ["compile"]:
+        from art_kernels import compile as compiler
+
+        return compiler.run(argv[1:])
+    if argv:
+        print(
+            f"python -m art_kernels: {' '.join(argv)!r} came, expected nothing, or: compile --out DIR", file=sys.stderr
+        )
+        return 2
+    _report()
+    return 0
+
+
+def _report() -> None:
     print("art_kernels", _version("art-kernels"))
     facts = {
         "python": f"{platform.python_version()} on {platform.system()} {platform.machine()}",
@@ -72,7 +90,7 @@ def _triton() -> str:
         module = importlib.import_module("triton")
     except ImportError as error:
         return f"cannot be imported: {error}"
-    return f"{module.__version__}, importable; this release has no Triton kernel"
+    return f"{module.__version__}, importable"
 
 
 def _cuda() -> str:
@@ -101,4 +119,4 @@ def _device_name(device: torch.device) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main(sys.argv[1:]))

@@ -52,6 +52,15 @@ def register(
     _implementations.setdefault(operation, {})[backend] = Implementation(run, refusal)
 
 
+def register_missing(operation: str, backend: str, reason: str) -> None:
+    """Let `backend` refuse every tensor in `operation`, for a reason that the user can act on."""
+
+    def run(*arguments: object) -> None:
+        raise AssertionError("a backend that refuses every tensor is never run")
+
+    register(operation, backend, run, lambda tensor: reason)
+
+
 def operations() -> list[str]:
     """The names of all operations, in the order in which they were registered."""
     return list(_implementations)
@@ -82,7 +91,9 @@ def choose(operation: str, tensor: Tensor, backend: str | None = None) -> str:
         source = f"{ENVIRONMENT_VARIABLE}={backend}"
     if backend is None:
         for candidate in PREFERENCE:
-            if refusal(operation, candidate, tensor) is None:
+            # On a CPU "triton" is Triton's interpreter, which is there to test kernels: by name only.
+            interpreted = candidate == "triton" and tensor.device.type == "cpu"
+            if not interpreted and refusal(operation, candidate, tensor) is None:
                 return candidate
         raise ValueError(f"{operation}: no backend serves {_describe(tensor)}; convert or move the tensor")
     if backend not in PREFERENCE:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, overload
+import functools
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 from art_kernels import backends
 from art_kernels.checks import (
@@ -16,6 +17,7 @@ from art_kernels.checks import (
 )
 from art_kernels.precision import autocast_as_matmul, without_autocast
 from art_kernels.region_attention import native, reference
+from art_kernels.region_attention.registration import passes, region_attention_forward
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float
@@ -23,8 +25,27 @@ if TYPE_CHECKING:
 
 _NAME = "region_attention"
 
-backends.register(_NAME, "native", native.region_attention)
-backends.register(_NAME, "reference", reference.region_attention)
+
+def _definition(*arguments: Any) -> tuple[Tensor, Tensor]:
+    *inputs, _ = arguments  # the map comes with it, asked for or not
+    return reference.region_attention(*inputs)
+
+
+def _fused(*arguments: Any, backend: str) -> tuple[Tensor, Tensor]:
+    output, _, weights = region_attention_forward(*arguments, backend)
+    return output, weights
+
+
+passes["native"] = native
+backends.register(_NAME, "native", functools.partial(_fused, backend="native"))
+backends.register(_NAME, "reference", _definition)
+try:
+    from art_kernels.region_attention import launch
+except ImportError as error:
+    backends.register_missing(_NAME, "triton", f"triton cannot be imported: {error}")
+else:
+    passes["triton"] = launch
+    backends.register(_NAME, "triton", functools.partial(_fused, backend="triton"), launch.refusal)
 
 
 @overload
@@ -119,5 +140,5 @@ def region_attention(
 
     run = backends.implementation(_NAME, regions, backend)
     with without_autocast(regions.device):
-        output, weights = run(queries, regions, scale, key_position, region_mask, layer_norm_eps)
+        output, weights = run(queries, regions, key_position, region_mask, scale, layer_norm_eps, return_map)
     return (output, weights.to(output.dtype)) if return_map else output

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from art_kernels import region_attention
+from art_kernels.region_attention import launch
 
 BACKENDS = ["native", "reference"]
 
@@ -183,6 +184,7 @@ def test_exports_with_a_free_batch_size():
 
 def test_environment_names_the_default_backend(monkeypatch):
     queries, regions, _ = inputs()
+    monkeypatch.setattr(launch, "INTERPRETED", False)
     monkeypatch.setenv("ART_KERNELS_BACKEND", "triton")
     with pytest.raises(ValueError, match=r"region_attention: ART_KERNELS_BACKEND=triton cannot serve"):
         region_attention(queries, regions)
@@ -278,7 +280,8 @@ def error_cases():
 
 
 @pytest.mark.parametrize("case", error_cases())
-def test_errors_name_the_argument(case):
+def test_errors_name_the_argument(case, monkeypatch):
+    monkeypatch.setattr(launch, "INTERPRETED", False)  # the kernels as they are without TRITON_INTERPRET=1
     queries, regions, options, error, message = error_cases()[case]
     with pytest.raises(error, match="region_attention: .*" + message):
         region_attention(queries, regions, **options)

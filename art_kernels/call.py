@@ -1,0 +1,36 @@
+"""One launch of a Triton kernel, as a value: to be run on a device, or compiled for one that is not there."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import Any, NamedTuple
+
+import torch
+
+
+class Call(NamedTuple):
+    """A kernel with everything that it is launched with.
+
+    Attributes:
+        kernel: a `triton.jit` function.
+        grid: programs along each axis.
+        arguments: tensors (or None), ints and floats by name.
+        constants: compile-time values by name.
+        num_warps: of a program.
+        num_stages: tiles in flight.
+    """
+
+    kernel: Any
+    grid: tuple[int, ...]
+    arguments: dict[str, Any]
+    constants: dict[str, Any]
+    num_warps: int
+    num_stages: int
+
+    def run(self) -> None:
+        """Launch it on the current stream of the device that holds its tensors."""
+        device = next(value.device for value in self.arguments.values() if isinstance(value, torch.Tensor))
+        with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+            self.kernel[self.grid](
+                **self.arguments, **self.constants, num_warps=self.num_warps, num_stages=self.num_stages
+            )

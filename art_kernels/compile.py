@@ -1,0 +1,203 @@
+"""`python -m art_kernels compile`: every kernel variant to machine code, for devices that need not be there.
+
+For each it prints what a device would spend on it. Local memory (a spilled register goes to the memory that the kernel
+is there to save), more shared memory than the device has, and 16-bit products without tensor cores are failures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from art_kernels.call import Call
+
+#: Most bytes of shared memory a program may have, by target: NVIDIA's CUDA C++ Programming Guide, AMD's CDNA 3 ISA.
+TARGETS = {
+    "sm_80": 163 * 1024,
+    "sm_86": 99 * 1024,
+    "sm_89": 99 * 1024,
+    "sm_90": 227 * 1024,
+    "sm_100": 227 * 1024,
+    "sm_120": 99 * 1024,
+    "gfx942": 64 * 1024,
+}
+
+_TENSOR_CORE = re.compile(r"\b(?:mma\.sync|wgmma\.mma_async|tcgen05\.mma|v_s?mfma_)")
+_TYPES = {torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.bool: "*i1"}
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a compiled variant takes.
+
+    Attributes:
+        name: kernel and variant.
+        target: the device.
+        registers: of a thread.
+        local: bytes of local memory of a thread: spilled registers and the like.
+        shared: bytes of shared memory of a program.
+        tensor_core: tensor-core instructions.
+        error: why it failed, or "".
+    """
+
+    name: str
+    target: str
+    registers: int = 0
+    local: int = 0
+    shared: int = 0
+    tensor_core: int = 0
+    error: str = ""
+
+
+def all_variants(target: str) -> Iterator[tuple[str, Call]]:
+    """Every variant of every operation with Triton kernels, as the target launches it: "operation.kernel.variant"."""
+    from art_kernels.region_attention import variants
+
+    for name, call in variants.variants(TARGETS[target]):
+        yield f"region_attention.{name}", call
+
+
+def compile_variant(name: str, target: str, out: Path) -> Report:
+    """Compile one variant, write `<name>.<target>.cubin` (`.hsaco`) into `out`, and say what it takes."""
+    import triton
+
+    call = dict(all_variants(target))[name]
+    if not isinstance(call.kernel, triton.runtime.JITFunction):
+        return Report(name, target, error="TRITON_INTERPRET is set; unset it to compile")
+    try:
+        compiled = triton.compile(_source(call), target=_target(target), options=_options(call))
+    except Exception as error:
+        return Report(
+            name, target, error=f"does not compile: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        )
+    kind = "hsaco" if target.startswith("gfx") else "cubin"
+    binary = compiled.asm[kind]
+    (out / f"{name}.{target}.{kind}").write_bytes(binary)
+    registers, local = _amd(compiled.asm["amdgcn"]) if kind == "hsaco" else _nvidia(binary)
+    text = compiled.asm["amdgcn" if kind == "hsaco" else "ptx"]
+    tensor_core = len(_TENSOR_CORE.findall(text))
+    shared = compiled.metadata.shared
+    return Report(name, target, registers, local, shared, tensor_core, _fault(call, target, local, shared, tensor_core))
+
+
+def _fault(call: Call, target: str, local: int, shared: int, tensor_core: int) -> str:
+    if local:
+        return f"{local} bytes of local memory"
+    if shared > TARGETS[target]:
+        return f"{shared} bytes of shared memory, {target} has {TARGETS[target]}"
+    sixteen_bit = any(
+        isinstance(value, torch.Tensor) and value.dtype.itemsize == 2 and value.is_floating_point()
+        for value in call.arguments.values()
+    )
+    if "BLOCK_M" in call.constants and sixteen_bit and not tensor_core:
+        return "products of 16-bit numbers without tensor cores"
+    return ""
+
+
+def _source(call: Call) -> Any:
+    from triton.compiler import ASTSource
+
+    names = call.kernel.arg_names
+    constants = dict(call.constants) | {name: None for name, value in call.arguments.items() if value is None}
+    signature = {name: "constexpr" if name in constants else _type(name, call.arguments[name]) for name in names}
+    aligned = {
+        (index,): [["tt.divisibility", 16]] for index, name in enumerate(names) if signature[name].startswith("*")
+    }
+    return ASTSource(
+        call.kernel, signature, {(names.index(name),): value for name, value in constants.items()}, aligned
+    )
+
+
+def _type(name: str, value: object) -> str:
+    if isinstance(value, torch.Tensor):
+        return _TYPES[value.dtype]
+    return "fp32" if isinstance(value, float) else "i32"
+
+
+def _target(target: str) -> Any:
+    from triton.backends.compiler import GPUTarget
+
+    return GPUTarget("hip", target, 64) if target.startswith("gfx") else GPUTarget("cuda", int(target[3:]), 32)
+
+
+def _options(call: Call) -> dict[str, int]:
+    return {"num_warps": call.num_warps, "num_stages": call.num_stages}
+
+
+def _nvidia(cubin: bytes) -> tuple[int, int]:
+    """Registers and bytes of local memory of a thread, from the tool that Triton's wheel carries."""
+    import triton
+
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        usage = subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
+    found = {key: int(value) for key, value in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", usage)}
+    return found["REG"], found["STACK"] + found["LOCAL"]
+
+
+def _amd(assembly: str) -> tuple[int, int]:
+    """Vector registers and bytes of scratch memory of a thread, from the kernel's metadata."""
+    found = {
+        key: int(value) for key, value in re.findall(r"\.(vgpr_count|private_segment_fixed_size):\s+(\d+)", assembly)
+    }
+    return found["vgpr_count"], found["private_segment_fixed_size"]
+
+
+def run(argv: list[str]) -> int:
+    """The command; the exit status is 1 where a variant failed."""
+    parser = argparse.ArgumentParser(prog="python -m art_kernels compile", description=__doc__)
+    parser.add_argument("--targets", type=_targets, default=list(TARGETS), help=f"some of {','.join(TARGETS)}")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the machine code; made if it is not there")
+    parser.add_argument(
+        "--only", type=_pattern, default=re.compile(""), help="regular expression that names must match"
+    )
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes (default: %(default)s)")
+    arguments = parser.parse_args(argv)
+    known = [name for name, _ in all_variants(arguments.targets[0])]
+    names = [name for name in known if arguments.only.search(name)]
+    if not names:
+        parser.error(f"--only {arguments.only.pattern!r} matches no variant; a name is {known[0]}")
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    jobs = [(name, target) for name in names for target in arguments.targets]
+    width = max(map(len, names))
+    print(f"{'variant':<{width}}  target   registers  local  shared  tensor-core instructions")
+    failed = 0
+    with ProcessPoolExecutor(arguments.jobs) as pool:
+        for report in pool.map(compile_variant, *zip(*jobs, strict=True), [arguments.out] * len(jobs)):
+            failed += report.error != ""
+            numbers = f"{report.registers:9}  {report.local:5}  {report.shared:6}  {report.tensor_core:6}"
+            print(f"{report.name:<{width}}  {report.target:<7}  {numbers}  {report.error}".rstrip(), flush=True)
+    print(f"{len(jobs) - failed} of {len(jobs)} variants compiled without fault into {arguments.out}")
+    return 1 if failed else 0
+
+
+def _targets(text: str) -> list[str]:
+    targets = text.split(",")
+    for target in targets:
+        if target not in TARGETS:
+            raise argparse.ArgumentTypeError(f"{target!r} is no target, expected some of {','.join(TARGETS)}")
+    return targets
+
+
+def _pattern(text: str) -> re.Pattern[str]:
+    try:
+        return re.compile(text)
+    except re.error as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is no regular expression: {error}") from error
+
+
+if __name__ == "__main__":
+    sys.exit(run(sys.argv[1:]))

@@ -1,0 +1,297 @@
+"""Launching the Triton kernels: which variant, how many programs, which buffers."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import torch
+import triton
+
+from art_kernels.call import Call
+from art_kernels.region_attention import kernels
+from art_kernels.region_attention.passes import Forward, Gradients
+from art_kernels.region_attention.tiles import (
+    MAX_CHANNELS,
+    Tiles,
+    backward_tiles,
+    forward_tiles,
+    shared_memory,
+    splits_for,
+)
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float
+    from torch import Tensor
+
+LOG2_E = math.log2(math.e)
+
+#: Whether the kernels were defined under TRITON_INTERPRET=1.
+INTERPRETED = not isinstance(kernels.forward_kernel, triton.runtime.JITFunction)
+
+
+def refusal(regions: Tensor) -> str | None:
+    """Why the kernels cannot serve `regions`, or None where they can."""
+    channels = regions.shape[-1]
+    if regions.dtype == torch.float64:
+        return "the kernels compute in float32"
+    if channels > MAX_CHANNELS:
+        return f"the kernels keep a region of at most {MAX_CHANNELS} channels, and these have {channels}"
+    if regions.device.type == "cuda":
+        return None
+    if not INTERPRETED:
+        return "the kernels run on GPUs (and on the CPU under TRITON_INTERPRET=1, set before the import, to test them)"
+    return "Triton's interpreter multiplies bfloat16 as integers" if regions.dtype == torch.bfloat16 else None
+
+
+def forward(
+    queries: Float[Tensor, "f m c"],
+    regions: Float[Tensor, "f n c"],
+    key_position: Float[Tensor, "n c"] | None,
+    region_mask: Bool[Tensor, "f n"] | None,
+    scale: float,
+    layer_norm_eps: float | None,
+    return_map: bool,
+) -> Forward:
+    """Output and map; the arguments are checked already."""
+    (frames, rows, _), count = queries.shape, regions.shape[1]
+    output = torch.empty(queries.shape, dtype=queries.dtype, device=queries.device)
+    softmax = _float32(queries, 2, frames, rows)
+    scores = _float32(queries, frames, rows, count) if return_map else None
+    if output.numel() * count == 0:
+        output.zero_()
+        softmax.zero_()
+    else:
+        for call in forward_calls(
+            queries,
+            regions,
+            key_position,
+            region_mask,
+            scale,
+            layer_norm_eps,
+            output,
+            softmax,
+            scores,
+            shared_memory(regions.device),
+        ):
+            call.run()
+    if scores is None:
+        return Forward(output, softmax, queries.new_empty(0))
+    highest, total = softmax.unsqueeze(-1)
+    empty = total == 0  # nothing to attend: neither -inf - -inf nor 0 / 0
+    weights = scores.sub_(highest.masked_fill(empty, 0.0)).exp2_().div_(total.masked_fill(empty, 1.0))
+    return Forward(output, softmax, weights.to(queries.dtype))
+
+
+def forward_calls(
+    queries: Tensor,
+    regions: Tensor,
+    key_position: Tensor | None,
+    region_mask: Tensor | None,
+    scale: float,
+    layer_norm_eps: float | None,
+    output: Tensor,
+    softmax: Tensor,
+    scores: Tensor | None,
+    shared: int,
+) -> list[Call]:
+    """The launches that fill `output`, `softmax` and `scores`, on a device whose programs have `shared` bytes of shared
+    memory. On meta tensors they can be made, and compiled, not run."""
+    frames, rows, channels = queries.shape
+    count = regions.shape[1]
+    queries, regions, position = _readable(queries), _readable(regions), _readable(key_position)
+    tiles = forward_tiles(regions.dtype, rows, channels, shared)
+    row_blocks = -(-rows // tiles.block_m)
+    splits, regions_a_split = splits_for(count, frames * row_blocks, tiles.block_n, regions.device)
+    partial, partial_softmax = output, softmax
+    if splits > 1:
+        partial = _float32(queries, splits, frames, rows, channels)
+        partial_softmax = _float32(queries, splits, 2, frames, rows)
+    arguments = {
+        **_inputs(queries, regions, position, region_mask, scale, layer_norm_eps),
+        "p_output": partial,
+        "p_softmax": partial_softmax,
+        "p_scores": scores,
+        "regions_a_split": regions_a_split,
+        "splits": splits,
+    }
+    constants = {
+        **_constants(tiles, queries, regions, position, region_mask, layer_norm_eps),
+        "SCORES": scores is not None,
+    }
+    calls = [Call(kernels.forward_kernel, (frames * row_blocks * splits,), arguments, constants, *tiles[3:])]
+    if splits > 1:
+        width = min(1024, triton.next_power_of_2(channels))
+        arguments = {
+            "p_partial": partial,
+            "p_partial_softmax": partial_softmax,
+            "p_output": output,
+            "p_softmax": softmax,
+            "rows": frames * rows,
+            "splits": splits,
+        }
+        grid = (frames * rows, -(-channels // width))
+        calls.append(Call(kernels.combine_kernel, grid, arguments, {"C": channels, "BLOCK_C": width}, 4, 1))
+    return calls
+
+
+def backward(
+    grad_output: Float[Tensor, "f m c"],
+    grad_map: Float[Tensor, "f m n"] | None,
+    queries: Float[Tensor, "f m c"],
+    regions: Float[Tensor, "f n c"],
+    key_position: Float[Tensor, "n c"] | None,
+    region_mask: Bool[Tensor, "f n"] | None,
+    saved: Forward,
+    scale: float,
+    layer_norm_eps: float | None,
+    needs_regions: bool,
+    needs_position: bool,
+) -> Gradients:
+    """The gradients, each region read once and its gradient written once; no atomics, so that two runs agree."""
+    (frames, rows, _), count = queries.shape, regions.shape[1]
+    grad_queries = torch.empty(queries.shape, dtype=queries.dtype, device=queries.device)
+    grad_regions = torch.empty(regions.shape, dtype=regions.dtype, device=regions.device) if needs_regions else None
+    grad_scores = queries.new_empty(frames, rows, count) if needs_position else None
+    if queries.numel() * count == 0:
+        zero = regions.new_zeros(regions.shape[1:]) if needs_position else None
+        return Gradients(grad_queries.zero_(), None if grad_regions is None else grad_regions.zero_(), zero)
+    # Σ_n weight · its gradient, which the gradient of each score needs, from what the forward pass left.
+    delta = (grad_output.float() * saved.output.float()).sum(-1)
+    if grad_map is not None:
+        grad_map = grad_map.contiguous()
+        delta += (grad_map.float() * saved.map.float()).sum(-1)
+    call, partial = backward_call(
+        grad_output.contiguous(), grad_map, queries, regions, key_position, region_mask, saved.softmax, delta,
+        scale, layer_norm_eps, grad_queries, grad_regions, grad_scores, shared_memory(regions.device),
+    )  # fmt: skip
+    call.run()
+    if partial is not grad_queries:
+        grad_queries = partial.sum(0).to(queries.dtype)
+    grad_position = None
+    if grad_scores is not None:
+        grad_position = grad_scores.flatten(0, 1).mT @ queries.flatten(0, 1)
+    return Gradients(grad_queries, grad_regions, grad_position)
+
+
+def backward_call(
+    grad_output: Tensor,
+    grad_map: Tensor | None,
+    queries: Tensor,
+    regions: Tensor,
+    key_position: Tensor | None,
+    region_mask: Tensor | None,
+    softmax: Tensor,
+    delta: Tensor,
+    scale: float,
+    layer_norm_eps: float | None,
+    grad_queries: Tensor,
+    grad_regions: Tensor | None,
+    grad_scores: Tensor | None,
+    shared: int,
+) -> tuple[Call, Tensor]:
+    """The launch, and the tensor into which it puts the gradient of the queries: `grad_queries`, or a part for each
+    split [splits, F, M, C], to be summed."""
+    frames, rows, channels = queries.shape
+    queries, regions, position = _readable(queries), _readable(regions), _readable(key_position)
+    tiles = backward_tiles(regions.dtype, rows, channels, shared)
+    splits, regions_a_split = splits_for(regions.shape[1], frames, tiles.block_n, regions.device)
+    one_row_block = rows <= tiles.block_m
+    partial = grad_queries
+    if splits > 1 or not one_row_block:
+        partial = _float32(queries, splits, frames, rows, channels)
+    arguments = {
+        **_inputs(queries, regions, position, region_mask, scale, layer_norm_eps),
+        "scale": scale,
+        "p_softmax": softmax,
+        "p_delta": delta,
+        "p_grad_output": grad_output,
+        "p_grad_map": grad_map,
+        "p_grad_queries": partial,
+        "p_grad_regions": grad_regions,
+        "p_grad_scores": grad_scores,
+        "regions_a_split": regions_a_split,
+        "splits": splits,
+    }
+    constants = {
+        **_constants(tiles, queries, regions, position, region_mask, layer_norm_eps),
+        "GRAD_MAP": grad_map is not None,
+        "GRAD_REGIONS": grad_regions is not None,
+        "GRAD_SCORES": grad_scores is not None,
+    }
+    kernel = kernels.backward_kernel if one_row_block else kernels.backward_many_rows_kernel
+    return Call(kernel, (frames * splits,), arguments, constants, *tiles[3:]), partial
+
+
+def _inputs(
+    queries: Tensor,
+    regions: Tensor,
+    position: Tensor | None,
+    mask: Tensor | None,
+    scale: float,
+    layer_norm_eps: float | None,
+) -> dict[str, Any]:
+    align = _alignment(queries, regions, position)
+    return {
+        "p_queries": queries,
+        "p_regions": regions,
+        "p_position": position,
+        "p_mask": mask,
+        "scale_log2": scale * LOG2_E,
+        "eps": layer_norm_eps or 0.0,
+        "M": queries.shape[1],
+        "N": regions.shape[1],
+        "stride_query_frame": queries.stride(0) // align,
+        "stride_query_row": queries.stride(1) // align,
+        "stride_region_frame": regions.stride(0) // align,
+        "stride_region": regions.stride(1) // align,
+        "stride_position": 0 if position is None else position.stride(0) // align,
+        "stride_mask_frame": 0 if mask is None else mask.stride(0),
+        "stride_mask": 0 if mask is None else mask.stride(1),
+    }
+
+
+def _constants(
+    tiles: Tiles,
+    queries: Tensor,
+    regions: Tensor,
+    position: Tensor | None,
+    mask: Tensor | None,
+    layer_norm_eps: float | None,
+) -> dict[str, Any]:
+    channels = regions.shape[-1]
+    return {
+        "C": channels,
+        "BLOCK_M": tiles.block_m,
+        "BLOCK_N": tiles.block_n,
+        "BLOCK_C": tiles.block_c,
+        "CHUNKS": -(-channels // tiles.block_c),
+        "ALIGN": _alignment(queries, regions, position),
+        "POSITION": position is not None,
+        "MASK": mask is not None,
+        "NORMALIZE": layer_norm_eps is not None,
+        "PRECISION": matmul_precision(regions.dtype),
+    }
+
+
+def matmul_precision(dtype: torch.dtype) -> str:
+    """How float32 products are taken: "tf32" only where the user allows it for PyTorch's own; else "ieee"."""
+    return "tf32" if dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32 else "ieee"
+
+
+def _readable(tensor: Any) -> Any:
+    """The tensor itself where neighbouring channels are neighbours in memory, which is all that a kernel asks for."""
+    return tensor if tensor is None or tensor.stride(-1) == 1 or tensor.shape[-1] == 1 else tensor.contiguous()
+
+
+def _alignment(*tensors: Tensor | None) -> int:
+    """The largest power of two, up to 16 bytes in elements, that divides every stride but that of the channels."""
+    present = [tensor for tensor in tensors if tensor is not None]
+    align = 16 // present[0].element_size()
+    while any(stride % align for tensor in present for stride in tensor.stride()[:-1]):
+        align //= 2
+    return align
+
+
+def _float32(like: Tensor, *shape: int) -> Tensor:
+    return torch.empty(shape, dtype=torch.float32, device=like.device)

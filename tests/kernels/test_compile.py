@@ -1,0 +1,72 @@
+"""The compiler of kernels for devices that are not there."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from art_kernels import compile as compiler
+
+pytest.importorskip("triton", reason="Triton has no wheel for this platform")
+SMALLEST = r"\.combine\.bf16\.c32$"
+
+
+def run(*arguments, **environment):
+    kept = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = [sys.executable, "-m", "art_kernels", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, env={**kept, **environment})
+
+
+def test_machine_code_and_a_table(tmp_path):
+    out = tmp_path / "deep" / "kernels"
+    done = run("compile", "--targets", "sm_90,gfx942", "--only", SMALLEST, "--out", str(out))
+    assert done.returncode == 0, done.stdout + done.stderr
+    files = {path.name: path.read_bytes()[:4] for path in out.iterdir()}
+    name = "region_attention.combine.bf16.c32"
+    assert files == {f"{name}.sm_90.cubin": b"\x7fELF", f"{name}.gfx942.hsaco": b"\x7fELF"}
+    header, first, second, last = done.stdout.splitlines()
+    assert header.split()[:5] == ["variant", "target", "registers", "local", "shared"]
+    assert first.split()[:2] == [name, "sm_90"] and second.split()[:2] == [name, "gfx942"]
+    assert int(first.split()[2]) > 0 and first.split()[3] == "0"
+    assert last.startswith("2 of 2 variants compiled without fault")
+
+
+def test_a_fault_is_named_and_fails(tmp_path, monkeypatch):
+    done = run("compile", "--targets", "sm_90", "--only", SMALLEST, "--out", str(tmp_path), TRITON_INTERPRET="1")
+    assert done.returncode == 1
+    assert "TRITON_INTERPRET is set; unset it to compile" in done.stdout
+    call = dict(compiler.all_variants("sm_90"))["region_attention.forward.bf16.c256.m16.plain"]
+    assert compiler._fault(call, "sm_90", 8, 100, 4) == "8 bytes of local memory"
+    assert compiler._fault(call, "sm_89", 0, 102400, 4) == "102400 bytes of shared memory, sm_89 has 101376"
+    assert compiler._fault(call, "sm_90", 0, 100, 0) == "products of 16-bit numbers without tensor cores"
+    assert compiler._fault(call, "sm_90", 0, 100, 4) == ""
+
+
+def test_names_say_what_is_compiled():
+    names = [name for name, _ in compiler.all_variants("sm_90")]
+    assert len(names) == len(set(names))
+    for part in ("forward.fp32.c1000.m64.all", "backward.bf16.c1536.m16.normed", "combine.fp16.c96"):
+        assert f"region_attention.{part}" in names
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--out", "x", "--targets", "sm_90,sm_42"], "'sm_42' is no target, expected some of sm_80,"),
+        (["--out", "x", "--only", "("], "'(' is no regular expression"),
+        (["--out", "x", "--only", "nothing like it"], "matches no variant; a name is region_attention."),
+        ([], "the following arguments are required: --out"),
+    ],
+)
+def test_bad_arguments(arguments, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit):
+        compiler.run(arguments)
+    assert message in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_unknown_command():
+    done = run("compiel")
+    assert done.returncode == 2 and "'compiel' came, expected nothing, or: compile --out DIR" in done.stderr
