@@ -32,10 +32,13 @@ class Implementation:
     Attributes:
         run: computes the operation; its arguments are checked already.
         refusal: says why a tensor cannot be served, or None where it can.
+        by_name_only: whether a tensor that can be served is served only when the backend is asked for: an interpreter
+            that is there for tests.
     """
 
     run: Callable[..., Any]
     refusal: Callable[[Tensor], str | None]
+    by_name_only: Callable[[Tensor], bool]
 
 
 _implementations: dict[str, dict[str, Implementation]] = {}
@@ -46,10 +49,18 @@ def _never(tensor: Tensor) -> str | None:
 
 
 def register(
-    operation: str, backend: str, run: Callable[..., Any], refusal: Callable[[Tensor], str | None] = _never
+    operation: str,
+    backend: str,
+    run: Callable[..., Any],
+    refusal: Callable[[Tensor], str | None] = _never,
+    by_name_only: Callable[[Tensor], bool] = lambda tensor: False,
 ) -> None:
     """Make `backend` serve `operation`, save for the tensors for which `refusal` gives a reason."""
-    _implementations.setdefault(operation, {})[backend] = Implementation(run, refusal)
+    _implementations.setdefault(operation, {})[backend] = Implementation(run, refusal, by_name_only)
+
+
+def _by_name_only(operation: str, backend: str, tensor: Tensor) -> bool:
+    return _implementations[operation][backend].by_name_only(tensor)
 
 
 def register_missing(operation: str, backend: str, reason: str) -> None:
@@ -91,9 +102,7 @@ def choose(operation: str, tensor: Tensor, backend: str | None = None) -> str:
         source = f"{ENVIRONMENT_VARIABLE}={backend}"
     if backend is None:
         for candidate in PREFERENCE:
-            # On a CPU "triton" is Triton's interpreter, which is there to test kernels: by name only.
-            interpreted = candidate == "triton" and tensor.device.type == "cpu"
-            if not interpreted and refusal(operation, candidate, tensor) is None:
+            if refusal(operation, candidate, tensor) is None and not _by_name_only(operation, candidate, tensor):
                 return candidate
         raise ValueError(f"{operation}: no backend serves {_describe(tensor)}; convert or move the tensor")
     if backend not in PREFERENCE:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -24,8 +23,6 @@ if TYPE_CHECKING:
     from jaxtyping import Bool, Float
     from torch import Tensor
 
-LOG2_E = math.log2(math.e)
-
 #: Whether the kernels were defined under TRITON_INTERPRET=1.
 INTERPRETED = not isinstance(kernels.forward_kernel, triton.runtime.JITFunction)
 
@@ -44,6 +41,11 @@ def refusal(regions: Tensor) -> str | None:
     return "Triton's interpreter multiplies bfloat16 as integers" if regions.dtype == torch.bfloat16 else None
 
 
+def interpreted(regions: Tensor) -> bool:
+    """Whether the kernels would run in Triton's interpreter, which no one wants who did not ask for it."""
+    return regions.device.type != "cuda"
+
+
 def forward(
     queries: Float[Tensor, "f m c"],
     regions: Float[Tensor, "f n c"],
@@ -56,7 +58,7 @@ def forward(
     """Output and map; the arguments are checked already."""
     (frames, rows, _), count = queries.shape, regions.shape[1]
     output = torch.empty(queries.shape, dtype=queries.dtype, device=queries.device)
-    softmax = _float32(queries, 2, frames, rows)
+    softmax = _float32(queries, frames, rows, 2)
     scores = _float32(queries, frames, rows, count) if return_map else None
     if output.numel() * count == 0:
         output.zero_()
@@ -77,9 +79,9 @@ def forward(
             call.run()
     if scores is None:
         return Forward(output, softmax, queries.new_empty(0))
-    highest, total = softmax.unsqueeze(-1)
+    highest, total = softmax[..., :1], softmax[..., 1:]
     empty = total == 0  # nothing to attend: neither -inf - -inf nor 0 / 0
-    weights = scores.sub_(highest.masked_fill(empty, 0.0)).exp2_().div_(total.masked_fill(empty, 1.0))
+    weights = scores.sub_(highest.masked_fill(empty, 0.0)).exp_().div_(total.masked_fill(empty, 1.0))
     return Forward(output, softmax, weights.to(queries.dtype))
 
 
@@ -106,7 +108,7 @@ def forward_calls(
     partial, partial_softmax = output, softmax
     if splits > 1:
         partial = _float32(queries, splits, frames, rows, channels)
-        partial_softmax = _float32(queries, splits, 2, frames, rows)
+        partial_softmax = _float32(queries, splits, frames, rows, 2)
     arguments = {
         **_inputs(queries, regions, position, region_mask, scale, layer_norm_eps),
         "p_output": partial,
@@ -119,7 +121,16 @@ def forward_calls(
         **_constants(tiles, queries, regions, position, region_mask, layer_norm_eps),
         "SCORES": scores is not None,
     }
-    calls = [Call(kernels.forward_kernel, (frames * row_blocks * splits,), arguments, constants, *tiles[3:])]
+    calls = [
+        Call(
+            kernels.forward_kernel,
+            (frames * row_blocks * splits,),
+            arguments,
+            constants,
+            tiles.num_warps,
+            tiles.num_stages,
+        )
+    ]
     if splits > 1:
         width = min(1024, triton.next_power_of_2(channels))
         arguments = {
@@ -202,7 +213,6 @@ def backward_call(
         partial = _float32(queries, splits, frames, rows, channels)
     arguments = {
         **_inputs(queries, regions, position, region_mask, scale, layer_norm_eps),
-        "scale": scale,
         "p_softmax": softmax,
         "p_delta": delta,
         "p_grad_output": grad_output,
@@ -218,9 +228,10 @@ def backward_call(
         "GRAD_MAP": grad_map is not None,
         "GRAD_REGIONS": grad_regions is not None,
         "GRAD_SCORES": grad_scores is not None,
+        "HOLD": tiles.hold,
     }
     kernel = kernels.backward_kernel if one_row_block else kernels.backward_many_rows_kernel
-    return Call(kernel, (frames * splits,), arguments, constants, *tiles[3:]), partial
+    return Call(kernel, (frames * splits,), arguments, constants, tiles.num_warps, tiles.num_stages), partial
 
 
 def _inputs(
@@ -237,7 +248,7 @@ def _inputs(
         "p_regions": regions,
         "p_position": position,
         "p_mask": mask,
-        "scale_log2": scale * LOG2_E,
+        "scale": scale,
         "eps": layer_norm_eps or 0.0,
         "M": queries.shape[1],
         "N": regions.shape[1],

@@ -45,7 +45,7 @@ def forward(
         keys = values if key_position is None else values + key_position
         for of_rows in row_blocks:
             at = (of_frames, of_rows)
-            block = _weights(queries[at], keys, mask, scale).to(values.dtype)
+            block = _softmax(_scores(queries[at], keys, scale), mask).to(values.dtype)
             output[at] = torch.bmm(block, values)
             if return_map:
                 weights[at] = block
@@ -80,8 +80,10 @@ def backward(
         keys = values if key_position is None else values + key_position
         for index, of_rows in enumerate(row_blocks):
             at = (of_frames, of_rows)
-            weights = _weights(queries[at], keys, mask, scale)
-            grad_weights = at_least_float32(torch.bmm(grad_output[at], values.mT))
+            q, do = queries[at], grad_output[at]
+            both = torch.cat([q, do], 1)  # [frames, 2 rows, C]
+            weights = _softmax(_scores(q, keys, scale), mask)
+            grad_weights = at_least_float32(torch.bmm(do, values.mT))
             if grad_map is not None:
                 grad_weights = grad_weights + grad_map[at]
             inner = (grad_weights * weights).sum(-1, keepdim=True)
@@ -89,11 +91,10 @@ def backward(
             grad_queries[at] = torch.bmm(grad_scores, keys)
             if grad_regions is not None:
                 left = torch.cat([grad_scores, weights.to(values.dtype)], 1)  # [frames, 2 rows, N]
-                right = torch.cat([queries[at], grad_output[at]], 1)  # [frames, 2 rows, C]
                 grad_values = grad_regions[of_frames]
-                torch.baddbmm(grad_values, left.mT, right, beta=min(index, 1), out=grad_values)
+                torch.baddbmm(grad_values, left.mT, both, beta=min(index, 1), out=grad_values)
             if grad_position is not None:
-                grad_position += grad_scores.flatten(0, 1).mT @ queries[at].flatten(0, 1)
+                grad_position += grad_scores.flatten(0, 1).mT @ q.flatten(0, 1)
         if grad_regions is not None and layer_norm_eps is not None:
             grad_regions[of_frames] = torch.ops.aten.native_layer_norm_backward(
                 grad_regions[of_frames], _unmasked(regions[of_frames], mask), regions.shape[-1:], mean, rstd,
@@ -138,11 +139,15 @@ def _unmasked(regions: Tensor, mask: Tensor | None) -> Tensor:
     return regions if mask is None else regions.masked_fill(~mask[:, :, None], 0)
 
 
-def _weights(queries: Tensor, keys: Tensor, mask: Tensor | None, scale: float) -> Tensor:
-    """softmax(q keyᵀ scale), in at least float32; zero where masked."""
+def _scores(queries: Tensor, keys: Tensor, scale: float) -> Tensor:
+    """q keyᵀ scale, in at least float32."""
     # The scale goes into the product, where the accumulator is wide: a float16 product could overflow before it.
     scores = torch.baddbmm(queries.new_empty(1, 1, 1), queries, keys.mT, beta=0, alpha=scale)
-    scores = at_least_float32(scores)
+    return at_least_float32(scores)
+
+
+def _softmax(scores: Tensor, mask: Tensor | None) -> Tensor:
+    """The weights: zero where masked."""
     if mask is None:
         return scores.softmax(-1)
     # The lowest finite number in place of -inf, then zero: a frame with no region is 0 and not 0/0.

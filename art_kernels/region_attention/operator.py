@@ -26,9 +26,16 @@ if TYPE_CHECKING:
 _NAME = "region_attention"
 
 
-def _definition(*arguments: Any) -> tuple[Tensor, Tensor]:
-    *inputs, _ = arguments  # the map comes with it, asked for or not
-    return reference.region_attention(*inputs)
+def _definition(
+    queries: Tensor,
+    regions: Tensor,
+    key_position: Tensor | None,
+    region_mask: Tensor | None,
+    scale: float,
+    layer_norm_eps: float | None,
+    return_map: bool,
+) -> tuple[Tensor, Tensor]:
+    return reference.region_attention(queries, regions, scale, key_position, region_mask, layer_norm_eps)
 
 
 def _fused(*arguments: Any, backend: str) -> tuple[Tensor, Tensor]:
@@ -45,7 +52,9 @@ except ImportError as error:
     backends.register_missing(_NAME, "triton", f"triton cannot be imported: {error}")
 else:
     passes["triton"] = launch
-    backends.register(_NAME, "triton", functools.partial(_fused, backend="triton"), launch.refusal)
+    backends.register(
+        _NAME, "triton", functools.partial(_fused, backend="triton"), launch.refusal, by_name_only=launch.interpreted
+    )
 
 
 @overload

@@ -12,8 +12,8 @@ class Forward(NamedTuple):
 
     Attributes:
         output: [F,M,C].
-        softmax: [2,F,M] float32, of each row the highest score, in units of log 2, and the sum of the powers of two of
-            the others less it; of no element where the backward pass does not ask for it.
+        softmax: [F,M,2] float32, of each row the highest score h and Σ exp(score - h); of no element where the backward
+            pass does not ask for it.
         map: [F,M,N], or of no element where it was not asked for.
     """
 

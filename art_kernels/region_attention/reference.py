@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 def region_attention(
     queries: Float[Tensor, "f m c"],
     regions: Float[Tensor, "f n c"],
-    key_position: Float[Tensor, "n c"] | None,
-    region_mask: Bool[Tensor, "f n"] | None,
     scale: float,
+    key_position: Float[Tensor, "n c"] | None = None,
+    region_mask: Bool[Tensor, "f n"] | None = None,
     layer_norm_eps: float | None = None,
 ) -> tuple[Float[Tensor, "f m c"], Float[Tensor, "f m n"]]:
     """softmax(q (x + position)ᵀ scale) x with x the regions, and the softmax itself."""

@@ -56,7 +56,7 @@ def _(
     frames, rows, _ = queries.shape
     return (
         queries.new_empty(queries.shape),
-        queries.new_empty((2, frames, rows) if backend == "triton" else (0,), dtype=torch.float32),
+        queries.new_empty((frames, rows, 2) if backend == "triton" else (0,), dtype=torch.float32),
         queries.new_empty((frames, rows, regions.shape[1]) if return_map else (0,)),
     )
 
@@ -150,7 +150,7 @@ def _gradients_of_definition(
     queries, regions, key_position, region_mask, *_ = ctx.saved_tensors
     inputs = [tensor for tensor, need in zip((queries, regions, key_position), needs, strict=True) if need]
     output, weights = reference.region_attention(
-        queries, regions, key_position, region_mask, ctx.scale, ctx.layer_norm_eps
+        queries, regions, ctx.scale, key_position, region_mask, ctx.layer_norm_eps
     )
     if grad_map is None:
         found = torch.autograd.grad(output, inputs, grad_output, create_graph=True)

@@ -22,6 +22,7 @@ class Tiles(NamedTuple):
         block_c: channels a chunk; a power of two.
         num_warps: of a program.
         num_stages: tiles in flight.
+        hold: backward keeps the channels of a tile in registers, and does not read them again from the caches.
     """
 
     block_m: int
@@ -29,6 +30,7 @@ class Tiles(NamedTuple):
     block_c: int
     num_warps: int
     num_stages: int
+    hold: bool
 
 
 Table = dict[int, tuple[tuple[int, int, int, int], ...]]
@@ -61,7 +63,7 @@ def _tiles(table: Table, dtype: torch.dtype, rows: int, channels: int, shared: i
     a_tile = block_n * channels * dtype.itemsize
     num_stages = max(1, min(num_stages, shared // (2 * a_tile)))
     block_m = 16 if rows <= 16 or channels > 256 else 32
-    return Tiles(block_m, block_n, block_c(channels), num_warps, num_stages)
+    return Tiles(block_m, block_n, block_c(channels), num_warps, num_stages, hold=dtype.itemsize == 2)
 
 
 def block_c(channels: int) -> int:

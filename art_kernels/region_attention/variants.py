@@ -49,7 +49,7 @@ def _forward(
         1.0,
         1e-5 if normed else None,
         queries,
-        _empty(torch.float32, 2, frames, rows),
+        _empty(torch.float32, frames, rows, 2),
         _empty(torch.float32, frames, rows, count) if scores else None,
         shared,
     )
@@ -59,7 +59,7 @@ def _backward(dtype: torch.dtype, rows: int, channels: int, option: str, shared:
     position, mask, normed, scores = OPTIONS[option]
     frames, count = 4096, 196
     queries, regions = _empty(dtype, frames, rows, channels), _empty(dtype, frames, count, channels)
-    rows_of_frames = _empty(torch.float32, 2, frames, rows)
+    rows_of_frames = _empty(torch.float32, frames, rows, 2)
     pairs = _empty(dtype, frames, rows, count)
     call, _ = backward_call(
         queries,

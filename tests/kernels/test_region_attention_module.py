@@ -336,7 +336,7 @@ def test_errors_of_the_call(case):
 
 
 def test_a_backend_that_cannot_serve_is_an_error():
-    module = RegionCrossAttention(EMBED, HEADS)
-    tensor = torch.randn(1, 2, EMBED)
+    module = RegionCrossAttention(EMBED, HEADS).double()
+    tensor = torch.randn(1, 2, EMBED).double()
     with pytest.raises(ValueError, match="region_attention: backend='triton' cannot serve"):
         module(tensor, tensor, backend="triton")

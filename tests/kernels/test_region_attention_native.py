@@ -133,7 +133,7 @@ def test_nothing_of_the_size_of_the_regions_is_made(device, monkeypatch, options
             )  # fmt: skip
         assert large.names == ["aten.empty.memory_format"], "the gradient of the regions and nothing else"
         with LargeResults(regions) as large:
-            reference.region_attention(queries, regions, torch.ones(50, 32, device=device), None, 1.0)
+            reference.region_attention(queries, regions, 1.0, torch.ones(50, 32, device=device))
         assert large.names == ["aten.add.Tensor"], "the definition does form regions + position; the record shows it"
 
 

@@ -15,8 +15,8 @@ launch = pytest.importorskip("art_kernels.region_attention.launch")
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 DTYPES = [torch.float32, torch.float16, *([torch.bfloat16] if DEVICE.type == "cuda" else [])]  # see launch.refusal
 SIZES = [
-    pytest.param(2, 1, 49, 96, id="49x96"),
-    pytest.param(1, 3, 37, 100, id="37x100"),
+    pytest.param(4, 1, 49, 96, id="49x96"),
+    pytest.param(3, 3, 37, 100, id="37x100"),
     pytest.param(1, 37, 21, 40, id="row-blocks"),
     pytest.param(1, 2, 19, 1000, id="chunks"),
     pytest.param(1, 1, 300, 33, id="splits"),
@@ -58,9 +58,9 @@ def test_agrees_with_float64(dtype, frames, rows, count, channels, position, mas
         )
 
     def plain(queries, regions, key_position=None):
-        return reference.region_attention(queries, regions, key_position, mask, channels**-0.5, layer_norm_eps)
+        return reference.region_attention(queries, regions, channels**-0.5, key_position, mask, layer_norm_eps)
 
-    draws = 12 if DEVICE.type == "cuda" else 6  # the interpreter is slow
+    draws = 12 if DEVICE.type == "cuda" or frames > 1 else 6  # the interpreter is slow
     assert_as_exact_as_plain(fast, plain, lambda: tensors(frames, rows, count, channels, position), dtype, draws=draws)
 
 
@@ -195,4 +195,4 @@ def test_both_backends_say_the_same():
     slow = native.forward(queries, regions, position, mask, 0.3, None, True)
     torch.testing.assert_close(fast.output, slow.output)
     torch.testing.assert_close(fast.map, slow.map)
-    assert fast.softmax.shape == (2, 2, 3) and slow.softmax.numel() == 0
+    assert fast.softmax.shape == (2, 3, 2) and slow.softmax.numel() == 0
