@@ -1,6 +1,6 @@
 """Draw the README's pictures and copy the numbers that it quotes, from the folders of a run and of a comparison.
 
-    python docs/readme_material.py --run runs/motion --compare runs/compare
+    python docs/readme_material.py --run runs/motion --compare runs/compare --more runs/more
 
 Writes ``docs/pictures/*.png`` and ``docs/results/motion*.json`` (and the comparison's table as Markdown).
 """
@@ -10,7 +10,9 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+import statistics
 from pathlib import Path
+from typing import Any
 
 from art import load_model
 from art.data.clips import ClipSet
@@ -29,6 +31,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=Path, required=True, help="the output of: art train configs/motion.yaml")
     parser.add_argument("--compare", type=Path, required=True, help="the output of: art compare configs/motion.yaml")
+    parser.add_argument(
+        "--more", type=Path, required=True,
+        help="reports of the comparison's checkpoints on further clips: DIR/<kind>-seed<n>/evaluation.json",
+    )  # fmt: skip
     arguments = parser.parse_args()
     for name in ("pictures", "results"):
         (DOCS / name).mkdir(exist_ok=True)
@@ -41,6 +47,25 @@ def main() -> None:
         del place["output"]
     del comparison["config"]["data"]["root"]
     (DOCS / "results" / "motion-compare.json").write_text(json.dumps(comparison, indent=1) + "\n")
+    further = json.dumps(further_clips(arguments.more), indent=1)
+    (DOCS / "results" / "motion-more-clips.json").write_text(further + "\n")
+
+
+def further_clips(folder: Path) -> dict[str, Any]:
+    """Top-1, %, of each kind by seed, and ART's lead: mean and standard deviation over the seeds, points."""
+    found = {path.parent.name: json.loads(path.read_text()) for path in sorted(folder.glob("*/evaluation.json"))}
+    top1 = {
+        kind: [100 * told["top1"] for name, told in found.items() if name.startswith(f"{kind}-seed")]
+        for kind in ("backbone", "art")
+    }
+    leads = [art - backbone for backbone, art in zip(top1["backbone"], top1["art"], strict=True)]
+    first = next(iter(found.values()))
+    return {
+        "clips": first["clips"],
+        "provenance": first["provenance"],
+        "top1": top1,
+        "lead": {"by_seed": leads, "mean": statistics.mean(leads), "std": statistics.stdev(leads)},
+    }
 
 
 def draw_run(run: Path) -> None:

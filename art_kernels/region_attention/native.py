@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from jaxtyping import Bool, Float
 
 #: Bytes of regions and scores in a block: on a CPU about what its caches hold, on a GPU enough to fill it.
-BLOCK_BYTES = {"cpu": 4 << 20, "cuda": 256 << 20}
+BLOCK_BYTES = {"cpu": 12 << 20, "cuda": 256 << 20}
 
 
 def forward(
