@@ -141,9 +141,10 @@ def _unmasked(regions: Tensor, mask: Tensor | None) -> Tensor:
 
 def _scores(queries: Tensor, keys: Tensor, scale: float) -> Tensor:
     """q keyᵀ scale, in at least float32."""
-    # The scale goes into the product, where the accumulator is wide: a float16 product could overflow before it.
-    scores = torch.baddbmm(queries.new_empty(1, 1, 1), queries, keys.mT, beta=0, alpha=scale)
-    return at_least_float32(scores)
+    if queries.dtype == torch.float16:
+        # The scale goes into the product, where the accumulator is wide: a float16 product could overflow before it.
+        return torch.baddbmm(queries.new_empty(1, 1, 1), queries, keys.mT, beta=0, alpha=scale).float()
+    return at_least_float32(torch.bmm(queries, keys.mT)).mul_(scale)
 
 
 def _softmax(scores: Tensor, mask: Tensor | None) -> Tensor:
