@@ -41,9 +41,10 @@ def refusal(regions: Tensor) -> str | None:
     return "Triton's interpreter multiplies bfloat16 as integers" if regions.dtype == torch.bfloat16 else None
 
 
-def interpreted(regions: Tensor) -> bool:
-    """Whether the kernels would run in Triton's interpreter, which no one wants who did not ask for it."""
-    return regions.device.type != "cuda"
+def by_name_only(regions: Tensor) -> bool:
+    """Whether the kernels serve `regions` only when asked for: in Triton's interpreter, which is there for tests, and
+    in float32, whose exact products take no tensor core and, with many channels, more registers than there are."""
+    return regions.device.type != "cuda" or regions.dtype == torch.float32
 
 
 def forward(
@@ -207,7 +208,9 @@ def backward_call(
     queries, regions, position = _readable(queries), _readable(regions), _readable(key_position)
     tiles = backward_tiles(regions.dtype, rows, channels, shared)
     splits, regions_a_split = splits_for(regions.shape[1], frames, tiles.block_n, regions.device)
-    one_row_block = rows <= tiles.block_m
+    # With many channels the gradient of the queries does not fit into the registers beside a position or statistics.
+    most = 128 if position is not None else 256 if layer_norm_eps is not None else MAX_CHANNELS
+    one_row_block = rows <= tiles.block_m and channels <= most
     partial = grad_queries
     if splits > 1 or not one_row_block:
         partial = _float32(queries, splits, frames, rows, channels)

@@ -53,7 +53,7 @@ except ImportError as error:
 else:
     passes["triton"] = launch
     backends.register(
-        _NAME, "triton", functools.partial(_fused, backend="triton"), launch.refusal, by_name_only=launch.interpreted
+        _NAME, "triton", functools.partial(_fused, backend="triton"), launch.refusal, by_name_only=launch.by_name_only
     )
 
 

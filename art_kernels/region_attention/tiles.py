@@ -37,11 +37,11 @@ Table = dict[int, tuple[tuple[int, int, int, int], ...]]
 
 #: (greatest C, BLOCK_N, warps, stages) by bytes of a channel; the first line that fits is taken.
 _FORWARD: Table = {
-    2: ((128, 64, 4, 3), (256, 64, 4, 2), (512, 32, 4, 2), (1024, 16, 8, 2), (1536, 16, 8, 1)),
+    2: ((128, 32, 4, 2), (256, 32, 4, 2), (512, 16, 4, 2), (1024, 16, 8, 1), (1536, 16, 16, 1)),
     4: ((128, 32, 4, 2), (256, 32, 4, 2), (512, 16, 4, 2), (1024, 16, 8, 1), (1536, 16, 8, 1)),
 }
 _BACKWARD: Table = {
-    2: ((128, 64, 4, 2), (256, 32, 4, 2), (512, 16, 4, 2), (1024, 16, 8, 1), (1536, 16, 8, 1)),
+    2: ((128, 32, 4, 1), (256, 16, 4, 1), (512, 16, 8, 1), (1024, 16, 8, 1), (1536, 16, 16, 1)),
     4: ((128, 32, 4, 1), (256, 16, 4, 1), (512, 16, 4, 1), (1024, 16, 8, 1), (1536, 16, 8, 1)),
 }
 
@@ -62,13 +62,20 @@ def _tiles(table: Table, dtype: torch.dtype, rows: int, channels: int, shared: i
     _, block_n, num_warps, num_stages = next(line for line in table[dtype.itemsize] if channels <= line[0])
     a_tile = block_n * channels * dtype.itemsize
     num_stages = max(1, min(num_stages, shared // (2 * a_tile)))
-    block_m = 16 if rows <= 16 or channels > 256 else 32
-    return Tiles(block_m, block_n, block_c(channels), num_warps, num_stages, hold=dtype.itemsize == 2)
+    block_m = 16 if rows <= 16 or channels > 128 or dtype.itemsize == 4 else 32
+    return Tiles(
+        block_m,
+        block_n,
+        block_c(channels, 64 if table is _BACKWARD else 128),
+        num_warps,
+        num_stages,
+        hold=dtype.itemsize == 2 and channels <= 128,
+    )
 
 
-def block_c(channels: int) -> int:
-    """Channels a chunk: the widest of 128, 64, 32 that leaves at most an eighth of the last chunk's loads unused."""
-    for width in (128, 64, 32):
+def block_c(channels: int, widest: int) -> int:
+    """Channels a chunk: the most, up to `widest`, that leave at most an eighth of the channels' number unused."""
+    for width in (128, 64, 32)[widest < 128 :]:
         padded = -(-channels // width) * width
         if padded - channels <= channels // 8:
             return width

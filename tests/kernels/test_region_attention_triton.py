@@ -177,7 +177,9 @@ def test_refusals():
         assert "bfloat16" in why(torch.bfloat16)
         assert backends.choose("region_attention", torch.empty(1, 1, 8)) == "native", "never the interpreter unasked"
     else:
-        assert backends.choose("region_attention", torch.empty(1, 1, 8, device=DEVICE)) == "triton"
+        assert backends.choose("region_attention", torch.empty(1, 1, 8, device=DEVICE)) == "native"
+        half = torch.empty(1, 1, 8, device=DEVICE, dtype=torch.bfloat16)
+        assert backends.choose("region_attention", half) == "triton"
 
 
 def test_without_a_gpu_the_kernels_ask_for_the_interpreter(monkeypatch):
