@@ -64,7 +64,7 @@ def test_agrees_with_float64(request, dtype, frames, rows, count, channels, posi
     def plain(queries, regions, key_position=None):
         return reference.region_attention(queries, regions, channels**-0.5, key_position, mask, layer_norm_eps)
 
-    draws = 12 if DEVICE.type == "cuda" or channels < 200 and rows < 16 else 6  # the interpreter is slow
+    draws = 12 if DEVICE.type == "cuda" or (channels < 200 and rows < 16) else 6  # the interpreter is slow
     assert_as_exact_as_plain(fast, plain, lambda: tensors(frames, rows, count, channels, position), dtype, draws=draws)
 
 
