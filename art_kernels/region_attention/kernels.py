@@ -541,7 +541,8 @@ def backward_many_rows_kernel(
                 o_c = i * BLOCK_C + tl.arange(0, BLOCK_C)
                 p_dq = p_grad_queries + o_m[:, None].to(tl.int64) * C + o_c[None, :]
                 m_dq = m_m[:, None] & (o_c < C)[None, :]
-                b_dq = tl.load(p_dq, mask=m_dq & (start > begin), other=0.0)
+                m_later = m_m & (tl.zeros_like(o_m) + start > begin)  # the first tile finds nothing yet
+                b_dq = tl.load(p_dq, mask=m_later[:, None] & (o_c < C)[None, :], other=0.0)
                 b_key = _value(regions, b_x, mean, rstd, i, NORMALIZE, HOLD, C, BLOCK_C)
                 if POSITION:
                     b_key += _load(positions, i, C, BLOCK_C)
