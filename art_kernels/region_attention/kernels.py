@@ -4,6 +4,9 @@ Sizes: F frames, M query rows, N regions, C channels. A program holds a [BLOCK_M
 of [BLOCK_N, C] regions. C is cut into CHUNKS of BLOCK_C channels that are kept apart, as tuples of tiles, because one
 [16, 1024] accumulator held whole makes the compiler spill: scores are summed over the chunks, outputs are not.
 
+Where the registers are too few to hold a tile (HOLD), its chunks are read again from the caches, in loops that are not
+unrolled: unrolled, the compiler would move all their loads to the front, and hold them after all.
+
 Names: `p_` a pointer, `o_` an offset, `m_` a mask, `b_` a value of the block. Strides of rows come in units of ALIGN
 elements: that they are its multiples is what lets a load be 16 bytes wide, and one compiled variant serves all sizes
 that ALIGN divides.
@@ -50,20 +53,32 @@ def _chunk(view, held, i, HOLD: tl.constexpr, C: tl.constexpr, BLOCK_C: tl.const
 
 
 @triton.jit
+def _squares(b_chunk, mean, i, C: tl.constexpr, BLOCK_C: tl.constexpr):
+    """Sum of squares of the centred chunk i of each row."""
+    o_c = i * BLOCK_C + tl.arange(0, BLOCK_C)
+    centred = tl.where((o_c < C)[None, :], b_chunk.to(tl.float32) - mean[:, None], 0.0)
+    return tl.sum(centred * centred, 1)
+
+
+@triton.jit
 def _statistics(
     view, held, eps, HOLD: tl.constexpr, C: tl.constexpr, BLOCK_C: tl.constexpr, CHUNKS: tl.constexpr
 ):  # fmt: skip
     """Mean and 1 / deviation of each row. Two passes over the tile: no cancellation."""
     mean = tl.sum(_chunk(view, held, 0, HOLD, C, BLOCK_C).to(tl.float32), 1)
-    for i in tl.static_range(1, CHUNKS):
-        mean += tl.sum(_chunk(view, held, i, HOLD, C, BLOCK_C).to(tl.float32), 1)
-    mean = mean / C
     variance = tl.zeros_like(mean)
-    for i in tl.static_range(CHUNKS):
-        o_c = i * BLOCK_C + tl.arange(0, BLOCK_C)
-        b_chunk = _chunk(view, held, i, HOLD, C, BLOCK_C).to(tl.float32)
-        centred = tl.where((o_c < C)[None, :], b_chunk - mean[:, None], 0.0)
-        variance += tl.sum(centred * centred, 1)
+    if HOLD:
+        for i in tl.static_range(1, CHUNKS):
+            mean += tl.sum(held[i].to(tl.float32), 1)
+        mean = mean / C
+        for i in tl.static_range(CHUNKS):
+            variance += _squares(held[i], mean, i, C, BLOCK_C)
+    else:
+        for i in range(1, CHUNKS):
+            mean += tl.sum(_load(view, i, C, BLOCK_C).to(tl.float32), 1)
+        mean = mean / C
+        for i in range(CHUNKS):
+            variance += _squares(_load(view, i, C, BLOCK_C), mean, i, C, BLOCK_C)
     return mean, 1.0 / tl.sqrt(variance / C + eps)
 
 
@@ -153,6 +168,7 @@ def forward_kernel(
     MASK: tl.constexpr,
     NORMALIZE: tl.constexpr,
     SCORES: tl.constexpr,
+    HOLD: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """Rows of one frame over the regions of one split.
@@ -169,7 +185,10 @@ def forward_kernel(
     o_m = row_block * BLOCK_M + tl.arange(0, BLOCK_M)
     m_m = o_m < M
     p_queries += frame * stride_query_frame * ALIGN
-    b_q = _rows(_view(p_queries, o_m, m_m, stride_query_row, ALIGN), C, BLOCK_C, CHUNKS)
+    queries = _view(p_queries, o_m, m_m, stride_query_row, ALIGN)
+    b_q = ()
+    if HOLD:
+        b_q = _rows(queries, C, BLOCK_C, CHUNKS)
     p_regions += frame * stride_region_frame * ALIGN
     if MASK:
         p_mask += frame * stride_mask_frame
@@ -185,13 +204,24 @@ def forward_kernel(
         o_n = start + tl.arange(0, BLOCK_N)
         m_n = _attended(p_mask, o_n, o_n < end, stride_mask, MASK)
         regions = _view(p_regions, o_n, m_n, stride_region, ALIGN)
-        b_x, _, _ = _tile(regions, eps, NORMALIZE, True, C, BLOCK_C, CHUNKS)
+        positions = regions
+        if POSITION:
+            positions = _view(p_position, o_n, m_n, stride_position, ALIGN)
+        b_x, mean, rstd = _tile(regions, eps, NORMALIZE, HOLD, C, BLOCK_C, CHUNKS)
         b_scores = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
-        for i in tl.static_range(CHUNKS):
-            b_key = b_x[i]
-            if POSITION:
-                b_key += _load(_view(p_position, o_n, m_n, stride_position, ALIGN), i, C, BLOCK_C)
-            b_scores = tl.dot(b_q[i], tl.trans(b_key), b_scores, input_precision=PRECISION)
+        if HOLD:
+            for i in tl.static_range(CHUNKS):
+                b_key = b_x[i]
+                if POSITION:
+                    b_key += _load(positions, i, C, BLOCK_C)
+                b_scores = tl.dot(b_q[i], tl.trans(b_key), b_scores, input_precision=PRECISION)
+        else:
+            for k in range(CHUNKS):
+                b_key = _value(regions, b_x, mean, rstd, k, NORMALIZE, HOLD, C, BLOCK_C)
+                if POSITION:
+                    b_key += _load(positions, k, C, BLOCK_C)
+                b_qk = _load(queries, k, C, BLOCK_C)
+                b_scores = tl.dot(b_qk, tl.trans(b_key), b_scores, input_precision=PRECISION)
         b_scores = tl.where(m_n[None, :], b_scores * scale, float("-inf"))
         if SCORES:
             p_row = p_scores + (frame * M + o_m[:, None]) * N + o_n[None, :]
@@ -203,11 +233,12 @@ def forward_kernel(
         b_decay = tl.exp(b_max - b_shift)
         b_sum = b_sum * b_decay + tl.sum(b_weights, 1)
         b_max = b_highest
-        b_weights = b_weights.to(b_x[0].dtype)
+        b_weights = b_weights.to(p_regions.dtype.element_ty)
         b_next = ()
         for i in tl.static_range(CHUNKS):
             b_kept = b_output[i] * b_decay[:, None]
-            b_next = b_next + (tl.dot(b_weights, b_x[i], b_kept, input_precision=PRECISION),)
+            b_xi = _value(regions, b_x, mean, rstd, i, NORMALIZE, HOLD, C, BLOCK_C)
+            b_next = b_next + (tl.dot(b_weights, b_xi, b_kept, input_precision=PRECISION),)
         b_output = b_next
 
     row = (split * frames + frame) * M + o_m  # int64
@@ -249,7 +280,7 @@ def combine_kernel(
 def _products(
     queries, grads, regions, positions, b_q, b_do, b_x, mean, rstd, C: tl.constexpr, BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr, CHUNKS: tl.constexpr, POSITION: tl.constexpr,
-    NORMALIZE: tl.constexpr, HOLD_ROWS: tl.constexpr, HOLD: tl.constexpr, PRECISION: tl.constexpr,
+    NORMALIZE: tl.constexpr, HOLD: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Of a block of rows and a tile: q (x + position)ᵀ, q xᵀ and do xᵀ [BLOCK_M, BLOCK_N], the second for the
     normalisation only; Σ_c q and Σ_c do [BLOCK_M]."""
@@ -257,22 +288,40 @@ def _products(
     b_scores = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     b_dox = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     b_q_sum, b_do_sum = tl.zeros([BLOCK_M], tl.float32), tl.zeros([BLOCK_M], tl.float32)
-    for i in tl.static_range(CHUNKS):
-        b_qi = _chunk(queries, b_q, i, HOLD_ROWS, C, BLOCK_C)
-        b_doi = _chunk(grads, b_do, i, HOLD_ROWS, C, BLOCK_C)
-        b_xi = _value(regions, b_x, mean, rstd, i, NORMALIZE, HOLD, C, BLOCK_C)
-        b_key = b_xi
-        if POSITION:
-            b_key += _load(positions, i, C, BLOCK_C)
-            if NORMALIZE:
-                b_qx = tl.dot(b_qi, tl.trans(b_xi), b_qx, input_precision=PRECISION)
-        b_scores = tl.dot(b_qi, tl.trans(b_key), b_scores, input_precision=PRECISION)
-        b_dox = tl.dot(b_doi, tl.trans(b_xi), b_dox, input_precision=PRECISION)
-        if NORMALIZE:
-            b_q_sum += tl.sum(b_qi.to(tl.float32), 1)
-            b_do_sum += tl.sum(b_doi.to(tl.float32), 1)
+    if HOLD:
+        for i in tl.static_range(CHUNKS):
+            b_scores, b_qx, b_dox, b_q_sum, b_do_sum = _add_products(
+                b_scores, b_qx, b_dox, b_q_sum, b_do_sum, b_q[i], b_do[i], b_x[i], positions, i, C, BLOCK_C,
+                POSITION, NORMALIZE, PRECISION,
+            )  # fmt: skip
+    else:
+        for k in range(CHUNKS):
+            b_xk = _value(regions, b_x, mean, rstd, k, NORMALIZE, HOLD, C, BLOCK_C)
+            b_scores, b_qx, b_dox, b_q_sum, b_do_sum = _add_products(
+                b_scores, b_qx, b_dox, b_q_sum, b_do_sum, _load(queries, k, C, BLOCK_C), _load(grads, k, C, BLOCK_C),
+                b_xk, positions, k, C, BLOCK_C, POSITION, NORMALIZE, PRECISION,
+            )  # fmt: skip
     if not POSITION:
         b_qx = b_scores
+    return b_scores, b_qx, b_dox, b_q_sum, b_do_sum
+
+
+@triton.jit
+def _add_products(
+    b_scores, b_qx, b_dox, b_q_sum, b_do_sum, b_q, b_do, b_x, positions, i, C: tl.constexpr, BLOCK_C: tl.constexpr,
+    POSITION: tl.constexpr, NORMALIZE: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """The sums of :func:`_products` with chunk i added."""
+    b_key = b_x
+    if POSITION:
+        b_key += _load(positions, i, C, BLOCK_C)
+        if NORMALIZE:
+            b_qx = tl.dot(b_q, tl.trans(b_x), b_qx, input_precision=PRECISION)
+    b_scores = tl.dot(b_q, tl.trans(b_key), b_scores, input_precision=PRECISION)
+    b_dox = tl.dot(b_do, tl.trans(b_x), b_dox, input_precision=PRECISION)
+    if NORMALIZE:
+        b_q_sum += tl.sum(b_q.to(tl.float32), 1)
+        b_do_sum += tl.sum(b_do.to(tl.float32), 1)
     return b_scores, b_qx, b_dox, b_q_sum, b_do_sum
 
 
@@ -405,7 +454,7 @@ def backward_kernel(
             b_q, b_do = _rows(queries, C, BLOCK_C, CHUNKS), _rows(grads, C, BLOCK_C, CHUNKS)
         b_scores, b_qx, b_dox, b_q_sum, b_do_sum = _products(
             queries, grads, regions, positions, b_q, b_do, b_x, mean, rstd, C, BLOCK_M, BLOCK_N, BLOCK_C, CHUNKS,
-            POSITION, NORMALIZE, HOLD, HOLD, PRECISION,
+            POSITION, NORMALIZE, HOLD, PRECISION,
         )  # fmt: skip
         b_p, b_ds = _weights(
             b_scores, b_dox, p_softmax, p_delta, p_grad_map, p_grad_scores, frame * M + o_m, m_m, m_n, N, o_n, scale,
@@ -476,7 +525,6 @@ def backward_many_rows_kernel(
     GRAD_MAP: tl.constexpr,
     GRAD_REGIONS: tl.constexpr,
     GRAD_SCORES: tl.constexpr,
-    HOLD: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """As :func:`backward_kernel`, for rows that take several blocks.
@@ -506,7 +554,7 @@ def backward_many_rows_kernel(
         positions = regions
         if POSITION:
             positions = _view(p_position, o_n, m_n, stride_position, ALIGN)
-        b_x, mean, rstd = _tile(regions, eps, NORMALIZE, HOLD, C, BLOCK_C, CHUNKS)
+        b_x, mean, rstd = _tile(regions, eps, NORMALIZE, False, C, BLOCK_C, CHUNKS)
         b_sum, b_product = tl.zeros([BLOCK_N], tl.float32), tl.zeros([BLOCK_N], tl.float32)
         b_dx = ()
         for i in tl.static_range(CHUNKS if GRAD_REGIONS else 0):
@@ -519,7 +567,7 @@ def backward_many_rows_kernel(
             grads = _view(p_grad_output, o_m, m_m, C, 1)
             b_scores, b_qx, b_dox, b_q_sum, b_do_sum = _products(
                 queries, grads, regions, positions, (), (), b_x, mean, rstd, C, BLOCK_M, BLOCK_N, BLOCK_C, CHUNKS,
-                POSITION, NORMALIZE, False, HOLD, PRECISION,
+                POSITION, NORMALIZE, False, PRECISION,
             )  # fmt: skip
             b_p, b_ds = _weights(
                 b_scores, b_dox, p_softmax, p_delta, p_grad_map, p_grad_scores, frame * M + o_m, m_m, m_n, N, o_n,
@@ -531,27 +579,25 @@ def backward_many_rows_kernel(
                 b_sum += b_more
                 b_product += b_more_product
             b_next = ()
-            for i in tl.static_range(CHUNKS):
-                if GRAD_REGIONS:
-                    b_next_dx = tl.dot(
-                        tl.trans(b_ds), _load(queries, i, C, BLOCK_C), b_dx[i], input_precision=PRECISION
-                    )
-                    b_doi = _load(grads, i, C, BLOCK_C)
-                    b_next = b_next + (tl.dot(tl.trans(b_p), b_doi, b_next_dx, input_precision=PRECISION),)
-                o_c = i * BLOCK_C + tl.arange(0, BLOCK_C)
+            for i in tl.static_range(CHUNKS if GRAD_REGIONS else 0):
+                b_next_dx = tl.dot(tl.trans(b_ds), _load(queries, i, C, BLOCK_C), b_dx[i], input_precision=PRECISION)
+                b_doi = _load(grads, i, C, BLOCK_C)
+                b_next = b_next + (tl.dot(tl.trans(b_p), b_doi, b_next_dx, input_precision=PRECISION),)
+            m_later = m_m & (tl.zeros_like(o_m) + start > begin)  # the first tile finds nothing yet
+            for k in range(CHUNKS):
+                o_c = k * BLOCK_C + tl.arange(0, BLOCK_C)
                 p_dq = p_grad_queries + o_m[:, None].to(tl.int64) * C + o_c[None, :]
-                m_dq = m_m[:, None] & (o_c < C)[None, :]
-                m_later = m_m & (tl.zeros_like(o_m) + start > begin)  # the first tile finds nothing yet
                 b_dq = tl.load(p_dq, mask=m_later[:, None] & (o_c < C)[None, :], other=0.0)
-                b_key = _value(regions, b_x, mean, rstd, i, NORMALIZE, HOLD, C, BLOCK_C)
+                b_key = _value(regions, b_x, mean, rstd, k, NORMALIZE, False, C, BLOCK_C)
                 if POSITION:
-                    b_key += _load(positions, i, C, BLOCK_C)
-                tl.store(p_dq, tl.dot(b_ds, b_key, b_dq, input_precision=PRECISION), mask=m_dq)
+                    b_key += _load(positions, k, C, BLOCK_C)
+                b_dq = tl.dot(b_ds, b_key, b_dq, input_precision=PRECISION)
+                tl.store(p_dq, b_dq, mask=m_m[:, None] & (o_c < C)[None, :])
             if GRAD_REGIONS:
                 b_dx = b_next
 
         for i in tl.static_range(CHUNKS if GRAD_REGIONS else 0):
-            b_xi = _value(regions, b_x, mean, rstd, i, NORMALIZE, HOLD, C, BLOCK_C)
+            b_xi = _value(regions, b_x, mean, rstd, i, NORMALIZE, False, C, BLOCK_C)
             _store_gradient(
                 p_grad_regions, b_dx[i], b_xi, b_sum, b_product, rstd, o_n, m_stored, m_n, i, C, BLOCK_C, NORMALIZE
             )

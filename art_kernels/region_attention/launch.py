@@ -121,6 +121,7 @@ def forward_calls(
     constants = {
         **_constants(tiles, queries, regions, position, region_mask, layer_norm_eps),
         "SCORES": scores is not None,
+        "HOLD": tiles.hold and (position is None or channels <= 512),
     }
     calls = [
         Call(
@@ -231,9 +232,11 @@ def backward_call(
         "GRAD_MAP": grad_map is not None,
         "GRAD_REGIONS": grad_regions is not None,
         "GRAD_SCORES": grad_scores is not None,
-        "HOLD": tiles.hold,
     }
-    kernel = kernels.backward_kernel if one_row_block else kernels.backward_many_rows_kernel
+    kernel = kernels.backward_many_rows_kernel
+    if one_row_block:
+        kernel = kernels.backward_kernel
+        constants["HOLD"] = tiles.hold
     return Call(kernel, (frames * splits,), arguments, constants, tiles.num_warps, tiles.num_stages), partial
 
 

@@ -22,7 +22,7 @@ class Tiles(NamedTuple):
         block_c: channels a chunk; a power of two.
         num_warps: of a program.
         num_stages: tiles in flight.
-        hold: backward keeps the channels of a tile in registers, and does not read them again from the caches.
+        hold: the channels of a tile are kept in registers, and not read again from the caches.
     """
 
     block_m: int
@@ -37,12 +37,12 @@ Table = dict[int, tuple[tuple[int, int, int, int], ...]]
 
 #: (greatest C, BLOCK_N, warps, stages) by bytes of a channel; the first line that fits is taken.
 _FORWARD: Table = {
-    2: ((128, 32, 4, 2), (256, 32, 4, 2), (512, 16, 4, 2), (1024, 16, 8, 1), (1536, 16, 16, 1)),
-    4: ((128, 32, 4, 2), (256, 32, 4, 2), (512, 16, 4, 2), (1024, 16, 8, 1), (1536, 16, 8, 1)),
+    2: ((128, 32, 4, 2), (256, 32, 4, 2), (512, 16, 4, 2), (1536, 16, 8, 1)),
+    4: ((512, 16, 4, 2), (1536, 16, 8, 1)),
 }
 _BACKWARD: Table = {
-    2: ((128, 32, 4, 1), (256, 16, 4, 1), (512, 16, 8, 1), (1024, 16, 8, 1), (1536, 16, 16, 1)),
-    4: ((128, 32, 4, 1), (256, 16, 4, 1), (512, 16, 4, 1), (1024, 16, 8, 1), (1536, 16, 8, 1)),
+    2: ((128, 32, 4, 1), (256, 16, 4, 1), (512, 16, 8, 1), (1536, 16, 8, 1)),
+    4: ((1536, 16, 8, 1),),
 }
 
 MAX_CHANNELS = 1536
@@ -62,20 +62,20 @@ def _tiles(table: Table, dtype: torch.dtype, rows: int, channels: int, shared: i
     _, block_n, num_warps, num_stages = next(line for line in table[dtype.itemsize] if channels <= line[0])
     a_tile = block_n * channels * dtype.itemsize
     num_stages = max(1, min(num_stages, shared // (2 * a_tile)))
-    block_m = 16 if rows <= 16 or channels > 128 or dtype.itemsize == 4 else 32
+    block_m = 16 if rows <= 16 or channels > 128 or dtype.itemsize == 4 or table is _BACKWARD else 32
     return Tiles(
         block_m,
         block_n,
-        block_c(channels, 64 if table is _BACKWARD else 128),
+        block_c(channels, (32 if dtype.itemsize == 4 else 64) if table is _BACKWARD else 128),
         num_warps,
         num_stages,
-        hold=dtype.itemsize == 2 and channels <= 128,
+        hold=dtype.itemsize == 2 and channels <= 128 and rows <= block_m if table is _BACKWARD else channels <= 1024,
     )
 
 
 def block_c(channels: int, widest: int) -> int:
     """Channels a chunk: the most, up to `widest`, that leave at most an eighth of the channels' number unused."""
-    for width in (128, 64, 32)[widest < 128 :]:
+    for width in (size for size in (128, 64, 32) if size <= widest):
         padded = -(-channels // width) * width
         if padded - channels <= channels // 8:
             return width
