@@ -7,7 +7,7 @@ DATA   ?= data/motion
 RUN    ?= runs/motion
 # Kernels that `make test` compiles, and for what: a device with little shared memory and one with much.
 TARGETS ?= sm_89,sm_90
-KERNELS ?= combine\.bf16\.c1000|(forward|backward)\.bf16\.(c96|c256|c768)\.
+KERNELS ?= combine\.bf16\.c1000|(forward|backward)\.bf16\.(c96|c256|c768)\.(m16\.|m64\.(normed|all))
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .PHONY: motion test lint compare clean
