@@ -18,7 +18,7 @@ motion: $(VENV)/.installed
 	@echo "Open $(RUN)/report.html"
 
 test: $(VENV)/.installed-dev lint
-	$(BIN)/python -m pytest --quiet --durations=10
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --quiet --numprocesses auto --dist worksteal --durations=10
 	$(BIN)/python -m art_kernels compile --targets $(TARGETS) --only '$(KERNELS)' --out build/kernels
 
 lint: $(VENV)/.installed-dev
