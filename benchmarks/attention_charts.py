@@ -8,6 +8,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from art.visualize.style import GRID, INK, LINE_COLOURS, MUTED, new_figure, png_bytes, quiet_axes
@@ -209,8 +210,8 @@ _PASS_NAMES = {"forward": "forward", "backward": "backward", "both": "forward an
 def _title(figure: Figure, title: str, subtitle: str) -> None:
     inch = 1 / figure.get_figheight()
     layout = figure.get_layout_engine()
-    assert layout is not None  # new_figure gives it one
-    layout.set(rect=(0, 0, 1, 1 - 0.52 * inch))  # type: ignore[call-arg]
+    assert isinstance(layout, ConstrainedLayoutEngine)  # new_figure gives it one
+    layout.set(rect=(0, 0, 1, 1 - 0.52 * inch))
     figure.text(0.01, 1 - 0.08 * inch, title, fontsize=11, color=INK, fontweight="bold", va="top")
     figure.text(0.01, 1 - 0.31 * inch, subtitle, fontsize=8.5, color=MUTED, va="top")
 

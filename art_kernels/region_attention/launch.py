@@ -15,6 +15,7 @@ from art_kernels.region_attention.tiles import (
     Tiles,
     backward_tiles,
     forward_tiles,
+    one_row_block,
     shared_memory,
     splits_for,
 )
@@ -103,7 +104,7 @@ def forward_calls(
     frames, rows, channels = queries.shape
     count = regions.shape[1]
     queries, regions, position = _readable(queries), _readable(regions), _readable(key_position)
-    tiles = forward_tiles(regions.dtype, rows, channels, shared)
+    tiles = forward_tiles(regions.dtype, rows, channels, shared, position=position is not None)
     row_blocks = -(-rows // tiles.block_m)
     splits, regions_a_split = splits_for(count, frames * row_blocks, tiles.block_n, regions.device)
     partial, partial_softmax = output, softmax
@@ -121,7 +122,7 @@ def forward_calls(
     constants = {
         **_constants(tiles, queries, regions, position, region_mask, layer_norm_eps),
         "SCORES": scores is not None,
-        "HOLD": tiles.hold and (position is None or channels <= 512),
+        "HOLD": tiles.hold,
     }
     calls = [
         Call(
@@ -209,11 +210,11 @@ def backward_call(
     queries, regions, position = _readable(queries), _readable(regions), _readable(key_position)
     tiles = backward_tiles(regions.dtype, rows, channels, shared)
     splits, regions_a_split = splits_for(regions.shape[1], frames, tiles.block_n, regions.device)
-    # With many channels the gradient of the queries does not fit into the registers beside a position or statistics.
-    most = 128 if position is not None else 256 if layer_norm_eps is not None else MAX_CHANNELS
-    one_row_block = rows <= tiles.block_m and channels <= most
+    one_block = one_row_block(
+        tiles, rows, channels, position=position is not None, normalize=layer_norm_eps is not None
+    )
     partial = grad_queries
-    if splits > 1 or not one_row_block:
+    if splits > 1 or not one_block:
         partial = _float32(queries, splits, frames, rows, channels)
     arguments = {
         **_inputs(queries, regions, position, region_mask, scale, layer_norm_eps),
@@ -234,7 +235,7 @@ def backward_call(
         "GRAD_SCORES": grad_scores is not None,
     }
     kernel = kernels.backward_many_rows_kernel
-    if one_row_block:
+    if one_block:
         kernel = kernels.backward_kernel
         constants["HOLD"] = tiles.hold
     return Call(kernel, (frames * splits,), arguments, constants, tiles.num_warps, tiles.num_stages), partial

@@ -89,7 +89,9 @@ def region_attention_backward(
         grad_output, grad_map, queries, regions, key_position, region_mask, Forward(output, softmax, weights),
         scale, layer_norm_eps, needs_regions, needs_position,
     )  # fmt: skip
-    return tuple(queries.new_empty(0) if gradient is None else gradient for gradient in gradients)  # type: ignore[return-value]
+    grad_queries, *others = gradients
+    grad_regions, grad_position = (queries.new_empty(0) if gradient is None else gradient for gradient in others)
+    return grad_queries, grad_regions, grad_position
 
 
 @region_attention_backward.register_fake

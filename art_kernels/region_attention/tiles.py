@@ -48,29 +48,33 @@ _BACKWARD: Table = {
 MAX_CHANNELS = 1536
 
 
-def forward_tiles(dtype: torch.dtype, rows: int, channels: int, shared: int) -> Tiles:
+def forward_tiles(dtype: torch.dtype, rows: int, channels: int, shared: int, *, position: bool) -> Tiles:
     """The tiles of the forward kernel on a device whose programs have `shared` bytes of shared memory."""
-    return _tiles(_FORWARD, dtype, rows, channels, shared)
+    block_m = 32 if rows > 16 and channels <= 128 and dtype.itemsize == 2 else 16
+    hold = channels <= (512 if position else 1024)
+    return _tiles(_FORWARD, dtype, channels, shared, block_m, 128, hold)
 
 
 def backward_tiles(dtype: torch.dtype, rows: int, channels: int, shared: int) -> Tiles:
     """The tiles of the backward kernels, likewise."""
-    return _tiles(_BACKWARD, dtype, rows, channels, shared)
+    hold = dtype.itemsize == 2 and channels <= 128 and rows <= 16
+    return _tiles(_BACKWARD, dtype, channels, shared, 16, 64 if dtype.itemsize == 2 else 32, hold)
 
 
-def _tiles(table: Table, dtype: torch.dtype, rows: int, channels: int, shared: int) -> Tiles:
+def one_row_block(tiles: Tiles, rows: int, channels: int, *, position: bool, normalize: bool) -> bool:
+    """Whether one block holds all rows backward, and the registers their gradient: with many channels not beside a
+    position or statistics."""
+    most = 128 if position else 256 if normalize else MAX_CHANNELS
+    return rows <= tiles.block_m and channels <= most
+
+
+def _tiles(
+    table: Table, dtype: torch.dtype, channels: int, shared: int, block_m: int, widest_chunk: int, hold: bool
+) -> Tiles:
     _, block_n, num_warps, num_stages = next(line for line in table[dtype.itemsize] if channels <= line[0])
     a_tile = block_n * channels * dtype.itemsize
     num_stages = max(1, min(num_stages, shared // (2 * a_tile)))
-    block_m = 16 if rows <= 16 or channels > 128 or dtype.itemsize == 4 or table is _BACKWARD else 32
-    return Tiles(
-        block_m,
-        block_n,
-        block_c(channels, (32 if dtype.itemsize == 4 else 64) if table is _BACKWARD else 128),
-        num_warps,
-        num_stages,
-        hold=dtype.itemsize == 2 and channels <= 128 and rows <= block_m if table is _BACKWARD else channels <= 1024,
-    )
+    return Tiles(block_m, block_n, block_c(channels, widest_chunk), num_warps, num_stages, hold)
 
 
 def block_c(channels: int, widest: int) -> int:
