@@ -18,6 +18,7 @@ class Call(NamedTuple):
         constants: compile-time values by name.
         num_warps: of a program.
         num_stages: tiles in flight.
+        registers: of a thread at most; None leaves it to the assembler.
     """
 
     kernel: Any
@@ -26,11 +27,15 @@ class Call(NamedTuple):
     constants: dict[str, Any]
     num_warps: int
     num_stages: int
+    registers: int | None = None
+
+    def options(self) -> dict[str, int]:
+        """What the compiler is told beside the constants."""
+        options = {"num_warps": self.num_warps, "num_stages": self.num_stages}
+        return options if self.registers is None else options | {"maxnreg": self.registers}
 
     def run(self) -> None:
         """Launch it on the current stream of the device that holds its tensors."""
         device = next(value.device for value in self.arguments.values() if isinstance(value, torch.Tensor))
         with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
-            self.kernel[self.grid](
-                **self.arguments, **self.constants, num_warps=self.num_warps, num_stages=self.num_stages
-            )
+            self.kernel[self.grid](**self.arguments, **self.constants, **self.options())

@@ -21,16 +21,17 @@ from typing import Any
 import torch
 
 from art_kernels.call import Call
+from art_kernels.devices import Device
 
-#: Most bytes of shared memory a program may have, by target: NVIDIA's CUDA C++ Programming Guide, AMD's CDNA 3 ISA.
+#: Shared memory: NVIDIA's CUDA C++ Programming Guide, AMD's CDNA 3 ISA.
 TARGETS = {
-    "sm_80": 163 * 1024,
-    "sm_86": 99 * 1024,
-    "sm_89": 99 * 1024,
-    "sm_90": 227 * 1024,
-    "sm_100": 227 * 1024,
-    "sm_120": 99 * 1024,
-    "gfx942": 64 * 1024,
+    "sm_80": Device("nvidia", 163 * 1024),
+    "sm_86": Device("nvidia", 99 * 1024),
+    "sm_89": Device("nvidia", 99 * 1024),
+    "sm_90": Device("nvidia", 227 * 1024),
+    "sm_100": Device("nvidia", 227 * 1024),
+    "sm_120": Device("nvidia", 99 * 1024),
+    "gfx942": Device("amd", 64 * 1024),
 }
 
 _TENSOR_CORE = re.compile(r"\b(?:mma\.sync|wgmma\.mma_async|tcgen05\.mma|v_s?mfma_)")
@@ -76,7 +77,7 @@ def compile_variant(name: str, target: str, out: Path) -> Report:
     if not isinstance(call.kernel, triton.runtime.JITFunction):
         return Report(name, target, error="TRITON_INTERPRET is set; unset it to compile")
     try:
-        compiled = triton.compile(_source(call), target=_target(target), options=_options(call))
+        compiled = triton.compile(_source(call), target=_target(target), options=call.options())
     except Exception as error:
         return Report(
             name, target, error=f"does not compile: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
@@ -94,8 +95,9 @@ def compile_variant(name: str, target: str, out: Path) -> Report:
 def _fault(call: Call, target: str, local: int, shared: int, tensor_core: int) -> str:
     if local:
         return f"{local} bytes of local memory"
-    if shared > TARGETS[target]:
-        return f"{shared} bytes of shared memory, {target} has {TARGETS[target]}"
+    available = TARGETS[target].shared_memory
+    if shared > available:
+        return f"{shared} bytes of shared memory, {target} has {available}"
     sixteen_bit = any(
         isinstance(value, torch.Tensor) and value.dtype.itemsize == 2 and value.is_floating_point()
         for value in call.arguments.values()
@@ -129,10 +131,6 @@ def _target(target: str) -> Any:
     from triton.backends.compiler import GPUTarget
 
     return GPUTarget("hip", target, 64) if target.startswith("gfx") else GPUTarget("cuda", int(target[3:]), 32)
-
-
-def _options(call: Call) -> dict[str, int]:
-    return {"num_warps": call.num_warps, "num_stages": call.num_stages}
 
 
 def _nvidia(cubin: bytes) -> tuple[int, int]:

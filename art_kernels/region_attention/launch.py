@@ -8,6 +8,7 @@ import torch
 import triton
 
 from art_kernels.call import Call
+from art_kernels.devices import Device, device_of
 from art_kernels.region_attention import kernels
 from art_kernels.region_attention.passes import Forward, Gradients
 from art_kernels.region_attention.tiles import (
@@ -15,8 +16,6 @@ from art_kernels.region_attention.tiles import (
     Tiles,
     backward_tiles,
     forward_tiles,
-    one_row_block,
-    shared_memory,
     splits_for,
 )
 
@@ -76,15 +75,13 @@ def forward(
             output,
             softmax,
             scores,
-            shared_memory(regions.device),
+            device_of(regions.device),
         ):
             call.run()
     if scores is None:
         return Forward(output, softmax, queries.new_empty(0))
-    highest, total = softmax[..., :1], softmax[..., 1:]
-    empty = total == 0  # nothing to attend: neither -inf - -inf nor 0 / 0
-    weights = scores.sub_(highest.masked_fill(empty, 0.0)).exp_().div_(total.masked_fill(empty, 1.0))
-    return Forward(output, softmax, weights.to(queries.dtype))
+    weights = scores.softmax(-1).to(queries.dtype)
+    return Forward(output, softmax, weights.masked_fill_(softmax[..., 1:] == 0, 0.0))  # nothing to attend: 0, not 0/0
 
 
 def forward_calls(
@@ -97,16 +94,23 @@ def forward_calls(
     output: Tensor,
     softmax: Tensor,
     scores: Tensor | None,
-    shared: int,
+    device: Device,
 ) -> list[Call]:
-    """The launches that fill `output`, `softmax` and `scores`, on a device whose programs have `shared` bytes of shared
-    memory. On meta tensors they can be made, and compiled, not run."""
+    """The launches that fill `output`, `softmax` and `scores` on such a device. On meta tensors they can be made, and
+    compiled, not run."""
     frames, rows, channels = queries.shape
     count = regions.shape[1]
     queries, regions, position = _readable(queries), _readable(regions), _readable(key_position)
-    tiles = forward_tiles(regions.dtype, rows, channels, shared, position=position is not None)
+    tiles = forward_tiles(
+        regions.dtype,
+        rows,
+        channels,
+        device,
+        position=position is not None,
+        normalize=layer_norm_eps is not None,
+    )
     row_blocks = -(-rows // tiles.block_m)
-    splits, regions_a_split = splits_for(count, frames * row_blocks, tiles.block_n, regions.device)
+    splits, regions_a_split = splits_for(count, frames * row_blocks * tiles.parts, tiles.block_n, regions.device)
     partial, partial_softmax = output, softmax
     if splits > 1:
         partial = _float32(queries, splits, frames, rows, channels)
@@ -121,17 +125,19 @@ def forward_calls(
     }
     constants = {
         **_constants(tiles, queries, regions, position, region_mask, layer_norm_eps),
+        "PARTS": tiles.parts,
         "SCORES": scores is not None,
         "HOLD": tiles.hold,
     }
     calls = [
         Call(
             kernels.forward_kernel,
-            (frames * row_blocks * splits,),
+            (frames * row_blocks * splits * tiles.parts,),
             arguments,
             constants,
             tiles.num_warps,
             tiles.num_stages,
+            tiles.registers,
         )
     ]
     if splits > 1:
@@ -170,14 +176,22 @@ def backward(
     if queries.numel() * count == 0:
         zero = regions.new_zeros(regions.shape[1:]) if needs_position else None
         return Gradients(grad_queries.zero_(), None if grad_regions is None else grad_regions.zero_(), zero)
-    # Σ_n weight · its gradient, which the gradient of each score needs, from what the forward pass left.
-    delta = (grad_output.float() * saved.output.float()).sum(-1)
-    if grad_map is not None:
-        grad_map = grad_map.contiguous()
-        delta += (grad_map.float() * saved.map.float()).sum(-1)
+    grad_output, device = grad_output.contiguous(), device_of(regions.device)
+    grad_map = None if grad_map is None else grad_map.contiguous()
+    if queries.dtype == torch.float32:
+        call, delta = delta_call(
+            grad_output, grad_map, queries, regions, key_position, region_mask, saved.softmax, scale, layer_norm_eps,
+            device,
+        )  # fmt: skip
+        call.run()
+        delta = delta.sum(0)
+    else:  # what the products round is far below the rounding of a 16-bit result: no reading of the regions for it
+        delta = (grad_output.float() * saved.output.float()).sum(-1)
+        if grad_map is not None:
+            delta += (grad_map.float() * saved.map.float()).sum(-1)
     call, partial = backward_call(
-        grad_output.contiguous(), grad_map, queries, regions, key_position, region_mask, saved.softmax, delta,
-        scale, layer_norm_eps, grad_queries, grad_regions, grad_scores, shared_memory(regions.device),
+        grad_output, grad_map, queries, regions, key_position, region_mask, saved.softmax, delta, scale,
+        layer_norm_eps, grad_queries, grad_regions, grad_scores, device,
     )  # fmt: skip
     call.run()
     if partial is not grad_queries:
@@ -186,6 +200,45 @@ def backward(
     if grad_scores is not None:
         grad_position = grad_scores.flatten(0, 1).mT @ queries.flatten(0, 1)
     return Gradients(grad_queries, grad_regions, grad_position)
+
+
+def delta_call(
+    grad_output: Tensor,
+    grad_map: Tensor | None,
+    queries: Tensor,
+    regions: Tensor,
+    key_position: Tensor | None,
+    region_mask: Tensor | None,
+    softmax: Tensor,
+    scale: float,
+    layer_norm_eps: float | None,
+    device: Device,
+) -> tuple[Call, Tensor]:
+    """The launch that takes delta from the products of the backward pass, and the tensor into which it puts a part for
+    each split [splits, F, M], to be summed."""
+    frames, rows = queries.shape[:2]
+    queries, regions, position = _readable(queries), _readable(regions), _readable(key_position)
+    tiles, _ = _backward_tiles(queries, regions, position, layer_norm_eps, device)
+    row_blocks = -(-rows // tiles.block_m)
+    splits, regions_a_split = splits_for(regions.shape[1], frames * row_blocks, tiles.block_n, regions.device)
+    delta = _float32(queries, splits, frames, rows)
+    arguments = {
+        **_inputs(queries, regions, position, region_mask, scale, layer_norm_eps),
+        "p_softmax": softmax,
+        "p_grad_output": grad_output,
+        "p_grad_map": grad_map,
+        "p_delta": delta,
+        "regions_a_split": regions_a_split,
+        "splits": splits,
+    }
+    constants = {
+        **_constants(tiles, queries, regions, position, region_mask, layer_norm_eps),
+        "GRAD_MAP": grad_map is not None,
+    }
+    grid = (frames * row_blocks * splits,)
+    return Call(
+        kernels.delta_kernel, grid, arguments, constants, tiles.num_warps, tiles.num_stages, tiles.registers
+    ), delta
 
 
 def backward_call(
@@ -202,17 +255,14 @@ def backward_call(
     grad_queries: Tensor,
     grad_regions: Tensor | None,
     grad_scores: Tensor | None,
-    shared: int,
+    device: Device,
 ) -> tuple[Call, Tensor]:
     """The launch, and the tensor into which it puts the gradient of the queries: `grad_queries`, or a part for each
     split [splits, F, M, C], to be summed."""
     frames, rows, channels = queries.shape
     queries, regions, position = _readable(queries), _readable(regions), _readable(key_position)
-    tiles = backward_tiles(regions.dtype, rows, channels, shared)
-    splits, regions_a_split = splits_for(regions.shape[1], frames, tiles.block_n, regions.device)
-    one_block = one_row_block(
-        tiles, rows, channels, position=position is not None, normalize=layer_norm_eps is not None
-    )
+    tiles, one_block = _backward_tiles(queries, regions, position, layer_norm_eps, device)
+    splits, regions_a_split = splits_for(regions.shape[1], frames * tiles.parts, tiles.block_n, regions.device)
     partial = grad_queries
     if splits > 1 or not one_block:
         partial = _float32(queries, splits, frames, rows, channels)
@@ -230,6 +280,7 @@ def backward_call(
     }
     constants = {
         **_constants(tiles, queries, regions, position, region_mask, layer_norm_eps),
+        "PARTS": tiles.parts,
         "GRAD_MAP": grad_map is not None,
         "GRAD_REGIONS": grad_regions is not None,
         "GRAD_SCORES": grad_scores is not None,
@@ -238,7 +289,21 @@ def backward_call(
     if one_block:
         kernel = kernels.backward_kernel
         constants["HOLD"] = tiles.hold
-    return Call(kernel, (frames * splits,), arguments, constants, tiles.num_warps, tiles.num_stages), partial
+    grid = (frames * splits * tiles.parts,)
+    return Call(kernel, grid, arguments, constants, tiles.num_warps, tiles.num_stages, tiles.registers), partial
+
+
+def _backward_tiles(
+    queries: Tensor, regions: Tensor, position: Tensor | None, layer_norm_eps: float | None, device: Device
+) -> tuple[Tiles, bool]:
+    return backward_tiles(
+        regions.dtype,
+        queries.shape[1],
+        regions.shape[2],
+        device,
+        position=position is not None,
+        normalize=layer_norm_eps is not None,
+    )
 
 
 def _inputs(
@@ -283,7 +348,7 @@ def _constants(
         "BLOCK_M": tiles.block_m,
         "BLOCK_N": tiles.block_n,
         "BLOCK_C": tiles.block_c,
-        "CHUNKS": -(-channels // tiles.block_c),
+        "CHUNKS": tiles.chunks(channels),
         "ALIGN": _alignment(queries, regions, position),
         "POSITION": position is not None,
         "MASK": mask is not None,

@@ -1,4 +1,4 @@
-"""Block sizes, warps and stages of the region-attention kernels: the one table, by direction, dtype, rows and channels.
+"""Block sizes, warps and stages of the region-attention kernels: the one table, by kernel, vendor, dtype and channels.
 
 What bounds a tile is what a program keeps: forward, the regions [BLOCK_N, C] and the output [BLOCK_M, C] in float32;
 backward, the regions, the queries and the gradient of either. The sizes keep that within the registers of the program
@@ -7,10 +7,13 @@ without spilling and within the shared memory of every target (`python -m art_ke
 
 from __future__ import annotations
 
-import functools
 from typing import NamedTuple
 
 import torch
+
+from art_kernels.devices import Device, processors
+
+MAX_CHANNELS = 1536
 
 
 class Tiles(NamedTuple):
@@ -23,6 +26,9 @@ class Tiles(NamedTuple):
         num_warps: of a program.
         num_stages: tiles in flight.
         hold: the channels of a tile are kept in registers, and not read again from the caches.
+        parts: programs that share the channels of a result, where one has too few registers for them.
+        registers: of a thread at most; None leaves it to the assembler, which may spill a few to have room for one more
+            program on a processor.
     """
 
     block_m: int
@@ -31,53 +37,163 @@ class Tiles(NamedTuple):
     num_warps: int
     num_stages: int
     hold: bool
+    parts: int
+    registers: int | None
+
+    def chunks(self, channels: int) -> int:
+        """Chunks of so many channels: the same number for every part."""
+        return -(-channels // (self.block_c * self.parts)) * self.parts
 
 
-Table = dict[int, tuple[tuple[int, int, int, int], ...]]
+class Line(NamedTuple):
+    """A line of the table: up to how many channels it holds, then fields of `Tiles`; `widest` bounds the chunk.
 
-#: (greatest C, BLOCK_N, warps, stages) by bytes of a channel; the first line that fits is taken.
-_FORWARD: Table = {
-    2: ((128, 32, 4, 2), (256, 32, 4, 2), (512, 16, 4, 2), (1536, 16, 8, 1)),
-    4: ((512, 16, 4, 2), (1536, 16, 8, 1)),
+    The bound on registers is for calls with a normalisation, a position or many rows.
+    """
+
+    channels: int
+    block_n: int
+    widest: int
+    num_warps: int
+    num_stages: int
+    hold: bool
+    parts: int
+    registers: int | None = None
+
+
+#: By kernel, vendor and bytes of a number; the first line with enough channels is taken. More than the bare forward
+#: pass is a position, and in float32 a normalisation; backward goes by whether one block holds all rows.
+TABLE: dict[tuple[str, str, int], list[Line]] = {
+    ("forward", "nvidia", 2): [
+        Line(128, 32, 128, 4, 2, True, 1, 255),
+        Line(256, 32, 128, 4, 2, True, 1, 255),
+        Line(512, 16, 128, 4, 2, True, 1, 255),
+        Line(1024, 16, 128, 8, 1, True, 1, 255),
+        Line(1408, 16, 128, 8, 1, False, 1, 255),
+        Line(1536, 16, 128, 8, 1, False, 2, 255),
+    ],
+    ("forward with more", "nvidia", 2): [
+        Line(128, 32, 128, 4, 2, True, 1, 255),
+        Line(256, 32, 128, 4, 2, True, 1, 255),
+        Line(512, 16, 128, 4, 2, True, 1, 255),
+        Line(1536, 16, 128, 8, 1, False, 1, 255),
+    ],
+    ("backward", "nvidia", 2): [
+        Line(128, 32, 64, 4, 1, True, 1, 255),
+        Line(256, 16, 64, 4, 1, False, 1, 255),
+        Line(512, 16, 64, 8, 1, False, 1, 255),
+        Line(1023, 16, 64, 8, 1, False, 1, 255),
+        Line(1024, 16, 128, 8, 1, False, 1, 255),
+        Line(1536, 16, 128, 8, 1, False, 2, 255),
+    ],
+    ("backward of many rows", "nvidia", 2): [
+        Line(128, 16, 64, 4, 1, False, 1, 255),
+        Line(256, 16, 128, 8, 1, False, 1, 255),
+        Line(768, 16, 64, 8, 1, False, 1, 255),
+        Line(1536, 16, 64, 8, 1, False, 2, 255),
+    ],
+    ("forward", "nvidia", 4): [
+        Line(512, 16, 128, 4, 2, True, 1),
+        Line(1024, 16, 128, 8, 1, False, 2),
+        Line(1536, 16, 128, 8, 1, False, 4),
+    ],
+    ("forward with more", "nvidia", 4): [
+        Line(128, 16, 128, 4, 2, True, 1),
+        Line(512, 16, 128, 8, 1, False, 2),
+        Line(1024, 16, 128, 8, 1, False, 2),
+        Line(1536, 16, 128, 8, 1, False, 4),
+    ],
+    ("backward", "nvidia", 4): [
+        Line(96, 16, 32, 8, 1, False, 1),
+        Line(256, 16, 32, 8, 1, False, 2),
+        Line(512, 16, 32, 8, 1, False, 4),
+        Line(1024, 16, 32, 8, 1, False, 8),
+        Line(1536, 16, 32, 8, 1, False, 24),
+    ],
+    ("backward of many rows", "nvidia", 4): [
+        Line(64, 16, 32, 8, 1, False, 1),
+        Line(256, 16, 32, 8, 1, False, 2),
+        Line(512, 16, 32, 8, 1, False, 8),
+        Line(1024, 16, 32, 8, 1, False, 16),
+        Line(1536, 16, 32, 8, 1, False, 24),
+    ],
+    ("forward", "amd", 2): [
+        Line(256, 32, 128, 4, 1, True, 1),
+        Line(512, 16, 128, 4, 1, True, 1),
+        Line(1536, 16, 128, 8, 1, False, 1),
+    ],
+    ("backward", "amd", 2): [
+        Line(128, 32, 64, 4, 1, True, 1),
+        Line(256, 16, 64, 4, 1, False, 1),
+        Line(512, 16, 64, 8, 1, False, 1),
+        Line(1024, 16, 64, 8, 1, False, 2),
+        Line(1536, 16, 64, 8, 1, False, 4),
+    ],
+    ("backward of many rows", "amd", 2): [
+        Line(128, 32, 64, 4, 1, False, 1),
+        Line(256, 16, 64, 4, 1, False, 1),
+        Line(512, 16, 64, 8, 1, False, 2),
+        Line(1024, 16, 64, 8, 1, False, 4),
+        Line(1536, 16, 64, 8, 1, False, 8),
+    ],
+    ("forward", "amd", 4): [
+        Line(512, 16, 128, 4, 1, True, 1),
+        Line(1536, 16, 128, 8, 1, False, 1),
+    ],
 }
-_BACKWARD: Table = {
-    2: ((128, 32, 4, 1), (256, 16, 4, 1), (512, 16, 8, 1), (1536, 16, 8, 1)),
-    4: ((1536, 16, 8, 1),),
-}
-
-MAX_CHANNELS = 1536
-
-
-def forward_tiles(dtype: torch.dtype, rows: int, channels: int, shared: int, *, position: bool) -> Tiles:
-    """The tiles of the forward kernel on a device whose programs have `shared` bytes of shared memory."""
-    block_m = 32 if rows > 16 and channels <= 128 and dtype.itemsize == 2 else 16
-    hold = channels <= (512 if position else 1024)
-    return _tiles(_FORWARD, dtype, channels, shared, block_m, 128, hold)
+#: Not for speed: each way of going through the channels at a size that is quick to interpret, and scores taken from the
+#: same tiles in both directions.
+_INTERPRETED = [Line(64, 32, 32, 1, 1, True, 1), Line(128, 32, 32, 1, 1, False, 2), Line(1536, 32, 128, 1, 1, False, 1)]
+for _kernel in ("forward", "forward with more", "backward", "backward of many rows"):
+    for _bytes in (2, 4):
+        TABLE[_kernel, "interpreter", _bytes] = _INTERPRETED
+TABLE["forward with more", "amd", 2] = TABLE["forward", "amd", 2]
+TABLE["forward with more", "amd", 4] = TABLE["forward", "amd", 4]
+TABLE["backward", "amd", 4] = TABLE["backward", "nvidia", 4]
+TABLE["backward of many rows", "amd", 4] = TABLE["backward of many rows", "nvidia", 4]
 
 
-def backward_tiles(dtype: torch.dtype, rows: int, channels: int, shared: int) -> Tiles:
-    """The tiles of the backward kernels, likewise."""
-    hold = dtype.itemsize == 2 and channels <= 128 and rows <= 16
-    return _tiles(_BACKWARD, dtype, channels, shared, 16, 64 if dtype.itemsize == 2 else 32, hold)
-
-
-def one_row_block(tiles: Tiles, rows: int, channels: int, *, position: bool, normalize: bool) -> bool:
-    """Whether one block holds all rows backward, and the registers their gradient: with many channels not beside a
-    position or statistics."""
-    most = 128 if position else 256 if normalize else MAX_CHANNELS
-    return rows <= tiles.block_m and channels <= most
-
-
-def _tiles(
-    table: Table, dtype: torch.dtype, channels: int, shared: int, block_m: int, widest_chunk: int, hold: bool
+def forward_tiles(
+    dtype: torch.dtype, rows: int, channels: int, device: Device, *, position: bool, normalize: bool
 ) -> Tiles:
-    _, block_n, num_warps, num_stages = next(line for line in table[dtype.itemsize] if channels <= line[0])
-    a_tile = block_n * channels * dtype.itemsize
-    num_stages = max(1, min(num_stages, shared // (2 * a_tile)))
-    return Tiles(block_m, block_n, block_c(channels, widest_chunk), num_warps, num_stages, hold)
+    """The tiles of the forward kernel."""
+    block_m = 32 if rows > 16 and channels <= 128 and dtype.itemsize == 2 else 16
+    more = position or (normalize and dtype.itemsize == 4)
+    plain = rows <= 16 and not (position or normalize)
+    return _tiles("forward with more" if more else "forward", dtype, channels, device, block_m, plain)
 
 
-def block_c(channels: int, widest: int) -> int:
+def backward_tiles(
+    dtype: torch.dtype, rows: int, channels: int, device: Device, *, position: bool, normalize: bool
+) -> tuple[Tiles, bool]:
+    """The tiles of the backward kernels, and whether one block holds all rows.
+
+    Then the gradient of the rows stays in registers: with many channels not beside a position or statistics.
+    """
+    most = 128 if position else 256 if normalize else MAX_CHANNELS
+    one_block = rows <= 16 and channels <= most
+    plain = one_block and not (position or normalize)
+    return _tiles("backward" if one_block else "backward of many rows", dtype, channels, device, 16, plain), one_block
+
+
+def _tiles(kernel: str, dtype: torch.dtype, channels: int, device: Device, block_m: int, plain: bool) -> Tiles:
+    line = next(line for line in TABLE[kernel, device.vendor, dtype.itemsize] if channels <= line.channels)
+    a_tile = line.block_n * channels * dtype.itemsize
+    num_stages = max(1, min(line.num_stages, device.shared_memory // (2 * a_tile)))
+    block_c = _block_c(channels, line.widest)
+    return Tiles(
+        block_m,
+        line.block_n,
+        block_c,
+        line.num_warps,
+        num_stages,
+        line.hold,
+        line.parts,
+        None if plain else line.registers,
+    )
+
+
+def _block_c(channels: int, widest: int) -> int:
     """Channels a chunk: the most, up to `widest`, that leave at most an eighth of the channels' number unused."""
     for width in (size for size in (128, 64, 32) if size <= widest):
         padded = -(-channels // width) * width
@@ -96,18 +212,3 @@ def splits_for(count: int, programs: int, block_n: int, device: torch.device) ->
     wanted = max(1, min(2 * processors(device) // max(programs, 1), tiles // 2))
     tiles_a_split = -(-tiles // wanted)
     return -(-tiles // tiles_a_split), tiles_a_split * block_n
-
-
-@functools.cache
-def processors(device: torch.device) -> int:
-    """Streaming multiprocessors of a device; of the interpreter, few, so that its tests split too."""
-    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 4
-
-
-@functools.cache
-def shared_memory(device: torch.device) -> int:
-    """Most bytes of shared memory that a program on the device may have."""
-    if device.type != "cuda":
-        return 99 * 1024
-    properties = torch.cuda.get_device_properties(device)
-    return getattr(properties, "shared_memory_per_block_optin", 0) or properties.shared_memory_per_block

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import torch
 
 from art_kernels.call import Call
+from art_kernels.devices import Device
 from art_kernels.region_attention.launch import backward_call, forward_calls
 
 #: Channels that stand for all: each row of the table of tiles, with chunks that are full and some that are not.
@@ -22,22 +23,21 @@ OPTIONS = {
 }
 
 
-def variants(shared: int) -> Iterator[tuple[str, Call]]:
-    """Names such as "backward.bf16.c768.m16.normed", and the launches, for a device whose programs have `shared` bytes
-    of shared memory."""
+def variants(device: Device) -> Iterator[tuple[str, Call]]:
+    """Names such as "backward.bf16.c768.m16.normed", and the launches, on such a device."""
     for dtype_name, dtype in DTYPES.items():
         for channels in CHANNELS:
-            split = _forward(dtype, 1, channels, "plain", shared, frames=1, count=4096)
+            split = _forward(dtype, 1, channels, "plain", device, frames=1, count=4096)
             yield f"combine.{dtype_name}.c{channels}", split[-1]
             for rows in ROWS:
                 for option in OPTIONS:
                     name = f"{dtype_name}.c{channels}.m{rows}.{option}"
-                    yield f"forward.{name}", _forward(dtype, rows, channels, option, shared)[0]
-                    yield f"backward.{name}", _backward(dtype, rows, channels, option, shared)
+                    yield f"forward.{name}", _forward(dtype, rows, channels, option, device)[0]
+                    yield f"backward.{name}", _backward(dtype, rows, channels, option, device)
 
 
 def _forward(
-    dtype: torch.dtype, rows: int, channels: int, option: str, shared: int, *, frames: int = 4096, count: int = 196
+    dtype: torch.dtype, rows: int, channels: int, option: str, device: Device, *, frames: int = 4096, count: int = 196
 ) -> list[Call]:
     position, mask, normed, scores = OPTIONS[option]
     queries, regions = _empty(dtype, frames, rows, channels), _empty(dtype, frames, count, channels)
@@ -51,11 +51,11 @@ def _forward(
         queries,
         _empty(torch.float32, frames, rows, 2),
         _empty(torch.float32, frames, rows, count) if scores else None,
-        shared,
+        device,
     )
 
 
-def _backward(dtype: torch.dtype, rows: int, channels: int, option: str, shared: int) -> Call:
+def _backward(dtype: torch.dtype, rows: int, channels: int, option: str, device: Device) -> Call:
     position, mask, normed, scores = OPTIONS[option]
     frames, count = 4096, 196
     queries, regions = _empty(dtype, frames, rows, channels), _empty(dtype, frames, count, channels)
@@ -75,7 +75,7 @@ def _backward(dtype: torch.dtype, rows: int, channels: int, option: str, shared:
         queries,
         regions,
         pairs if position else None,
-        shared,
+        device,
     )
     return call
 

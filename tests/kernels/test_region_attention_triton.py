@@ -15,10 +15,11 @@ launch = pytest.importorskip("art_kernels.region_attention.launch")
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 DTYPES = [torch.float32, torch.float16, *([torch.bfloat16] if DEVICE.type == "cuda" else [])]  # see launch.refusal
 SIZES = [
-    pytest.param(4, 1, 49, 96, id="one-row"),
+    pytest.param(16, 1, 19, 40, id="one-row"),
     pytest.param(3, 14, 37, 100, id="37x100"),
     pytest.param(2, 37, 21, 40, id="row-blocks"),
     pytest.param(4, 13, 19, 132, id="chunks"),
+    pytest.param(2, 13, 19, 1000, id="1000-channels"),
     pytest.param(4, 13, 130, 33, id="splits"),
 ]
 
@@ -34,17 +35,6 @@ def mask_of(frames, count):
     if frames > 1:
         mask[0] = False
     return mask
-
-
-def with_channels_shuffled(function, channels):
-    """The same function of the inputs, its sums over channels taken in another order."""
-    order = torch.randperm(channels, device=DEVICE)
-
-    def shuffled(*inputs):
-        output, weights = function(*(tensor[..., order] for tensor in inputs))
-        return output[..., order.argsort()], weights
-
-    return shuffled
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -76,8 +66,7 @@ def test_agrees_with_float64(dtype, frames, rows, count, channels, position, mas
         plain,
         lambda: tensors(frames, rows, count, channels, position),
         dtype,
-        orders=[with_channels_shuffled(plain, channels) for _ in range(8)] if dtype == torch.float32 else (),
-        draws=12 if DEVICE.type == "cuda" else 6,  # the interpreter is slow
+        draws=12 if DEVICE.type == "cuda" or rows == 1 else 6,  # the interpreter is slow
     )
 
 

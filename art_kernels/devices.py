@@ -1,0 +1,36 @@
+"""What the sizes of a kernel depend on: the means of a device, whether it is here or only compiled for."""
+
+from __future__ import annotations
+
+import functools
+from typing import NamedTuple
+
+import torch
+
+
+class Device(NamedTuple):
+    """A kind of GPU.
+
+    Attributes:
+        vendor: "nvidia", "amd", or "interpreter" for Triton's.
+        shared_memory: most bytes of it that a program may have.
+    """
+
+    vendor: str
+    shared_memory: int
+
+
+@functools.cache
+def device_of(device: torch.device) -> Device:
+    """The kind of a device that is here; the CPU can only interpret kernels."""
+    if device.type != "cuda":
+        return Device("interpreter", 99 * 1024)
+    properties = torch.cuda.get_device_properties(device)
+    shared = getattr(properties, "shared_memory_per_block_optin", 0) or properties.shared_memory_per_block
+    return Device("nvidia" if torch.version.hip is None else "amd", shared)
+
+
+@functools.cache
+def processors(device: torch.device) -> int:
+    """Streaming multiprocessors of a device; of the interpreter, few, so that its tests split too."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 4
