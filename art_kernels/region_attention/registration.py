@@ -19,6 +19,9 @@ from art_kernels.region_attention.passes import Forward
 #: By backend: a module with `forward` and `backward`.
 passes: dict[str, ModuleType] = {}
 
+#: The backends whose backward pass reads the results of the forward pass; the others compute them again.
+_BACKWARD_READS_RESULTS = ("triton",)
+
 _ARGUMENTS = "Tensor queries, Tensor regions, Tensor? key_position, Tensor? region_mask"
 
 
@@ -56,7 +59,7 @@ def _(
     frames, rows, _ = queries.shape
     return (
         queries.new_empty(queries.shape),
-        queries.new_empty((frames, rows, 2) if backend == "triton" else (0,), dtype=torch.float32),
+        queries.new_empty((frames, rows, 2) if backend in _BACKWARD_READS_RESULTS else (0,), dtype=torch.float32),
         queries.new_empty((frames, rows, regions.shape[1]) if return_map else (0,)),
     )
 
@@ -120,7 +123,10 @@ def _(
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
     queries, regions, key_position, region_mask, ctx.scale, ctx.layer_norm_eps, ctx.return_map, ctx.backend = inputs
-    ctx.save_for_backward(queries, regions, key_position, region_mask, *output)
+    _, softmax, _ = output
+    # Results that are not read again are not kept alive; `softmax`, then without elements, stands in for each.
+    results = output if ctx.backend in _BACKWARD_READS_RESULTS else (softmax,) * 3
+    ctx.save_for_backward(queries, regions, key_position, region_mask, *results)
     ctx.set_materialize_grads(False)
 
 
@@ -131,7 +137,7 @@ def _backward(ctx: Any, grad_output: Tensor | None, _: Tensor | None, grad_map: 
     if grad_output is None and grad_map is None:
         return (None,) * 8
     if grad_output is None:
-        grad_output = torch.zeros_like(output)
+        grad_output = torch.zeros_like(queries)
     needs = ctx.needs_input_grad[:3]
     if (
         torch.is_grad_enabled()
