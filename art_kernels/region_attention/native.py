@@ -49,6 +49,7 @@ def forward(
             output[at] = torch.bmm(block, values)
             if return_map:
                 weights[at] = block
+        del values, keys  # or they would be there beside those of the next frames
     return Forward(output, torch.empty(0, dtype=torch.float32, device=queries.device), weights)
 
 
@@ -81,20 +82,23 @@ def backward(
         for index, of_rows in enumerate(row_blocks):
             at = (of_frames, of_rows)
             q, do = queries[at], grad_output[at]
-            both = torch.cat([q, do], 1)  # [frames, 2 rows, C]
             weights = _softmax(_scores(q, keys, scale), mask)
-            grad_weights = at_least_float32(torch.bmm(do, values.mT))
+            grad_scores = at_least_float32(torch.bmm(do, values.mT))  # of the weights; through the softmax in place
             if grad_map is not None:
-                grad_weights = grad_weights + grad_map[at]
-            inner = (grad_weights * weights).sum(-1, keepdim=True)
-            grad_scores = (grad_weights - inner).mul_(weights).mul_(scale).to(values.dtype)  # of q · key
+                grad_scores.add_(grad_map[at])
+            inner = (grad_scores * weights).sum(-1, keepdim=True)
+            grad_scores = grad_scores.sub_(inner).mul_(weights).mul_(scale).to(values.dtype)  # of q · key
             grad_queries[at] = torch.bmm(grad_scores, keys)
-            if grad_regions is not None:
-                left = torch.cat([grad_scores, weights.to(values.dtype)], 1)  # [frames, 2 rows, N]
-                grad_values = grad_regions[of_frames]
-                torch.baddbmm(grad_values, left.mT, both, beta=min(index, 1), out=grad_values)
             if grad_position is not None:
                 grad_position += grad_scores.flatten(0, 1).mT @ q.flatten(0, 1)
+            if grad_regions is not None:
+                left = torch.cat([grad_scores, weights.to(values.dtype)], 1)  # [frames, 2 rows, N]
+                del grad_scores, weights
+                both = torch.cat([q, do], 1)  # [frames, 2 rows, C]
+                grad_values = grad_regions[of_frames]
+                torch.baddbmm(grad_values, left.mT, both, beta=min(index, 1), out=grad_values)
+                del left, both
+        del values, keys  # the gradient of the normalisation takes as much
         if grad_regions is not None and layer_norm_eps is not None:
             grad_regions[of_frames] = torch.ops.aten.native_layer_norm_backward(
                 grad_regions[of_frames], _unmasked(regions[of_frames], mask), regions.shape[-1:], mean, rstd,
