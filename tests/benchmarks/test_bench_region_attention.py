@@ -17,6 +17,7 @@ from benchmarks.attention_providers import BASELINE, OURS, PROVIDERS, build, dra
 from benchmarks.attention_shapes import PASSES, SHAPES, AttentionShape, floor
 from benchmarks.bench_region_attention import main
 from benchmarks.machine import ROOT
+from benchmarks.memory import peak_extra_bytes
 
 CPU = torch.device("cpu")
 QUICK = Settings(shapes=("tiny",), quick=True)
@@ -44,6 +45,21 @@ def test_passes_give_what_they_are_named_after(tiny):
         for gradients in (call(), call()):  # again and again
             for gradient, expected in zip(gradients, values.values(), strict=True):
                 torch.testing.assert_close(gradient, expected)
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [SHAPES["art-256"].on(CPU), AttentionShape("long clips", 20, 20, 1, 1576, 256, 256, 8, norm_regions=True)],
+    ids=lambda shape: shape.name,
+)
+def test_forward_and_backward_need_a_quarter_of_the_memory_of_multihead_attention(shape):
+    inputs = draw_inputs(shape, CPU, torch.float32)
+    peaks = {}
+    for provider in (OURS, BASELINE):
+        call = pass_call("both", build(provider, shape, inputs), inputs)
+        call()
+        peaks[provider] = peak_extra_bytes(call, CPU)
+    assert inputs.regions.nbytes < peaks[OURS] <= peaks[BASELINE] / 4
 
 
 def test_the_same_seed_draws_the_same_inputs_and_no_bias_is_zero(tiny):

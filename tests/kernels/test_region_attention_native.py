@@ -137,6 +137,13 @@ def test_nothing_of_the_size_of_the_regions_is_made(device, monkeypatch, options
         assert large.names == ["aten.add.Tensor"], "the definition does form regions + position; the record shows it"
 
 
+def test_no_result_is_kept_for_the_backward_pass(device):
+    queries, regions = (torch.randn(4, size, 32, device=device, requires_grad=True) for size in (2, 50))
+    output, _ = region_attention(queries, regions, return_map=True, backend="native")
+    kept = [tensor for tensor in output.grad_fn.saved_tensors if tensor is not None and tensor.numel() > 0]
+    assert [tensor.data_ptr() for tensor in kept] == [queries.data_ptr(), regions.data_ptr()]
+
+
 def test_float16_scores_may_exceed_its_range_before_the_scale(device):
     queries, regions = torch.full((1, 1, 512), 16.0), torch.full((1, 3, 512), 16.0)  # q · x = 131072
     output = region_attention(queries.half().to(device), regions.half().to(device), scale=512**-1.0, backend="native")
