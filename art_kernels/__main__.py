@@ -13,7 +13,7 @@ from importlib import metadata
 
 import torch
 
-from art_kernels import backends
+from art_kernels import backends, tuning
 
 
 def main(argv: list[str]) -> int:
@@ -40,6 +40,7 @@ def _report() -> None:
         "cuda": _cuda(),
         "threads": str(torch.get_num_threads()),
         backends.ENVIRONMENT_VARIABLE: _environment(),
+        tuning.ENVIRONMENT_VARIABLE: tuning.summary(),
     }
     width = max(map(len, facts))
     for name, fact in facts.items():

@@ -1,4 +1,4 @@
-"""Kernel tests run on the CPU and on a GPU where there is one, from one seed, with no backend in the environment."""
+"""Kernel tests run on the CPU and on a GPU where there is one, from one seed, with no choice in the environment."""
 
 import pytest
 import torch
@@ -13,3 +13,4 @@ def device(request: pytest.FixtureRequest) -> torch.device:
 def _fixed_start(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     monkeypatch.delenv("ART_KERNELS_BACKEND", raising=False)
+    monkeypatch.delenv("ART_KERNELS_AUTOTUNE", raising=False)

@@ -19,6 +19,7 @@ def test_public_names():
         "MTCLoss",
         "RegionCrossAttention",
         "TrackletLinks",
+        "autotune",
         "link_tracklets",
         "mtc_loss",
         "pool_tracklets",
@@ -75,6 +76,20 @@ def test_report_follows_the_environment(capsys, monkeypatch, value, default, not
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[1] for line in lines if line.split()[2:3] == ["default"]][:4] == default
     assert any(line.strip().startswith("ART_KERNELS_BACKEND") and note in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    "value, note", [(None, "off, "), ("0", "off, "), ("1", "on; "), ("yes", "refused: ART_KERNELS_AUTOTUNE=yes is no")]
+)
+def test_report_says_whether_sizes_are_tuned_and_where_results_are(capsys, monkeypatch, tmp_path, value, note):
+    monkeypatch.setenv("ART_KERNELS_CACHE", str(tmp_path / "cache"))
+    if value is not None:
+        monkeypatch.setenv("ART_KERNELS_AUTOTUNE", value)
+    assert main([]) == 0
+    line = next(line for line in capsys.readouterr().out.splitlines() if "ART_KERNELS_AUTOTUNE " in line)
+    assert line.split(maxsplit=1)[1].startswith(note)
+    assert line.endswith(f"results in {tmp_path / 'cache' / 'tuning-v1.json'}")
+    assert not (tmp_path / "cache").exists()
 
 
 def test_report_runs_as_a_module():
