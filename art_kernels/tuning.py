@@ -111,7 +111,7 @@ def best(
     shape: Mapping[str, int | str | bool],
     default: T,
     candidates: Sequence[T],
-    run: Callable[[T], None],
+    run: Callable[[T], object],
     *,
     fingerprint: str,
 ) -> T:
@@ -155,7 +155,7 @@ def fingerprint(*kernels: Any) -> str:
     return hashlib.sha256("\n".join(keys).encode()).hexdigest()[:16]
 
 
-def milliseconds(launch: Callable[[], None], device: torch.device) -> float:
+def milliseconds(launch: Callable[[], object], device: torch.device) -> float:
     """Median time of a launch on a GPU, its caches emptied before each."""
     from triton.testing import do_bench
 
@@ -191,7 +191,7 @@ def summary() -> str:
         return f"{state}; results are not kept: {error}"
 
 
-def _find(key: _Key, device: torch.device, choices: tuple[T, ...], run: Callable[[T], None]) -> T:
+def _find(key: _Key, device: torch.device, choices: tuple[T, ...], run: Callable[[T], object]) -> T:
     """From memory (another thread may just have put it there), from the file, or by timing; `choices[0]` is the
     default."""
     if key in _memory:
@@ -218,7 +218,7 @@ def _check_shape(key: _Key) -> None:
             raise TypeError(f"{key.kernel}: shape[{name!r}] is {value!r}, expected an int, a str or a bool")
 
 
-def _fastest(choices: tuple[T, ...], run: Callable[[T], None], device: torch.device) -> _Result[T]:
+def _fastest(choices: tuple[T, ...], run: Callable[[T], object], device: torch.device) -> _Result[T]:
     default = choices[0]
     times: dict[T, float] = {}
     for choice in choices:

@@ -7,6 +7,7 @@ without spilling and within the shared memory of every target (`python -m art_ke
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 import torch
@@ -43,6 +44,10 @@ class Tiles(NamedTuple):
     def chunks(self, channels: int) -> int:
         """Chunks of so many channels: the same number for every part."""
         return -(-channels // (self.block_c * self.parts)) * self.parts
+
+    def of_a_program(self) -> tuple[int, int, int | None]:
+        """Warps, stages and registers, as a launch takes them."""
+        return self.num_warps, self.num_stages, self.registers
 
 
 class Line(NamedTuple):
@@ -174,6 +179,18 @@ def backward_tiles(
     one_block = rows <= 16 and channels <= most
     plain = one_block and not (position or normalize)
     return _tiles("backward" if one_block else "backward of many rows", dtype, channels, device, 16, plain), one_block
+
+
+@functools.cache
+def candidates(tiles: Tiles) -> tuple[Tiles, ...]:
+    """Other sizes that may be faster on one device, for tuning; some may not compile there, or spill."""
+    return tuple(
+        tiles._replace(block_n=block_n, num_warps=num_warps, num_stages=num_stages, hold=hold)
+        for block_n in (16, 32, 64)
+        for num_warps in (4, 8)
+        for num_stages in (1, 2, 3)
+        for hold in sorted({tiles.hold, False})
+    )
 
 
 def _tiles(kernel: str, dtype: torch.dtype, channels: int, device: Device, block_m: int, plain: bool) -> Tiles:

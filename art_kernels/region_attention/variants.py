@@ -8,7 +8,7 @@ import torch
 
 from art_kernels.call import Call
 from art_kernels.devices import Device
-from art_kernels.region_attention.launch import backward_call, forward_calls
+from art_kernels.region_attention.calls import Inputs, backward_call, delta_call, forward_calls
 
 #: Channels that stand for all: each row of the table of tiles, with chunks that are full and some that are not.
 CHANNELS = (32, 96, 256, 512, 768, 1000, 1024, 1408, 1536)
@@ -27,57 +27,53 @@ def variants(device: Device) -> Iterator[tuple[str, Call]]:
     """Names such as "backward.bf16.c768.m16.normed", and the launches, on such a device."""
     for dtype_name, dtype in DTYPES.items():
         for channels in CHANNELS:
-            split = _forward(dtype, 1, channels, "plain", device, frames=1, count=4096)
+            split = _forward(_inputs(dtype, 1, channels, "plain", frames=1, count=4096), "plain", device)
             yield f"combine.{dtype_name}.c{channels}", split[-1]
             for rows in ROWS:
                 for option in OPTIONS:
                     name = f"{dtype_name}.c{channels}.m{rows}.{option}"
-                    yield f"forward.{name}", _forward(dtype, rows, channels, option, device)[0]
-                    yield f"backward.{name}", _backward(dtype, rows, channels, option, device)
+                    inputs = _inputs(dtype, rows, channels, option)
+                    yield f"forward.{name}", _forward(inputs, option, device)[0]
+                    for kernel, call in _backward(inputs, option, device).items():
+                        yield f"{kernel}.{name}", call
 
 
-def _forward(
-    dtype: torch.dtype, rows: int, channels: int, option: str, device: Device, *, frames: int = 4096, count: int = 196
-) -> list[Call]:
-    position, mask, normed, scores = OPTIONS[option]
-    queries, regions = _empty(dtype, frames, rows, channels), _empty(dtype, frames, count, channels)
-    return forward_calls(
-        queries,
-        regions,
+def _inputs(
+    dtype: torch.dtype, rows: int, channels: int, option: str, *, frames: int = 4096, count: int = 196
+) -> Inputs:
+    position, mask, normed, _ = OPTIONS[option]
+    return Inputs(
+        _empty(dtype, frames, rows, channels),
+        _empty(dtype, frames, count, channels),
         _empty(dtype, count, channels) if position else None,
         _empty(torch.bool, frames, count) if mask else None,
         1.0,
         1e-5 if normed else None,
-        queries,
-        _empty(torch.float32, frames, rows, 2),
-        _empty(torch.float32, frames, rows, count) if scores else None,
-        device,
     )
 
 
-def _backward(dtype: torch.dtype, rows: int, channels: int, option: str, device: Device) -> Call:
-    position, mask, normed, scores = OPTIONS[option]
-    frames, count = 4096, 196
-    queries, regions = _empty(dtype, frames, rows, channels), _empty(dtype, frames, count, channels)
-    rows_of_frames = _empty(torch.float32, frames, rows, 2)
-    pairs = _empty(dtype, frames, rows, count)
+def _forward(inputs: Inputs, option: str, device: Device) -> list[Call]:
+    (frames, rows, _), count = inputs.queries.shape, inputs.regions.shape[1]
+    scores = _empty(torch.float32, frames, rows, count) if OPTIONS[option][3] else None
+    softmax = _empty(torch.float32, frames, rows, 2)
+    return forward_calls(inputs, inputs.forward_tiles(device), inputs.queries, softmax, scores)
+
+
+def _backward(inputs: Inputs, option: str, device: Device) -> dict[str, Call]:
+    position, _, _, scores = OPTIONS[option]
+    (frames, rows, _), (_, count, _) = inputs.queries.shape, inputs.regions.shape
+    of_rows = _empty(torch.float32, frames, rows, 2)
+    pairs = _empty(inputs.queries.dtype, frames, rows, count)
+    grad_map = pairs if scores else None
+    tiles, one_block = inputs.backward_tiles(device)
     call, _ = backward_call(
-        queries,
-        pairs if scores else None,
-        queries,
-        regions,
-        _empty(dtype, count, channels) if position else None,
-        _empty(torch.bool, frames, count) if mask else None,
-        rows_of_frames,
-        rows_of_frames,
-        1.0,
-        1e-5 if normed else None,
-        queries,
-        regions,
+        inputs, tiles, one_block, of_rows, of_rows, inputs.queries, grad_map, inputs.queries, inputs.regions,
         pairs if position else None,
-        device,
-    )
-    return call
+    )  # fmt: skip
+    calls = {"backward": call}
+    if inputs.queries.dtype == torch.float32:
+        calls["delta"], _ = delta_call(inputs, tiles, of_rows, inputs.queries, grad_map)
+    return calls
 
 
 def _empty(dtype: torch.dtype, *shape: int) -> torch.Tensor:

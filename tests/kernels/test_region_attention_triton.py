@@ -204,3 +204,30 @@ def test_both_backends_say_the_same():
     torch.testing.assert_close(fast.output, slow.output)
     torch.testing.assert_close(fast.map, slow.map)
     assert fast.softmax.shape == (2, 3, 2) and slow.softmax.numel() == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize("rows", [3, 20])
+def test_tuned_sizes_give_the_same_results(rows, dtype, monkeypatch):
+    values = [tensor.to(dtype) for tensor in tensors(2, rows, 37, 40, position=False)]
+
+    def results():
+        leaves = [value.clone().requires_grad_() for value in values]
+        output = region_attention(*leaves, backend="triton")
+        return [output, *torch.autograd.grad(output.square().sum(), leaves)]
+
+    asked = []
+
+    def last_candidate(kernel, device, shape, default, candidates, run, *, fingerprint):
+        asked.append(kernel)
+        assert (shape["frames"], shape["rows"], shape["channels"]) == (2, rows, 40)
+        assert fingerprint and candidates[-1] != default
+        run(default)  # as timing does: what it leaves behind must not show
+        run(candidates[-1])
+        return candidates[-1]
+
+    expected = results()
+    monkeypatch.setattr(launch.tuning, "best", last_candidate)
+    tolerance = {torch.float32: 1e-5, torch.float16: 1e-2}[dtype]
+    torch.testing.assert_close(results(), expected, rtol=tolerance, atol=tolerance)
+    assert asked == ["region_attention.forward", "region_attention.backward"]
