@@ -5,12 +5,13 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 DATA   ?= data/motion
 RUN    ?= runs/motion
-# Kernels that `make test` compiles, and for what: a device with little shared memory and one with much.
-TARGETS ?= sm_89,sm_90
-KERNELS ?= combine\.bf16\.c1000|(forward|backward)\.bf16\.(c96|c256|c768)\.(m16\.|m64\.(normed|all))
+# Kernels that `make test` compiles, and for what: a device with little shared memory, one with much, one of AMD's.
+# `make kernels` compiles all of them for all targets (an hour on two cores).
+TARGETS ?= sm_89,sm_90,gfx942
+KERNELS ?= combine\.bf16\.c1000|\.bf16\.(c256|c768|c1408)\.|\.(fp16|fp32)\.c1000\..*(plain|all)
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: motion test lint compare clean
+.PHONY: motion test kernels lint compare clean
 
 motion: $(VENV)/.installed
 	$(BIN)/art prepare motion --root $(DATA)
@@ -20,6 +21,9 @@ motion: $(VENV)/.installed
 test: $(VENV)/.installed-dev lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --quiet --numprocesses auto --dist worksteal --durations=10
 	$(BIN)/python -m art_kernels compile --targets $(TARGETS) --only '$(KERNELS)' --out build/kernels
+
+kernels: $(VENV)/.installed-dev
+	$(BIN)/python -m art_kernels compile --out build/kernels
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

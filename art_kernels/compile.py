@@ -35,6 +35,11 @@ TARGETS = {
 }
 
 _TENSOR_CORE = re.compile(r"\b(?:mma\.sync|wgmma\.mma_async|tcgen05\.mma|v_s?mfma_)")
+_LOAD = re.compile(r"\b(?:ld\.global|cp\.async\.c[ag]|(?:global|buffer|flat)_load_)")
+_WIDE_LOAD = re.compile(
+    r"\b(?:ld\.global[.\w:]*\.v4\.[bfu]32|ld\.global[.\w:]*\.v2\.[bfu]64|cp\.async\.c[ag]\S* [^;]*\b0x10\b"
+    r"|(?:global|buffer|flat)_load_(?:dwordx4|b128))"
+)
 _TYPES = {torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.bool: "*i1"}
 
 
@@ -48,6 +53,8 @@ class Report:
         registers: of a thread.
         local: bytes of local memory of a thread: spilled registers and the like.
         shared: bytes of shared memory of a program.
+        loads: instructions that load from device memory.
+        wide_loads: those of them that load 16 bytes.
         tensor_core: tensor-core instructions.
         error: why it failed, or "".
     """
@@ -57,6 +64,8 @@ class Report:
     registers: int = 0
     local: int = 0
     shared: int = 0
+    loads: int = 0
+    wide_loads: int = 0
     tensor_core: int = 0
     error: str = ""
 
@@ -89,7 +98,9 @@ def compile_variant(name: str, target: str, out: Path) -> Report:
     text = compiled.asm["amdgcn" if kind == "hsaco" else "ptx"]
     tensor_core = len(_TENSOR_CORE.findall(text))
     shared = compiled.metadata.shared
-    return Report(name, target, registers, local, shared, tensor_core, _fault(call, target, local, shared, tensor_core))
+    fault = _fault(call, target, local, shared, tensor_core)
+    loads, wide = len(_LOAD.findall(text)), len(_WIDE_LOAD.findall(text))
+    return Report(name, target, registers, local, shared, loads, wide, tensor_core, fault)
 
 
 def _fault(call: Call, target: str, local: int, shared: int, tensor_core: int) -> str:
@@ -171,12 +182,13 @@ def run(argv: list[str]) -> int:
     arguments.out.mkdir(parents=True, exist_ok=True)
     jobs = [(name, target) for name in names for target in arguments.targets]
     width = max(map(len, names))
-    print(f"{'variant':<{width}}  target   registers  local  shared  tensor-core instructions")
+    print(f"{'variant':<{width}}  target   registers  local  shared  loads  of 16 bytes  tensor-core instructions")
     failed = 0
     with ProcessPoolExecutor(arguments.jobs) as pool:
         for report in pool.map(compile_variant, *zip(*jobs, strict=True), [arguments.out] * len(jobs)):
             failed += report.error != ""
-            numbers = f"{report.registers:9}  {report.local:5}  {report.shared:6}  {report.tensor_core:6}"
+            numbers = f"{report.registers:9}  {report.local:5}  {report.shared:6}  "
+            numbers += f"{report.loads:5}  {report.wide_loads:11}  {report.tensor_core:6}"
             print(f"{report.name:<{width}}  {report.target:<7}  {numbers}  {report.error}".rstrip(), flush=True)
     print(f"{len(jobs) - failed} of {len(jobs)} variants compiled without fault into {arguments.out}")
     return 1 if failed else 0

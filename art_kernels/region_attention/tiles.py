@@ -53,7 +53,7 @@ class Tiles(NamedTuple):
 class Line(NamedTuple):
     """A line of the table: up to how many channels it holds, then fields of `Tiles`; `widest` bounds the chunk.
 
-    The bound on registers is for calls with a normalisation, a position or many rows.
+    The bound on registers is for float32, and for calls with a normalisation, a position or many rows.
     """
 
     channels: int
@@ -87,6 +87,7 @@ TABLE: dict[tuple[str, str, int], list[Line]] = {
         Line(128, 32, 64, 4, 1, True, 1, 255),
         Line(256, 16, 64, 4, 1, False, 1, 255),
         Line(512, 16, 64, 8, 1, False, 1, 255),
+        Line(768, 16, 128, 8, 1, False, 1, 255),
         Line(1023, 16, 64, 8, 1, False, 1, 255),
         Line(1024, 16, 128, 8, 1, False, 1, 255),
         Line(1536, 16, 128, 8, 1, False, 2, 255),
@@ -98,29 +99,29 @@ TABLE: dict[tuple[str, str, int], list[Line]] = {
         Line(1536, 16, 64, 8, 1, False, 2, 255),
     ],
     ("forward", "nvidia", 4): [
-        Line(512, 16, 128, 4, 2, True, 1),
-        Line(1024, 16, 128, 8, 1, False, 2),
-        Line(1536, 16, 128, 8, 1, False, 4),
+        Line(512, 16, 128, 4, 2, True, 1, 255),
+        Line(1024, 16, 128, 8, 1, False, 2, 255),
+        Line(1536, 16, 128, 8, 1, False, 4, 255),
     ],
     ("forward with more", "nvidia", 4): [
-        Line(128, 16, 128, 4, 2, True, 1),
-        Line(512, 16, 128, 8, 1, False, 2),
-        Line(1024, 16, 128, 8, 1, False, 2),
-        Line(1536, 16, 128, 8, 1, False, 4),
+        Line(128, 16, 128, 4, 2, True, 1, 255),
+        Line(512, 16, 128, 8, 1, False, 2, 255),
+        Line(1024, 16, 128, 8, 1, False, 2, 255),
+        Line(1536, 16, 128, 8, 1, False, 4, 255),
     ],
     ("backward", "nvidia", 4): [
-        Line(96, 16, 32, 8, 1, False, 1),
-        Line(256, 16, 32, 8, 1, False, 2),
-        Line(512, 16, 32, 8, 1, False, 4),
-        Line(1024, 16, 32, 8, 1, False, 8),
-        Line(1536, 16, 32, 8, 1, False, 24),
+        Line(96, 16, 32, 8, 1, False, 1, 255),
+        Line(256, 16, 32, 8, 1, False, 2, 255),
+        Line(512, 16, 32, 8, 1, False, 4, 255),
+        Line(1024, 16, 32, 8, 1, False, 8, 255),
+        Line(1536, 16, 32, 8, 1, False, 24, 255),
     ],
     ("backward of many rows", "nvidia", 4): [
-        Line(64, 16, 32, 8, 1, False, 1),
-        Line(256, 16, 32, 8, 1, False, 2),
-        Line(512, 16, 32, 8, 1, False, 8),
-        Line(1024, 16, 32, 8, 1, False, 16),
-        Line(1536, 16, 32, 8, 1, False, 24),
+        Line(64, 16, 32, 8, 1, False, 1, 255),
+        Line(256, 16, 32, 8, 1, False, 4, 255),
+        Line(512, 16, 32, 8, 1, False, 8, 255),
+        Line(1024, 16, 32, 8, 1, False, 16, 255),
+        Line(1536, 16, 32, 8, 1, False, 24, 255),
     ],
     ("forward", "amd", 2): [
         Line(256, 32, 128, 4, 1, True, 1),
@@ -152,10 +153,10 @@ _INTERPRETED = [Line(64, 32, 32, 1, 1, True, 1), Line(128, 32, 32, 1, 1, False, 
 for _kernel in ("forward", "forward with more", "backward", "backward of many rows"):
     for _bytes in (2, 4):
         TABLE[_kernel, "interpreter", _bytes] = _INTERPRETED
+for _kernel in ("backward", "backward of many rows"):
+    TABLE[_kernel, "amd", 4] = [line._replace(registers=None) for line in TABLE[_kernel, "nvidia", 4]]
 TABLE["forward with more", "amd", 2] = TABLE["forward", "amd", 2]
 TABLE["forward with more", "amd", 4] = TABLE["forward", "amd", 4]
-TABLE["backward", "amd", 4] = TABLE["backward", "nvidia", 4]
-TABLE["backward of many rows", "amd", 4] = TABLE["backward of many rows", "nvidia", 4]
 
 
 def forward_tiles(
@@ -198,16 +199,8 @@ def _tiles(kernel: str, dtype: torch.dtype, channels: int, device: Device, block
     a_tile = line.block_n * channels * dtype.itemsize
     num_stages = max(1, min(line.num_stages, device.shared_memory // (2 * a_tile)))
     block_c = _block_c(channels, line.widest)
-    return Tiles(
-        block_m,
-        line.block_n,
-        block_c,
-        line.num_warps,
-        num_stages,
-        line.hold,
-        line.parts,
-        None if plain else line.registers,
-    )
+    registers = None if plain and dtype.itemsize == 2 else line.registers
+    return Tiles(block_m, line.block_n, block_c, line.num_warps, num_stages, line.hold, line.parts, registers)
 
 
 def _block_c(channels: int, widest: int) -> int:
