@@ -1,4 +1,7 @@
-"""One launch of a Triton kernel, as a value: to be run on a device, or compiled for one that is not there."""
+"""One launch of a Triton kernel, as a value: to be run on a device, or compiled for one that is not there.
+
+Beside it what all launches have in common: how tensors are read, products taken, sums kept.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 
 class Call(NamedTuple):
@@ -39,3 +43,27 @@ class Call(NamedTuple):
         device = next(value.device for value in self.arguments.values() if isinstance(value, torch.Tensor))
         with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
             self.kernel[self.grid](**self.arguments, **self.constants, **self.options())
+
+
+def matmul_precision(dtype: torch.dtype) -> str:
+    """How float32 products are taken: "tf32" only where the user allows it for PyTorch's own; else "ieee"."""
+    return "tf32" if dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32 else "ieee"
+
+
+def alignment(*tensors: Tensor | None) -> int:
+    """The largest power of two, up to 16 bytes in elements, that divides every stride but that of the channels."""
+    present = [tensor for tensor in tensors if tensor is not None]
+    align = 16 // present[0].element_size()
+    while any(stride % align for tensor in present for stride in tensor.stride()[:-1]):
+        align //= 2
+    return align
+
+
+def float32_like(like: Tensor, *shape: int) -> Tensor:
+    """An empty buffer on the same device."""
+    return torch.empty(shape, dtype=torch.float32, device=like.device)
+
+
+def readable(tensor: Any) -> Any:
+    """The tensor itself where neighbouring channels are neighbours in memory, which is all that a kernel asks for."""
+    return tensor if tensor is None or tensor.stride(-1) == 1 or tensor.shape[-1] == 1 else tensor.contiguous()

@@ -7,6 +7,7 @@ is there to save), more shared memory than the device has, and 16-bit products w
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
 import re
 import subprocess
@@ -33,6 +34,9 @@ TARGETS = {
     "sm_120": Device("nvidia", 99 * 1024),
     "gfx942": Device("amd", 64 * 1024),
 }
+
+#: Those with Triton kernels.
+OPERATIONS = ("region_attention",)
 
 _TENSOR_CORE = re.compile(r"\b(?:mma\.sync|wgmma\.mma_async|tcgen05\.mma|v_s?mfma_)")
 _LOAD = re.compile(r"\b(?:ld\.global|cp\.async\.c[ag]|(?:global|buffer|flat)_load_)")
@@ -72,10 +76,10 @@ class Report:
 
 def all_variants(target: str) -> Iterator[tuple[str, Call]]:
     """Every variant of every operation with Triton kernels, as the target launches it: "operation.kernel.variant"."""
-    from art_kernels.region_attention import variants
-
-    for name, call in variants.variants(TARGETS[target]):
-        yield f"region_attention.{name}", call
+    for operation in OPERATIONS:
+        variants = importlib.import_module(f"art_kernels.{operation}.variants")
+        for name, call in variants.variants(TARGETS[target]):
+            yield f"{operation}.{name}", call
 
 
 def compile_variant(name: str, target: str, out: Path) -> Report:

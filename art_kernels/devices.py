@@ -6,6 +6,7 @@ import functools
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 
 class Device(NamedTuple):
@@ -34,3 +35,14 @@ def device_of(device: torch.device) -> Device:
 def processors(device: torch.device) -> int:
     """Streaming multiprocessors of a device; of the interpreter, few, so that its tests split too."""
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 4
+
+
+def device_refusal(tensor: Tensor, interpreted: bool) -> str | None:
+    """Why no Triton kernel can serve `tensor` where it is, or None; `interpreted`: under TRITON_INTERPRET=1."""
+    if tensor.dtype == torch.float64:
+        return "the kernels compute in float32"
+    if tensor.device.type == "cuda":
+        return None
+    if not interpreted:
+        return "the kernels run on GPUs (and on the CPU under TRITON_INTERPRET=1, set before the import, to test them)"
+    return "Triton's interpreter multiplies bfloat16 as integers" if tensor.dtype == torch.bfloat16 else None

@@ -7,11 +7,10 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import torch
 import triton
 from torch import Tensor
 
-from art_kernels.call import Call
+from art_kernels.call import Call, alignment, float32_like, matmul_precision, readable
 from art_kernels.devices import Device
 from art_kernels.region_attention import kernels
 from art_kernels.region_attention.tiles import Tiles, backward_tiles, forward_tiles, splits_for
@@ -77,7 +76,7 @@ class Inputs(NamedTuple):
         return {"position": self.key_position is not None, "normalize": self.layer_norm_eps is not None}
 
     def _readable(self) -> tuple[Tensor, Tensor, Tensor | None]:
-        return _readable(self.queries), _readable(self.regions), _readable(self.key_position)
+        return readable(self.queries), readable(self.regions), readable(self.key_position)
 
 
 def forward_calls(inputs: Inputs, tiles: Tiles, output: Tensor, softmax: Tensor, scores: Tensor | None) -> list[Call]:
@@ -186,27 +185,3 @@ def backward_call(
         kernel = kernels.backward_kernel
         constants["HOLD"] = tiles.hold
     return Call(kernel, (programs * splits,), arguments, constants, *tiles.of_a_program()), partial
-
-
-def matmul_precision(dtype: torch.dtype) -> str:
-    """How float32 products are taken: "tf32" only where the user allows it for PyTorch's own; else "ieee"."""
-    return "tf32" if dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32 else "ieee"
-
-
-def alignment(*tensors: Tensor | None) -> int:
-    """The largest power of two, up to 16 bytes in elements, that divides every stride but that of the channels."""
-    present = [tensor for tensor in tensors if tensor is not None]
-    align = 16 // present[0].element_size()
-    while any(stride % align for tensor in present for stride in tensor.stride()[:-1]):
-        align //= 2
-    return align
-
-
-def float32_like(like: Tensor, *shape: int) -> Tensor:
-    """An empty buffer on the same device."""
-    return torch.empty(shape, dtype=torch.float32, device=like.device)
-
-
-def _readable(tensor: Any) -> Any:
-    """The tensor itself where neighbouring channels are neighbours in memory, which is all that a kernel asks for."""
-    return tensor if tensor is None or tensor.stride(-1) == 1 or tensor.shape[-1] == 1 else tensor.contiguous()

@@ -8,9 +8,10 @@ import torch
 import triton
 
 from art_kernels import tuning
-from art_kernels.devices import device_of
+from art_kernels.call import float32_like
+from art_kernels.devices import device_of, device_refusal
 from art_kernels.region_attention import kernels
-from art_kernels.region_attention.calls import Inputs, backward_call, delta_call, float32_like, forward_calls
+from art_kernels.region_attention.calls import Inputs, backward_call, delta_call, forward_calls
 from art_kernels.region_attention.passes import Forward, Gradients
 from art_kernels.region_attention.tiles import MAX_CHANNELS, Tiles, candidates
 
@@ -25,15 +26,9 @@ INTERPRETED = not isinstance(kernels.forward_kernel, triton.runtime.JITFunction)
 def refusal(regions: Tensor) -> str | None:
     """Why the kernels cannot serve `regions`, or None where they can."""
     channels = regions.shape[-1]
-    if regions.dtype == torch.float64:
-        return "the kernels compute in float32"
     if channels > MAX_CHANNELS:
         return f"the kernels keep a region of at most {MAX_CHANNELS} channels, and these have {channels}"
-    if regions.device.type == "cuda":
-        return None
-    if not INTERPRETED:
-        return "the kernels run on GPUs (and on the CPU under TRITON_INTERPRET=1, set before the import, to test them)"
-    return "Triton's interpreter multiplies bfloat16 as integers" if regions.dtype == torch.bfloat16 else None
+    return device_refusal(regions, INTERPRETED)
 
 
 def by_name_only(regions: Tensor) -> bool:
