@@ -1,0 +1,1 @@
+"""Contrast of tracklets across a batch, and across devices."""
