@@ -3,16 +3,21 @@
 from art_kernels.region_attention import RegionCrossAttention, region_attention
 from art_kernels.tracklet_contrast import MTCLoss, mtc_loss
 from art_kernels.tracklet_linking import TrackletLinks, link_tracklets
+from art_kernels.tracklet_nce import PositiveRule, Positives, positive_rule, tracklet_nce
 from art_kernels.tracklet_pooling import pool_tracklets
 from art_kernels.tuning import autotune
 
 __all__ = [
     "MTCLoss",
+    "PositiveRule",
+    "Positives",
     "RegionCrossAttention",
     "TrackletLinks",
     "autotune",
     "link_tracklets",
     "mtc_loss",
     "pool_tracklets",
+    "positive_rule",
     "region_attention",
+    "tracklet_nce",
 ]

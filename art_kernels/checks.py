@@ -59,6 +59,28 @@ def check_mask(
         )
 
 
+def check_ids(
+    operation: str, name: str, value: object, layout: str, sizes: Sequence[int], device: torch.device
+) -> None:
+    """Raise unless `value` is an int64 tensor of `sizes`, written `layout`, on `device`.
+
+    Raises:
+        TypeError: not a tensor, or not of dtype int64.
+        ValueError: wrong shape or device.
+    """
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{operation}: {name} is {_kind(value)}, expected an int64 torch.Tensor of shape {layout}")
+    if value.dtype != torch.int64:
+        raise TypeError(
+            f"{operation}: {name} has dtype {value.dtype}, expected torch.int64; convert it with {name}.long()"
+        )
+    check_sizes(operation, name, value, layout, sizes)
+    if value.device != device:
+        raise ValueError(
+            f"{operation}: {name} is on {value.device}, expected {device}; move it with {name}.to({str(device)!r})"
+        )
+
+
 def check_sizes(operation: str, name: str, value: Tensor, layout: str, sizes: Sequence[int]) -> None:
     """Raise ValueError unless `value` has exactly `sizes`, written `layout`."""
     _check_rank(operation, name, value, layout)

@@ -14,6 +14,7 @@ def test_what_is_right_passes():
         checks.check_floating("op", "x", tensor.to(dtype), "[F,N,C]")
     checks.check_sizes("op", "x", tensor, "[F,N,C]", (2, 0, 4))
     checks.check_mask("op", "m", torch.zeros(2, 3, dtype=torch.bool), "[F,N]", (2, 3), torch.device("cpu"))
+    checks.check_ids("op", "i", torch.zeros(3, dtype=torch.int64), "[N]", (3,), torch.device("cpu"))
     checks.check_same_device("op", "x", tensor, "y", tensor)
     checks.check_same_dtype("op", "x", tensor, "y", tensor)
     checks.check_number("op", "a", 1, low=0.0, high=1.0)
@@ -45,6 +46,14 @@ def test_messages_say_what_to_do():
         checks.check_sizes("op", "x", torch.zeros(2, 3), "[N,C]", (2, 4))
     with pytest.raises(TypeError, match="compare first, for example mask > 0"):
         checks.check_mask("op", "m", torch.zeros(2, 3), "[F,N]", (2, 3), torch.device("cpu"))
+    with pytest.raises(TypeError, match=r"op: i is None, expected an int64 torch.Tensor of shape \[N\]"):
+        checks.check_ids("op", "i", None, "[N]", (3,), torch.device("cpu"))
+    with pytest.raises(TypeError, match=r"op: i has dtype torch.int32, expected torch.int64; convert it with i.long"):
+        checks.check_ids("op", "i", torch.zeros(3, dtype=torch.int32), "[N]", (3,), torch.device("cpu"))
+    with pytest.raises(ValueError, match=r"op: i has shape \[2\], expected \[N\] = \[3\]"):
+        checks.check_ids("op", "i", torch.zeros(2, dtype=torch.int64), "[N]", (3,), torch.device("cpu"))
+    with pytest.raises(ValueError, match=r"op: i is on meta, expected cpu; move it with i.to\('cpu'\)"):
+        checks.check_ids("op", "i", torch.zeros(3, dtype=torch.int64, device="meta"), "[N]", (3,), torch.device("cpu"))
     with pytest.raises(ValueError, match=r"move it with x.to\('meta'\)"):
         checks.check_same_device("op", "x", torch.zeros(1), "y", torch.zeros(1, device="meta"))
     with pytest.raises(TypeError, match=r"convert one of them, or run under torch.autocast"):

@@ -11,19 +11,23 @@ import art_kernels
 from art_kernels import backends
 from art_kernels.__main__ import main
 
-OPERATIONS = ["link_tracklets", "mtc_loss", "pool_tracklets", "region_attention"]
+OPERATIONS = ["link_tracklets", "mtc_loss", "pool_tracklets", "region_attention", "tracklet_nce"]
 
 
 def test_public_names():
     assert sorted(art_kernels.__all__) == [
         "MTCLoss",
+        "PositiveRule",
+        "Positives",
         "RegionCrossAttention",
         "TrackletLinks",
         "autotune",
         "link_tracklets",
         "mtc_loss",
         "pool_tracklets",
+        "positive_rule",
         "region_attention",
+        "tracklet_nce",
     ]
     assert all(inspect.getdoc(getattr(art_kernels, name)) for name in art_kernels.__all__)
 
@@ -65,7 +69,7 @@ def test_report_lists_every_operation_and_backend(capsys):
 @pytest.mark.parametrize(
     "value, default, note",
     [
-        ("reference", ["reference"] * 4, "reference"),
+        ("reference", ["reference"] * 5, "reference"),
         ("triton", [] if torch.cuda.is_available() else ["triton"], "triton"),
         ("quick", [], "quick: not a backend"),
     ],
@@ -74,7 +78,7 @@ def test_report_follows_the_environment(capsys, monkeypatch, value, default, not
     monkeypatch.setenv("ART_KERNELS_BACKEND", value)
     assert main([]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[1] for line in lines if line.split()[2:3] == ["default"]][:4] == default
+    assert [line.split()[1] for line in lines if line.split()[2:3] == ["default"]][:5] == default
     assert any(line.strip().startswith("ART_KERNELS_BACKEND") and note in line for line in lines)
 
 
