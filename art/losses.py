@@ -1,4 +1,4 @@
-"""The objective of the paper: L = L_v + L_con + 5·L_MTC + 5·L_sema, each term by name."""
+"""The objective of the paper: L = L_v + L_con + 5·L_MTC + 5·L_sema, each term by name; and one term beyond it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from art_kernels import mtc_loss
+from art_kernels import mtc_loss, tracklet_nce
 
 from .options import ARTOptions
 from .semantics import SemanticsBank
@@ -30,6 +30,7 @@ class LossTerms:
         video_consistency: the video finds its class in the agent bank.
         prototype_consistency: each class prototype finds its class in the agent bank.
         sema: L_sema, the weighted sum of the two above.
+        nce: beyond the paper: tracklets find those of their class in the batch.
     """
 
     total: Float[Tensor, ""]
@@ -42,6 +43,7 @@ class LossTerms:
     video_consistency: Float[Tensor, ""] | None = None
     prototype_consistency: Float[Tensor, ""] | None = None
     sema: Float[Tensor, ""] | None = None
+    nce: Float[Tensor, ""] | None = None
 
     def named(self) -> dict[str, Tensor]:
         """Every term that applies, by name."""
@@ -89,3 +91,18 @@ def semantic_consistency(
     prototype_term = F.cross_entropy(options.logit_scale * bank.class_logits(prototypes), identity)
     sema = options.weight_consistency * video_term + options.weight_prototype * prototype_term
     return {"video_consistency": video_term, "prototype_consistency": prototype_term, "sema": sema}
+
+
+def tracklet_contrast(
+    aggregated: Float[Tensor, "b k d"], labels: Int[Tensor, " b"], options: ARTOptions
+) -> Float[Tensor, ""]:
+    """Beyond the paper: the supervised contrast of all tracklets of a batch, by cosine.
+
+    Tracklets of the same index in videos of the same class attract each other; all others in the batch, those of the
+    same video among them, repel. A tracklet alone of its kind takes no part but to be repelled from.
+    """
+    tracklets = F.normalize(aggregated, dim=-1).flatten(0, 1)
+    index = torch.arange(aggregated.shape[1], device=labels.device)
+    kinds = (labels[:, None] * aggregated.shape[1] + index).flatten()
+    itself = torch.arange(tracklets.shape[0], device=labels.device)
+    return tracklet_nce(tracklets, tracklets, (kinds, kinds), temperature=options.nce_temperature, excluded=itself)

@@ -12,7 +12,7 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
 from .backbones import build_backbone
-from .losses import LossTerms, multilevel_contrast, semantic_consistency
+from .losses import LossTerms, multilevel_contrast, semantic_consistency, tracklet_contrast
 from .options import ARTOptions
 from .pretrained import VideoClassifier
 from .regions import RegionActivation, SpatialSemanticEnhancement, sine_position
@@ -154,7 +154,7 @@ class ARTModel(VideoClassifier):
         )
 
     def loss(self, output: ARTOutput, labels: Int[Tensor, " b"]) -> LossTerms:
-        """L = L_v + L_con + 5·L_MTC + 5·L_sema, with the weights of the options."""
+        """L = L_v + L_con + 5·L_MTC + 5·L_sema, weighted by the options; and L_nce where it has a weight."""
         o = self.options
         video = F.cross_entropy(output.video_logits, labels)
         contextual = F.cross_entropy(output.logits, labels)
@@ -167,7 +167,11 @@ class ARTModel(VideoClassifier):
             + o.weight_mtc * contrast["mtc"]
             + o.weight_sema * sema["sema"]
         )
-        return LossTerms(total=total, video=video, contextual=contextual, **contrast, **sema)
+        nce = None
+        if o.weight_nce != 0:
+            nce = tracklet_contrast(output.aggregated, labels, o)
+            total = total + o.weight_nce * nce
+        return LossTerms(total=total, video=video, contextual=contextual, **contrast, **sema, nce=nce)
 
     def after_step(self) -> None:
         """S ← μS + (1−μ)S_a: to be called after every optimizer step."""

@@ -59,6 +59,8 @@ class ARTOptions:
         weight_sema: weight of L_sema.
         weight_consistency: weight of the video consistency within L_sema.
         weight_prototype: weight of the prototype consistency within L_sema.
+        weight_nce: weight of a contrast of the tracklets of a batch, beyond the paper (0 is the paper: left out).
+        nce_temperature: of that contrast's cosines.
     """
 
     backbone: str = "tiny"
@@ -100,6 +102,8 @@ class ARTOptions:
     weight_sema: float = 5.0
     weight_consistency: float = 1.0
     weight_prototype: float = 1.0
+    weight_nce: float = 0.0
+    nce_temperature: float = 0.07
 
     def __post_init__(self) -> None:
         """Stop at a value that no model could be built with."""
@@ -119,7 +123,8 @@ class ARTOptions:
         for name in ("bank_momentum", "token_gradient"):
             _require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "in [0, 1]")
         _require(0 < self.test_crop <= 1, "test_crop", self.test_crop, "above 0 and at most 1")
-        _require(self.temperature > 0, "temperature", self.temperature, "above 0")
+        for name in ("temperature", "nce_temperature"):
+            _require(getattr(self, name) > 0, name, getattr(self, name), "above 0")
         for name, known in (
             ("linking", LINKING),
             ("temporal_form", TEMPORAL_FORMS),

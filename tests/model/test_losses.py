@@ -5,7 +5,7 @@ import math
 import torch
 from torch.testing import assert_close
 
-from art.losses import multilevel_contrast, semantic_consistency
+from art.losses import multilevel_contrast, semantic_consistency, tracklet_contrast
 from art.options import ARTOptions
 from art.semantics import SemanticsBank
 
@@ -47,3 +47,20 @@ def test_semantic_consistency_by_hand():
     assert_close(terms["video_consistency"], torch.tensor(math.log(math.exp(1.2) + math.exp(1.6)) - 1.2))
     assert_close(terms["prototype_consistency"], torch.tensor(math.log(math.exp(2) + 1) - 2))
     assert_close(terms["sema"], terms["video_consistency"] + 3 * terms["prototype_consistency"])
+
+
+def test_contrast_of_the_tracklets_of_a_batch_by_hand():
+    # Three clips of two tracklets, the first and the last of one class: tracklets 0 and 4 attract, so do 1 and 5.
+    directions = [[[2.0, 0.0], [0.0, 3.0]], [[0.0, 1.0], [1.0, 0.0]], [[0.6, 0.8], [0.0, -5.0]]]
+    loss = tracklet_contrast(torch.tensor(directions), torch.tensor([4, 1, 4]), ARTOptions(nce_temperature=0.5))
+    others = {0: [0, 0, 2, 1.2, 0], 4: [1.2, 1.6, 1.6, 1.2, -1.6], 1: [0, 2, 0, 1.6, -2], 5: [0, -2, -2, 0, -1.6]}
+    positives = {0: 1.2, 4: 1.2, 1: -2, 5: -2}
+    expected = [math.log(sum(map(math.exp, others[i]))) - positives[i] for i in others]
+    assert_close(loss, torch.tensor(sum(expected) / 4))
+
+
+def test_contrast_of_a_batch_of_different_classes_is_zero():
+    aggregated = torch.randn(3, 2, 4, requires_grad=True)
+    loss = tracklet_contrast(aggregated, torch.tensor([0, 1, 2]), ARTOptions())
+    loss.backward()
+    assert loss == 0 and (aggregated.grad == 0).all()

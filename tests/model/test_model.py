@@ -67,6 +67,17 @@ def test_total_is_the_weighted_sum_of_the_named_terms(make_art, video):
     assert_close(terms.total, named["video"] + named["contextual"] + 5 * named["mtc"] + 5 * named["sema"])
 
 
+def test_the_contrast_across_the_batch_is_off_until_it_has_a_weight(make_art, video):
+    labels = torch.tensor([1, 1])
+    without, having = make_art(), make_art(weight_nce=0.5, nce_temperature=0.2)
+    output = having(video)
+    terms = having.loss(output, labels)
+    assert terms.nce > 0
+    assert_close(terms.total, without.loss(without(video), labels).total + 0.5 * terms.nce)
+    (gradient,) = torch.autograd.grad(terms.nce, output.aggregated)
+    assert gradient.isfinite().all() and (gradient != 0).any()
+
+
 def test_uint8_and_float_videos_agree(make_art):
     video = torch.randint(0, 256, (1, 3, 3, 32, 32), dtype=torch.uint8)
     model = make_art().eval()
@@ -153,6 +164,8 @@ def test_bad_input_is_named(make_art, video):
         make_art(latent_dim=15)
     with pytest.raises(ValueError, match=r"test_crop is 0\.0, expected above 0 and at most 1"):
         make_art(test_crop=0.0)
+    with pytest.raises(ValueError, match=r"nce_temperature is 0\.0, expected above 0"):
+        make_art(nce_temperature=0.0)
     with pytest.raises(ValueError, match="'walk' more than once"):
         ARTModel(["walk", "walk"])
     with pytest.raises(TypeError, match="single string"):
