@@ -6,46 +6,13 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from art_kernels.rows import load_chunk, rows_at
+
 #: What a compiled variant does not depend on: no recompilation where a batch, or a clip, has another length.
 SIZES = [
     "M", "N", "regions_a_split", "splits", "stride_query_frame", "stride_query_row", "stride_region_frame",
     "stride_region", "stride_position", "stride_mask_frame", "stride_mask",
 ]  # fmt: skip
-
-
-@triton.jit
-def rows_at(p_rows, o_row, m_row, stride_row, ALIGN: tl.constexpr):
-    """A view of some rows: (pointers to their first channels [rows, 1], mask [rows, 1])."""
-    # More than 2^31 elements may lie before a row.
-    return p_rows + (o_row.to(tl.int64) * stride_row * ALIGN)[:, None], m_row[:, None]
-
-
-@triton.jit
-def chunk_of(view, k, C: tl.constexpr, BLOCK_C: tl.constexpr, CHUNKS: tl.constexpr):
-    """Chunk k of a view as (pointers [rows, BLOCK_C], mask).
-
-    The chunk moves the pointer and not the channel: so its offset becomes a constant in the instruction, and no chunk
-    keeps a pointer of its own.
-    """
-    o_c = tl.arange(0, BLOCK_C)
-    m_c = view[1]
-    if C < CHUNKS * BLOCK_C:
-        m_c = m_c & (o_c < C - k * BLOCK_C)[None, :]
-    return view[0] + o_c[None, :] + k * BLOCK_C, m_c
-
-
-@triton.jit
-def load_chunk(view, k, C: tl.constexpr, BLOCK_C: tl.constexpr, CHUNKS: tl.constexpr):
-    """Chunk k of a view, [rows, BLOCK_C]; rows outside of the mask, and channels beyond C, are zero."""
-    p_c, m_c = chunk_of(view, k, C, BLOCK_C, CHUNKS)
-    return tl.load(p_c, mask=m_c, other=0.0)
-
-
-@triton.jit
-def store_chunk(view, k, b_chunk, C: tl.constexpr, BLOCK_C: tl.constexpr, CHUNKS: tl.constexpr):
-    """Write chunk k of a view."""
-    p_c, m_c = chunk_of(view, k, C, BLOCK_C, CHUNKS)
-    tl.store(p_c, b_chunk.to(view[0].dtype.element_ty), mask=m_c)
 
 
 @triton.jit
