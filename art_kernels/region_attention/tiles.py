@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import torch
 
+from art_kernels.call import chunk_width
 from art_kernels.devices import Device, processors
 
 MAX_CHANNELS = 1536
@@ -198,18 +199,9 @@ def _tiles(kernel: str, dtype: torch.dtype, channels: int, device: Device, block
     line = next(line for line in TABLE[kernel, device.vendor, dtype.itemsize] if channels <= line.channels)
     a_tile = line.block_n * channels * dtype.itemsize
     num_stages = max(1, min(line.num_stages, device.shared_memory // (2 * a_tile)))
-    block_c = _block_c(channels, line.widest)
+    block_c = chunk_width(channels, line.widest)
     registers = None if plain and dtype.itemsize == 2 else line.registers
     return Tiles(block_m, line.block_n, block_c, line.num_warps, num_stages, line.hold, line.parts, registers)
-
-
-def _block_c(channels: int, widest: int) -> int:
-    """Channels a chunk: the most, up to `widest`, that leave at most an eighth of the channels' number unused."""
-    for width in (size for size in (128, 64, 32) if size <= widest):
-        padded = -(-channels // width) * width
-        if padded - channels <= channels // 8:
-            return width
-    return 32
 
 
 def splits_for(count: int, programs: int, block_n: int, device: torch.device) -> tuple[int, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -18,15 +19,38 @@ from art_kernels.checks import (
     check_sizes,
 )
 from art_kernels.precision import at_least_float32, autocast_as_softmax, without_autocast
-from art_kernels.tracklet_contrast import native, reference
+from art_kernels.tracklet_contrast import native
+from art_kernels.tracklet_contrast.passes import Options
+from art_kernels.tracklet_contrast.registration import definition, mtc_loss_forward, passes
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float
 
 _NAME = "mtc_loss"
 
-backends.register(_NAME, "native", native.mtc_loss)
-backends.register(_NAME, "reference", reference.mtc_loss)
+
+def _fused(
+    responses: Tensor, aggregated: Tensor | None, valid: Tensor | None, options: Options, *, backend: str
+) -> tuple[Tensor, ...]:
+    gradients = torch.is_grad_enabled() and any(
+        tensor is not None and tensor.requires_grad for tensor in (responses, aggregated)
+    )
+    terms, *_ = mtc_loss_forward(responses, aggregated, valid, *options, gradients, backend)
+    return terms.unbind()
+
+
+passes["native"] = native
+backends.register(_NAME, "native", functools.partial(_fused, backend="native"))
+backends.register(_NAME, "reference", definition)
+try:
+    from art_kernels.tracklet_contrast import launch
+except ImportError as error:
+    backends.register_missing(_NAME, "triton", f"triton cannot be imported: {error}")
+else:
+    passes["triton"] = launch
+    backends.register(
+        _NAME, "triton", functools.partial(_fused, backend="triton"), launch.refusal, by_name_only=launch.by_name_only
+    )
 
 
 class MTCLoss(NamedTuple):
@@ -116,8 +140,9 @@ def mtc_loss(
     if aggregated is not None:
         dtype = torch.promote_types(responses.dtype, aggregated.dtype)
         responses, aggregated = responses.to(dtype), aggregated.to(dtype)
+    options = Options(float(margin), temporal_form == "absolute", clamp_repulsion, tracklet_form == "flattened")
     run = backends.implementation(_NAME, responses, backend)
     with without_autocast(responses.device):
-        terms = run(responses, aggregated, margin, valid, temporal_form, clamp_repulsion, tracklet_form)
+        terms = run(responses, aggregated, valid, options)
     spatial, temporal, tracklet = (at_least_float32(term) for term in terms)
     return MTCLoss(spatial, temporal, tracklet)
