@@ -156,8 +156,8 @@ def _attraction(
     options: Options,
     factors: Float[Tensor, "2 b t k"] | None,
 ) -> Float[Tensor, ""]:
-    """The sum of the shortfalls; into `factors`, those of a response itself and of the next one in its gradient (the
-    last one, which has no next, holds nothing)."""
+    """The sum of the shortfalls; into `factors`, those of a response itself and of the next one in its gradient (0 for
+    the last one, which has no next)."""
     similarity = torch.linalg.vecdot(block[:, :-1], block[:, 1:])
     pairs = inverse[:, :-1] * inverse[:, 1:]
     similarity *= pairs
@@ -170,6 +170,7 @@ def _attraction(
         pull = shortfall.sign()  # minus the derivative by the similarity
         own, following = factors.unbind()
         torch.mul(pairs, pull, out=following[:, :-1]).neg_()
+        following[:, -1] = 0
         pull *= similarity
         own.zero_()
         own[:, :-1] += pull

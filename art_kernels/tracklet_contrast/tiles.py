@@ -6,10 +6,8 @@ from typing import NamedTuple
 
 import torch
 
-from art_kernels.devices import Device
-
-#: A frame is one block, whose rows are all compared with each other.
-MAX_TRACKLETS = 64
+#: A frame is one block, whose rows are all compared with each other; more spill.
+MAX_TRACKLETS = 32
 
 
 class Tiles(NamedTuple):
@@ -19,13 +17,11 @@ class Tiles(NamedTuple):
         block_r: rows a program takes at once, whole frames; at least 16, the least that a tensor core takes.
         widest: channels a chunk at most.
         num_warps: of a program.
-        registers: of a thread at most, on NVIDIA's GPUs, where the assembler else spills to fit one more program.
     """
 
     block_r: int
     widest: int
     num_warps: int
-    registers: int | None = None
 
     def frames(self, count: int) -> int:
         """Frames of so many tracklets in a block."""
@@ -34,15 +30,14 @@ class Tiles(NamedTuple):
 
 #: By bytes of a number; the first line with enough rows is taken.
 TABLE: dict[int, list[Tiles]] = {
-    2: [Tiles(16, 128, 4), Tiles(32, 64, 4), Tiles(64, 64, 4)],
-    4: [Tiles(16, 64, 4), Tiles(32, 32, 4), Tiles(64, 16, 8, 255)],
+    2: [Tiles(16, 128, 4), Tiles(32, 64, 4)],
+    4: [Tiles(16, 64, 4), Tiles(32, 32, 4)],
 }
 #: Of the kernels without products: frames and channels a program takes at once, numbers, and programs whose sums are
 #: added at once.
 MEAN_FRAMES, MEAN_WIDEST, WEIGH_NUMBERS, TERMS_PROGRAMS = 16, 128, 1024, 1024
 
 
-def tiles_for(dtype: torch.dtype, count: int, device: Device) -> Tiles:
+def tiles_for(dtype: torch.dtype, count: int) -> Tiles:
     """The sizes for so many tracklets a frame."""
-    tiles = next(tiles for tiles in TABLE[dtype.itemsize] if count <= tiles.block_r)
-    return tiles if device.vendor == "nvidia" else tiles._replace(registers=None)
+    return next(tiles for tiles in TABLE[dtype.itemsize] if count <= tiles.block_r)

@@ -14,30 +14,30 @@ from art_kernels.tracklet_contrast.passes import Options
 #: Channels that stand for all: with chunks that are full, and some that are not.
 CHANNELS = (96, 256, 1000, 1024)
 #: Tracklets a frame: one for each line of the table of tiles.
-TRACKLETS = (2, 32, 64)
+TRACKLETS = (2, 32)
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 #: By name: the options, and whether frames may be invalid.
 OPTIONS = {"plain": (Options(0.6, False, False, False), False), "all": (Options(0.6, True, True, False), True)}
 
 
 def variants(device: Device) -> Iterator[tuple[str, Call]]:
-    """Names such as "levels.bf16.c256.k32.plain", and the launches, on such a device."""
+    """Names such as "levels.bf16.c256.k32.plain", and the launches; they are the same on every device."""
     partial = _empty(torch.float32, 4096, 4)
     yield "terms", terms_call(partial, partial, 2, partial, partial)
     for dtype_name, dtype in DTYPES.items():
         for channels in CHANNELS:
             for count in TRACKLETS:
                 for option in OPTIONS:
-                    for kernel, call in _calls(dtype, channels, count, option, device).items():
+                    for kernel, call in _calls(dtype, channels, count, option).items():
                         yield f"{kernel}.{dtype_name}.c{channels}.k{count}.{option}", call
 
 
-def _calls(dtype: torch.dtype, channels: int, count: int, option: str, device: Device) -> dict[str, Call]:
+def _calls(dtype: torch.dtype, channels: int, count: int, option: str) -> dict[str, Call]:
     options, masked = OPTIONS[option]
     responses = _empty(dtype, 64, 64, count, channels)
-    rows = Rows(responses, _empty(torch.bool, 64, 64) if masked else None, device)
+    rows = Rows(responses, _empty(torch.bool, 64, 64) if masked else None)
     tracklets = _empty(dtype if masked else torch.float32, 64, 1, count, channels)
-    pooled = Rows(tracklets, _empty(torch.bool, 64, 1) if masked else None, device)
+    pooled = Rows(tracklets, _empty(torch.bool, 64, 1) if masked else None)
     of_videos = _empty(torch.float32, 64, count, channels)
     share = _empty(torch.float32, 64)
     calls = {
