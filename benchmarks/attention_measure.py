@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import time
-import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -17,12 +15,10 @@ from benchmarks.attention_providers import BASELINE, PROVIDERS, Inputs, build, d
 from benchmarks.attention_routes import measure_crossing
 from benchmarks.attention_shapes import PASSES, SHAPES, AttentionShape, floor
 from benchmarks.bandwidth import copy_bandwidth_gbs
+from benchmarks.findings import DTYPES, OUT_OF_TIME, Findings
 from benchmarks.machine import provenance
 from benchmarks.memory import peak_extra_bytes
 from benchmarks.timing import Effort, Timing, effort_for, time_calls
-
-DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
-OUT_OF_TIME = "the time for the benchmarks was spent"
 
 
 @dataclass(frozen=True)
@@ -44,31 +40,6 @@ class Settings:
     passes: tuple[str, ...] = PASSES
     quick: bool = False
     crossing: bool = False
-
-
-@dataclass
-class Findings:
-    """What has come out so far.
-
-    Attributes:
-        records: one for each measurement.
-        left_out: what was not measured, each with its reason.
-        failures: what could not be measured though it should have been, each with its error.
-    """
-
-    records: list[dict[str, Any]] = field(default_factory=list)
-    left_out: list[dict[str, Any]] = field(default_factory=list)
-    failures: list[dict[str, Any]] = field(default_factory=list)
-
-    @contextmanager
-    def recording_failure(self, **what: str) -> Iterator[None]:
-        """An error ends what is measured here and no more; it is shown, and stands in `failures`."""
-        try:
-            yield
-        except Exception as error:
-            traceback.print_exc()
-            first_line = (str(error).splitlines() or [""])[0][:300]
-            self.failures.append({**what, "error": f"{type(error).__name__}: {first_line}"})
 
 
 @dataclass(frozen=True)

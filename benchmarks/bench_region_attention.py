@@ -29,9 +29,10 @@ import torch
 if not __package__:  # run as a file: the folder of `benchmarks` and `art_kernels` takes the place of this one
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from benchmarks.attention_measure import DTYPES, Settings, run
+from benchmarks.attention_measure import Settings, run
 from benchmarks.attention_shapes import PASSES, SHAPES
 from benchmarks.attention_table import print_floor, print_records, print_summary
+from benchmarks.findings import DTYPES
 
 Draw = Callable[[dict[str, Any], Path], list[Path]]
 

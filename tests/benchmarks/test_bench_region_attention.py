@@ -11,11 +11,12 @@ import torch
 from torch import nn
 
 from benchmarks import attention_providers
-from benchmarks.attention_measure import OUT_OF_TIME, Settings, run
+from benchmarks.attention_measure import Settings, run
 from benchmarks.attention_passes import errors, pass_call, require_exact, truth, values_and_gradients
 from benchmarks.attention_providers import BASELINE, OURS, PROVIDERS, build, draw_inputs, refusal
 from benchmarks.attention_shapes import PASSES, SHAPES, AttentionShape, floor
 from benchmarks.bench_region_attention import main
+from benchmarks.findings import OUT_OF_TIME
 from benchmarks.machine import ROOT
 from benchmarks.memory import peak_extra_bytes
 

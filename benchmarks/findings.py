@@ -1,0 +1,39 @@
+"""What a benchmark has found: measurements, what it left out and why, and what failed."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+OUT_OF_TIME = "the time for the benchmarks was spent"
+
+
+@dataclass
+class Findings:
+    """What has come out so far.
+
+    Attributes:
+        records: one for each measurement.
+        left_out: what was not measured, each with its reason.
+        failures: what could not be measured though it should have been, each with its error.
+    """
+
+    records: list[dict[str, Any]] = field(default_factory=list)
+    left_out: list[dict[str, Any]] = field(default_factory=list)
+    failures: list[dict[str, Any]] = field(default_factory=list)
+
+    @contextmanager
+    def recording_failure(self, **what: str) -> Iterator[None]:
+        """An error ends what is measured here and no more; it is shown, and stands in `failures`."""
+        try:
+            yield
+        except Exception as error:
+            traceback.print_exc()
+            first_line = (str(error).splitlines() or [""])[0][:300]
+            self.failures.append({**what, "error": f"{type(error).__name__}: {first_line}"})
