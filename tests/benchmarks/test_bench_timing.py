@@ -3,6 +3,7 @@ import time
 import pytest
 import torch
 
+from benchmarks import timing as module
 from benchmarks.timing import CpuStopwatch, Effort, effort_for, summarize, time_calls
 
 CPU = torch.device("cpu")
@@ -22,13 +23,26 @@ def test_calls_take_turns_and_every_other_round_is_reversed():
     assert [timings[name].repetitions for name in "abc"] == [3, 3, 3]
 
 
-def test_rounds_go_on_until_each_call_has_had_its_time_or_all_together_theirs():
-    calls = {"slow": lambda: time.sleep(0.01), "fast": lambda: time.sleep(0.001)}
-    timings = time_calls(calls, CPU, Effort(min_rounds=2, min_seconds=0.004, max_seconds=10.0, warmups=0))
-    assert 3 <= timings["fast"].repetitions <= 4
-    assert 10 <= timings["slow"].median_ms < 30
+def test_rounds_go_on_until_each_call_has_had_its_time_or_all_together_theirs(monkeypatch):
+    clock = [0.0]
+
+    class Stopwatch(CpuStopwatch):
+        def seconds(self, name, call):
+            took = {"slow": 0.01, "fast": 0.001}[name]
+            clock[0] += took
+            return took
+
+    monkeypatch.setattr(module, "CpuStopwatch", Stopwatch)
+    monkeypatch.setattr(module.time, "perf_counter", lambda: clock[0])
+    calls = {"slow": lambda: None, "fast": lambda: None}
+    timings = time_calls(calls, CPU, Effort(min_rounds=2, min_seconds=0.0035, max_seconds=10.0, warmups=0))
+    assert timings["fast"].repetitions == 4 and timings["slow"].median_ms == pytest.approx(10)
     timings = time_calls(calls, CPU, Effort(min_rounds=2, min_seconds=10.0, max_seconds=0.05, warmups=0))
-    assert 2 <= timings["fast"].repetitions <= 5
+    assert timings["fast"].repetitions == 5
+
+
+def test_a_stopwatch_measures():
+    assert 0.01 <= CpuStopwatch().seconds("slow", lambda: time.sleep(0.01)) < 5
 
 
 def test_releasing_the_result_takes_no_time():
