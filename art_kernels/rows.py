@@ -1,6 +1,8 @@
 """Rows in memory and their chunks of channels, as every Triton kernel reads and writes them.
 
-Names in kernels: `p_` a pointer, `o_` an offset, `m_` a mask, `b_` a value of the block.
+Names in kernels: `p_` a pointer, `o_` an offset, `m_` a mask, `b_` a value of the block. Strides of rows come in units of
+ALIGN elements (`call.alignment`): that they are its multiples is what lets a load be 16 bytes wide, and one compiled
+variant serves all sizes that ALIGN divides.
 """
 
 # mypy: ignore-errors

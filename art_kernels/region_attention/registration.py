@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from art_kernels.mapped import fold
 from art_kernels.region_attention import reference
 from art_kernels.region_attention.passes import Forward
 
@@ -171,14 +172,6 @@ def _gradients_of_definition(
 region_attention_forward.register_autograd(_backward, setup_context=_setup_context)
 
 
-def _fold(info: Any, tensor: Tensor | None, dim: int | None) -> Tensor | None:
-    """The mapped dimension joined to the frames."""
-    if tensor is None:
-        return None
-    tensor = tensor.unsqueeze(0).expand(info.batch_size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
-    return tensor.flatten(0, 1)
-
-
 def _over_frames(operator: Callable[..., Any], shared: int) -> Callable[..., Any]:
     """The rule of vmap for an operator whose tensors all have frames, save number `shared`, which all share."""
 
@@ -189,7 +182,7 @@ def _over_frames(operator: Callable[..., Any], shared: int) -> Callable[..., Any
                 "keep it out of in_dims, or add it to the regions first"
             )
         folded = [
-            _fold(info, argument, dim) if isinstance(argument, Tensor) and index != shared else argument
+            fold(info, argument, dim) if isinstance(argument, Tensor) and index != shared else argument
             for index, (argument, dim) in enumerate(zip(arguments, in_dims, strict=True))
         ]
         results = operator(*folded)

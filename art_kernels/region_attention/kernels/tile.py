@@ -1,4 +1,4 @@
-"""Rows in memory, their chunks of channels, and tiles of regions: what all kernels of region attention read."""
+"""Tiles of regions: what all kernels of region attention read."""
 
 # mypy: ignore-errors
 from __future__ import annotations
