@@ -36,7 +36,7 @@ TARGETS = {
 }
 
 #: Those with Triton kernels.
-OPERATIONS = ("region_attention", "tracklet_contrast")
+OPERATIONS = ("region_attention", "tracklet_contrast", "tracklet_pooling")
 
 _TENSOR_CORE = re.compile(r"\b(?:mma\.sync|wgmma\.mma_async|tcgen05\.mma|v_s?mfma_)")
 _LOAD = re.compile(r"\b(?:ld\.global|cp\.async\.c[ag]|(?:global|buffer|flat)_load_)")

@@ -24,6 +24,13 @@ _NAME = "pool_tracklets"
 
 backends.register(_NAME, "native", native.pool_tracklets)
 backends.register(_NAME, "reference", reference.pool_tracklets)
+try:
+    from art_kernels.tracklet_pooling import launch
+    from art_kernels.tracklet_pooling.registration import pool_tracklets_forward
+except ImportError as error:
+    backends.register_missing(_NAME, "triton", f"triton cannot be imported: {error}")
+else:
+    backends.register(_NAME, "triton", pool_tracklets_forward, launch.refusal, by_name_only=launch.by_name_only)
 
 
 def pool_tracklets(
@@ -76,7 +83,7 @@ def pool_tracklets(
 
     responses, semantics = autocast_as_softmax(responses), autocast_as_softmax(semantics)
     check_same_dtype(_NAME, "semantics", semantics, "responses", responses)
-    run = backends.implementation(_NAME, responses, backend)
+    run = backends.implementation(_NAME, semantics, backend)  # the number of semantics decides too
     with without_autocast(responses.device):
         aggregated, saliency = run(responses, semantics, temperature, valid)
     return aggregated.to(responses.dtype), saliency.to(responses.dtype)
