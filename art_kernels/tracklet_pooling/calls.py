@@ -77,7 +77,13 @@ def forward_call(inputs: Inputs, tiles: Tiles, saliency: Tensor) -> tuple[Call, 
         aggregated = float32_like(saliency, videos, count, channels)
     arguments = {**inputs.arguments(), "p_aggregated": aggregated, "p_saliency": saliency}
     return Call(
-        kernels.forward_kernel, (videos * count,), arguments, inputs.constants(tiles), tiles.num_warps, 1
+        kernels.forward_kernel,
+        (videos * count,),
+        arguments,
+        inputs.constants(tiles),
+        tiles.num_warps,
+        1,
+        tiles.registers,
     ), aggregated
 
 
@@ -111,4 +117,6 @@ def backward_call(
         "GRAD_RESPONSES": grad_responses is not None,
         "GRAD_SEMANTICS": needs_semantics,
     }
-    return Call(kernels.backward_kernel, (videos * groups,), arguments, constants, tiles.num_warps, 1), parts
+    return Call(
+        kernels.backward_kernel, (videos * groups,), arguments, constants, tiles.num_warps, 1, tiles.registers
+    ), parts

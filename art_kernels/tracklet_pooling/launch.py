@@ -22,7 +22,7 @@ INTERPRETED = not isinstance(kernels.forward_kernel, triton.runtime.JITFunction)
 
 def refusal(semantics: Tensor) -> str | None:
     """Why the kernels cannot serve `semantics` [B,J,C], and responses like them, or None where they can."""
-    count = max(semantics.shape[-2:-1], default=0)  # the report on all backends asks for a tensor without this axis
+    count = semantics.shape[1] if semantics.dim() > 1 else 0  # the report on all backends has a tensor of one dimension
     if count > MAX_SEMANTICS:
         return f"the kernels take at most {MAX_SEMANTICS} semantics a video, and these are {count}"
     return device_refusal(semantics, INTERPRETED)

@@ -10,10 +10,10 @@ from art_kernels.call import Call
 from art_kernels.devices import Device
 from art_kernels.tracklet_pooling.calls import Inputs, backward_call, forward_call
 
-#: Channels that stand for all: chunks of which the last is not full or is, few and many.
-CHANNELS = (96, 256, 1000)
-#: Semantics and frames: each size of block, with a tile that holds all frames and with several.
-SIZES = ((16, 16), (16, 64), (16, 256), (32, 64), (64, 32), (128, 16), (128, 256))
+#: Channels that stand for all: few chunks, all of them full, and many, of which the last is not.
+CHANNELS = (256, 1000)
+#: Semantics and frames: few, tiles that hold all frames, and several of the largest tiles.
+SIZES = ((16, 16), (16, 64), (16, 256), (64, 64))
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 #: By name, whether a call has a mask of valid frames, and a gradient of the saliency.
 OPTIONS = {"plain": False, "all": True}

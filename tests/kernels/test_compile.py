@@ -48,6 +48,7 @@ def test_names_say_what_is_compiled():
     assert len(names) == len(set(names))
     for part in ("forward.fp32.c1000.m64.all", "backward.bf16.c1536.m16.normed", "combine.fp16.c96"):
         assert f"region_attention.{part}" in names
+    assert "tracklet_pooling.backward.bf16.c256.j16.t16.plain" in names
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from art_kernels.tracklet_pooling.kernels.tile import (
     scores_of,
     softmax_step,
     tile_at,
+    total_of,
     weights_of,
 )
 
@@ -30,13 +31,13 @@ def _tile(
     o_t, m_t, responses, held = tile_at(
         p_responses, p_valid, start, T, stride_frame, stride_valid, C, BLOCK_T, BLOCK_C, CHUNKS, ALIGN, VALID, HOLD
     )
-    b_products, b_r_inverse, b_s_inverse, b_dw = products(
+    b_products, b_r_norms, b_s_norms, b_dw = products(
         responses, held, semantics, gradient, C, BLOCK_T, BLOCK_J, BLOCK_C, CHUNKS, True, HOLD, PRECISION
     )
     if GRAD_SALIENCY:
         b_dw += tl.load(p_grad_saliency + o_t.to(tl.int64) * K, mask=m_t, other=0.0).to(tl.float32)
-    b_scores = scores_of(b_products, b_r_inverse, b_s_inverse, m_t, scale)
-    return (o_t, m_t, responses, held), (b_products, b_r_inverse, b_s_inverse), b_scores, b_dw / J
+    b_scores = scores_of(b_products, b_r_norms, b_s_norms, m_t, scale)
+    return (o_t, m_t, responses, held), (b_products, b_r_norms, b_s_norms), b_scores, b_dw / J
 
 
 @triton.jit
@@ -69,7 +70,8 @@ def _gradients_of_tile(
     Σ_t d (u - cos v) / |s|. The factors d are rounded before either term is taken: what d lost to rounding, both lost.
     """
     o_t, m_t, responses, held = tile
-    b_products, b_r_inverse, b_s_inverse = norms
+    b_products, b_r_norms, b_s_norms = norms
+    b_r_inverse, b_s_inverse = 1.0 / b_r_norms, 1.0 / b_s_norms
     DTYPE: tl.constexpr = responses[0].dtype.element_ty
     b_weights, b_saliency = weights_of(b_scores, b_max, b_sum, m_j, J)
     b_d = b_weights * (b_dw[:, None] - b_delta[None, :]) * scale
@@ -171,7 +173,7 @@ def backward_kernel(
                 C, BLOCK_T, BLOCK_J, BLOCK_C, CHUNKS, ALIGN, VALID, GRAD_SALIENCY, HOLD, PRECISION,
             )  # fmt: skip
             b_max, b_sum, b_exp, _ = softmax_step(b_scores, b_max, b_sum)
-            b_delta = tl.sum(b_exp * b_dw[:, None], 0) / tl.where(b_sum > 0, b_sum, 1.0)
+            b_delta = tl.sum(b_exp * b_dw[:, None], 0) / total_of(b_sum)
             _gradients_of_tile(
                 p_grad_r, tile, norms, semantics, gradient, grad_semantics, tracklet > first, b_scores, b_dw, b_max,
                 b_sum, b_delta, m_j, T, K, J, scale,
@@ -186,7 +188,7 @@ def backward_kernel(
                 )  # fmt: skip
                 b_max, b_sum, b_exp, b_decay = softmax_step(b_scores, b_max, b_sum)
                 b_delta = b_delta * b_decay + tl.sum(b_exp * b_dw[:, None], 0)
-            b_delta = b_delta / tl.where(b_sum > 0, b_sum, 1.0)
+            b_delta = b_delta / total_of(b_sum)
             for start in range(0, T, BLOCK_T):
                 tile, norms, b_scores, b_dw = _tile(
                     p_r, p_valid, p_grad_w, semantics, gradient, start, T, K, J, stride_frame, stride_valid, scale,

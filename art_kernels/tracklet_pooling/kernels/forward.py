@@ -28,10 +28,10 @@ def _scored_tile(
     o_t, m_t, responses, held = tile_at(
         p_responses, p_valid, start, T, stride_frame, stride_valid, C, BLOCK_T, BLOCK_C, CHUNKS, ALIGN, VALID, HOLD
     )
-    b_products, b_r_inverse, b_s_inverse, _ = products(
+    b_products, b_r_norms, b_s_norms, _ = products(
         responses, held, semantics, responses, C, BLOCK_T, BLOCK_J, BLOCK_C, CHUNKS, False, HOLD, PRECISION
     )
-    return o_t, responses, held, scores_of(b_products, b_r_inverse, b_s_inverse, m_t, scale)
+    return o_t, responses, held, scores_of(b_products, b_r_norms, b_s_norms, m_t, scale)
 
 
 @triton.jit
@@ -42,12 +42,16 @@ def _pool_tile(
     """Write the saliency of a tile, and add its responses to the aggregated tracklet."""
     _, b_saliency = weights_of(b_scores, b_max, b_sum, m_j, J)
     tl.store(p_saliency + o_t.to(tl.int64) * K, b_saliency.to(p_saliency.dtype.element_ty), mask=o_t < T)
+    aggregated = one_row(p_aggregated, True)
+    earlier_tiles = aggregated
+    if not ONE_TILE:
+        earlier_tiles = one_row(p_aggregated, start > 0)
     for k in range(CHUNKS):
         b_r = response(responses, held, k, HOLD, C, BLOCK_C, CHUNKS)
         b_sum_r = tl.sum(b_r.to(tl.float32) * b_saliency[:, None], 0)[None, :]
         if not ONE_TILE:
-            b_sum_r += load_chunk(one_row(p_aggregated, start > 0), k, C, BLOCK_C, CHUNKS)
-        store_chunk(one_row(p_aggregated, True), k, b_sum_r, C, BLOCK_C, CHUNKS)
+            b_sum_r += load_chunk(earlier_tiles, k, C, BLOCK_C, CHUNKS)
+        store_chunk(aggregated, k, b_sum_r, C, BLOCK_C, CHUNKS)
     if not ONE_TILE:
         tl.debug_barrier()  # the next tile reads what all threads have written
 

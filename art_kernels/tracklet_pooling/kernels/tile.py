@@ -53,11 +53,9 @@ def response(
 
 
 @triton.jit
-def _inverse_norms(b_squares):
-    """1 / norm from squared norms; 0 where the vector counts as zero, as in `art_kernels.cosine`."""
-    b_is_zero = b_squares < 1.1754943508222875e-38
-    b_norms = tl.sqrt_rn(tl.where(b_is_zero, 1.0, b_squares))
-    return tl.where(b_is_zero, 0.0, tl.div_rn(tl.full(b_norms.shape, 1.0, tl.float32), b_norms))
+def _norms(b_squares):
+    """Norms from squared norms; infinite where the vector counts as zero, as in `art_kernels.cosine`."""
+    return tl.sqrt_rn(tl.where(b_squares < 1.1754943508222875e-38, float("inf"), b_squares))
 
 
 @triton.jit
@@ -66,7 +64,7 @@ def products(
     C: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_J: tl.constexpr, BLOCK_C: tl.constexpr, CHUNKS: tl.constexpr,
     GRADIENT: tl.constexpr, HOLD: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Of a tile r: r sᵀ [BLOCK_T, BLOCK_J]; 1 / |r| and 1 / |s|; with GRADIENT r · gradient [BLOCK_T]."""
+    """Of a tile r: r sᵀ [BLOCK_T, BLOCK_J]; |r| and |s|; with GRADIENT r · gradient [BLOCK_T]."""
     b_products = tl.zeros([BLOCK_T, BLOCK_J], tl.float32)
     b_r_squares = tl.zeros([BLOCK_T], tl.float32)
     b_s_squares = tl.zeros([BLOCK_J], tl.float32)
@@ -81,14 +79,15 @@ def products(
         b_s_squares += tl.sum(b_s * b_s, 1)
         if GRADIENT:
             b_grad += tl.sum(b_r * load_chunk(gradient, k, C, BLOCK_C, CHUNKS).to(tl.float32), 1)
-    return b_products, _inverse_norms(b_r_squares), _inverse_norms(b_s_squares), b_grad
+    return b_products, _norms(b_r_squares), _norms(b_s_squares), b_grad
 
 
 @triton.jit
-def scores_of(b_products, b_r_inverse, b_s_inverse, m_t, scale):
+def scores_of(b_products, b_r_norms, b_s_norms, m_t, scale):
     """Cosine · scale, -inf in frames that take no part."""
-    b_cosines = b_products * b_r_inverse[:, None] * b_s_inverse[None, :]
-    return tl.where(m_t[:, None], b_cosines * scale, float("-inf"))
+    # Exact divisions: where the scores are large, each rounding of one frame and not of the others weighs.
+    b_scores = tl.div_rn(b_products * tl.div_rn(scale, b_s_norms)[None, :], b_r_norms[:, None])
+    return tl.where(m_t[:, None], b_scores, float("-inf"))
 
 
 @triton.jit
@@ -108,8 +107,14 @@ def softmax_step(b_scores, b_max, b_sum):
 
 
 @triton.jit
+def total_of(b_sum):
+    """The sum of exponentials as a divisor: 1 where no frame takes part, for zeros and not 0 / 0."""
+    return tl.where(b_sum == 0, 1.0, b_sum)
+
+
+@triton.jit
 def weights_of(b_scores, b_max, b_sum, m_j, J):
     """The softmax over time of each semantic [BLOCK_T, BLOCK_J], and the mean over them: the saliency [BLOCK_T]."""
-    b_total = tl.where(b_sum > 0, b_sum, 1.0)  # no frame takes part: zeros
+    b_total = total_of(b_sum)
     b_weights = tl.where(m_j[None, :], exponentials(b_scores, b_max) / b_total[None, :], 0.0)
     return b_weights, tl.sum(b_weights, 1) / J
