@@ -60,7 +60,7 @@ def test_agrees_with_float64(dtype, videos, frames, count, semantics, channels, 
         return tensors(videos, frames, count, semantics, channels)
 
     # The interpreter is slow. In float16 plain PyTorch errs so much more that few draws tell.
-    draws = 12 if DEVICE.type == "cuda" else 1 if dtype == torch.float16 else max(2, 8 // (videos * count))
+    draws = 12 if DEVICE.type == "cuda" else 1 if dtype == torch.float16 else max(1, 8 // (videos * count))
     assert_as_exact_as_plain(fast, plain, draw, dtype, draws=draws)
 
 
@@ -94,10 +94,9 @@ def test_gradient_of_a_part(used, needed):
     torch.testing.assert_close(*results, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("frames", [7, 40])
-def test_layouts_are_read_in_place(frames):
-    responses, semantics = tensors(frames=frames)
-    valid = valid_of(2, frames)
+def test_layouts_are_read_in_place():
+    responses, semantics = tensors(frames=40)
+    valid = valid_of(2, 40)
     tracklets_first = responses.transpose(1, 2).contiguous().transpose(1, 2)  # [B, K, T, C] in memory
     channels_first = responses.mT.contiguous().mT
     every_other = torch.stack([responses, responses], 2).flatten(1, 2)[:, ::2]
