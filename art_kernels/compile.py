@@ -36,7 +36,7 @@ TARGETS = {
 }
 
 #: Those with Triton kernels.
-OPERATIONS = ("region_attention", "tracklet_contrast", "tracklet_pooling")
+OPERATIONS = ("region_attention", "tracklet_contrast", "tracklet_nce", "tracklet_pooling")
 
 _TENSOR_CORE = re.compile(r"\b(?:mma\.sync|wgmma\.mma_async|tcgen05\.mma|v_s?mfma_)")
 _LOAD = re.compile(r"\b(?:ld\.global|cp\.async\.c[ag]|(?:global|buffer|flat)_load_)")
@@ -44,7 +44,13 @@ _WIDE_LOAD = re.compile(
     r"\b(?:ld\.global[.\w:]*\.v4\.[bfu]32|ld\.global[.\w:]*\.v2\.[bfu]64|cp\.async\.c[ag]\S* [^;]*\b0x10\b"
     r"|(?:global|buffer|flat)_load_(?:dwordx4|b128))"
 )
-_TYPES = {torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.bool: "*i1"}
+_TYPES = {
+    torch.float32: "*fp32",
+    torch.float16: "*fp16",
+    torch.bfloat16: "*bf16",
+    torch.bool: "*i1",
+    torch.int64: "*i64",
+}
 
 
 @dataclass(frozen=True)
