@@ -37,6 +37,18 @@ def processors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 4
 
 
+def splits_for(count: int, programs: int, block_n: int, device: torch.device) -> tuple[int, int]:
+    """Into how many splits a walk over `count` items goes, and how many items each takes.
+
+    One split, unless the programs would leave most of the device idle: then enough for about two on every processor,
+    and none of less than two tiles.
+    """
+    tiles = -(-count // block_n)
+    wanted = max(1, min(2 * processors(device) // max(programs, 1), tiles // 2))
+    tiles_a_split = -(-tiles // wanted)
+    return -(-tiles // tiles_a_split), tiles_a_split * block_n
+
+
 def device_refusal(tensor: Tensor, interpreted: bool) -> str | None:
     """Why no Triton kernel can serve `tensor` where it is, or None; `interpreted`: under TRITON_INTERPRET=1."""
     if tensor.dtype == torch.float64:

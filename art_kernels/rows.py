@@ -1,7 +1,7 @@
 """Rows in memory and their chunks of channels, as every Triton kernel reads and writes them.
 
-Names in kernels: `p_` a pointer, `o_` an offset, `m_` a mask, `b_` a value of the block. Strides of rows come in units of
-ALIGN elements (`call.alignment`): that they are its multiples is what lets a load be 16 bytes wide, and one compiled
+Names in kernels: `p_` a pointer, `o_` an offset, `m_` a mask, `b_` a value of the block. Strides of rows come in units
+of ALIGN elements (`call.alignment`): that they are its multiples is what lets a load be 16 bytes wide, and one compiled
 variant serves all sizes that ALIGN divides.
 """
 
@@ -45,3 +45,21 @@ def store_chunk(view, k, b_chunk, C: tl.constexpr, BLOCK_C: tl.constexpr, CHUNKS
     """Write chunk k of a view."""
     p_c, m_c = chunk_of(view, k, C, BLOCK_C, CHUNKS)
     tl.store(p_c, b_chunk.to(view[0].dtype.element_ty), mask=m_c)
+
+
+@triton.jit
+def load_rows(view, C: tl.constexpr, BLOCK_C: tl.constexpr, CHUNKS: tl.constexpr):
+    """All chunks of a view."""
+    chunks = ()
+    for i in tl.static_range(CHUNKS):
+        chunks = chunks + (load_chunk(view, i, C, BLOCK_C, CHUNKS),)
+    return chunks
+
+
+@triton.jit
+def zeros(BLOCKS: tl.constexpr, ROWS: tl.constexpr, BLOCK_C: tl.constexpr):
+    """Accumulators of so many chunks."""
+    chunks = ()
+    for i in tl.static_range(BLOCKS):
+        chunks = chunks + (tl.zeros([ROWS, BLOCK_C], tl.float32),)
+    return chunks

@@ -11,9 +11,9 @@ import triton
 from torch import Tensor
 
 from art_kernels.call import Call, alignment, float32_like, matmul_precision, readable
-from art_kernels.devices import Device
+from art_kernels.devices import Device, splits_for
 from art_kernels.region_attention import kernels
-from art_kernels.region_attention.tiles import Tiles, backward_tiles, forward_tiles, splits_for
+from art_kernels.region_attention.tiles import Tiles, backward_tiles, forward_tiles
 
 
 class Inputs(NamedTuple):

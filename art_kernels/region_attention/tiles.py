@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 
 from art_kernels.call import chunk_width
-from art_kernels.devices import Device, processors
+from art_kernels.devices import Device
 
 MAX_CHANNELS = 1536
 
@@ -202,15 +202,3 @@ def _tiles(kernel: str, dtype: torch.dtype, channels: int, device: Device, block
     block_c = chunk_width(channels, line.widest)
     registers = None if plain and dtype.itemsize == 2 else line.registers
     return Tiles(block_m, line.block_n, block_c, line.num_warps, num_stages, line.hold, line.parts, registers)
-
-
-def splits_for(count: int, programs: int, block_n: int, device: torch.device) -> tuple[int, int]:
-    """Into how many splits the regions go, and how many regions each takes.
-
-    One split, unless the programs would leave most of the device idle: then enough for about two on every processor,
-    and none of less than two tiles.
-    """
-    tiles = -(-count // block_n)
-    wanted = max(1, min(2 * processors(device) // max(programs, 1), tiles // 2))
-    tiles_a_split = -(-tiles // wanted)
-    return -(-tiles // tiles_a_split), tiles_a_split * block_n

@@ -15,7 +15,7 @@ import triton
 from torch import Tensor
 
 from art_kernels.call import Call, alignment, float32_like, matmul_precision, readable
-from art_kernels.region_attention.tiles import splits_for
+from art_kernels.devices import splits_for
 from art_kernels.tracklet_nce import kernels
 from art_kernels.tracklet_nce.passes import Pairs
 from art_kernels.tracklet_nce.rules import function_of

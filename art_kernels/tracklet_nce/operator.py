@@ -42,6 +42,15 @@ def _fused(
 passes["native"] = native
 backends.register(_NAME, "native", functools.partial(_fused, backend="native"))
 backends.register(_NAME, "reference", reference.tracklet_nce)
+try:
+    from art_kernels.tracklet_nce import launch
+except ImportError as error:
+    backends.register_missing(_NAME, "triton", f"triton cannot be imported: {error}")
+else:
+    passes["triton"] = launch
+    backends.register(
+        _NAME, "triton", functools.partial(_fused, backend="triton"), launch.refusal, by_name_only=launch.by_name_only
+    )
 
 
 def tracklet_nce(

@@ -7,7 +7,8 @@ import torch
 from kernel_agreement import assert_as_exact_as_plain
 
 from art_kernels import backends, region_attention
-from art_kernels.region_attention import native, reference, tiles
+from art_kernels.devices import splits_for
+from art_kernels.region_attention import native, reference
 
 pytest.importorskip("triton", reason="Triton has no wheel for this platform")
 launch = pytest.importorskip("art_kernels.region_attention.launch")
@@ -118,9 +119,9 @@ def test_two_runs_give_the_same_bits():
 
 
 def test_splits_are_taken_where_frames_are_few():
-    assert tiles.splits_for(300, 1, 32, DEVICE)[0] > 1, "or the test of it tests nothing"
+    assert splits_for(300, 1, 32, DEVICE)[0] > 1, "or the test of it tests nothing"
     for programs in (1, 3, 1000):
-        splits, regions = tiles.splits_for(300, programs, 32, DEVICE)
+        splits, regions = splits_for(300, programs, 32, DEVICE)
         assert (splits - 1) * regions < 300 <= splits * regions and regions % 32 == 0
 
 

@@ -12,7 +12,7 @@ from torch.library import opcheck
 from art_kernels import tracklet_nce
 from art_kernels.tracklet_nce.registration import tracklet_nce_backward, tracklet_nce_forward
 
-FUSED = ["native"]
+FUSED = ["native", "triton"]
 
 
 def inputs(device="cpu", rows=6, count=9, channels=8, dtype=torch.float32):

@@ -6,8 +6,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from art_kernels.region_attention.kernels.tile import SIZES, key, load_rows, tile_at, value, zeros
-from art_kernels.rows import load_chunk, rows_at, store_chunk
+from art_kernels.region_attention.kernels.tile import SIZES, key, tile_at, value
+from art_kernels.rows import load_chunk, load_rows, rows_at, store_chunk, zeros
 
 
 @triton.jit(do_not_specialize=SIZES)

@@ -6,31 +6,13 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from art_kernels.rows import load_chunk, rows_at
+from art_kernels.rows import load_chunk, load_rows, rows_at
 
 #: What a compiled variant does not depend on: no recompilation where a batch, or a clip, has another length.
 SIZES = [
     "M", "N", "regions_a_split", "splits", "stride_query_frame", "stride_query_row", "stride_region_frame",
     "stride_region", "stride_position", "stride_mask_frame", "stride_mask",
 ]  # fmt: skip
-
-
-@triton.jit
-def load_rows(view, C: tl.constexpr, BLOCK_C: tl.constexpr, CHUNKS: tl.constexpr):
-    """All chunks of a view."""
-    chunks = ()
-    for i in tl.static_range(CHUNKS):
-        chunks = chunks + (load_chunk(view, i, C, BLOCK_C, CHUNKS),)
-    return chunks
-
-
-@triton.jit
-def zeros(BLOCKS: tl.constexpr, ROWS: tl.constexpr, BLOCK_C: tl.constexpr):
-    """Accumulators of so many chunks."""
-    chunks = ()
-    for i in tl.static_range(BLOCKS):
-        chunks = chunks + (tl.zeros([ROWS, BLOCK_C], tl.float32),)
-    return chunks
 
 
 @triton.jit
