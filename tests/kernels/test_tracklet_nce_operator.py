@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from art_kernels import Positives, positive_rule, tracklet_nce
+from art_kernels import Positives, backends, positive_rule, tracklet_nce
 from art_kernels.tracklet_nce import rules
 
 BACKENDS = ["triton", "native", "reference"]
