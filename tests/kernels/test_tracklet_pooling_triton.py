@@ -15,15 +15,16 @@ launch = pytest.importorskip("art_kernels.tracklet_pooling.launch")
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 DTYPES = [torch.float32, torch.float16, *([torch.bfloat16] if DEVICE.type == "cuda" else [])]  # see launch.refusal
-#: Videos, frames, tracklets, semantics, channels; the temperature; whether frames are missing.
+#: Videos, frames, tracklets, semantics, channels; temperature; whether frames are missing; draws in the interpreter.
+#: At temperature 0.01 the few tracklets with two frames of nearly the same score make the error of all: there are many.
 CASES = [
-    pytest.param(11, 7, 3, 5, 33, 0.01, True, id="several-tracklets-a-program"),
-    pytest.param(4, 16, 3, 2, 256, 0.01, False, id="channels-in-chunks"),
-    pytest.param(24, 7, 1, 3, 32, 0.01, True, id="one-chunk"),
-    pytest.param(4, 67, 1, 2, 33, 0.01, True, id="tiles"),
-    pytest.param(2, 67, 1, 19, 96, 1.0, False, id="tiles-and-chunks"),
-    pytest.param(2, 7, 1, 5, 1000, 0.1, True, id="1000-channels"),
-    pytest.param(4, 1, 3, 1, 33, 0.01, False, id="one-frame"),
+    pytest.param(11, 7, 3, 5, 33, 0.01, True, 2, id="several-tracklets-a-program"),
+    pytest.param(24, 7, 1, 3, 32, 0.01, True, 2, id="one-chunk"),
+    pytest.param(24, 40, 1, 2, 20, 0.01, True, 2, id="tiles"),
+    pytest.param(4, 16, 3, 2, 256, 0.1, False, 1, id="channels-in-chunks"),
+    pytest.param(2, 67, 1, 19, 96, 1.0, False, 2, id="tiles-and-chunks"),
+    pytest.param(2, 7, 1, 5, 1000, 0.1, True, 2, id="1000-channels"),
+    pytest.param(4, 1, 3, 1, 33, 0.01, False, 1, id="one-frame"),
 ]
 
 
@@ -46,8 +47,12 @@ def results_and_gradients(values, **options):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("videos, frames, count, semantics, channels, temperature, ragged", CASES)
-def test_agrees_with_float64(dtype, videos, frames, count, semantics, channels, temperature, ragged):
+@pytest.mark.parametrize("videos, frames, count, semantics, channels, temperature, ragged, draws", CASES)
+def test_agrees_with_float64(dtype, videos, frames, count, semantics, channels, temperature, ragged, draws):
+    if DEVICE.type == "cuda":
+        draws = 12
+    elif dtype == torch.float16:  # plain PyTorch errs so much more that few draws tell, and the interpreter is slow
+        videos, draws = max(2, videos // 4), 1
     valid = valid_of(videos, frames) if ragged else None
 
     def fast(responses, semantics):
@@ -59,8 +64,6 @@ def test_agrees_with_float64(dtype, videos, frames, count, semantics, channels, 
     def draw():
         return tensors(videos, frames, count, semantics, channels)
 
-    # The interpreter is slow. In float16 plain PyTorch errs so much more that few draws tell.
-    draws = 12 if DEVICE.type == "cuda" else 1 if dtype == torch.float16 else max(1, 8 // (videos * count))
     assert_as_exact_as_plain(fast, plain, draw, dtype, draws=draws)
 
 
@@ -73,7 +76,7 @@ def test_the_cases_above_take_every_way_through_the_kernels():
             yield frames <= found.block_t, found.chunks(channels) > 1
 
     taken = {way for case in CASES for way in ways(case.values[1], *case.values[3:5])}
-    assert taken == {(True, False), (True, True), (False, True)}
+    assert taken == {(True, False), (True, True), (False, False), (False, True)}
     if DEVICE.type == "cpu":
         assert [tiles.tracklets_a_program(11, 3, DEVICE), tiles.tracklets_a_program(8, 3, DEVICE)] == [2, 1]
 
@@ -113,9 +116,8 @@ def test_layouts_are_read_in_place():
     )
 
 
-@pytest.mark.parametrize("frames", [7, 40])
-def test_two_runs_give_the_same_bits(frames):
-    values = tensors(frames=frames)
+def test_two_runs_give_the_same_bits():
+    values = tensors(frames=40)
     torch.testing.assert_close(results_and_gradients(values), results_and_gradients(values), rtol=0, atol=0)
 
 
@@ -134,8 +136,7 @@ def test_zero_vectors(frames):
     torch.testing.assert_close(gradient[0, 1], saliency[0, 1, :, None].expand(2, 20).detach())
 
 
-@pytest.mark.parametrize("frames", [7, 40])
-@pytest.mark.parametrize("poison", [math.nan, math.inf])
+@pytest.mark.parametrize("frames, poison", [(7, math.inf), (40, math.nan)])
 def test_invalid_frames_are_not_read(frames, poison):
     responses, semantics = tensors(frames=frames)
     valid = valid_of(2, frames)
