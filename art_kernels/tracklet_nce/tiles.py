@@ -78,7 +78,7 @@ TABLE: dict[tuple[str, str, int], list[Line]] = {
         Line(256, 0, 64, 64, 256, 8, 2, True),
         Line(None, 227, 64, 64, 64, 8, 3, False, share=256, registers=255),
         Line(None, 160, 64, 32, 128, 8, 2, False, share=256, registers=255),
-        Line(None, 0, 64, 32, 128, 8, 2, False, share=128),
+        Line(None, 0, 64, 32, 64, 8, 2, False, share=128),
     ],
     ("forward", "nvidia", 4): [Line(None, 0, 64, 64, 32, 8, 1, False, registers=255)],
     ("backward", "nvidia", 4): [Line(None, 0, 32, 32, 32, 8, 1, False, share=96, registers=255)],
