@@ -12,6 +12,7 @@ from benchmarks.contrast_measure import Settings, errors, pass_call, require_exa
 from benchmarks.contrast_providers import PROVIDERS, build, draw_inputs, refusal, truth
 from benchmarks.contrast_shapes import SHAPES, ContrastShape
 from benchmarks.findings import OUT_OF_TIME
+from benchmarks.timing import effort_for
 
 CPU = torch.device("cpu")
 TINY = {
@@ -29,6 +30,7 @@ def tiny(monkeypatch):
     monkeypatch.setattr(contrast_providers, "COMPILER", "aot_eager")
     monkeypatch.setattr(contrast_providers.shutil, "which", lambda name: f"/usr/bin/{name}")
     monkeypatch.setitem(bandwidth.COPY_BYTES, "cpu", 1 << 20)
+    monkeypatch.setattr(contrast_measure, "CPU_EFFORT", effort_for(CPU, quick=True))
     monkeypatch.setitem(matrix_rate.SIZES, "cpu", 32)
 
 

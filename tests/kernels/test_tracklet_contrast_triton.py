@@ -13,8 +13,8 @@ launch = pytest.importorskip("art_kernels.tracklet_contrast.launch")
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 DTYPES = [torch.float32, torch.float16, *([torch.bfloat16] if DEVICE.type == "cuda" else [])]  # see device_refusal
-SIZES = [(3, 16, 2, 72), (2, 1, 5, 33), (2, 5, 1, 96), (1, 3, 19, 40), (1, 2, 32, 130)]
-DRAWS = 12 if DEVICE.type == "cuda" else 6  # the interpreter is slow
+SIZES = [(2, 10, 2, 72), (2, 1, 5, 33), (2, 5, 1, 96), (1, 3, 19, 40), (1, 2, 32, 130)]
+DRAWS = 12 if DEVICE.type == "cuda" else 4  # the interpreter is slow
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
