@@ -85,7 +85,8 @@ def tracklet_nce(
             - a pair of int64 tensors [M] and [N]: a label of each anchor and of each candidate, positive where equal;
             - `Positives`: what a `positive_rule` gives for ids of anchors and candidates, [M] and [N] int64.
         temperature: what the products are divided by: a number above 0, or a tensor without dimensions, which may
-            carry a gradient and whose sign is not checked.
+            carry a gradient. Of a tensor the value is not checked, as the host would have to wait for the device: one
+            that is not above 0 gives NaN.
         symmetric: take the mean of this and of the same with anchors and candidates exchanged, as CLIP does (Radford et
             al. 2021, arXiv 2103.00020).
         excluded: [M] int64, for each anchor the index of a candidate with which it makes no pair, neither a positive
@@ -127,7 +128,7 @@ def tracklet_nce(
     check_same_dtype(_NAME, "candidates", candidates, "anchors", anchors)
     wide = accumulation_dtype(anchors.dtype)
     if isinstance(temperature, Tensor):
-        temperature = temperature.to(wide)
+        temperature = torch.where(temperature > 0, temperature, torch.nan).to(wide)
     else:
         temperature = torch.full((), temperature, dtype=wide, device=anchors.device)
 

@@ -127,13 +127,13 @@ def test_aggregated_may_have_another_dtype(device):
     torch.testing.assert_close(tuple(loss), tuple(mtc_loss(responses.float(), aggregated)), rtol=0, atol=0)
 
 
-def test_autocast_computes_in_float32(device):
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_autocast_computes_in_float32(device, backend):
     responses, aggregated = responses_like(device), torch.randn(2, 3, 8, device=device)
     expected = mtc_loss(responses.bfloat16().float(), aggregated)
     with torch.autocast(device.type, torch.bfloat16):
-        for backend in BACKENDS:
-            loss = mtc_loss(responses.bfloat16(), aggregated, backend=backend)
-            torch.testing.assert_close(tuple(loss), tuple(expected))
+        loss = mtc_loss(responses.bfloat16(), aggregated, backend=backend)
+    torch.testing.assert_close(tuple(loss), tuple(expected))
 
 
 def test_layout_does_not_change_the_result(device):

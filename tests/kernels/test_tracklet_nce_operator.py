@@ -33,6 +33,16 @@ def test_a_scalar_in_at_least_float32(device, dtype, backend):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("value", [0.0, -0.07, math.nan])
+def test_a_temperature_not_above_zero_gives_nan(device, backend, value):
+    leaves = [tensor.requires_grad_() for tensor in (*inputs(device), torch.tensor(value, device=device))]
+    loss = tracklet_nce(
+        *leaves[:2], torch.arange(6, device=device), temperature=leaves[2], symmetric=True, backend=backend
+    )
+    assert loss.isnan() and all(g.isnan().any() for g in torch.autograd.grad(loss, leaves[:2]))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_the_gradient_of_a_temperature_has_its_dtype(device, backend):
     anchors, candidates = inputs(device)
     for dtype in (torch.float64, torch.float32, torch.float16):
