@@ -22,6 +22,9 @@ from .views import Shot, draw_shot, poses_of
 _CODEC: Final = "libx264"
 _GOP = 12  # short, so that reading a few frames of a clip decodes few others
 _QUALITY = {"crf": "18", "preset": "veryfast", "tune": "fastdecode"}  # read many times, written once
+# Left to itself x264 takes for some sums what the CPU does fastest: other bits on other CPUs, and with AVX-512, where a
+# row is no whole number of 256 pixels, other bits from call to call on one.
+_SAME_BITS = {"x264-params": "cpu-independent=1"}
 
 
 @dataclass(frozen=True)
@@ -72,10 +75,10 @@ class Filming:
 
 
 def write_video(path: Path, frames: UInt8[np.ndarray, "t h w 3"], fps: int) -> None:
-    """Write RGB frames as H.264 in MP4, with the index in front."""
+    """Write RGB frames as H.264 in MP4, with the index in front; the same bytes for the same frames, on every CPU."""
     reformatter = VideoReformatter()
     with av.open(str(path), "w", format="mp4", options={"movflags": "+faststart"}) as container:
-        stream = container.add_stream(_CODEC, rate=fps, options=_QUALITY)
+        stream = container.add_stream(_CODEC, rate=fps, options={**_QUALITY, **_SAME_BITS})
         stream.height, stream.width, stream.pix_fmt = *frames.shape[1:3], "yuv420p"
         stream.codec_context.gop_size = _GOP
         stream.codec_context.thread_count = 1  # there is a process for each core
