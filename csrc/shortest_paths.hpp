@@ -1,0 +1,219 @@
+// One problem of any size, after Jonker and Volgenant (1987): columns take their cheapest rows, rows that are left try to
+// take a column from another, and what is then unmatched is matched along shortest augmenting paths.
+//
+// v[j] is the dual variable of column j; that of a row i follows from the column it has. Throughout, the column of each
+// matched row has the least reduced cost cost[i, j] - v[j] of that row.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "simd.hpp"
+
+namespace art::ART_TARGET {
+
+class ShortestPaths {
+ public:
+  // Bytes that one of this size works in.
+  static size_t bytes(int size) {
+    const size_t padded = vectors_of(size) * kLanes;
+    return padded * ((size + 3) * sizeof(double) + 2 * sizeof(int64_t)) + size * (3 * sizeof(int) + sizeof(Settled));
+  }
+
+  // `memory` has that many bytes, aligned as float64 is, and outlives this.
+  ShortestPaths(int size, void* memory) : size_(size), padded_(vectors_of(size) * kLanes) {
+    double* numbers = static_cast<double*>(memory);
+    auto take = [&](size_t count) { return numbers += count, numbers - count; };
+    cost_ = take(static_cast<size_t>(size) * padded_);
+    v_ = take(padded_), reach_ = take(padded_), open_v_ = take(padded_);
+    settled_ = reinterpret_cast<Settled*>(take(size * sizeof(Settled) / sizeof(double)));
+    before_ = reinterpret_cast<int64_t*>(numbers), row_of_ = before_ + padded_;
+    column_of_ = reinterpret_cast<int*>(row_of_ + padded_), takers_ = column_of_ + size, free_ = takers_ + size;
+    // The columns that fill the last vector are never chosen.
+    for (int i = 0; i < size; ++i)
+      for (int j = size; j < padded_; ++j) row(i)[j] = kInfinity;
+  }
+
+  // Where the caller puts row i.
+  double* row(int i) const { return cost_ + static_cast<size_t>(i) * padded_; }
+
+  // Matches the rows; the column of each is in columns()[i].
+  void solve() {
+    reduce_columns();
+    transfer_reductions();
+    // Twice, because a row that loses its column to another may find one that is as good.
+    for (int pass = 0; pass < 2 && free_count_ > 0; ++pass) reduce_rows();
+    for (int index = 0; index < free_count_; ++index) augment(free_[index]);
+  }
+
+  const int* columns() const { return column_of_; }
+
+ private:
+  struct Settled {
+    int64_t column;
+    double distance;
+  };
+
+  struct TwoLeast {
+    double least, second;
+    int column, second_column;
+  };
+
+  // v[j] is the least cost of column j. Its row takes the last such column.
+  void reduce_columns() {
+    for (int at = 0; at < padded_; at += kLanes) {
+      Numbers best = load(row(0) + at);
+      Integers best_row{};
+      for (int i = 1; i < size_; ++i) {
+        const Numbers other = load(row(i) + at);
+        const Integers better = other < best;
+        best = better ? other : best;
+        best_row = better ? all(static_cast<int64_t>(i)) : best_row;
+      }
+      store(v_ + at, best);
+      store(before_ + at, best_row);
+    }
+    for (int i = 0; i < size_; ++i) column_of_[i] = -1, takers_[i] = 0;
+    for (int j = size_ - 1; j >= 0; --j) {
+      const int i = static_cast<int>(before_[j]);
+      row_of_[j] = takers_[i]++ == 0 ? i : -1;
+      if (row_of_[j] >= 0) column_of_[i] = j;
+    }
+    for (int j = size_; j < padded_; ++j) v_[j] = 0;  // inf - 0 stays inf
+  }
+
+  // A row that was the cheapest of one column only can give up what it has before the next column is as good.
+  void transfer_reductions() {
+    free_count_ = 0;
+    for (int i = 0; i < size_; ++i) {
+      if (takers_[i] == 0) {
+        free_[free_count_++] = i;
+      } else if (takers_[i] == 1 && size_ > 1) {
+        const int j = column_of_[i];
+        v_[j] -= least_reduced(i, j);
+      }
+    }
+  }
+
+  // The least reduced cost of a row, without one column.
+  double least_reduced(int i, int without) {
+    const double kept = row(i)[without];
+    row(i)[without] = kInfinity;
+    Numbers best = all(kInfinity);
+    for (int at = 0; at < padded_; at += kLanes) best = smaller(best, load(row(i) + at) - load(v_ + at));
+    row(i)[without] = kept;
+    return least(best);
+  }
+
+  TwoLeast two_least(int i) const {
+    const double* cost = row(i);
+    Numbers best = all(kInfinity), second = all(kInfinity);
+    Integers column{}, second_column{}, here{0, 1, 2, 3, 4, 5, 6, 7};
+    for (int at = 0; at < padded_; at += kLanes, here += kLanes) {
+      const Numbers reduced = load(cost + at) - load(v_ + at);
+      const Integers first = reduced < best, next = reduced < second;
+      second_column = first ? column : (next ? here : second_column);
+      second = first ? best : (next ? reduced : second);
+      column = first ? here : column;
+      best = first ? reduced : best;
+    }
+    TwoLeast found;
+    found.least = least(best);
+    const int lane = first_equal(best, found.least);
+    found.column = static_cast<int>(column[lane]);
+    // The second of all is the second of that lane, or the least of another.
+    best[lane] = second[lane];
+    column[lane] = second_column[lane];
+    found.second = least(best);
+    found.second_column = static_cast<int>(column[first_equal(best, found.second)]);
+    return found;
+  }
+
+  // Each free row takes its cheapest column, whose row is then free, at a price that makes its second as good.
+  void reduce_rows() {
+    int left = 0, current = 0, tries = 0;
+    const int count = free_count_, patience = size_ / 4;  // what is left is matched sooner along paths
+    while (current < count) {
+      const int i = free_[current++];
+      TwoLeast found = two_least(i);
+      const double lowered = v_[found.column] - (found.second - found.least);
+      const bool lowers = lowered < v_[found.column];  // rounding can swallow the difference
+      int j = found.column;
+      if (lowers)
+        v_[j] = lowered;
+      else if (row_of_[j] >= 0)
+        j = found.second_column;
+      const int loser = static_cast<int>(row_of_[j]);
+      row_of_[j] = i;
+      column_of_[i] = j;
+      if (loser < 0) continue;
+      column_of_[loser] = -1;
+      if (lowers && ++tries < patience)
+        free_[--current] = loser;  // at once, while its costs are near
+      else
+        free_[left++] = loser;
+    }
+    free_count_ = left;
+  }
+
+  // Dijkstra from a free row to the nearest column without a row, over reduced costs; then every row on the path takes the
+  // next column.
+  void augment(int start) {
+    for (int at = 0; at < padded_; at += kLanes) {
+      store(reach_ + at, all(kInfinity));
+      store(open_v_ + at, load(v_ + at));
+    }
+    int settled = 0, i = start, j;
+    double offset = 0, distance;
+    while (true) {
+      j = relax(i, offset, distance);
+      if (row_of_[j] < 0) break;
+      settled_[settled++] = {j, distance};
+      i = static_cast<int>(row_of_[j]);
+      offset = row(i)[j] - v_[j] - distance;
+      reach_[j] = kInfinity;
+      open_v_[j] = -kInfinity;  // makes it farther than inf from every row
+    }
+    for (int index = 0; index < settled; ++index) v_[settled_[index].column] += settled_[index].distance - distance;
+    do {
+      i = static_cast<int>(before_[j]);
+      row_of_[j] = i;
+      const int next = column_of_[i];
+      column_of_[i] = j;
+      j = next;
+    } while (i != start);
+  }
+
+  // Shortens the ways to open columns by those through row i, and returns the nearest open column.
+  int relax(int i, double offset, double& distance) {
+    const double* cost = row(i);
+    Numbers best = all(kInfinity);
+    Integers best_column{}, here{0, 1, 2, 3, 4, 5, 6, 7};
+    const Integers through = all(static_cast<int64_t>(i));
+    for (int at = 0; at < padded_; at += kLanes, here += kLanes) {
+      const Numbers reached = load(cost + at) - load(open_v_ + at) - offset;
+      Numbers reach = load(reach_ + at);
+      const Integers shorter = reached < reach;
+      reach = shorter ? reached : reach;
+      store(reach_ + at, reach);
+      store(before_ + at, shorter ? through : load(before_ + at));
+      const Integers nearer = reach < best;
+      best = nearer ? reach : best;
+      best_column = nearer ? here : best_column;
+    }
+    distance = least(best);
+    return static_cast<int>(best_column[first_equal(best, distance)]);
+  }
+
+  static int vectors_of(int size) { return (size + kLanes - 1) / kLanes; }
+
+  int size_, padded_, free_count_ = 0;
+  double *cost_, *v_;
+  double *reach_, *open_v_;     // the length of the way to an open column, inf to a settled one; v of open ones, else -inf
+  int64_t *before_, *row_of_;   // the row before a column on its way; the row that has a column, or -1
+  int *column_of_, *takers_;    // the column that a row has, or -1; how many columns it is the cheapest of
+  int* free_;                   // rows without a column
+  Settled* settled_;
+};
+
+}  // namespace art::ART_TARGET
