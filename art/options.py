@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-LINKING = ("index",)
+LINKING = ("index", "greedy", "optimal")
 TEMPORAL_FORMS = ("hinge", "absolute")
 TRACKLET_FORMS = ("pooled", "flattened")
 REGION_POSITIONS = ("none", "sine")
@@ -35,7 +35,8 @@ class ARTOptions:
             a response holds nothing but what its regions say.
         layer_dropout: dropout inside the transformer layers (0 is our reading).
         dropout: dropout before each classification head.
-        linking: how responses become tracklets: "index", the paper's.
+        linking: how responses become tracklets: "index", the paper's, or beyond it by likeness to those of the next
+            frame, one to one: the best match as a whole ("optimal") or pair by pair ("greedy").
         temperature: of the saliency softmax over time (0.01 is our reading).
         detach_saliency: keep the gradient from flowing through the saliency weights (off is our reading).
         margin: λ, the correlated degree of the temporal contrast.

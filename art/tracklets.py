@@ -7,7 +7,7 @@ from typing import NamedTuple
 from jaxtyping import Float
 from torch import Tensor
 
-from art_kernels import link_tracklets, pool_tracklets
+from art_kernels import gather_tracklets, link_tracklets, pool_tracklets
 
 
 class Aggregation(NamedTuple):
@@ -29,9 +29,8 @@ def link(
 
     ``method`` is one of :func:`art_kernels.link_tracklets`; "index", the paper's, keeps the index of the query.
     """
-    order = link_tracklets(responses.detach(), method=method).order[..., None]
-    linked = responses.gather(2, order.expand_as(responses))
-    return linked, None if maps is None else maps.gather(2, order.expand_as(maps))
+    order = link_tracklets(responses.detach(), method=method).order
+    return gather_tracklets(responses, order), None if maps is None else gather_tracklets(maps, order)
 
 
 def aggregate(

@@ -2,7 +2,7 @@
 
 from art_kernels.region_attention import RegionCrossAttention, region_attention
 from art_kernels.tracklet_contrast import MTCLoss, mtc_loss
-from art_kernels.tracklet_linking import TrackletLinks, link_tracklets
+from art_kernels.tracklet_linking import TrackletLinks, gather_tracklets, linear_assignment, link_tracklets
 from art_kernels.tracklet_nce import PositiveRule, Positives, positive_rule, tracklet_nce
 from art_kernels.tracklet_pooling import pool_tracklets
 from art_kernels.tuning import autotune
@@ -14,6 +14,8 @@ __all__ = [
     "RegionCrossAttention",
     "TrackletLinks",
     "autotune",
+    "gather_tracklets",
+    "linear_assignment",
     "link_tracklets",
     "mtc_loss",
     "pool_tracklets",

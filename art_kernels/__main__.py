@@ -14,6 +14,7 @@ from importlib import metadata
 import torch
 
 from art_kernels import backends, tuning
+from art_kernels.tracklet_linking import extension
 
 
 def main(argv: list[str]) -> int:
@@ -38,6 +39,7 @@ def _report() -> None:
         "torch": torch.__version__,
         "triton": _triton(),
         "cuda": _cuda(),
+        "native module": extension.built_with(),
         "threads": str(torch.get_num_threads()),
         backends.ENVIRONMENT_VARIABLE: _environment(),
         tuning.ENVIRONMENT_VARIABLE: tuning.summary(),

@@ -104,7 +104,8 @@ def choose(operation: str, tensor: Tensor, backend: str | None = None) -> str:
         for candidate in PREFERENCE:
             if refusal(operation, candidate, tensor) is None and not _by_name_only(operation, candidate, tensor):
                 return candidate
-        raise ValueError(f"{operation}: no backend serves {_describe(tensor)}; convert or move the tensor")
+        reasons = "; ".join(f"{name}: {refusal(operation, name, tensor) or 'by name only'}" for name in PREFERENCE)
+        raise ValueError(f"{operation}: no backend serves {_describe(tensor)} ({reasons}); convert or move the tensor")
     if backend not in PREFERENCE:
         raise ValueError(f"{operation}: {source} is not a backend, expected one of {', '.join(map(repr, PREFERENCE))}")
     reason = refusal(operation, backend, tensor)

@@ -15,11 +15,11 @@ from art_kernels.precision import FLOATING
 
 
 def check_floating(operation: str, name: str, value: object, layout: str) -> None:
-    """Raise unless `value` is a floating tensor with the rank of `layout`, such as "[B,T,K,C]".
+    """Raise unless `value` is a floating tensor with the rank of `layout`, such as "[B,T,K,C]" or "[...,K,K]".
 
     Raises:
         TypeError: not a tensor, or a dtype other than float16, bfloat16, float32, float64.
-        ValueError: the wrong number of dimensions, or a last dimension of size 0.
+        ValueError: the wrong number of dimensions, or no channel where the last dimension is C.
     """
     if not isinstance(value, Tensor):
         raise TypeError(f"{operation}: {name} is {_kind(value)}, expected a torch.Tensor of shape {layout}")
@@ -29,7 +29,7 @@ def check_floating(operation: str, name: str, value: object, layout: str) -> Non
             f"{operation}: {name} has dtype {value.dtype}, expected float16, bfloat16, float32 or float64; "
             f"convert it with {name}.float()"
         )
-    if value.shape[-1] == 0:
+    if layout.endswith("C]") and value.shape[-1] == 0:
         raise ValueError(
             f"{operation}: {name} has shape {list(value.shape)}, expected {layout} with at least one channel; "
             "check the layer that made it"
@@ -159,7 +159,13 @@ def check_choice(operation: str, name: str, value: object, choices: Sequence[str
 
 def _check_rank(operation: str, name: str, value: Tensor, layout: str) -> None:
     rank = layout.count(",") + 1
-    if value.dim() != rank:
+    if layout.startswith("[...,"):
+        if value.dim() < rank - 1:
+            raise ValueError(
+                f"{operation}: {name} has shape {list(value.shape)}, expected at least the last {rank - 1} dimensions "
+                f"of {layout}; reshape it"
+            )
+    elif value.dim() != rank:
         raise ValueError(
             f"{operation}: {name} has shape {list(value.shape)}, expected the {rank} dimensions {layout}; "
             "reshape it, or add the missing dimensions with unsqueeze"

@@ -1,4 +1,7 @@
-"""Tracklet linking in PyTorch's own operators, from dot products of the responses as they lie."""
+"""Linking by similarity: dot products of the responses as they lie, and their assignment by the native module.
+
+On a GPU one pass takes both; elsewhere, and for many responses a frame, PyTorch's own product is in between.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,8 @@ import torch
 
 from art_kernels.cosine import cosine_norms
 from art_kernels.precision import at_least_float32
+from art_kernels.tracklet_linking import extension
+from art_kernels.tracklet_linking.reference import tracklet_ids
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
@@ -22,3 +27,21 @@ def link_by_index(
     order = torch.arange(responses.shape[2], device=responses.device).expand(responses.shape[:3]).contiguous()
     norms = cosine_norms(responses.square().sum(-1))  # [B, T, K]
     return order, (responses[:, :-1] * responses[:, 1:]).sum(-1) / norms[:, :-1] / norms[:, 1:]
+
+
+def link_by_similarity(
+    responses: Float[Tensor, "b t k c"], *, greedy: bool, min_similarity: float | None
+) -> tuple[Int[Tensor, "b t k"], Float[Tensor, "b t-1 k"], Int[Tensor, "b t k"]]:
+    """The order, the similarity in the accumulation dtype, and the tracklet ids; without gradients."""
+    if extension.links_fused(responses):
+        return extension.link(responses, greedy=greedy, min_similarity=min_similarity)
+    responses = at_least_float32(responses)
+    norms = cosine_norms(responses.square().sum(-1))
+    cosines = responses[:, :-1] @ responses[:, 1:].mT / norms[:, :-1, :, None] / norms[:, 1:, None, :]  # [B, T-1, K, K]
+    comparable = cosines.masked_fill(~cosines.isfinite(), -2)  # NaN: below every cosine
+    matches, _ = extension.solve(comparable.flatten(0, 1), maximize=True, greedy=greedy)
+    matches = matches.view(cosines.shape[:-1])
+    order = extension.compose(matches)
+    matched = cosines.gather(-1, matches[..., None])[..., 0]
+    similarity = matched.gather(-1, order[:, :-1])
+    return order, similarity, tracklet_ids(order, similarity, min_similarity)

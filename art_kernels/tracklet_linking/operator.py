@@ -1,27 +1,21 @@
-"""`link_tracklets`: the public operation, its checks and its choice of backend."""
+"""`link_tracklets` and `gather_tracklets`: the public operations, their checks and the choice of backend."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from art_kernels import backends
-from art_kernels.checks import check_floating, check_number
+from art_kernels.checks import check_choice, check_floating, check_ids, check_number
 from art_kernels.precision import autocast_as_softmax, without_autocast
-from art_kernels.tracklet_linking import native, reference
+from art_kernels.tracklet_linking import extension, native, reference, registration
 
 if TYPE_CHECKING:
-    from jaxtyping import Float, Int
+    from jaxtyping import Float, Int, Shaped
 
 _NAME = "link_tracklets"
-
-AVAILABLE_METHODS = ("index",)
-_ANNOUNCED_METHODS = ("greedy", "optimal")
-
-backends.register(_NAME, "native", native.link_by_index)
-backends.register(_NAME, "reference", reference.link_by_index)
 
 
 class TrackletLinks(NamedTuple):
@@ -39,61 +33,106 @@ class TrackletLinks(NamedTuple):
     tracklet_id: Tensor
 
 
+def _native(responses: Tensor, method: str, min_similarity: float | None) -> tuple[Tensor, Tensor, Tensor]:
+    if method != "index":
+        similarity, order, tracklet_id = registration.link(responses, method == "greedy", min_similarity)
+        return order, similarity, tracklet_id
+    order, similarity = native.link_by_index(responses)
+    return order, similarity, reference.tracklet_ids(order, similarity, min_similarity)
+
+
+def _definition(responses: Tensor, method: str, min_similarity: float | None) -> tuple[Tensor, Tensor, Tensor]:
+    order, similarity = reference.link_tracklets(responses, method)
+    return order, similarity, reference.tracklet_ids(order, similarity, min_similarity)
+
+
+backends.register(_NAME, "native", _native)
+backends.register(_NAME, "reference", _definition)
+
+
 def link_tracklets(
     responses: Float[Tensor, "b t k c"],
     *,
-    method: str = "index",
+    method: str = "optimal",
     min_similarity: float | None = None,
     backend: str | None = None,
 ) -> TrackletLinks:
     """Link the responses of adjacent frames to tracklets.
 
+    The paper's tracklet k is what query k answers in each frame. A query that turns to another region then takes its
+    tracklet along; linking by similarity keeps the tracklet on its region (ours, not the paper's).
+
     Args:
-        responses: [B,T,K,C], response k in frame t; float16, bfloat16, float32 or float64.
-        method: "index", the paper's: a query's responses through the frames are one tracklet.
+        responses: [B,T,K,C], response k in frame t, K up to 256; float16, bfloat16, float32 or float64.
+        method: how the responses of a frame are matched to those of the next, one to one. "optimal": the greatest sum
+            of cosines; "greedy": the greatest cosine first, then the greatest of what is left; "index", the paper's: a
+            query's responses through the frames are one tracklet. A cosine that is NaN counts as below every other.
         min_similarity: a cosine, in -1..1: where the similarity of a link is below it (or NaN), the tracklet ends and
-            a new one is born in its slot. None never ends one. Ours, not the paper's.
-        backend: "triton", "native", "reference", or None to choose (`art_kernels.backends`).
+            a new one is born in its slot. None never ends one. It is compared before the similarity is rounded to the
+            dtype of the responses. Ours, not the paper's.
+        backend: "triton", "native", "reference", or None to choose (`art_kernels.backends`). The reference lists all
+            matchings, of at most 8 responses a frame.
 
     Returns:
         `TrackletLinks`. The similarity is computed in float32 (float64 for float64) and has the dtype of `responses`;
-        under autocast it is float32. A zero vector has similarity 0, with gradient 0.
+        under autocast it is float32. A zero vector has similarity 0, with gradient 0. The order has no gradient.
 
     Raises:
         TypeError: an argument of the wrong type or dtype.
-        ValueError: an argument of the wrong shape or value, a method that this release lacks ("greedy", "optimal"),
-            or a backend that cannot serve this tensor.
+        ValueError: an argument of the wrong shape or value, or a backend that cannot serve this tensor.
     """
     check_floating(_NAME, "responses", responses, "[B,T,K,C]")
     if responses.shape[1] == 0:
         raise ValueError(
             f"{_NAME}: responses has shape {list(responses.shape)}, expected [B,T,K,C] with at least one frame"
         )
-    if method not in AVAILABLE_METHODS:
-        known = "is not available in this release" if method in _ANNOUNCED_METHODS else "is not a method"
-        raise ValueError(
-            f"{_NAME}: method {method!r} {known}, expected one of {', '.join(map(repr, AVAILABLE_METHODS))}; "
-            "method='index' keeps each query's responses together"
-        )
+    check_choice(_NAME, "method", method, reference.METHODS)
     if min_similarity is not None:
         check_number(_NAME, "min_similarity", min_similarity, low=-1.0, high=1.0)
+    chosen = backends.choose(_NAME, responses, backend)
+    if method != "index":
+        _check_matching(responses, method, chosen)
 
     responses = autocast_as_softmax(responses)
-    run = backends.implementation(_NAME, responses, backend)
+    run: Any = backends.implementation(_NAME, responses, backend)
     with without_autocast(responses.device):
-        order, similarity = run(responses)
-    similarity = similarity.to(responses.dtype)
-    return TrackletLinks(order, similarity, _tracklet_ids(order, similarity, min_similarity))
+        order, similarity, tracklet_id = run(responses, method, min_similarity)
+    return TrackletLinks(order, similarity.to(responses.dtype), tracklet_id)
 
 
-def _tracklet_ids(
-    order: Int[Tensor, "b t k"], similarity: Float[Tensor, "b t-1 k"], min_similarity: float | None
-) -> Int[Tensor, "b t k"]:
-    """Number the births in each video, then let each slot carry the number of its latest birth."""
-    if min_similarity is None:
-        return torch.arange(order.shape[2], device=order.device).expand(order.shape).contiguous()
-    ended = ~(similarity >= min_similarity)  # written so that NaN ends a tracklet
-    born = torch.cat([ended.new_ones(order[:, :1].shape), ended], 1)  # [B, T, K]
-    number = born.flatten(1).cumsum(1).view(born.shape) - 1
-    # Numbers grow with time, so that the largest up to frame t is the latest.
-    return number.masked_fill(~born, -1).cummax(1).values
+def _check_matching(responses: Tensor, method: str, backend: str) -> None:
+    """That a backend can match so many responses on this device."""
+    count = responses.shape[2]
+    most = reference.MAX_SIZE if backend == "reference" else extension.MAX_SIZE
+    if count > most:
+        raise ValueError(
+            f"{_NAME}: responses has {count} responses a frame, expected at most {most} with method={method!r} and "
+            f"backend {backend!r}; method='index' takes any number"
+        )
+    reason = extension.refusal(responses) if backend == "native" else None
+    if reason is not None:
+        raise ValueError(f"{_NAME}: method={method!r} cannot serve a tensor on {responses.device}: {reason}")
+
+
+def gather_tracklets(values: Shaped[Tensor, "b t k *rest"], order: Int[Tensor, "b t k"]) -> Shaped[Tensor, "..."]:
+    """What belongs to the responses, in tracklet order: result[b,t,k] is values[b,t,order[b,t,k]].
+
+    Args:
+        values: [B,T,K,...], of any dtype: the responses themselves, their response maps, boxes; carries gradients.
+        order: [B,T,K] int64, that of `TrackletLinks`.
+
+    Returns:
+        A tensor like `values`: `[:, :, k]` is what stands in slot k in every frame.
+
+    Raises:
+        TypeError: an argument of the wrong type or dtype.
+        ValueError: fewer than three dimensions, or sizes or devices that differ.
+    """
+    name = "gather_tracklets"
+    if not isinstance(values, Tensor):
+        raise TypeError(f"{name}: values is of type {type(values).__name__}, expected a torch.Tensor [B,T,K,...]")
+    if values.dim() < 3:
+        raise ValueError(f"{name}: values has shape {list(values.shape)}, expected [B,T,K,...]; add the missing ones")
+    check_ids(name, "order", order, "[B,T,K]", values.shape[:3], values.device)
+    index = order.view(*order.shape, *(1,) * (values.dim() - 3)).expand_as(values)
+    return torch.gather(values, 2, index)
