@@ -184,7 +184,8 @@ class ShortestPaths {
     } while (i != start);
   }
 
-  // Shortens the ways to open columns by those through row i, and returns the nearest open column.
+  // Shortens the ways to open columns by those through row i, and returns the nearest open column: of several one without
+  // a row, where the path ends, if there is any.
   int relax(int i, double offset, double& distance) {
     const double* cost = row(i);
     Numbers best = all(kInfinity);
@@ -197,12 +198,17 @@ class ShortestPaths {
       reach = shorter ? reached : reach;
       store(reach_ + at, reach);
       store(before_ + at, shorter ? through : load(before_ + at));
-      const Integers nearer = reach < best;
+      const Integers nearer = (reach < best) | ((reach == best) & (load(row_of_ + at) < 0));
       best = nearer ? reach : best;
       best_column = nearer ? here : best_column;
     }
     distance = least(best);
-    return static_cast<int>(best_column[first_equal(best, distance)]);
+    int64_t columns[kLanes];
+    store(columns, best_column);
+    int lane = first_equal(best, distance);
+    for (int other = lane + 1; row_of_[columns[lane]] >= 0 && other < kLanes; ++other)
+      if (best[other] == distance && row_of_[columns[other]] < 0) lane = other;
+    return static_cast<int>(columns[lane]);
   }
 
   static int vectors_of(int size) { return (size + kLanes - 1) / kLanes; }

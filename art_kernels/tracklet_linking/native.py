@@ -23,10 +23,14 @@ def link_by_index(
     responses: Float[Tensor, "b t k c"],
 ) -> tuple[Int[Tensor, "b t k"], Float[Tensor, "b t-1 k"]]:
     """The order, and the similarity in the accumulation dtype."""
-    responses = at_least_float32(responses)
     order = torch.arange(responses.shape[2], device=responses.device).expand(responses.shape[:3]).contiguous()
-    norms = cosine_norms(responses.square().sum(-1))  # [B, T, K]
-    return order, (responses[:, :-1] * responses[:, 1:]).sum(-1) / norms[:, :-1] / norms[:, 1:]
+    return order, _along(at_least_float32(responses))
+
+
+def _along(linked: Float[Tensor, "b t k c"]) -> Float[Tensor, "b t-1 k"]:
+    """The cosine of adjacent responses of each slot."""
+    norms = cosine_norms(linked.square().sum(-1))  # [B, T, K]
+    return (linked[:, :-1] * linked[:, 1:]).sum(-1) / norms[:, :-1] / norms[:, 1:]
 
 
 def link_by_similarity(
@@ -40,8 +44,7 @@ def link_by_similarity(
     cosines = responses[:, :-1] @ responses[:, 1:].mT / norms[:, :-1, :, None] / norms[:, 1:, None, :]  # [B, T-1, K, K]
     comparable = cosines.masked_fill(~cosines.isfinite(), -2)  # NaN: below every cosine
     matches, _ = extension.solve(comparable.flatten(0, 1), maximize=True, greedy=greedy)
-    matches = matches.view(cosines.shape[:-1])
-    order = extension.compose(matches)
-    matched = cosines.gather(-1, matches[..., None])[..., 0]
-    similarity = matched.gather(-1, order[:, :-1])
+    order = extension.compose(matches.view(cosines.shape[:-1]))
+    # Not gathered from the cosines: a sum that is taken alone loses fewer digits than one inside of a matrix product.
+    similarity = _along(responses.gather(2, order[..., None].expand_as(responses)))
     return order, similarity, tracklet_ids(order, similarity, min_similarity)

@@ -22,7 +22,9 @@ METHODS = ("index", "greedy", "optimal")
 def optimal_assignment(cost: Float[Tensor, "... k k"], *, maximize: bool = False) -> Int[Tensor, "... k"]:
     """The permutation π with the least Σ_i cost[i, π(i)], the first of them in lexicographic order."""
     size = cost.shape[-1]
-    permutations = torch.tensor(list(itertools.permutations(range(size))), device=cost.device)  # [K!, K]
+    permutations = torch.tensor(
+        [*itertools.permutations(range(size))], dtype=torch.int64, device=cost.device
+    )  # [K!, K]
     rows = torch.arange(size, device=cost.device)
     sums = cost.double()[..., rows, permutations].sum(-1)  # [..., K!]
     return permutations[sums.argmax(-1) if maximize else sums.argmin(-1)]

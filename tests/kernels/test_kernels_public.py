@@ -11,7 +11,7 @@ import art_kernels
 from art_kernels import backends
 from art_kernels.__main__ import main
 
-OPERATIONS = ["link_tracklets", "mtc_loss", "pool_tracklets", "region_attention", "tracklet_nce"]
+OPERATIONS = ["linear_assignment", "link_tracklets", "mtc_loss", "pool_tracklets", "region_attention", "tracklet_nce"]
 
 
 def test_public_names():
@@ -22,6 +22,8 @@ def test_public_names():
         "RegionCrossAttention",
         "TrackletLinks",
         "autotune",
+        "gather_tracklets",
+        "linear_assignment",
         "link_tracklets",
         "mtc_loss",
         "pool_tracklets",
@@ -56,13 +58,13 @@ def test_report_lists_every_operation_and_backend(capsys):
     for name in OPERATIONS:
         rows = [line.split() for line in lines if line.split()[:1] == [name]]
         assert [row[1] for row in rows[:3]] == list(backends.PREFERENCE)
-        if name != "link_tracklets":  # the tests import the kernels for the interpreter
+        if name not in ("linear_assignment", "link_tracklets"):  # the tests import the kernels for the interpreter
             assert [row[2] for row in rows[:3]] == ["no" if torch.cuda.is_available() else "yes", "default", "yes"]
         else:
             assert [row[2] for row in rows[:3]] == ["no", "default", "yes"]
             assert "this release has no triton implementation" in " ".join(rows[0])
     report = "\n".join(lines)
-    for word in ("python", "torch", "triton", "cuda", "threads", "ART_KERNELS_BACKEND", "not set"):
+    for word in ("python", "torch", "triton", "cuda", "native module", "threads", "ART_KERNELS_BACKEND", "not set"):
         assert word in report
 
 

@@ -1,14 +1,33 @@
-"""`link_tracklets`: births and ends of tracklets, corners, the compiler, and every error."""
+"""`link_tracklets` and `gather_tracklets`: orders, births and ends, gradients, corners, the compiler, every error."""
 
 import math
 
 import pytest
 import torch
+from kernel_agreement import poisoned_memory
 from torch import Tensor
 
-from art_kernels import TrackletLinks, link_tracklets
+from art_kernels import TrackletLinks, gather_tracklets, link_tracklets
+from art_kernels.tracklet_linking import extension, registration
 
 BACKENDS = ["native", "reference"]
+METHODS = ["index", "greedy", "optimal"]
+
+
+@pytest.fixture(autouse=True)
+def _served(device):
+    reason = extension.refusal(torch.empty(0, device=device))
+    if reason is not None:
+        pytest.skip(reason)
+
+
+def wandering(videos=3, frames=6, count=5, channels=16, noise=0.1, device="cpu") -> tuple[Tensor, Tensor]:
+    """Tracklets that move a little from frame to frame, [B,T,K,C] in an order of its own in each frame; that order."""
+    tracklets = torch.randn(videos, 1, count, channels) + noise * torch.randn(videos, frames, count, channels).cumsum(1)
+    order = torch.rand(videos, frames, count).argsort(-1)
+    order[:, 0] = torch.arange(count)
+    responses = torch.empty_like(tracklets).scatter_(2, order[..., None].expand_as(tracklets), tracklets)
+    return responses.to(device), order.to(device)
 
 
 def turning(device="cpu") -> Tensor:
@@ -19,7 +38,7 @@ def turning(device="cpu") -> Tensor:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_index_keeps_the_slots(device, backend):
-    links = link_tracklets(turning(device), backend=backend)
+    links = link_tracklets(turning(device), method="index", backend=backend)
     assert isinstance(links, TrackletLinks)
     assert links.order.tolist() == links.tracklet_id.tolist() == [[[0, 1]] * 4]
     assert links.order.dtype == links.tracklet_id.dtype == torch.int64
@@ -29,23 +48,105 @@ def test_index_keeps_the_slots(device, backend):
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_dissimilar_links_end_tracklets(device, backend):
     responses = torch.cat([turning(device), turning(device)[:, [1, 1, 1, 3]]])
-    links = link_tracklets(responses, min_similarity=0.5, backend=backend)
+    links = link_tracklets(responses, method="index", min_similarity=0.5, backend=backend)
     assert links.tracklet_id.tolist() == [[[0, 1], [2, 3], [2, 3], [2, 4]], [[0, 1], [0, 1], [0, 1], [0, 2]]]
     assert links.order.tolist() == [[[0, 1]] * 4] * 2
-    assert link_tracklets(responses, min_similarity=0, backend=backend).tracklet_id.tolist() == [[[0, 1]] * 4] * 2
+    kept = link_tracklets(responses, method="index", min_similarity=0, backend=backend)
+    assert kept.tracklet_id.tolist() == [[[0, 1]] * 4] * 2
 
 
 def test_undefined_similarity_ends_a_tracklet(device):
     responses = turning(device)
     responses[0, 2, 0, 0] = math.nan
-    assert link_tracklets(responses, min_similarity=-1.0).tracklet_id.tolist() == [[[0, 1], [0, 1], [2, 1], [3, 1]]]
+    ids = link_tracklets(responses, method="index", min_similarity=-1.0).tracklet_id
+    assert ids.tolist() == [[[0, 1], [0, 1], [2, 1], [3, 1]]]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("method", ["greedy", "optimal"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_tracklets_are_found_again_whatever_query_answers(device, backend, method, dtype):
+    responses, order = wandering(device=device)
+    with poisoned_memory():
+        links = link_tracklets(responses.to(dtype), method=method, backend=backend)
+    assert torch.equal(links.order, order)
+    assert (links.similarity > 0.8).all() and links.similarity.dtype == dtype
+    assert torch.equal(links.tracklet_id, torch.arange(5, device=device).expand(3, 6, 5))
+    assert torch.equal(link_tracklets(responses, method="index").order, torch.arange(5, device=device).expand(3, 6, 5))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_optimal_gives_up_the_best_pair_for_the_best_whole(device, backend):
+    def at(*degrees):
+        return [[math.cos(math.radians(d)), math.sin(math.radians(d))] for d in degrees]
+
+    # The second response of frame 1 is nearest to the first of frame 0, at 5 degrees, which leaves 75 for the others.
+    responses = torch.tensor([[at(0, 45), at(-30, 5)]], dtype=torch.float64, device=device)
+    greedy = link_tracklets(responses, method="greedy", backend=backend)
+    optimal = link_tracklets(responses, method="optimal", backend=backend)
+    assert greedy.order.tolist() == [[[0, 1], [1, 0]]] and optimal.order.tolist() == [[[0, 1], [0, 1]]]
+    for links, degrees in ((greedy, [5, 75]), (optimal, [30, 40])):
+        expected = torch.tensor([[degrees]], dtype=torch.float64, device=device).deg2rad().cos()
+        torch.testing.assert_close(links.similarity, expected)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("method", METHODS)
+def test_what_cannot_be_compared_is_linked_last_and_ends_a_tracklet(device, backend, method):
+    responses, order = wandering(videos=1, frames=4, count=3, device=device)
+    lost = order[0, 2, 1]
+    responses[0, 2, lost] = math.nan
+    links = link_tracklets(responses, method=method, min_similarity=-1.0, backend=backend)
+    if method == "index":
+        order = torch.arange(3, device=device).expand(1, 4, 3)
+        slot = int(lost)
+    else:
+        slot = 1
+    assert torch.equal(links.order[:, :3], order[:, :3])
+    assert links.similarity.isnan().nonzero().tolist() == [[0, 1, slot], [0, 2, slot]]
+    ids = [[0, 1, 2], [0, 1, 2], [0, 1, 2], [0, 1, 2]]
+    ids[2][slot], ids[3][slot] = 3, 4
+    assert links.tracklet_id.tolist() == [ids]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_fast_and_defined_links_agree(device, method):
+    responses = torch.randn(4, 7, 6, 33, dtype=torch.float64, device=device, requires_grad=True)
+    results = []
+    for backend in BACKENDS:
+        links = link_tracklets(responses, method=method, min_similarity=0.2, backend=backend)
+        weights = torch.linspace(-1, 1, links.similarity.numel(), dtype=torch.float64, device=device)
+        (gradient,) = torch.autograd.grad((links.similarity.flatten() * weights).sum(), responses)
+        results.append((*links, gradient))
+    torch.testing.assert_close(*results)
+    assert not links.order.requires_grad and not links.tracklet_id.requires_grad
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 8, 17, 64, 65, 130])
+def test_any_number_of_responses(device, count):
+    responses, order = wandering(videos=2, frames=3, count=count, channels=64, noise=0.05, device=device)
+    links = link_tracklets(responses, min_similarity=0.5)
+    assert torch.equal(links.order, order)
+    slots = links.similarity.ge(0.5).all()
+    assert slots and torch.equal(links.tracklet_id, torch.arange(count, device=device).expand(2, 3, count))
+
+
+def test_gradients_of_any_order():
+    responses = torch.randn(1, 4, 3, 5, dtype=torch.float64, requires_grad=True)
+    for method in METHODS:
+
+        def similarity(responses, method=method):
+            return link_tracklets(responses, method=method).similarity
+
+        assert torch.autograd.gradcheck(similarity, (responses,))
+        assert torch.autograd.gradgradcheck(similarity, (responses,))
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_similarity_has_the_dtype_of_the_responses(device, dtype, backend):
     responses = torch.randn(2, 5, 3, 8, device=device).to(dtype)
-    links = link_tracklets(responses, backend=backend)
+    links = link_tracklets(responses, method="index", backend=backend)
     expected = torch.cosine_similarity(responses[:, :-1].double(), responses[:, 1:].double(), dim=-1)
     assert links.similarity.dtype == dtype
     torch.testing.assert_close(links.similarity.double(), expected, rtol=0, atol=8 * torch.finfo(dtype).eps)
@@ -54,9 +155,10 @@ def test_similarity_has_the_dtype_of_the_responses(device, dtype, backend):
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("sizes", [(0, 4, 3, 8), (2, 1, 3, 8), (2, 4, 0, 8), (2, 4, 1, 8)], ids=str)
 @pytest.mark.parametrize("min_similarity", [None, 0.5])
-def test_empty_and_single_sizes(device, backend, sizes, min_similarity):
+@pytest.mark.parametrize("method", METHODS)
+def test_empty_and_single_sizes(device, backend, sizes, min_similarity, method):
     responses = torch.randn(sizes, device=device, requires_grad=True)
-    links = link_tracklets(responses, min_similarity=min_similarity, backend=backend)
+    links = link_tracklets(responses, method=method, min_similarity=min_similarity, backend=backend)
     videos, frames, count, _ = sizes
     assert links.order.shape == links.tracklet_id.shape == (videos, frames, count)
     assert links.similarity.shape == (videos, frames - 1, count)
@@ -65,11 +167,12 @@ def test_empty_and_single_sizes(device, backend, sizes, min_similarity):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_zero_vectors_have_similarity_and_gradient_zero(device, backend):
-    responses = torch.randn(1, 3, 2, 4, device=device)
+@pytest.mark.parametrize("method", METHODS)
+def test_zero_vectors_have_similarity_and_gradient_zero(device, backend, method):
+    responses = (3 * torch.eye(2, 4) + torch.rand(1, 3, 2, 4)).to(device)  # each is most like itself
     responses[0, 1, 0] = 0
     responses.requires_grad_()
-    similarity = link_tracklets(responses, backend=backend).similarity
+    similarity = link_tracklets(responses, method=method, backend=backend).similarity
     assert (similarity[0, :, 0] == 0).all() and (similarity[0, :, 1] != 0).all()
     similarity.sum().backward()
     assert (responses.grad[0, :, 0] == 0).all() and (responses.grad[0, :, 1] != 0).all()
@@ -86,7 +189,11 @@ def test_autocast_computes_in_float32(device):
 def test_layout_does_not_change_the_result(device):
     responses = torch.randn(2, 5, 3, 8, device=device)
     strided = responses.transpose(0, 2).contiguous().transpose(0, 2)
-    torch.testing.assert_close(tuple(link_tracklets(strided)), tuple(link_tracklets(responses)))
+    channels_apart = responses.mT.contiguous().mT
+    for method in METHODS:
+        expected = tuple(link_tracklets(responses, method=method))
+        for layout in (strided, channels_apart):
+            torch.testing.assert_close(tuple(link_tracklets(layout, method=method)), expected)
 
 
 class Linking(torch.nn.Module):
@@ -120,18 +227,18 @@ def error_cases():
         "rank": (responses[0], {}, ValueError, r"responses has shape \[4, 3, 8\]"),
         "dtype": (responses.long(), {}, TypeError, r"responses has dtype torch.int64"),
         "no frame": (responses[:, :0], {}, ValueError, r"responses has .* with at least one frame"),
-        "greedy": (responses, {"method": "greedy"}, ValueError, r"method 'greedy' is not available .* one of 'index'"),
-        "optimal": (
-            responses,
-            {"method": "optimal"},
-            ValueError,
-            r"method 'optimal' is not available .* one of 'index'",
-        ),
         "method": (
             responses,
             {"method": "sort"},
             ValueError,
-            r"method 'sort' is not a method, expected one of 'index'",
+            r"method is 'sort', expected one of 'index', 'greedy', 'opt",
+        ),
+        "many": (torch.randn(1, 2, 257, 4), {}, ValueError, r"responses has 257 .* at most 256 with method='optimal'"),
+        "many for the definition": (
+            torch.randn(1, 2, 9, 4),
+            {"backend": "reference", "method": "greedy"},
+            ValueError,
+            r"responses has 9 responses a frame, expected at most 8 with method='greedy' and backend 'reference'",
         ),
         "similarity type": (responses, {"min_similarity": "low"}, TypeError, r"min_similarity is 'low' of type str"),
         "similarity range": (responses, {"min_similarity": 2}, ValueError, r"min_similarity is 2, .* \[-1.0, 1.0\]"),
@@ -144,3 +251,81 @@ def test_errors_name_the_argument(case):
     responses, options, error, message = error_cases()[case]
     with pytest.raises(error, match="link_tracklets: .*" + message):
         link_tracklets(responses, **options)
+
+
+def test_a_missing_native_module_leaves_the_paper_s_linking(monkeypatch):
+    monkeypatch.setattr(extension, "_csrc", None)
+    monkeypatch.setattr(extension, "_missing", "the native module cannot be imported; build it")
+    responses, _ = wandering()
+    with pytest.raises(ValueError, match=r"method='optimal' cannot serve a tensor on cpu: the native module cannot"):
+        link_tracklets(responses)
+    assert torch.equal(link_tracklets(responses, method="index").order, torch.arange(5).expand(3, 6, 5))
+    assert link_tracklets(responses, backend="reference").order.shape == (3, 6, 5)
+
+
+@pytest.mark.parametrize("greedy", [False, True])
+def test_registration(device, greedy):
+    responses = torch.randn(2, 4, 3, 5, device=device, requires_grad=True)
+    torch.library.opcheck(registration.link, (responses, greedy, 0.2))
+    torch.library.opcheck(registration.link, (responses.detach().bfloat16(), greedy, None))
+    mapped = torch.func.vmap(lambda video: tuple(link_tracklets(video[None], min_similarity=0.1)), in_dims=1)
+    results = [result[:, 0] for result in mapped(responses.detach().transpose(0, 1))]
+    torch.testing.assert_close(results, list(link_tracklets(responses.detach(), min_similarity=0.1)))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")
+@pytest.mark.parametrize("count", [2, 8, 48, 100])
+def test_is_captured_in_a_cuda_graph(count):
+    responses, order = wandering(count=count, channels=64, noise=0.05, device="cuda")
+    buffer = torch.randn_like(responses)
+    link_tracklets(buffer, min_similarity=0.1)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        links = link_tracklets(buffer, min_similarity=0.1)
+    buffer.copy_(responses)
+    graph.replay()
+    assert torch.equal(links.order, order)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="waiting for a device needs a device")
+def test_nothing_is_waited_for():
+    responses, _ = wandering(device="cuda")
+    link_tracklets(responses, min_similarity=0.1)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        link_tracklets(responses, min_similarity=0.1)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_gathering_follows_the_order_and_carries_gradients(device):
+    responses, order = wandering(device=device)
+    boxes = torch.arange(3 * 6 * 5, device=device).view(3, 6, 5)
+    gathered = gather_tracklets(responses, order)
+    for t in range(6):
+        for k in range(5):
+            assert torch.equal(gathered[:, t, k], responses[torch.arange(3), t, order[:, t, k]])
+    assert torch.equal(gather_tracklets(boxes, order), boxes.gather(2, order))
+    maps = torch.randn(3, 6, 5, 4, 7, dtype=torch.float64, device=device, requires_grad=True)
+    (gradient,) = torch.autograd.grad(gather_tracklets(maps, order)[:, :, 0].sum(), maps)
+    expected = torch.nn.functional.one_hot(order[:, :, 0], 5)[..., None, None].expand(-1, -1, -1, 4, 7)
+    assert torch.equal(gradient, expected.double())
+
+
+@pytest.mark.parametrize(
+    "values, order, error, message",
+    [
+        (3, torch.zeros(1, 2, 3).long(), TypeError, r"values is of type int"),
+        (
+            torch.zeros(2, 3),
+            torch.zeros(1, 2, 3).long(),
+            ValueError,
+            r"values has shape \[2, 3\], expected \[B,T,K,...\]",
+        ),
+        (torch.zeros(1, 2, 3), torch.zeros(1, 2, 3), TypeError, r"order has dtype torch.float32, expected torch.int64"),
+        (torch.zeros(1, 2, 3), torch.zeros(1, 2, 4).long(), ValueError, r"order has shape \[1, 2, 4\]"),
+    ],
+)
+def test_gathering_errors_name_the_argument(values, order, error, message):
+    with pytest.raises(error, match="gather_tracklets: .*" + message):
+        gather_tracklets(values, order)
