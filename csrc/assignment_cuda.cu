@@ -1,0 +1,51 @@
+// The launches of the CUDA kernels: the only place that speaks to the CUDA runtime.
+#include <cuda_runtime.h>
+
+#include "assignment.hpp"
+#include "assignment_cuda.cuh"
+#include "composition_cuda.cuh"
+#include "linking_cuda.cuh"
+
+namespace art {
+namespace {
+
+constexpr int64_t kMostBlocks = 0x7fffffff;
+
+// Returns what this launch, and not an earlier one, met with.
+template <class... Parameters>
+const char* enqueue(void (*kernel)(Parameters...), const Launch& launch, void* stream, Parameters... parameters) {
+  if (launch.blocks == 0) return nullptr;
+  if (launch.blocks > kMostBlocks) return cudaGetErrorString(cudaErrorInvalidConfiguration);
+  void* pointers[] = {&parameters...};
+  const cudaError_t error = cudaLaunchKernel(
+      reinterpret_cast<const void*>(kernel), dim3(static_cast<unsigned>(launch.blocks)),
+      dim3(static_cast<unsigned>(launch.threads)), pointers, static_cast<size_t>(launch.shared_bytes),
+      static_cast<cudaStream_t>(stream));
+  return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
+}
+
+}  // namespace
+
+const char* solve_on_cuda(const Problems& problems, void* stream) {
+  return with_solver(problems, [&](auto* kernel, const Launch& launch) {
+    return enqueue(kernel, launch, stream, problems);
+  });
+}
+
+const char* link_on_cuda(
+    const Responses& responses, Method method, double min_similarity, const Links& links, void* stream) {
+  const char* error = with_linker(responses, [&](auto* kernel, const Launch& launch, const FramePairs& pairs) {
+    return enqueue(kernel, launch, stream, pairs, method, links);
+  });
+  if (error != nullptr) return error;
+  const Composition composition = composition_of(responses, min_similarity, links);
+  return enqueue(compose, launch_of_composition(composition), stream, composition);
+}
+
+const char* compose_on_cuda(
+    const int64_t* matches, int64_t videos, int frames, int size, int64_t* order, void* stream) {
+  const Composition composition = composition_of(matches, videos, frames, size, order);
+  return enqueue(compose, launch_of_composition(composition), stream, composition);
+}
+
+}  // namespace art

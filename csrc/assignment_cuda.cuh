@@ -1,0 +1,459 @@
+// Matchings of 5 to kMaxSize rows, by a group of at most 32 lanes a problem; which kernel solves which problems.
+//
+// A lane owns the columns j and the rows i with j, i = lane (modulo the width of the group): `Slots` of each, in
+// registers. Costs are read a row at a time, each lane its own columns: up to 64 rows from shared memory, where no
+// other lane touches them, and above from global memory, through the first-level cache. One warp takes even 256 rows:
+// where several would meet at a barrier at each step, its lanes hold more columns.
+#pragma once
+
+#include "device.cuh"
+#include "enumeration_cuda.cuh"
+
+namespace art {
+
+// Costs in shared memory, negated if the greatest is sought; `own` is the first column of the lane.
+template <class Real, int Slots>
+struct StagedCosts {
+  static constexpr int kStride = kWarp * Slots;
+  Real* own;
+
+  __device__ void row(int i, double (&costs)[Slots]) const {
+#pragma unroll
+    for (int s = 0; s < Slots; ++s) costs[s] = static_cast<double>(own[i * kStride + s * kWarp]);
+  }
+};
+
+// Costs in global memory.
+template <int Slots>
+struct StoredCosts {
+  const void* problem;
+  Dtype dtype;
+  int size;
+  int lane;
+  double scale;
+
+  __device__ void row(int i, double (&costs)[Slots]) const {
+    if (dtype == Dtype::float64) {
+      read(static_cast<const double*>(problem) + i * size, costs);
+    } else {
+      with_type<float>(dtype, [&](auto type) { read(static_cast<decltype(type)>(problem) + i * size, costs); });
+    }
+  }
+
+  template <class T>
+  __device__ void read(const T* values, double (&costs)[Slots]) const {
+#pragma unroll
+    for (int s = 0; s < Slots; ++s) {
+      const int j = s * kWarp + lane;
+      costs[s] = j < size ? scale * static_cast<double>(number(values[j])) + 0.0 : 0.0;  // -0 becomes 0
+    }
+  }
+};
+
+// What both methods keep: the matching so far.
+template <int Width, int Slots>
+struct Matching {
+  Group<Width> group;
+  int size;
+  int column_of[Slots];      // of the rows of this lane, -1 without one
+  unsigned free_rows[Slots];  // bit b of word s: row s * Width + b is without a column; the same in all lanes
+
+  __device__ bool is_own(int slot) const { return slot * Width + group.lane < size; }
+
+  __device__ void clear() {
+#pragma unroll
+    for (int s = 0; s < Slots; ++s) column_of[s] = -1;
+  }
+
+  __device__ void count_free(bool there) {
+#pragma unroll
+    for (int s = 0; s < Slots; ++s) free_rows[s] = group.ballot(there && is_own(s) && column_of[s] < 0);
+  }
+
+  __device__ int first_free() const {
+    int row = -1;
+#pragma unroll
+    for (int s = Slots - 1; s >= 0; --s) {
+      if (free_rows[s]) row = s * Width + __ffs(static_cast<int>(free_rows[s])) - 1;
+    }
+    return row;
+  }
+
+  __device__ void occupy(int row) {
+#pragma unroll
+    for (int s = 0; s < Slots; ++s) {
+      const bool here = static_cast<unsigned>(row) / Width == static_cast<unsigned>(s);
+      free_rows[s] &= ~(here ? 1u << row % Width : 0u);
+    }
+  }
+};
+
+constexpr double kInfinity = __builtin_huge_val();
+
+// Shortest augmenting paths (Jonker and Volgenant) with duals of the columns alone: that of a matched row is implied by
+// the cost of its match. Rounding can move a dual, but not break the matching: each step closes a column, and each path
+// ends in a free one.
+template <int Width, int Slots, class Costs>
+struct ShortestPaths : Matching<Width, Slots> {
+  using Matching<Width, Slots>::group;
+  using Matching<Width, Slots>::size;
+  using Matching<Width, Slots>::column_of;
+
+  double dual[Slots];
+  double distance[Slots];
+  int previous[Slots];  // the row before the column, on the shortest path to it
+  int row_of[Slots];    // -1: the column is free
+  unsigned open;        // bit s: the shortest path to the column of slot s is not known yet
+
+  struct Step {
+    int column;
+    int row;  // of that column, -1: the path ends
+    double length;
+  };
+
+  __device__ void open_all() {
+    open = 0;
+#pragma unroll
+    for (int s = 0; s < Slots; ++s) {
+      distance[s] = kInfinity;
+      previous[s] = 0;
+      if (this->is_own(s)) open |= 1u << s;
+    }
+  }
+
+  // Column reduction: the dual of a column is its least cost, and a row goes to the first column that has it there.
+  __device__ void start(const Costs& costs) {
+    int nearest[Slots];
+#pragma unroll
+    for (int s = 0; s < Slots; ++s) {
+      dual[s] = kInfinity;
+      nearest[s] = row_of[s] = -1;
+    }
+    for (int i = 0; i < size; ++i) {
+      double values[Slots];
+      costs.row(i, values);
+#pragma unroll
+      for (int s = 0; s < Slots; ++s) {
+        if (this->is_own(s) && values[s] < dual[s]) {
+          dual[s] = values[s];
+          nearest[s] = i;
+        }
+      }
+    }
+    for (int i = 0; i < size; ++i) {
+      int column = -1;
+#pragma unroll
+      for (int s = Slots - 1; s >= 0; --s) {
+        const unsigned lanes = group.ballot(nearest[s] == i);
+        if (lanes) column = s * Width + __ffs(static_cast<int>(lanes)) - 1;
+      }
+      if (column >= 0) {
+        group.set(column_of, i, column);
+        group.set(row_of, column, i);
+      }
+    }
+  }
+
+  // Extends the paths by `row`, which `last` reached, and takes the nearest open column; of equally near ones a free
+  // one, which ends the path.
+  __device__ Step extend(const Costs& costs, int row, const Step& last) {
+    double reduced[Slots];
+    costs.row(row, reduced);
+#pragma unroll
+    for (int s = 0; s < Slots; ++s) reduced[s] -= dual[s];
+    const double tight = group.at(reduced, last.column);
+    const double offset = last.column < 0 ? 0.0 : tight - last.length;
+
+    double least = kInfinity;
+    int nearest = 0;
+    int nearest_row = 0;
+#pragma unroll
+    for (int s = 0; s < Slots; ++s) {
+      if (open >> s & 1u) {
+        const double length = reduced[s] - offset;
+        if (length < distance[s]) {
+          distance[s] = length;
+          previous[s] = row;
+        }
+        if (distance[s] < least || (distance[s] == least && row_of[s] < 0 && nearest_row >= 0)) {
+          least = distance[s];
+          nearest = s * Width + group.lane;
+          nearest_row = row_of[s];
+        }
+      }
+    }
+    const uint64_t key = ordered(least);
+    const uint64_t least_key = group.least(key);
+    const unsigned lanes = group.ballot(key == least_key);
+    const unsigned free_lanes = group.ballot(key == least_key && nearest_row < 0);
+    const int lane = __ffs(static_cast<int>(free_lanes ? free_lanes : lanes)) - 1;
+    return {Slots == 1 ? lane : group.from(nearest, lane), group.from(nearest_row, lane), from_ordered(least_key)};
+  }
+
+  // Lets each row on the path to `column` go to the column after it. Groups without a path look on.
+  __device__ void augment(bool walking, int start, int column) {
+    while (__any_sync(kAllLanes, walking)) {
+      const int row = group.at(previous, column);
+      const int next = group.at(column_of, row);
+      if (walking) {
+        group.set(row_of, column, row);
+        group.set(column_of, row, column);
+        column = next;
+        walking = row != start;
+      }
+    }
+  }
+
+  __device__ void update_duals(double length) {
+#pragma unroll
+    for (int s = 0; s < Slots; ++s) {
+      if (this->is_own(s) && !(open >> s & 1u)) dual[s] += distance[s] - length;
+    }
+  }
+
+  __device__ void solve(const Costs& costs, bool there) {
+    this->clear();
+    start(costs);
+    this->count_free(there);
+    open_all();
+    int start_row = this->first_free();
+    int row = start_row;
+    Step step{-1, 0, 0.0};
+    while (__any_sync(kAllLanes, start_row >= 0)) {
+      step = extend(costs, row < 0 ? 0 : row, step);
+      const bool ends = start_row >= 0 && step.row < 0;
+      if (__any_sync(kAllLanes, ends)) augment(ends, start_row, step.column);
+      if (ends) {
+        update_duals(step.length);
+        this->occupy(start_row);
+        open_all();
+        start_row = row = this->first_free();
+        step.column = -1;
+      } else {
+        row = step.row;
+        if (step.column % Width == group.lane) open &= ~(1u << step.column / Width);
+      }
+    }
+  }
+};
+
+// The least cost first. Each column keeps its least cost in the rows that are left; it looks for another when that row
+// is taken.
+template <int Width, int Slots, class Costs>
+struct LeastFirst : Matching<Width, Slots> {
+  using Matching<Width, Slots>::group;
+  using Matching<Width, Slots>::size;
+  using Matching<Width, Slots>::column_of;
+  using Matching<Width, Slots>::free_rows;
+
+  double least[Slots];
+  int least_row[Slots];
+
+  __device__ void look(const Costs& costs, unsigned slots) {
+#pragma unroll
+    for (int s = 0; s < Slots; ++s) {
+      if (slots >> s & 1u) least[s] = kInfinity;
+    }
+#pragma unroll
+    for (int word = 0; word < Slots; ++word) {
+      for (int i = word * Width; i < size && i < (word + 1) * Width; ++i) {
+        double values[Slots];
+        costs.row(i, values);
+        const bool is_free = free_rows[word] >> (i - word * Width) & 1u;
+#pragma unroll
+        for (int s = 0; s < Slots; ++s) {
+          if (is_free && (slots >> s & 1u) && values[s] < least[s]) {
+            least[s] = values[s];
+            least_row[s] = i;
+          }
+        }
+      }
+    }
+  }
+
+  // The row and the column of the least cost, as row * kMaxSize + column: of equal costs the least number is the one.
+  __device__ unsigned nearest(unsigned open) const {
+    double value = kInfinity;
+    unsigned place = ~0u;
+#pragma unroll
+    for (int s = 0; s < Slots; ++s) {
+      const unsigned other = static_cast<unsigned>(least_row[s]) * kMaxSize + s * Width + group.lane;
+      if ((open >> s & 1u) && (least[s] < value || (least[s] == value && other < place))) {
+        value = least[s];
+        place = other;
+      }
+    }
+    const uint64_t key = ordered(value);
+    return group.least(key == group.least(key) ? place : ~0u);
+  }
+
+  __device__ void solve(const Costs& costs, bool there) {
+    this->clear();
+    this->count_free(there);
+    unsigned open = 0;
+#pragma unroll
+    for (int s = 0; s < Slots; ++s) {
+      least_row[s] = 0;
+      if (this->is_own(s)) open |= 1u << s;
+    }
+    unsigned changed = open;
+    for (int round = 0; round < size; ++round) {
+      if (__any_sync(kAllLanes, changed != 0)) look(costs, changed);
+      const unsigned place = nearest(open);
+      const int row = static_cast<int>(place / kMaxSize);
+      const int column = static_cast<int>(place % kMaxSize);
+      group.set(column_of, row, column);
+      this->occupy(row);
+      if (column % Width == group.lane) open &= ~(1u << column / Width);
+      changed = 0;
+#pragma unroll
+      for (int s = 0; s < Slots; ++s) {
+        if ((open >> s & 1u) && least_row[s] == row) changed |= 1u << s;
+      }
+    }
+  }
+};
+
+// The columns of the rows of this lane. All lanes of a warp call it; groups that are not `there` get nothing of use.
+template <int Width, int Slots, class Costs>
+__device__ void match(const Costs& costs, int size, bool there, Method method, int (&column_of)[Slots]) {
+  const auto solve = [&](auto solver) {
+    solver.group = Group<Width>::here();
+    solver.size = size;
+    solver.solve(costs, there);
+#pragma unroll
+    for (int s = 0; s < Slots; ++s) column_of[s] = solver.column_of[s];
+  };
+  if (method == Method::optimal) {
+    solve(ShortestPaths<Width, Slots, Costs>{});
+  } else {
+    solve(LeastFirst<Width, Slots, Costs>{});
+  }
+}
+
+template <int Width, int Slots>
+__device__ void write_columns(const Problems& problems, int64_t problem, bool good, const int (&column_of)[Slots]) {
+  const int lane = Group<Width>::here().lane;
+#pragma unroll
+  for (int s = 0; s < Slots; ++s) {
+    const int row = s * Width + lane;
+    if (row < problems.size) problems.columns[problem * problems.size + row] = good ? column_of[s] : -1;
+  }
+}
+
+// What a look at all costs of a problem tells.
+struct Range {
+  bool finite = true;
+  bool huge = false;
+
+  template <class Real>
+  __device__ void see(Real value) {
+    finite = finite && is_finite(value);
+    huge = huge || is_huge(value);
+  }
+};
+
+template <class Real, int Width, int Slots>
+__device__ Range stage_columns(const Problems& problems, int64_t problem, bool there, Real* own) {
+  const int lane = Group<Width>::here().lane;
+  const int size = problems.size;
+  const Real sign = problems.maximize ? Real{-1} : Real{1};
+  Range range;
+  with_type<Real>(problems.dtype, [&](auto type) {
+    const auto* source = static_cast<decltype(type)>(problems.cost) + problem * size * size;
+#pragma unroll 4
+    for (int i = 0; i < size; ++i) {
+#pragma unroll
+      for (int s = 0; s < Slots; ++s) {
+        const int j = s * Width + lane;
+        const Real value = there && j < size ? sign * number(source[i * size + j]) + Real{0} : Real{0};  // -0 becomes 0
+        range.see(value);
+        own[i * StagedCosts<Real, Slots>::kStride + s * kWarp] = value;
+      }
+    }
+  });
+  return range;
+}
+
+constexpr int kMaxWarps = 4;
+
+template <class Real, int Width, int Slots>
+__global__ void __launch_bounds__(kMaxWarps* kWarp) solve_staged(Problems problems) {
+  constexpr int kStride = StagedCosts<Real, Slots>::kStride;
+  const auto group = Group<Width>::here();
+  const int lane = static_cast<int>(threadIdx.x) % kWarp;
+  const int warp = static_cast<int>(threadIdx.x) / kWarp;
+  const int64_t in_grid = static_cast<int64_t>(blockIdx.x) * (static_cast<int>(blockDim.x) / kWarp) + warp;
+  const int64_t problem = in_grid * (kWarp / Width) + group.first / Width;
+  const bool there = problem < problems.count;
+  Real* own = reinterpret_cast<Real*>(dynamic_shared_memory()) + warp * problems.size * kStride + lane;
+
+  const Range range = stage_columns<Real, Width, Slots>(problems, problem, there, own);
+  const bool good = group.ballot(!range.finite) == 0;
+  if (group.ballot(range.huge) != 0 && problems.method == Method::optimal) {
+    for (int i = 0; i < problems.size; ++i) {
+#pragma unroll
+      for (int s = 0; s < Slots; ++s) own[i * kStride + s * kWarp] *= static_cast<Real>(kShrink);
+    }
+  }
+  int column_of[Slots];
+  match<Width, Slots>(StagedCosts<Real, Slots>{own}, problems.size, there && good, problems.method, column_of);
+  if (there) write_columns<Width, Slots>(problems, problem, good, column_of);
+}
+
+// A warp a block, so that as many problems as a multiprocessor takes are under way.
+template <int Slots>
+__global__ void __launch_bounds__(kWarp) solve_stored(Problems problems) {
+  const int64_t problem = blockIdx.x;
+  const auto group = Group<kWarp>::here();
+  const int size = problems.size;
+  const int64_t bytes = problems.dtype == Dtype::float64 ? 8 : problems.dtype == Dtype::float32 ? 4 : 2;
+  const void* first = static_cast<const char*>(problems.cost) + problem * size * size * bytes;
+  StoredCosts<Slots> costs{first, problems.dtype, size, group.lane, problems.maximize ? -1.0 : 1.0};
+
+  Range range;
+  for (int i = 0; i < size; ++i) {
+    double values[Slots];
+    costs.row(i, values);
+#pragma unroll
+    for (int s = 0; s < Slots; ++s) range.see(values[s]);
+  }
+  const bool good = group.ballot(!range.finite) == 0;
+  if (group.ballot(range.huge) != 0 && problems.method == Method::optimal) costs.scale *= kShrink;
+  int column_of[Slots];
+  match<kWarp, Slots>(costs, size, good, problems.method, column_of);
+  write_columns<kWarp, Slots>(problems, problem, good, column_of);
+}
+
+template <class Real, int Width, int Slots>
+Launch launch_of_staged(const Problems& problems) {
+  constexpr int kBlockBytes = 32768;  // of the 48 KiB that every device gives; several blocks fit a multiprocessor
+  const int bytes = problems.size * StagedCosts<Real, Slots>::kStride * static_cast<int>(sizeof(Real));
+  const int fitting = kBlockBytes / bytes;
+  const int warps = fitting < 1 ? 1 : fitting > kMaxWarps ? kMaxWarps : fitting;
+  return {blocks_for(problems.count, warps * (kWarp / Width)), warps * kWarp, warps * bytes};
+}
+
+// Calls `run` with the kernel that solves these problems and its launch.
+template <class Real, class Run>
+auto with_solver_of(const Problems& problems, Run run) {
+  const int size = problems.size;
+  if (size == 1) return run(solve_by_enumeration<Real, 1>, launch_of_enumeration<Real, 1>(problems));
+  if (size == 2) return run(solve_by_enumeration<Real, 2>, launch_of_enumeration<Real, 2>(problems));
+  if (size == 3) return run(solve_by_enumeration<Real, 3>, launch_of_enumeration<Real, 3>(problems));
+  if (size == 4) return run(solve_by_enumeration<Real, 4>, launch_of_enumeration<Real, 4>(problems));
+  if (size <= 8) return run(solve_staged<Real, 8, 1>, launch_of_staged<Real, 8, 1>(problems));
+  if (size <= 16) return run(solve_staged<Real, 16, 1>, launch_of_staged<Real, 16, 1>(problems));
+  if (size <= 32) return run(solve_staged<Real, 32, 1>, launch_of_staged<Real, 32, 1>(problems));
+  if (size <= 64) return run(solve_staged<Real, 32, 2>, launch_of_staged<Real, 32, 2>(problems));
+  if (size <= 128) return run(solve_stored<4>, Launch{problems.count, kWarp, 0});
+  return run(solve_stored<8>, Launch{problems.count, kWarp, 0});
+}
+
+template <class Run>
+auto with_solver(const Problems& problems, Run run) {
+  if (problems.dtype == Dtype::float64) return with_solver_of<double>(problems, run);
+  return with_solver_of<float>(problems, run);
+}
+
+}  // namespace art
