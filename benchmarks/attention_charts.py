@@ -8,15 +8,11 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.layout_engine import ConstrainedLayoutEngine
-from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from art.visualize.style import GRID, INK, LINE_COLOURS, MUTED, new_figure, png_bytes, quiet_axes
+from art.visualize.style import GRID, INK, LINE_COLOURS, MUTED, new_figure, quiet_axes
 from benchmarks.attention_providers import BASELINE, OURS, PROVIDERS
+from benchmarks.charts import OTHERS, Records, distinct, log_axes, number, save, title
 
-Records = Sequence[dict[str, Any]]
-
-_OTHERS = "#b9bec9"
 _COLOURS = {
     OURS: LINE_COLOURS[0],
     BASELINE: LINE_COLOURS[1],
@@ -46,13 +42,7 @@ def draw(result: dict[str, Any], folder: Path) -> list[Path]:
         figures["region_attention-copy-bandwidth"] = shares_figure(records, place)
     if result["crossing"] is not None and result["crossing"]["points"]:
         figures["region_attention-crossing"] = crossing_figure(result["crossing"], place)
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = []
-    for name, figure in figures.items():
-        figure.patch.set(facecolor="white", alpha=1.0)
-        paths.append(folder / f"{name}.png")
-        paths[-1].write_bytes(png_bytes(figure))
-    return paths
+    return save(figures, folder)
 
 
 def times_figure(records: Records, place: str) -> Figure:
@@ -62,7 +52,7 @@ def times_figure(records: Records, place: str) -> Figure:
         records: of one shape and one pass.
         place: the name of the device.
     """
-    dtypes = _distinct(records, "dtype")
+    dtypes = distinct(records, "dtype")
     figure = new_figure(1.6 + 4.2 * len(dtypes), 2.9)
     panels = figure.subplots(1, len(dtypes), squeeze=False)[0]
     for axes, dtype in zip(panels, dtypes, strict=True):
@@ -70,7 +60,7 @@ def times_figure(records: Records, place: str) -> Figure:
         axes.set_title(dtype, loc="left", fontsize=9, color=INK)
     first = records[0]
     normalised = ", layer-normalised" if first["norm_regions"] else ""
-    _title(
+    title(
         figure,
         f"{first['shape']}: {_PASS_NAMES[first['pass']]}",
         f"{first['frames']} frames, {first['queries']} queries, {first['regions']} × {first['region_dim']} regions"
@@ -86,13 +76,13 @@ def _bars(axes: Axes, records: Records) -> None:
     axes.set_axisbelow(True)
     rows = list(range(len(records)))[::-1]
     times = [record["median_ms"] for record in records]
-    colours = [LINE_COLOURS[0] if record["provider"] == OURS else _OTHERS for record in records]
+    colours = [LINE_COLOURS[0] if record["provider"] == OURS else OTHERS for record in records]
     axes.barh(rows, times, height=0.62, color=colours)
     for row, record in zip(rows, records, strict=True):
         axes.plot([record["p20_ms"], record["p80_ms"]], [row, row], color=INK, linewidth=0.9)
-        label = f"{_number(record['median_ms'])} ms"
+        label = f"{number(record['median_ms'])} ms"
         if record["provider"] != BASELINE and record["speedup_over_mha"] is not None:
-            label += f"   {_number(record['speedup_over_mha'])}×"
+            label += f"   {number(record['speedup_over_mha'])}×"
         at = max(record["median_ms"], record["p80_ms"])
         axes.annotate(label, (at, row), (5, 0), textcoords="offset points", va="center", fontsize=8.5, color=INK)
     axes.set_yticks(rows, [record["provider"] for record in records])
@@ -108,7 +98,7 @@ def shares_figure(records: Records, place: str) -> Figure:
         records: all of a run.
         place: the name of the device.
     """
-    shapes, dtypes, passes = (_distinct(records, name) for name in ("shape", "dtype", "pass"))
+    shapes, dtypes, passes = (distinct(records, name) for name in ("shape", "dtype", "pass"))
     figure = new_figure(1.8 + 2.9 * len(passes), 1.3 + (0.5 + 0.34 * len(shapes)) * len(dtypes))
     panels = figure.subplots(len(dtypes), len(passes), squeeze=False, sharex=True, sharey=True)
     for row, dtype in zip(panels, dtypes, strict=True):
@@ -123,7 +113,7 @@ def shares_figure(records: Records, place: str) -> Figure:
         handles, labels, loc="outside lower center", ncols=len(labels), frameon=False, fontsize=8, labelcolor=INK,
         handletextpad=0.2, columnspacing=1.4,
     )  # fmt: skip
-    _title(figure, "How near to the speed of a copy", f"bytes that must move over the time taken, {place}")
+    title(figure, "How near to the speed of a copy", f"bytes that must move over the time taken, {place}")
     return figure
 
 
@@ -163,14 +153,14 @@ def crossing_figure(crossing: dict[str, Any], place: str) -> Figure:
         crossing: of `attention_routes.measure_crossing`.
         place: the name of the device.
     """
-    passes = _distinct(crossing["points"], "pass")
+    passes = distinct(crossing["points"], "pass")
     figure = new_figure(0.8 + 3.6 * len(passes), 3.4)
     panels = figure.subplots(1, len(passes), squeeze=False)[0]
     for axes, pass_name in zip(panels, passes, strict=True):
         _crossing_panel(axes, [p for p in crossing["points"] if p["pass"] == pass_name], crossing["rule_turns_at"])
         axes.set_title(_PASS_NAMES[pass_name], loc="left", fontsize=9, color=INK)
     panels[0].set_ylabel("median time, ms")
-    _title(
+    title(
         figure,
         "Folded or projected",
         f"{crossing['frames']} frames, {crossing['regions']} × {crossing['region_dim']} regions, "
@@ -180,8 +170,7 @@ def crossing_figure(crossing: dict[str, Any], place: str) -> Figure:
 
 
 def _crossing_panel(axes: Axes, points: Records, rule_turns_at: int) -> None:
-    quiet_axes(axes)
-    axes.set(xscale="log", yscale="log")
+    log_axes(axes, [2**power for power in range(9)])
     ends = []
     for route, colour in (("folded", LINE_COLOURS[0]), ("projected", LINE_COLOURS[1])):
         own = [point for point in points if point["route"] == route]
@@ -194,33 +183,8 @@ def _crossing_panel(axes: Axes, points: Records, rule_turns_at: int) -> None:
         f"rule: projected\nfrom {rule_turns_at}", (rule_turns_at, 1), (-5, -2), xycoords=("data", "axes fraction"),
         textcoords="offset points", ha="right", va="top", fontsize=8, color=MUTED,
     )  # fmt: skip
-    ticks = [2**power for power in range(9)]
-    axes.set_xticks(ticks, [str(tick) for tick in ticks])
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.yaxis.set_minor_locator(NullLocator())
     axes.set_xlim(0.85, 1200)  # room for the names of the routes
     axes.set_xlabel("queries a frame, K")
 
 
 _PASS_NAMES = {"forward": "forward", "backward": "backward", "both": "forward and backward"}
-
-
-def _title(figure: Figure, title: str, subtitle: str) -> None:
-    inch = 1 / figure.get_figheight()
-    layout = figure.get_layout_engine()
-    assert isinstance(layout, ConstrainedLayoutEngine)  # new_figure gives it one
-    layout.set(rect=(0, 0, 1, 1 - 0.52 * inch))
-    figure.text(0.01, 1 - 0.08 * inch, title, fontsize=11, color=INK, fontweight="bold", va="top")
-    figure.text(0.01, 1 - 0.31 * inch, subtitle, fontsize=8.5, color=MUTED, va="top")
-
-
-def _distinct(records: Records, name: str) -> list[Any]:
-    """The values of an entry, in the order in which they come."""
-    return list(dict.fromkeys(record[name] for record in records))
-
-
-def _number(value: float) -> str:
-    """Three significant digits, without an exponent."""
-    return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"

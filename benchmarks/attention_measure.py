@@ -16,7 +16,6 @@ from benchmarks.attention_routes import measure_crossing
 from benchmarks.attention_shapes import PASSES, SHAPES, AttentionShape, floor
 from benchmarks.bandwidth import copy_bandwidth_gbs
 from benchmarks.findings import DTYPES, OUT_OF_TIME, Findings
-from benchmarks.machine import provenance
 from benchmarks.memory import peak_extra_bytes
 from benchmarks.timing import Effort, Timing, effort_for, time_calls
 
@@ -93,16 +92,7 @@ def run(settings: Settings, *, deadline: float | None = None, report: Report | N
             )
             if crossing["queries_left_out"]:
                 findings.left_out.append({"shape": "crossing", "dtype": settings.dtypes[0], "reason": OUT_OF_TIME})
-    arguments = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(settings).items()}
-    return {
-        "benchmark": "region_attention",
-        **provenance(device),
-        "arguments": {**arguments, "effort": asdict(effort)},
-        "float32_matmul_precision": torch.get_float32_matmul_precision(),
-        "copy_bandwidth_gbs": copy_gbs,
-        **asdict(findings),
-        "crossing": crossing,
-    }
+    return findings.result("region_attention", device, settings, effort, copy_bandwidth_gbs=copy_gbs, crossing=crossing)
 
 
 def _measure_shape(

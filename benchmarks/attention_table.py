@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from benchmarks.attention_shapes import SHAPES, AttentionShape, floor, projected_operations
+from benchmarks.table import Column, place, print_missing, print_table, times
 
-#: Heading, width and content of each column of the table.
-_COLUMNS: tuple[tuple[str, int, Callable[[dict[str, Any]], str]], ...] = (
+_COLUMNS: tuple[Column, ...] = (
     ("pass", -8, lambda record: record["pass"]),
     ("provider", -21, lambda record: record["provider"]),
     ("ms", 9, lambda record: f"{record['median_ms']:.3f}"),
     ("20-80 %", 17, lambda record: f"{record['p20_ms']:.3f}-{record['p80_ms']:.3f}"),
     ("vs MHA", 7, lambda record: f"{record['speedup_over_mha']:.2f}x"),
-    ("vs best other", 13, lambda record: _times(record["speedup_over_best_other"])),
+    ("vs best other", 13, lambda record: times(record["speedup_over_best_other"])),
     ("MiB", 8, lambda record: f"{record['peak_extra_bytes'] / 2**20:.1f}"),
     ("GB/s", 8, lambda record: f"{record['achieved_gbs']:.2f}"),
     ("of copy", 7, lambda record: f"{100 * record['share_of_copy']:.1f}%"),
@@ -42,24 +42,15 @@ def print_records(shape: AttentionShape, dtype: str, records: list[dict[str, Any
             f"  {record['pass']} must move {record['floor_bytes'] / 1e6:.1f} MB; "
             f"folded it is {record['folded_operations'] / 1e9:.2f} GFLOP"
         )
-    print(_line([heading for heading, _, _ in _COLUMNS]))
-    for record in records:
-        print(_line([content(record) for _, _, content in _COLUMNS]), flush=True)
+    print_table(_COLUMNS, records)
 
 
 def print_summary(result: dict[str, Any]) -> None:
     """Where it was measured, the crossing, and whatever is not in the tables."""
-    machine = result["machine"]
-    print(
-        f"\n{machine['device']}, {machine['threads']} threads, torch {result['torch']}, triton {result['triton']}, "
-        f"{result['date']}; copies {result['copy_bandwidth_gbs']:.1f} GB/s"
-    )
+    print(f"\n{place(result)}; copies {result['copy_bandwidth_gbs']:.1f} GB/s")
     if result["crossing"] is not None:
         _print_crossing(result["crossing"])
-    for entry in result["left_out"]:
-        print(f"left out: {_what(entry)}: {entry['reason']}")
-    for entry in result["failures"]:
-        print(f"FAILED: {_what(entry)}: {entry['error']}")
+    print_missing(result)
 
 
 def _print_crossing(crossing: dict[str, Any]) -> None:
@@ -72,21 +63,6 @@ def _print_crossing(crossing: dict[str, Any]) -> None:
             f"  {pass_name}: measured {turns}; the rule's choice takes at most {found['largest_loss']:.2f} times as "
             f"long as the faster one, at {found['at_queries']}"
         )
-
-
-def _what(entry: dict[str, Any]) -> str:
-    return ", ".join(entry[name] for name in ("shape", "dtype", "pass", "provider") if name in entry)
-
-
-def _times(value: float | None) -> str:
-    return "" if value is None else f"{value:.2f}x"
-
-
-def _line(cells: list[str]) -> str:
-    """The cells of a row, each in the width of its column: to the left where the width is negative."""
-    widths = [width for _, width, _ in _COLUMNS]
-    padded = [cell.ljust(-width) if width < 0 else cell.rjust(width) for cell, width in zip(cells, widths, strict=True)]
-    return ("  " + "  ".join(padded)).rstrip()
 
 
 def print_floor(names: Sequence[str], device: str, dtypes: Sequence[str]) -> None:

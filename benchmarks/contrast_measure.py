@@ -10,13 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.bandwidth import copy_bandwidth_gbs
 from benchmarks.contrast_providers import OURS_REPLAYED, PROVIDERS, Loss, build, draw_inputs, refusal, served_by, truth
 from benchmarks.contrast_shapes import PASSES, SHAPES, ContrastShape
 from benchmarks.findings import DTYPES, OUT_OF_TIME, Findings
-from benchmarks.machine import provenance
-from benchmarks.matrix_rate import matrix_tflops
+from benchmarks.limits import Limits, measure_limits
 from benchmarks.memory import peak_extra_bytes
+from benchmarks.replay import replay
 from benchmarks.timing import Effort, Timing, effort_for, time_calls
 
 #: An error so many times that of the first provider in the same dtype is a mistake, and no rounding.
@@ -44,14 +43,6 @@ class Settings:
     quick: bool = False
 
 
-@dataclass(frozen=True)
-class Limits:
-    """What the device can do: bytes moved, in 10⁹ a second, and operations of a matrix product, in 10¹² a second."""
-
-    copy_gbs: float
-    matrix_tflops: dict[str, float]
-
-
 Report = Callable[[ContrastShape, str, list[dict[str, Any]]], None]
 
 
@@ -69,10 +60,7 @@ def run(settings: Settings, *, deadline: float | None = None, report: Report | N
     """
     device = torch.device(settings.device)
     effort = CPU_EFFORT if device.type == "cpu" and not settings.quick else effort_for(device, quick=settings.quick)
-    limits = Limits(
-        copy_bandwidth_gbs(device, effort),
-        {name: matrix_tflops(device, DTYPES[name], effort) for name in settings.dtypes},
-    )
+    limits = measure_limits(device, {name: DTYPES[name] for name in settings.dtypes}, effort)
     findings = Findings()
     for dtype in settings.dtypes:
         for name in settings.shapes:
@@ -89,15 +77,7 @@ def run(settings: Settings, *, deadline: float | None = None, report: Report | N
                 report(shape, dtype, findings.records[before:])
             if device.type == "cuda":
                 torch.cuda.empty_cache()
-    arguments = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(settings).items()}
-    return {
-        "benchmark": "contrast",
-        **provenance(device),
-        "arguments": {**arguments, "effort": asdict(effort)},
-        "float32_matmul_precision": torch.get_float32_matmul_precision(),
-        **asdict(limits),
-        **asdict(findings),
-    }
+    return findings.result("contrast", device, settings, effort, **asdict(limits))
 
 
 def _measure_shape(
@@ -185,24 +165,6 @@ def pass_call(pass_name: str, loss: Loss, inputs: Sequence[Tensor]) -> Callable[
         value = loss(*inputs)
         return lambda: torch.autograd.grad(value, inputs, retain_graph=True)
     return lambda: torch.autograd.grad(loss(*inputs), inputs)
-
-
-def replay(call: Callable[[], object]) -> Callable[[], object]:
-    """A call captured in a CUDA graph."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        call()  # what is made once, is made before
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        kept = call()
-
-    def run_again() -> object:
-        graph.replay()
-        return kept
-
-    return run_again
 
 
 def _record(

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from benchmarks.contrast_shapes import ContrastShape
+from benchmarks.table import Column, place, print_missing, print_table
 
-#: Heading, width and content of each column of the table.
-_COLUMNS: tuple[tuple[str, int, Callable[[dict[str, Any]], str]], ...] = (
+_COLUMNS: tuple[Column, ...] = (
     ("pass", -8, lambda record: record["pass"]),
     ("provider", -23, lambda record: record["provider"]),
     ("ms", 10, lambda record: f"{record['median_ms']:.4g}"),
@@ -34,30 +33,11 @@ def print_records(shape: ContrastShape, dtype: str, records: list[dict[str, Any]
     print(f"\n{shape.name}, {dtype}: {shape.operation}, {shape.described()}")
     for record in {record["pass"]: record for record in records}.values():
         print(f"  {record['pass']}: {record['moved_bytes'] / 1e6:.2f} MB and {record['operations'] / 1e9:.3g} GFLOP")
-    print(_line([heading for heading, _, _ in _COLUMNS]))
-    for record in records:
-        print(_line([content(record) for _, _, content in _COLUMNS]), flush=True)
+    print_table(_COLUMNS, records)
 
 
 def print_summary(result: dict[str, Any]) -> None:
     """Where it was measured, and whatever is not in the tables."""
-    machine = result["machine"]
     rates = ", ".join(f"{rate:.3g} TFLOP/s in {dtype}" for dtype, rate in result["matrix_tflops"].items())
-    print(
-        f"\n{machine['device']}, {machine['threads']} threads, torch {result['torch']}, triton {result['triton']}, "
-        f"{result['date']}; copies {result['copy_gbs']:.1f} GB/s, multiplies {rates}"
-    )
-    for entry in result["left_out"]:
-        print(f"left out: {_what(entry)}: {entry['reason']}")
-    for entry in result["failures"]:
-        print(f"FAILED: {_what(entry)}: {entry['error']}")
-
-
-def _what(entry: dict[str, Any]) -> str:
-    return ", ".join(entry[name] for name in ("shape", "dtype", "pass", "provider") if name in entry)
-
-
-def _line(cells: list[str]) -> str:
-    widths = [width for _, width, _ in _COLUMNS]
-    padded = [cell.ljust(-width) if width < 0 else cell.rjust(width) for cell, width in zip(cells, widths, strict=True)]
-    return ("  " + "  ".join(padded)).rstrip()
+    print(f"\n{place(result)}; copies {result['copy_gbs']:.1f} GB/s, multiplies {rates}")
+    print_missing(result)

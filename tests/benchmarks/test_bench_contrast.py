@@ -120,7 +120,7 @@ def test_the_command_writes_results_and_pictures(tiny, tmp_path, capsys):
     [
         (["--shapes", "papre"], "'papre' is no shape, expected some of paper"),
         (["--dtypes", "int8"], "'int8' is no dtype"),
-        (["--threads", "0"], "'0', expected a number of at least 1"),
+        (["--threads", "0"], "'0', expected a whole number of at least 1"),
     ],
 )
 def test_bad_arguments(arguments, message, capsys):
