@@ -11,6 +11,8 @@ TARGETS ?= sm_89,sm_90,gfx942
 KERNELS ?= combine\.bf16\.c1000|\.bf16\.(c256|c768|c1408)\.(m|j16)|\.(fp16|fp32)\.c1000\.(m.*(plain|all)|j16\.t16\.all)|contrast\.(terms|.*\.bf16\.c256\..*all)|nce\..*\.bf16\.c256\.all
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
+BUILT_FROM := pyproject.toml constraints.txt setup.py $(wildcard csrc/*)
+
 .PHONY: motion test kernels lint compare clean
 
 motion: $(VENV)/.installed
@@ -21,6 +23,7 @@ motion: $(VENV)/.installed
 test: $(VENV)/.installed-dev lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --quiet --numprocesses auto --dist worksteal --durations=10
 	$(BIN)/python -m art_kernels compile --targets $(TARGETS) --only '$(KERNELS)' --out build/kernels
+	$(BIN)/python -m art_kernels compile --only tracklet_linking --out build/kernels
 
 kernels: $(VENV)/.installed-dev
 	$(BIN)/python -m art_kernels compile --out build/kernels
@@ -35,12 +38,12 @@ compare: $(VENV)/.installed
 	$(BIN)/art compare configs/motion.yaml --seeds 3 data.root=$(DATA) output=runs/compare
 
 # A virtual environment of the project's own: nothing else on the machine is touched.
-$(VENV)/.installed: pyproject.toml constraints.txt setup.py
+$(VENV)/.installed: $(BUILT_FROM)
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) ".[motion]"
 	touch $@
 
-$(VENV)/.installed-dev: pyproject.toml constraints.txt setup.py
+$(VENV)/.installed-dev: $(BUILT_FROM)
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) --editable ".[motion,clip,dev]"
 	touch $@

@@ -1,19 +1,21 @@
 """`python -m art_kernels compile`: every kernel variant to machine code, for devices that need not be there.
 
-For each it prints what a device would spend on it. Local memory (a spilled register goes to the memory that the kernel
-is there to save), more shared memory than the device has, and 16-bit products without tensor cores are failures.
+For each it prints what a device would spend on it, and so for the CUDA kernels that the native module holds. Local
+memory (a spilled register goes to the memory that the kernel is there to save), more shared memory than the device has,
+and 16-bit products without tensor cores are failures.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib
+import itertools
 import os
 import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +25,7 @@ import torch
 
 from art_kernels.call import Call
 from art_kernels.devices import Device
+from art_kernels.tracklet_linking import extension, resources
 
 #: Shared memory: NVIDIA's CUDA C++ Programming Guide, AMD's CDNA 3 ISA.
 TARGETS = {
@@ -78,6 +81,24 @@ class Report:
     wide_loads: int = 0
     tensor_core: int = 0
     error: str = ""
+
+    def line(self, width: int) -> str:
+        """A line of the table, whose names are so wide."""
+        numbers = f"{self.registers:9}  {self.local:5}  {self.shared:6}  "
+        numbers += f"{self.loads:5}  {self.wide_loads:11}  {self.tensor_core:6}"
+        return f"{self.name:<{width}}  {self.target:<7}  {numbers}  {self.error}".rstrip()
+
+
+def native_reports(targets: Sequence[str]) -> list[Report]:
+    """What the CUDA kernels of the native module take, as its build compiled them: "tracklet_linking.kernel"."""
+    reports = []
+    for kernel in resources.kernels():
+        if kernel.target in targets:
+            fault = f"{kernel.local} bytes of local memory" if kernel.local else ""
+            name = f"tracklet_linking.{kernel.name}"
+            report = Report(name, kernel.target, kernel.registers, kernel.local, kernel.shared, error=fault)
+            reports.append(report)
+    return reports
 
 
 def all_variants(target: str) -> Iterator[tuple[str, Call]]:
@@ -187,20 +208,23 @@ def run(argv: list[str]) -> int:
     arguments = parser.parse_args(argv)
     known = [name for name, _ in all_variants(arguments.targets[0])]
     names = [name for name in known if arguments.only.search(name)]
-    if not names:
+    native = [report for report in native_reports(arguments.targets) if arguments.only.search(report.name)]
+    if not names and not native:
         parser.error(f"--only {arguments.only.pattern!r} matches no variant; a name is {known[0]}")
+    if not extension.has_cuda():
+        print("The native module was built without CUDA: its kernels are not in this table", file=sys.stderr)
     arguments.out.mkdir(parents=True, exist_ok=True)
     jobs = [(name, target) for name in names for target in arguments.targets]
-    width = max(map(len, names))
+    width = max(map(len, [*names, *(report.name for report in native)]))
     print(f"{'variant':<{width}}  target   registers  local  shared  loads  of 16 bytes  tensor-core instructions")
     failed = 0
     with ProcessPoolExecutor(arguments.jobs) as pool:
-        for report in pool.map(compile_variant, *zip(*jobs, strict=True), [arguments.out] * len(jobs)):
+        compiled = pool.map(compile_variant, *zip(*jobs, strict=True), [arguments.out] * len(jobs)) if jobs else ()
+        for report in itertools.chain(compiled, native):
             failed += report.error != ""
-            numbers = f"{report.registers:9}  {report.local:5}  {report.shared:6}  "
-            numbers += f"{report.loads:5}  {report.wide_loads:11}  {report.tensor_core:6}"
-            print(f"{report.name:<{width}}  {report.target:<7}  {numbers}  {report.error}".rstrip(), flush=True)
-    print(f"{len(jobs) - failed} of {len(jobs)} variants compiled without fault into {arguments.out}")
+            print(report.line(width), flush=True)
+    count = len(jobs) + len(native)
+    print(f"{count - failed} of {count} variants compiled without fault into {arguments.out}")
     return 1 if failed else 0
 
 

@@ -28,7 +28,7 @@ def refusal(tensor: Tensor) -> str | None:
     """Why the native module cannot serve a tensor on this device, or None where it can."""
     if _csrc is None:
         return _missing
-    if tensor.device.type == "cpu" or (tensor.device.type == "cuda" and _csrc.CUDA and torch.version.hip is None):
+    if tensor.device.type == "cpu" or (tensor.device.type == "cuda" and has_cuda() and torch.version.hip is None):
         return None
     if tensor.device.type == "cuda":
         return "the native module was built without CUDA; reinstall where nvcc is, with ART_KERNELS_CUDA=1"
@@ -40,6 +40,16 @@ def built_with() -> str:
     if _csrc is None:
         return _missing
     return f"CPU, CUDA ({_csrc.CUDA})" if _csrc.CUDA else "CPU; without CUDA, which needs nvcc at installation"
+
+
+def has_cuda() -> bool:
+    """Whether the module has a CUDA part."""
+    return _csrc is not None and bool(_csrc.CUDA)
+
+
+def module_file() -> str | None:
+    """Where the module lies, None where there is none."""
+    return None if _csrc is None else str(_csrc.__file__)
 
 
 def solve(cost: Float[Tensor, "p k k"], *, maximize: bool, greedy: bool) -> tuple[Int[Tensor, "p k"], int | None]:

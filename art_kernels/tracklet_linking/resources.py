@@ -1,0 +1,68 @@
+"""What the CUDA kernels inside of the native module take on each device that they were compiled for."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from art_kernels.tracklet_linking import extension
+
+_KERNEL = re.compile(r"_ZN3art\d+([a-z_]+?)(?:I(\w+?)EEv|E)\w*$")
+_ARGUMENT = re.compile(r"Li(\d+)E|([fd])")
+
+
+class Kernel(NamedTuple):
+    """One kernel for one device.
+
+    Attributes:
+        name: with its template arguments, such as "solve.f32.16.1".
+        target: such as "sm_90".
+        registers: of a thread.
+        local: bytes of local memory of a thread: its stack, spilled registers.
+        shared: bytes of shared memory of a block, beside what a launch asks for.
+    """
+
+    name: str
+    target: str
+    registers: int
+    local: int
+    shared: int
+
+
+def kernels() -> Iterator[Kernel]:
+    """Every kernel in the module; none where it was built without CUDA."""
+    if (module := extension.module_file()) is not None and extension.has_cuda():
+        yield from parse(_resource_usage(module))
+
+
+def parse(usage: str) -> Iterator[Kernel]:
+    """The kernels in what `cuobjdump -res-usage` prints."""
+    target = name = ""
+    for line in usage.splitlines():
+        if found := re.match(r"\s*arch = (sm_\d+)", line):
+            target = found[1]
+        elif found := re.match(r"\s*Function (\w+):", line):
+            name = _readable(found[1])
+        elif "REG:" in line and name:
+            number = {key: int(value) for key, value in re.findall(r"\b(REG|STACK|LOCAL|SHARED):(\d+)", line)}
+            yield Kernel(name, target, number["REG"], number["STACK"] + number["LOCAL"], number["SHARED"])
+            name = ""
+
+
+def _readable(mangled: str) -> str:
+    found = _KERNEL.match(mangled)
+    if found is None:
+        return mangled
+    arguments = [number or {"f": "f32", "d": "f64"}[letter] for number, letter in _ARGUMENT.findall(found[2] or "")]
+    return ".".join([found[1], *arguments])
+
+
+def _resource_usage(module: str) -> str:
+    """From the tool that Triton's wheel carries."""
+    import triton
+
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    return subprocess.run([tool, "-res-usage", module], capture_output=True, text=True, check=True).stdout
