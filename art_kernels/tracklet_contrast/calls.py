@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from art_kernels.call import Call, alignment, chunk_width, matmul_precision, readable
-from art_kernels.devices import processors
+from art_kernels.devices import Device, processors
 from art_kernels.tracklet_contrast import kernels
 from art_kernels.tracklet_contrast.passes import Options
 from art_kernels.tracklet_contrast.tiles import (
@@ -25,10 +25,11 @@ from art_kernels.tracklet_contrast.tiles import (
 
 
 class Rows(NamedTuple):
-    """What a kernel reads: rows [B,T,K,C], and which frames are there [B,T]."""
+    """What a kernel reads, rows [B,T,K,C] and which frames are there [B,T]; and the kind of device that runs it."""
 
     responses: Tensor
     valid: Tensor | None
+    device: Device
 
     def arguments(self) -> dict[str, Any]:
         """Of every kernel that reads them."""
@@ -64,7 +65,7 @@ class Rows(NamedTuple):
 
     def tiles(self) -> Tiles:
         """The sizes in the table."""
-        return tiles_for(self.responses.dtype, self.responses.shape[2])
+        return tiles_for(self.responses.dtype, self.responses.shape[2], self.device)
 
 
 def mean_call(rows: Rows, mean: Tensor) -> Call:
@@ -100,7 +101,7 @@ def levels_call(
         "CLAMP": options.clamp,
         "GRADIENTS": within is not None,
     }
-    return Call(kernels.levels_kernel, (programs,), arguments, constants, tiles.num_warps, 1), partial
+    return Call(kernels.levels_kernel, (programs,), arguments, constants, *tiles.of_a_program()), partial
 
 
 def flattened_call(rows: Rows, options: Options, whole: Tensor | None) -> tuple[Call, Tensor]:
@@ -120,7 +121,7 @@ def flattened_call(rows: Rows, options: Options, whole: Tensor | None) -> tuple[
         "parts": parts,
     }
     constants = {**rows.products(), "CLAMP": options.clamp, "GRADIENTS": whole is not None}
-    return Call(kernels.flattened_kernel, (batch * parts,), arguments, constants, tiles.num_warps, 1), partial
+    return Call(kernels.flattened_kernel, (batch * parts,), arguments, constants, *tiles.of_a_program()), partial
 
 
 def terms_call(partial: Tensor, tracklet_partial: Tensor, count: int, terms: Tensor, scale: Tensor) -> Call:

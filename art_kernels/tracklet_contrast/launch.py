@@ -9,7 +9,7 @@ import triton
 from torch import Tensor
 
 from art_kernels.call import float32_like
-from art_kernels.devices import device_refusal
+from art_kernels.devices import device_of, device_refusal
 from art_kernels.tracklet_contrast import kernels
 from art_kernels.tracklet_contrast.calls import Rows, flattened_call, levels_call, mean_call, terms_call, weigh_call
 from art_kernels.tracklet_contrast.passes import Forward, Gradients, Options
@@ -47,7 +47,7 @@ def forward(
     if responses.numel() == 0:
         return Forward(terms.zero_(), scale.zero_(), *saved)
     within, across, whole = saved if gradients else (None, None, None)
-    rows = Rows(responses, valid)
+    rows = Rows(responses, valid, device_of(responses.device))
     levels, partial = levels_call(rows, options, within, across, temporal=True)
     levels.run()
     if options.flattened:
@@ -102,7 +102,8 @@ def _pooled(rows: Rows, aggregated: Tensor | None) -> Rows:
     if aggregated is None:
         aggregated = float32_like(rows.responses, batch, count, channels)
         mean_call(rows, aggregated).run()
-    return Rows(aggregated[:, None], None if rows.valid is None else rows.valid.any(1, keepdim=True))
+    valid = None if rows.valid is None else rows.valid.any(1, keepdim=True)
+    return Rows(aggregated[:, None], valid, rows.device)
 
 
 def _frames(responses: Tensor, valid: Tensor | None) -> Float[Tensor, " b"]:

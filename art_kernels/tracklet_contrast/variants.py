@@ -21,23 +21,23 @@ OPTIONS = {"plain": (Options(0.6, False, False, False), False), "all": (Options(
 
 
 def variants(device: Device) -> Iterator[tuple[str, Call]]:
-    """Names such as "levels.bf16.c256.k32.plain", and the launches; they are the same on every device."""
+    """Names such as "levels.bf16.c256.k32.plain", and the launches."""
     partial = _empty(torch.float32, 4096, 4)
     yield "terms", terms_call(partial, partial, 2, partial, partial)
     for dtype_name, dtype in DTYPES.items():
         for channels in CHANNELS:
             for count in TRACKLETS:
                 for option in OPTIONS:
-                    for kernel, call in _calls(dtype, channels, count, option).items():
+                    for kernel, call in _calls(dtype, channels, count, option, device).items():
                         yield f"{kernel}.{dtype_name}.c{channels}.k{count}.{option}", call
 
 
-def _calls(dtype: torch.dtype, channels: int, count: int, option: str) -> dict[str, Call]:
+def _calls(dtype: torch.dtype, channels: int, count: int, option: str, device: Device) -> dict[str, Call]:
     options, masked = OPTIONS[option]
     responses = _empty(dtype, 64, 64, count, channels)
-    rows = Rows(responses, _empty(torch.bool, 64, 64) if masked else None)
+    rows = Rows(responses, _empty(torch.bool, 64, 64) if masked else None, device)
     tracklets = _empty(dtype if masked else torch.float32, 64, 1, count, channels)
-    pooled = Rows(tracklets, _empty(torch.bool, 64, 1) if masked else None)
+    pooled = Rows(tracklets, _empty(torch.bool, 64, 1) if masked else None, device)
     of_videos = _empty(torch.float32, 64, count, channels)
     share = _empty(torch.float32, 64)
     calls = {

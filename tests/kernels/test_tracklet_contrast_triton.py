@@ -65,11 +65,12 @@ def test_layouts_are_read_in_place(options):
 
 
 def test_parts_of_flattened_tracklets_are_taken_where_videos_are_few():
+    from art_kernels.devices import device_of
     from art_kernels.tracklet_contrast.calls import Rows, flattened_call
     from art_kernels.tracklet_contrast.passes import Options
 
     responses = torch.randn(1, 5, 3, 40, device=DEVICE)
-    rows = Rows(responses, None)
+    rows = Rows(responses, None, device_of(DEVICE))
     call, partial = flattened_call(rows, Options(0.6, False, False, True), torch.empty_like(responses))
     assert call.grid[0] == len(partial) > 1, "or the tests of it test nothing"
 
