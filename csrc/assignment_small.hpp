@@ -1,21 +1,14 @@
-// Up to four rows: all matchings are compared, on the CPU for as many problems at once as `Number` has lanes, on a GPU
-// for one a thread.
+// Up to four rows: all matchings are compared, of as many problems at once as `Number` has lanes.
 #pragma once
 
 #include "target.hpp"
-
-#ifdef __CUDACC__
-#define ART_HOST_DEVICE __host__ __device__
-#else
-#define ART_HOST_DEVICE
-#endif
 
 namespace art::ART_TARGET {
 
 constexpr int kMaxEnumerated = 4;
 
-// The least sum, and the columns that rows 0 to K - 1 take in it. `Number` and `Index` are float64 and an integer, or
-// vectors of as many lanes, whose comparison chooses lane by lane.
+// The least sum, and the columns that rows 0 to K - 1 take in it. `Number` and `Index` are vectors of
+// float64 and of integers, whose comparison chooses lane by lane.
 template <int K, class Number, class Index>
 struct Matching {
   Number sum;
@@ -23,7 +16,7 @@ struct Matching {
 };
 
 template <int K, class Number, class Index>
-ART_HOST_DEVICE inline void keep_better(Matching<K, Number, Index>& best, const Matching<K, Number, Index>& other) {
+inline void keep_better(Matching<K, Number, Index>& best, const Matching<K, Number, Index>& other) {
   const auto better = other.sum < best.sum;
   best.sum = better ? other.sum : best.sum;
   for (int row = 0; row < K; ++row) best.columns[row] = better ? other.columns[row] : best.columns[row];
@@ -31,7 +24,7 @@ ART_HOST_DEVICE inline void keep_better(Matching<K, Number, Index>& best, const 
 
 // Rows `first` and the next one, over columns a and b.
 template <class Number, class Index>
-ART_HOST_DEVICE inline Matching<2, Number, Index> match_two(
+inline Matching<2, Number, Index> match_two(
     const Number* cost, int size, int first, int a, int b, Index zero) {
   const Number *upper = cost + first * size, *lower = upper + size;
   Matching<2, Number, Index> best{upper[a] + lower[b], {zero + a, zero + b}};
@@ -41,7 +34,7 @@ ART_HOST_DEVICE inline Matching<2, Number, Index> match_two(
 
 // `cost` is [K, K]; `zero` is an index of zeros, which says how many lanes there are.
 template <int K, class Number, class Index>
-ART_HOST_DEVICE inline Matching<K, Number, Index> match_few(const Number* cost, Index zero) {
+inline Matching<K, Number, Index> match_few(const Number* cost, Index zero) {
   if constexpr (K == 1) {
     return {cost[0], {zero}};
   } else if constexpr (K == 2) {
