@@ -42,6 +42,8 @@ TARGETS = {
 OPERATIONS = ("region_attention", "tracklet_contrast", "tracklet_nce", "tracklet_pooling")
 
 _TENSOR_CORE = re.compile(r"\b(?:mma\.sync|wgmma\.mma_async|tcgen05\.mma|v_s?mfma_)")
+#: In Triton's own code, before it chooses instructions: a product of 16-bit numbers.
+_DOT_OF_16_BITS = re.compile(r"\btt\.dot\b.*:\s*tensor<[\dx]+xb?f16>\s*\*")
 _LOAD = re.compile(r"\b(?:ld\.global|cp\.async\.c[ag]|(?:global|buffer|flat)_load_)")
 _WIDE_LOAD = re.compile(
     r"\b(?:ld\.global[.\w:]*\.v4\.[bfu]32|ld\.global[.\w:]*\.v2\.[bfu]64|cp\.async\.c[ag]\S* [^;]*\b0x10\b"
@@ -129,22 +131,20 @@ def compile_variant(name: str, target: str, out: Path) -> Report:
     text = compiled.asm["amdgcn" if kind == "hsaco" else "ptx"]
     tensor_core = len(_TENSOR_CORE.findall(text))
     shared = compiled.metadata.shared
-    fault = _fault(call, target, local, shared, tensor_core)
+    products = bool(_DOT_OF_16_BITS.search(compiled.asm["ttir"]))
+    fault = _fault(target, local, shared, products, tensor_core)
     loads, wide = len(_LOAD.findall(text)), len(_WIDE_LOAD.findall(text))
     return Report(name, target, registers, local, shared, loads, wide, tensor_core, fault)
 
 
-def _fault(call: Call, target: str, local: int, shared: int, tensor_core: int) -> str:
+def _fault(target: str, local: int, shared: int, products: bool, tensor_core: int) -> str:
+    """What is wrong with a variant, or ""; `products`: it takes some of 16-bit numbers."""
     if local:
         return f"{local} bytes of local memory"
     available = TARGETS[target].shared_memory
     if shared > available:
         return f"{shared} bytes of shared memory, {target} has {available}"
-    sixteen_bit = any(
-        isinstance(value, torch.Tensor) and value.dtype.itemsize == 2 and value.is_floating_point()
-        for value in call.arguments.values()
-    )
-    if "BLOCK_M" in call.constants and sixteen_bit and not tensor_core:
+    if products and not tensor_core:
         return "products of 16-bit numbers without tensor cores"
     return ""
 

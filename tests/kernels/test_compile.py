@@ -36,11 +36,32 @@ def test_a_fault_is_named_and_fails(tmp_path, monkeypatch):
     done = run("compile", "--targets", "sm_90", "--only", SMALLEST, "--out", str(tmp_path), TRITON_INTERPRET="1")
     assert done.returncode == 1
     assert "TRITON_INTERPRET is set; unset it to compile" in done.stdout
-    call = dict(compiler.all_variants("sm_90"))["region_attention.forward.bf16.c256.m16.plain"]
-    assert compiler._fault(call, "sm_90", 8, 100, 4) == "8 bytes of local memory"
-    assert compiler._fault(call, "sm_89", 0, 102400, 4) == "102400 bytes of shared memory, sm_89 has 101376"
-    assert compiler._fault(call, "sm_90", 0, 100, 0) == "products of 16-bit numbers without tensor cores"
-    assert compiler._fault(call, "sm_90", 0, 100, 4) == ""
+    assert compiler._fault("sm_90", 8, 100, True, 4) == "8 bytes of local memory"
+    assert compiler._fault("sm_89", 0, 102400, True, 4) == "102400 bytes of shared memory, sm_89 has 101376"
+    assert compiler._fault("sm_90", 0, 100, True, 0) == "products of 16-bit numbers without tensor cores"
+    assert compiler._fault("sm_90", 0, 100, True, 4) == compiler._fault("sm_90", 0, 100, False, 0) == ""
+
+
+def test_products_that_miss_the_tensor_cores_are_noticed_in_every_operation(tmp_path):
+    """As if no instruction of a tensor core were known: what takes 16-bit products fails, and nothing else."""
+    only = (
+        r"region_attention\.forward\.bf16\.c32\.m16\.plain|nce\.forward\.anchors\.bf16\.c32\.plain"
+        r"|contrast\.(tracklets\.fp16\.c96\.k2\.(plain|all)|mean\.bf16\.c96\.k2\.plain)"
+        r"|pooling\.forward\.(fp16|fp32)\.c256\.j16\.t16\.plain"
+    )
+    program = "import re, sys; from art_kernels import compile as c; c._TENSOR_CORE = re.compile('none such'); c.run("
+    arguments = ["--targets", "sm_90", "--only", only, "--out", str(tmp_path), "--jobs", "1"]
+    kept = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run([sys.executable, "-c", f"{program}{arguments!r})"], capture_output=True, text=True, env=kept)
+    lines = [line for line in done.stdout.splitlines() if " sm_90 " in line]
+    assert len(lines) == 7, done.stdout + done.stderr
+    failed = {line.split()[0] for line in lines if "without tensor cores" in line}
+    assert failed == {
+        "region_attention.forward.bf16.c32.m16.plain",
+        "tracklet_nce.forward.anchors.bf16.c32.plain",
+        "tracklet_contrast.tracklets.fp16.c96.k2.all",  # "plain" compares the mean, which is in float32
+        "tracklet_pooling.forward.fp16.c256.j16.t16.plain",
+    }
 
 
 def test_names_say_what_is_compiled():
