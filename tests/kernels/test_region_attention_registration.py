@@ -105,16 +105,21 @@ def test_an_exported_program_is_saved_and_loaded():
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")
 @pytest.mark.parametrize("backend", FUSED)
 def test_captured_in_a_cuda_graph(backend):
-    queries, regions, position = (tensor.detach() for tensor in inputs("cuda"))
-    region_attention(queries, regions, key_position=position, backend=backend)  # compiled before the capture
+    leaves = inputs("cuda")
+    queries, regions, position = leaves
+
+    def run():
+        output = region_attention(queries, regions, key_position=position, backend=backend)
+        return [output, *torch.autograd.grad(output.square().sum(), leaves)]
+
+    run()  # compiled before the capture
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        captured = region_attention(queries, regions, key_position=position, backend=backend)
-    regions.copy_(torch.randn_like(regions))
+        captured = run()
+    with torch.no_grad():
+        regions.copy_(torch.randn_like(regions))
     graph.replay()
-    torch.testing.assert_close(
-        captured, region_attention(queries, regions, key_position=position, backend=backend), rtol=0, atol=0
-    )
+    torch.testing.assert_close(captured, run(), rtol=0, atol=0)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="waiting for a device needs a device")

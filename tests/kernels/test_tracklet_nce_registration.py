@@ -1,4 +1,4 @@
-"""The operators as PyTorch sees them: opcheck, gradients of any order, vmap, the compiler, export."""
+"""The operators as PyTorch sees them: opcheck, gradients of any order, vmap, the compiler, export, CUDA graphs."""
 
 import io
 
@@ -126,6 +126,27 @@ def test_an_exported_program_is_saved_and_loaded():
     buffer.seek(0)
     more = *(tensor.detach() for tensor in inputs(rows=7, count=12)[:2]), positives_of("index", 7, 12)
     torch.testing.assert_close(torch.export.load(buffer).module()(*more), Contrast()(*more))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")
+@pytest.mark.parametrize("backend", FUSED)
+@pytest.mark.parametrize("form", ["index", "labels", "rule"])
+def test_captured_in_a_cuda_graph(backend, form):
+    leaves = inputs("cuda")
+    positives = positives_of(form, device="cuda")
+
+    def run():
+        loss = tracklet_nce(*leaves[:2], positives, temperature=leaves[2], symmetric=True, backend=backend)
+        return [loss, *torch.autograd.grad(loss, leaves)]
+
+    run()  # compiled before the capture
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = run()
+    with torch.no_grad():
+        leaves[0].copy_(torch.randn_like(leaves[0]))
+    graph.replay()
+    torch.testing.assert_close(captured, run(), rtol=0, atol=0)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="waiting for a device needs a device")

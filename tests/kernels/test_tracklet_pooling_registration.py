@@ -92,14 +92,21 @@ def test_an_exported_program_is_saved_and_loaded():
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")
 def test_captured_in_a_cuda_graph():
-    responses, semantics = (tensor.detach() for tensor in inputs())
-    pool_tracklets(responses, semantics, backend="triton")  # compiled before the capture
+    leaves = inputs()
+
+    def run():
+        aggregated, saliency = pool_tracklets(*leaves, backend="triton")
+        loss = aggregated.square().sum() + saliency.square().sum()
+        return [aggregated, saliency, *torch.autograd.grad(loss, leaves)]
+
+    run()  # compiled before the capture
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        captured = pool_tracklets(responses, semantics, backend="triton")
-    responses.copy_(torch.randn_like(responses))
+        captured = run()
+    with torch.no_grad():
+        leaves[0].copy_(torch.randn_like(leaves[0]))
     graph.replay()
-    torch.testing.assert_close(captured, pool_tracklets(responses, semantics, backend="triton"), rtol=0, atol=0)
+    torch.testing.assert_close(captured, run(), rtol=0, atol=0)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="waiting for a device needs a device")
