@@ -108,7 +108,7 @@ int64_t solve_small(const Problems& problems, int64_t begin, int64_t end) {
     }
     if constexpr (sizeof(Cost) == sizeof(double))
       for (Numbers& numbers : matrix) numbers *= shrink;
-    const auto best = match_few<K>(matrix, Integers{});
+    const auto best = match_few<K>(matrix);
     const Integers good = undefined == all(0.0);
     for (int row = 0; row < K; ++row) {
       const Integers columns = good ? best.columns[row] : all(static_cast<int64_t>(-1));
