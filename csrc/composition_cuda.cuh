@@ -86,17 +86,11 @@ __device__ inline void write_ids(
   }
 }
 
-__device__ inline void write_index_as_id(const Composition& c, int64_t video) {
-  int64_t* tracklet_id = c.tracklet_id + video * c.frames * c.size;
-  const int64_t count = static_cast<int64_t>(c.frames) * c.size;
-  for (int64_t e = threadIdx.x; e < count; e += blockDim.x) tracklet_id[e] = e % c.size;
-}
-
 __device__ inline void compose_video(const Composition& c, int64_t video) {
   const Chunk chunk = Chunk::of(c.at_once());
   const int thread = static_cast<int>(threadIdx.x);
   const int most = c.at_once() / c.size;
-  const bool counts = c.links && c.min_similarity == c.min_similarity;
+  const bool counts = c.min_similarity == c.min_similarity;
   const int64_t first_match = video * (c.frames - 1) * c.size;
   const int64_t first_order = video * c.frames * c.size;
   int response = thread;
@@ -109,7 +103,6 @@ __device__ inline void compose_video(const Composition& c, int64_t video) {
     const int frames = c.frames - 1 - frame < most ? c.frames - 1 - frame : most;
     const int count = frames * c.size;
     const int64_t before = static_cast<int64_t>(frame) * c.size;
-    __syncthreads();  // the chunk before is used up
     for (int e = thread; e < count; e += static_cast<int>(blockDim.x)) {
       chunk.matches[e] = static_cast<int16_t>(c.matches[first_match + before + e]);
     }
@@ -122,18 +115,21 @@ __device__ inline void compose_video(const Composition& c, int64_t video) {
     if (c.links && c.wide) write_similarity<double>(c, chunk, first_match + before, count);
     if (c.links && !c.wide) write_similarity<float>(c, chunk, first_match + before, count);
     __syncthreads();
-    if (counts && thread < kWarp) {
-      write_ids(chunk, frames, c.size, c.tracklet_id + first_order + before + c.size, id, next);
+    if (!c.links) continue;
+    int64_t* tracklet_id = c.tracklet_id + first_order + before + c.size;
+    if (!counts) {
+      for (int e = thread; e < count; e += static_cast<int>(blockDim.x)) tracklet_id[e] = e % c.size;
+    } else if (thread < kWarp) {
+      write_ids(chunk, frames, c.size, tracklet_id, id, next);
     }
   }
   if (thread < c.size) {
     c.order[first_order + static_cast<int64_t>(c.frames - 1) * c.size + thread] = response;
-    if (counts) c.tracklet_id[first_order + thread] = thread;
+    if (c.links) c.tracklet_id[first_order + thread] = thread;
   }
-  if (c.links && !counts) write_index_as_id(c, video);
 }
 
-__global__ void __launch_bounds__(kComposeThreads) compose(Composition composition) {
+__global__ void __launch_bounds__(kComposeThreads, 1) compose(Composition composition) {
   for (int64_t video = blockIdx.x; video < composition.videos; video += gridDim.x) compose_video(composition, video);
 }
 

@@ -1,10 +1,10 @@
 // Runs CUDA kernels on a CPU: as much of CUDA as the kernels of csrc/ use, in plain C++.
 //
-// The threads of a block are fibers that take turns, in a fixed order, and give way only where they wait for others: a
-// run is the same each time. Shuffles, votes and barriers must be reached by all whom they are for, in the same way;
-// where threads wait for one that never comes, or two meet in different calls, the program ends and says so. Shared
-// memory begins as NaN (all bits set), has exactly the size of the launch, and is on the heap, so that the address
-// sanitizer sees each step beyond it.
+// The threads of a block are fibers that take turns and give way only where they wait for others; the first thread is
+// first in one block and last in the next, and a run is the same each time. Shuffles, votes and barriers must be
+// reached by all whom they are for, in the same way; where threads wait for one that never comes, or two meet in
+// different calls, the program ends and says so. Shared memory begins as NaN (all bits set), has exactly the size of
+// the launch, and is on the heap, so that the address sanitizer sees each step beyond it.
 #pragma once
 
 #include <cmath>
@@ -128,8 +128,8 @@ class Block {
     for (bool any = true; any;) {
       bool left = false;
       any = false;
-      for (unsigned t = 0; t < count_; ++t) {
-        Fiber& fiber = *fibers_[t];
+      for (unsigned turn = 0; turn < count_; ++turn) {
+        Fiber& fiber = *fibers_[block_index.x % 2 == 0 ? turn : count_ - 1 - turn];
         if (fiber.done) continue;
         left = true;
         if (fiber.waits_for != nullptr && fiber.waits_for->round == fiber.round) continue;

@@ -56,15 +56,7 @@ def test_kernels_compile_without_local_memory(tmp_path):
     compiler = shutil.which("nvcc")
     if compiler is None:
         pytest.skip("no nvcc on the PATH")
-    options = [
-        "-std=c++17",
-        "-O3",
-        "-DART_KERNELS_WITH_CUDA",
-        "-Xptxas",
-        "-v",
-        "-gencode",
-        "arch=compute_90,code=sm_90",
-    ]
+    options = ["-std=c++17", "-O3", "-DART_KERNELS_WITH_CUDA", "-Xptxas", "-v", "-arch=sm_90"]
     done = completed([compiler, *options, "-c", SOURCES / "assignment_cuda.cu", "-o", tmp_path / "assignment_cuda.o"])
     report = done.stdout + done.stderr
     kernels = re.findall(r"Compiling entry function '(\w+)' for 'sm_90'", report)
