@@ -53,7 +53,7 @@ struct Links {
 // Solves on `threads` threads at most. Returns the index of the first problem with NaN or inf, -1 where there is none.
 int64_t solve_on_cpu(const Problems& problems, int threads);
 
-// order[v, 0, k] = k and order[v, t + 1, k] = matches[v, t, order[v, t, k]].
+// order[v, 0, k] = k and order[v, t + 1, k] = matches[v, t, order[v, t, k]], -1 once a frame has no matches.
 void compose_on_cpu(const int64_t* matches, int64_t videos, int frames, int size, int64_t* order);
 
 #ifdef ART_KERNELS_WITH_CUDA

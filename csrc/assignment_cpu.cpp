@@ -86,7 +86,7 @@ void compose_on_cpu(const int64_t* matches, int64_t videos, int frames, int size
   for (int64_t video = 0; video < videos; ++video) {
     for (int k = 0; k < size; ++k) *order++ = k;
     for (int frame = 1; frame < frames; ++frame, matches += size)
-      for (int k = 0; k < size; ++k, ++order) *order = matches[order[-size]];
+      for (int k = 0; k < size; ++k, ++order) *order = order[-size] < 0 ? -1 : matches[order[-size]];
   }
 }
 
