@@ -35,6 +35,7 @@ class ARTOutput:
         tracklets: ``[B, K, T, d]``, the same by tracklet.
         aggregated: ``[B, K, d]``, each tracklet pooled over time.
         saliency: ``[B, T, K]``, its weights.
+        order: ``[B, T, K]``, the query that each response came from; k for tracklet k where ``linking`` is "index".
         maps: ``[B, T, K, h, w]`` where asked for: the last layer's attention, averaged over heads.
     """
 
@@ -47,6 +48,7 @@ class ARTOutput:
     tracklets: Float[Tensor, "b k t d"]
     aggregated: Float[Tensor, "b k d"]
     saliency: Float[Tensor, "b t k"]
+    order: Int[Tensor, "b t k"]
     maps: Float[Tensor, "b t k h w"] | None
 
 
@@ -134,7 +136,7 @@ class ARTModel(VideoClassifier):
             tokens = tokens + sine_position(grid, o.latent_dim, device=tokens.device).to(tokens.dtype)
         tokens, in_frames = self.enhancement(tokens, semantics)
         responses, maps = self.activation(tokens, in_frames, return_maps=return_maps)
-        responses, maps = link(responses, maps, o.linking)
+        responses, maps, order = link(responses, maps, o.linking)
         aggregated, saliency = aggregate(
             responses, semantics, temperature=o.temperature, detach_saliency=o.detach_saliency
         )
@@ -150,6 +152,7 @@ class ARTModel(VideoClassifier):
             tracklets=responses.transpose(1, 2),
             aggregated=aggregated,
             saliency=saliency,
+            order=order,
             maps=None if maps is None else maps.unflatten(-1, grid),
         )
 

@@ -4,10 +4,24 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from art_kernels import gather_tracklets, link_tracklets, pool_tracklets
+
+
+class Linked(NamedTuple):
+    """Responses in tracklet order: ``[:, :, i]`` is tracklet i in every frame.
+
+    Attributes:
+        responses: ``[B, T, K, d]``.
+        maps: ``[B, T, K, N]``, where there are any.
+        order: ``[B, T, K]``, the index of the query whose response stands there.
+    """
+
+    responses: Float[Tensor, "b t k d"]
+    maps: Float[Tensor, "b t k n"] | None
+    order: Int[Tensor, "b t k"]
 
 
 class Aggregation(NamedTuple):
@@ -22,15 +36,13 @@ class Aggregation(NamedTuple):
     saliency: Float[Tensor, "b t k"]
 
 
-def link(
-    responses: Float[Tensor, "b t k d"], maps: Float[Tensor, "b t k n"] | None, method: str
-) -> tuple[Float[Tensor, "b t k d"], Float[Tensor, "b t k n"] | None]:
-    """Responses, and their maps where there are any, in tracklet order: ``[:, :, i]`` is tracklet i in every frame.
+def link(responses: Float[Tensor, "b t k d"], maps: Float[Tensor, "b t k n"] | None, method: str) -> Linked:
+    """Responses by query, and their maps where there are any, put into tracklet order.
 
     ``method`` is one of :func:`art_kernels.link_tracklets`; "index", the paper's, keeps the index of the query.
     """
     order = link_tracklets(responses.detach(), method=method).order
-    return gather_tracklets(responses, order), None if maps is None else gather_tracklets(maps, order)
+    return Linked(gather_tracklets(responses, order), None if maps is None else gather_tracklets(maps, order), order)
 
 
 def aggregate(

@@ -7,6 +7,7 @@ from torch.testing import assert_close
 from art import ARTModel, BackboneClassifier, load_model
 
 LABELS = torch.tensor([1, 3])
+METHODS = ("index", "optimal")
 
 
 def test_output_shapes_with_a_grid_that_is_not_square(make_art, video):
@@ -22,6 +23,24 @@ def test_output_shapes_with_a_grid_that_is_not_square(make_art, video):
     assert_close(out.maps.sum((-2, -1)), torch.ones(2, 3, 3))
     assert_close(out.saliency.sum(1), torch.ones(2, 3))
     assert_close(out.tracklets, out.responses.transpose(1, 2))
+    assert torch.equal(out.order, torch.arange(3).expand(2, 3, 3))
+
+
+def with_swapped_queries(model):
+    """Queries 0 and 1 change places in frame 1: their prompts, which outweigh the rest, are those of each other."""
+    with torch.no_grad():
+        model.activation.prompts[:, 0], model.activation.prompts[:, 1] = torch.randn(2, 1, 16) * 100
+        model.activation.prompts[1] = model.activation.prompts[1].flip(0)
+    return model
+
+
+def test_the_order_tells_what_linking_did(make_art, video):
+    by_query, linked = (with_swapped_queries(make_art(linking=method))(video, return_maps=True) for method in METHODS)
+    assert linked.order.tolist() == [[[0, 1], [1, 0], [0, 1]]] * 2
+    for name in ("responses", "maps"):
+        one, other = getattr(by_query, name), getattr(linked, name)
+        assert_close(other[:, 1], one[:, 1].flip(1))
+        assert_close(other[:, ::2], one[:, ::2])
 
 
 def test_each_video_is_asked_about_different_classes(make_art, video):
