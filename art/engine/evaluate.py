@@ -48,7 +48,7 @@ def evaluate(
         EvaluationStopped: when ``should_stop`` returns True.
         ValueError: when no clip came, or a probability is not finite.
     """
-    probabilities, labels, indices = [], [], []
+    probabilities, labels, indices, orders = [], [], [], []
     was_training = model.training
     model.eval()
     try:
@@ -57,8 +57,10 @@ def evaluate(
                 if should_stop():
                     raise EvaluationStopped
                 with autocast(device, precision):
-                    logits = model(batch.video).logits
-                probabilities.append(logits.float().softmax(dim=1).cpu())
+                    output = model(batch.video)
+                probabilities.append(output.logits.float().softmax(dim=1).cpu())
+                if model.kind == "art":
+                    orders.append(output.order.cpu())
                 labels.append(batch.labels.cpu())
                 indices.append(batch.indices)
     finally:
@@ -66,7 +68,11 @@ def evaluate(
     if not labels:
         raise ValueError("batches: got no clip that could be read, expected at least one")
     return measure(
-        torch.cat(probabilities).numpy(), torch.cat(labels).numpy(), torch.cat(indices).numpy(), model.class_names
+        torch.cat(probabilities).numpy(),
+        torch.cat(labels).numpy(),
+        torch.cat(indices).numpy(),
+        model.class_names,
+        torch.cat(orders).numpy() if orders else None,
     )
 
 

@@ -1,4 +1,4 @@
-"""Accuracy from exact integer counts."""
+"""Accuracy from exact integer counts, and how often a tracklet passes from one query to another."""
 
 from __future__ import annotations
 
@@ -21,6 +21,8 @@ class Evaluation:
         indices: [n] int64, which clip of the set each row is (a clip that could not be read is not there).
         confusion: [Y, Y] int64; entry (i, j) counts clips of class i that were called j.
         correct_top5: clips whose class is among the min(5, Y) most probable ones.
+        order: [n, T, K] int64, the query that each response of each tracklet came from, as in
+            :class:`art.ARTOutput`; None of a model without tracklets.
     """
 
     class_names: tuple[str, ...]
@@ -29,6 +31,7 @@ class Evaluation:
     indices: Int64[np.ndarray, "n"]
     confusion: Int64[np.ndarray, "y y"]
     correct_top5: int
+    order: Int64[np.ndarray, "n t k"] | None = None
 
     @property
     def total(self) -> int:
@@ -57,6 +60,16 @@ class Evaluation:
         present = counts > 0
         return float(np.mean(np.diag(self.confusion)[present] / counts[present]))
 
+    @property
+    def relinked(self) -> float | None:
+        """Share of links, 0..1, that pass from one query to another: a link joins two adjacent frames of a tracklet.
+
+        0 where ``linking`` is "index". None without links: a model without tracklets, or of one frame.
+        """
+        if self.order is None or self.order.shape[1] < 2:
+            return None
+        return float(np.mean(self.order[:, 1:] != self.order[:, :-1]))
+
     def summary(self) -> dict[str, Any]:
         """Everything but the per-clip arrays, ready for JSON."""
         counts = self.confusion.sum(axis=1)
@@ -71,6 +84,7 @@ class Evaluation:
             "top1": self.top1,
             "top5": self.top5,
             "mean_class_accuracy": self.mean_class_accuracy,
+            "relinked": self.relinked,
             "per_class": per_class,
             "confusion": self.confusion.tolist(),
         }
@@ -81,8 +95,11 @@ def measure(
     labels: Int64[np.ndarray, "n"],
     indices: Int64[np.ndarray, "n"],
     class_names: Sequence[str],
+    order: Int64[np.ndarray, "n t k"] | None = None,
 ) -> Evaluation:
     """Counts. Between classes of equal probability the one with the smaller index ranks first.
+
+    The arguments are the attributes of :class:`Evaluation`.
 
     Raises:
         ValueError: for no clips, shapes that disagree, labels outside the classes, probabilities that are not finite.
@@ -95,6 +112,8 @@ def measure(
         raise ValueError("probabilities: got no clips, expected at least one that could be read")
     if labels.shape != (count,) or indices.shape != (count,):
         raise ValueError(f"labels and indices: got shapes {labels.shape} and {indices.shape}, expected ({count},) both")
+    if order is not None and (order.ndim != 3 or len(order) != count):
+        raise ValueError(f"order: got shape {order.shape}, expected ({count}, T, K)")
     if labels.min() < 0 or labels.max() >= classes:
         raise ValueError(f"labels: got {labels.min()}..{labels.max()}, expected 0..{classes - 1}")
     if not np.isfinite(probabilities).all():
@@ -104,7 +123,7 @@ def measure(
     confusion = np.zeros((classes, classes), dtype=np.int64)
     np.add.at(confusion, (labels, ranked[:, 0]), 1)
     correct_top5 = int((ranked == labels[:, None]).any(axis=1).sum())
-    return Evaluation(tuple(class_names), probabilities, labels, indices, confusion, correct_top5)
+    return Evaluation(tuple(class_names), probabilities, labels, indices, confusion, correct_top5, order)
 
 
 class ClassMismatch(ValueError):

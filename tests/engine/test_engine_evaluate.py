@@ -1,5 +1,6 @@
 import json
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -102,6 +103,24 @@ def test_a_bad_clip_is_left_out_and_counted(clips, configured, tmp_path):
     strict = configured(tmp_path / "run", f"data.root={root}")
     with pytest.raises(DataError, match=r"test_1_0\.mp4"):
         evaluate(model, EvaluationBatches(clip_set, strict, model, CPU), device=CPU)
+
+
+def test_it_counts_the_links_to_another_query(configured, tmp_path, monkeypatch):
+    config = configured(tmp_path, "model.num_tracklets=2", "kind=art")
+    clip_set = open_split(config, "test")
+    model = build_model("art", clip_set.class_names, config.model)
+    batches = EvaluationBatches(clip_set, config, model, CPU)
+    assert evaluate(model, batches, device=CPU).relinked == 0
+
+    def swapped_in_the_last_frame(responses, **_):
+        order = torch.arange(2).repeat(*responses.shape[:2], 1)
+        order[:, -1] = order[:, -1].flip(1)
+        return SimpleNamespace(order=order)
+
+    monkeypatch.setattr("art.tracklets.link_tracklets", swapped_in_the_last_frame)
+    result = evaluate(model, batches, device=CPU)
+    assert result.order.shape == (6, 3, 2)
+    assert result.relinked == 1 / 2
 
 
 def test_the_table_adds_up(setting):

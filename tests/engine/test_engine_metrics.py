@@ -32,6 +32,31 @@ def test_summary_is_for_json():
     assert type(summary["correct_top1"]) is int
 
 
+def with_order(order):
+    one = np.ones((len(order), 1), np.float32)
+    zeros = np.zeros(len(order), np.int64)
+    return measure(one, zeros, zeros, ["only"], np.array(order))
+
+
+def test_a_link_to_another_query_is_counted_by_hand():
+    # Two clips of three frames and two tracklets: eight links. They swap once in the first clip, and stay swapped.
+    result = with_order([[[0, 1], [1, 0], [1, 0]], [[0, 1], [0, 1], [0, 1]]])
+    assert result.relinked == 2 / 8
+    assert result.summary()["relinked"] == 2 / 8
+    assert with_order([[[0, 1, 2]] * 4]).relinked == 0
+
+
+def test_without_links_none_is_counted():
+    assert evaluation().summary()["relinked"] is None
+    assert with_order([[[0, 1]]]).relinked is None
+
+
+def test_an_order_of_other_clips_is_refused():
+    one = np.ones((2, 1), np.float32)
+    with pytest.raises(ValueError, match=r"order: got shape \(1, 3, 2\), expected \(2, T, K\)"):
+        measure(one, np.zeros(2, np.int64), np.arange(2), ["only"], np.zeros((1, 3, 2), np.int64))
+
+
 def test_top5_is_the_five_most_probable():
     names = [f"class {i}" for i in range(7)]
     rising = np.arange(7, dtype=np.float32)[None] / 21  # class 6 first, then 5, 4, 3, 2
