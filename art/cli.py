@@ -110,11 +110,19 @@ def build_parser() -> argparse.ArgumentParser:
     predict.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:<number> or mps (default auto)")
     predict.add_argument("--json", action="store_true", help="print JSON")
 
-    example = "art compare configs/motion.yaml --seeds 3"
-    compare = _command(commands, "compare", _compare, "train the backbone alone and ART on it, and compare", example)
+    example = "art compare configs/motion.yaml --seeds 3 --over model.linking=index,optimal"
+    compare = _command(commands, "compare", _compare, "train with several seeds each way, and compare", example)
+    compare.description = (
+        "Train one model for each value of a configuration key and each seed, and compare them in one table. Without "
+        "--over: the backbone alone, and ART on it. Finished runs are not repeated, a stopped one is continued."
+    )
     compare.add_argument("config", type=Path, help="a YAML file, such as configs/motion.yaml")
     compare.add_argument("overrides", nargs="*", metavar="key=value", help=_OVERRIDE_HELP)
-    compare.add_argument("--seeds", type=int, default=3, help="runs of each kind (default 3)")
+    compare.add_argument("--seeds", type=int, default=3, help="runs of each value (default 3)")
+    compare.add_argument(
+        "--over", metavar="KEY=VALUE,VALUE", default="kind=backbone,art",
+        help="what is compared, the first value being the one to compare with (default kind=backbone,art)",
+    )  # fmt: skip
     compare.add_argument("--epochs", type=int, help="short for optim.epochs=N")
     return parser
 
@@ -224,11 +232,12 @@ def _predict(options: argparse.Namespace) -> int:
 
 
 def _compare(options: argparse.Namespace) -> int:
-    from art.engine.compare import as_markdown, compare
+    from art.engine.compare import compare
+    from art.engine.compare_table import as_markdown
     from art.engine.config import load_config
 
     epochs = [] if options.epochs is None else [f"optim.epochs={options.epochs}"]
     config = load_config(options.config, [*options.overrides, *epochs])
-    print(as_markdown(compare(config, options.seeds)), end="")
+    print(as_markdown(compare(config, options.seeds, options.over)), end="")
     print(f"written to {config.output}: compare.json, compare.md, compare.png")
     return 0

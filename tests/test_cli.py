@@ -68,6 +68,8 @@ def test_overrides_may_stand_on_either_side_of_options():
         (["predict", "a.mp4", "--checkpoint", "nowhere"], "checkpoint: no config.json in nowhere"),
         (["predict", "a.mp4", "--checkpoint", "nowhere", "--top-k", "0"], "--top-k: got 0"),
         (["compare", "CONFIG", "--seeds", "0"], "seeds: got 0"),
+        (["compare", "CONFIG", "--over", "model.linkin=index,optimal"], "model.linkin: unknown key"),
+        (["compare", "CONFIG", "--over", "model.linking=index"], "model.linking: got 1 values"),
         (["prepare", "motion", "--root", "x", "--size", "33"], "size must be even"),
     ],
 )
@@ -211,3 +213,12 @@ class TestARound:
         assert code == 0
         assert "| ART on it |" in out
         assert json.loads((place / "both" / "compare.json").read_text())["seeds"] == [0]
+
+    def test_comparison_over_a_key(self, capsys, place):
+        arguments = ["--seeds", "1", "--over", "model.linking=index,optimal", f"output={place / 'linking'}"]
+        code, out, _ = run(capsys, "compare", place / "tiny.yaml", *arguments)
+        assert code == 0
+        assert "| model.linking=optimal |" in out
+        told = json.loads((place / "linking" / "compare.json").read_text())
+        assert told["summary"]["index"]["relinked"]["mean"] == 0
+        assert {"limb_single", "limb_best", "limb_any"} <= told["paired"].keys()

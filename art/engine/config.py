@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import functools
+import json
 import math
 import re
 from collections.abc import Iterator, Sequence
@@ -156,6 +157,49 @@ def config_from_dict(values: dict[str, Any], source: str) -> Config:
     return _merge([(source, values)])
 
 
+def variants(config: Config, over: str) -> dict[str, Config]:
+    """One configuration for each of several values of one key, by a name that may be part of a file name.
+
+    Args:
+        config: gives everything else.
+        over: ``dotted.key=value,value,...``, each value read as YAML: ``model.linking=index,optimal``.
+
+    Raises:
+        ConfigError: for an unknown key, a value that does not fit it, fewer than two values, or one that comes twice.
+    """
+    key, equals, values = over.partition("=")
+    if not equals:
+        raise ConfigError(f"over {over!r}: expected dotted.key=value,value, such as model.linking=index,optimal")
+    if key not in _KEYS:
+        raise ConfigError(f"{key}: unknown key (got the values {values!r}); {_advice(key)}")
+    if _KEYS[key] == _GROUP:
+        raise ConfigError(f"{key}: is a group of keys, expected one of {', '.join(_members(key))}")
+    alternatives = functools.reduce(
+        lambda group, name: group[name], key.split("."), _read_override(f"{key}=[{values}]")
+    )
+    if len(alternatives) < 2:
+        raise ConfigError(f"{key}: got {len(alternatives)} values to compare ({values!r}), expected at least 2")
+    found: dict[str, Config] = {}
+    for alternative in alternatives:
+        variant = _merge([("the configuration", to_dict(config)), (f"over {over!r}", _nested(key, alternative))])
+        name = _file_name(_value(variant, key))
+        if name in found:
+            raise ConfigError(f"{key}: got the value {name} twice in {values!r}, expected values that differ")
+        found[name] = variant
+    return found
+
+
+def _nested(key: str, value: Any) -> dict[str, Any]:
+    """The mapping of mappings in which ``value`` is at a dotted key."""
+    first, _, rest = key.partition(".")
+    return {first: _nested(rest, value) if rest else value}
+
+
+def _file_name(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value)
+    return re.sub(r"[^\w.+-]+", "_", text).strip("_")
+
+
 def to_dict(config: Config) -> dict[str, Any]:
     """Plain nested containers, as YAML and JSON hold them."""
     return dataclasses.asdict(config)
@@ -231,9 +275,11 @@ def _advice(key: str) -> str:
     nearest = max(_KEYS, key=likeness)
     if likeness(nearest) >= 0.6:
         return f"the nearest known key is {nearest}, which expects {_KEYS[nearest]}"
-    group = key.rpartition(".")[0]
-    known = [name for name in _KEYS if name.rpartition(".")[0] == group]
-    return f"expected one of {', '.join(known)}"
+    return f"expected one of {', '.join(_members(key.rpartition('.')[0]))}"
+
+
+def _members(group: str) -> list[str]:
+    return [name for name in _KEYS if name.rpartition(".")[0] == group]
 
 
 _GROUP = "a mapping"
@@ -272,9 +318,12 @@ _SHARES = (
 )  # fmt: skip
 
 
+def _value(config: Config, key: str) -> Any:
+    return functools.reduce(getattr, key.split("."), config)
+
+
 def _check_values(config: Config) -> None:
-    def value(key: str) -> Any:
-        return functools.reduce(getattr, key.split("."), config)
+    value = functools.partial(_value, config)
 
     def check(key: str, fits: bool, expected: str) -> None:
         if not fits:

@@ -70,21 +70,14 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False) -> T
     """
     run = RunFolder(config.output)
     run.check(config, resume=resume, overwrite=overwrite)
-    device = resolve_device(config.device)
-    splits = Splits.open(config)
-    class_names = splits.train.class_names
-    seed_everything(config.seed)
-    if resume and run.has_checkpoint():
-        state = TrainingState.continued(run.last, config, class_names, device)
-    else:
-        state = TrainingState.fresh(config, class_names, device, splits.train.prompts)
-    training = _Training(config, run, device, splits, state)
-    run.begin(config, class_names, resume=resume)
+    training = _Training.opened(config, run, resume=resume)
+    state, splits = training.state, training.splits
+    run.begin(config, splits.train.class_names, resume=resume)
     position = state.position
     with Interruption() as interruption, RunLog(run, epochs=position.epoch, step=position.step) as log:
         evaluation = training.run_epochs(log, interruption)
-    measured = _measured(run, state, device)
-    localization = localize(state.model, splits.test) if config.report else None
+    measured = _measured(run, state, training.device)
+    localization = localize(state.model, splits.test)
     details = {
         "checkpoint": "checkpoints/last",
         "training": measured,
@@ -105,8 +98,33 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False) -> T
     return TrainResult(run.path, evaluation, measured)
 
 
+def check_trainable(config: Config) -> None:
+    """Opens the data and builds the model as :func:`train` would, resuming where a run is; writes nothing.
+
+    Raises:
+        Exception: what :func:`train` would raise before its first step.
+    """
+    run = RunFolder(config.output)
+    resume = run.exists()
+    run.check(config, resume=resume, overwrite=False)
+    _Training.opened(config, run, resume=resume)
+
+
 class _Training:
     """The loop over epochs, and within it the loop over batches."""
+
+    @classmethod
+    def opened(cls, config: Config, run: RunFolder, *, resume: bool) -> _Training:
+        """With its data, and a model that is new or as ``run`` saved it; seeds the global generators."""
+        device = resolve_device(config.device)
+        splits = Splits.open(config)
+        class_names = splits.train.class_names
+        seed_everything(config.seed)
+        if resume and run.has_checkpoint():
+            state = TrainingState.continued(run.last, config, class_names, device)
+        else:
+            state = TrainingState.fresh(config, class_names, device, splits.train.prompts)
+        return cls(config, run, device, splits, state)
 
     def __init__(
         self, config: Config, run: RunFolder, device: torch.device, splits: Splits, state: TrainingState

@@ -1,4 +1,4 @@
-"""Two kinds of model against each other, seed by seed."""
+"""Kinds of model, or values of another key, against each other, seed by seed."""
 
 from __future__ import annotations
 
@@ -11,29 +11,32 @@ from matplotlib.figure import Figure
 from .style import INK, LINE_COLOURS, MUTED, new_figure, quiet_axes
 
 
-def comparison_figure(runs: Sequence[Mapping[str, Any]], *, value: str = "top1", base: str = "backbone") -> Figure:
+def comparison_figure(
+    runs: Sequence[Mapping[str, Any]], *, key: str = "kind", value: str = "top1", base: str = "backbone"
+) -> Figure:
     """Each run a dot, in per cent; runs of one seed joined by a line, the mean of each kind a bar.
 
     Args:
-        runs: dicts with ``"kind"``, ``"seed"`` and ``value`` (a share, 0..1).
+        runs: dicts with ``key``, ``"seed"`` and ``value`` (a share, 0..1).
+        key: what tells the kinds apart.
         value: what is compared.
-        base: the kind that stands first.
+        base: the kind that stands first; the others follow in the order of ``runs``.
 
     Raises:
         ValueError: there is no run, a run lacks one of its entries, or there are two of one kind and seed.
     """
     shares: dict[str, dict[Any, float]] = {}
     for number, run in enumerate(runs):
-        missing = [name for name in ("kind", "seed", value) if name not in run]
+        missing = [name for name in (key, "seed", value) if name not in run]
         if missing:
             raise ValueError(f"runs[{number}] lacks {', '.join(missing)}; it has {', '.join(map(str, run))}")
-        own = shares.setdefault(str(run["kind"]), {})
+        own = shares.setdefault(str(run[key]), {})
         if run["seed"] in own:
-            raise ValueError(f"runs holds kind {run['kind']!r} with seed {run['seed']!r} twice, expected once")
+            raise ValueError(f"runs holds {key} {run[key]!r} with seed {run['seed']!r} twice, expected once")
         own[run["seed"]] = 100 * float(run[value])
     if not shares:
         raise ValueError("runs is empty, expected at least one run to draw")
-    kinds = sorted(shares, key=lambda kind: (kind != base, kind))
+    kinds = sorted(shares, key=lambda kind: kind != base)
     figure = new_figure(1.2 + 1.3 * len(kinds), 3.4)
     axes = figure.add_subplot()
     quiet_axes(axes)
@@ -48,5 +51,6 @@ def comparison_figure(runs: Sequence[Mapping[str, Any]], *, value: str = "top1",
         axes.annotate(f"{values.mean():.1f}", (x + 0.25, values.mean()), va="center", fontsize=9, color=INK)
     axes.set_xticks(range(len(kinds)), [f"{kind}\n{len(shares[kind])} seeds" for kind in kinds])
     axes.set_xlim(-0.5, len(kinds) - 0.25)
+    axes.set_xlabel(key)
     axes.set_ylabel(f"{value}, per cent")
     return figure

@@ -1,10 +1,12 @@
 import json
 import statistics
+from pathlib import Path
 
 import pytest
 
 from art.engine import compare as comparing
-from art.engine.compare import as_markdown, compare
+from art.engine.compare import compare
+from art.engine.compare_table import as_markdown
 from art.engine.config import ConfigError
 
 
@@ -34,16 +36,92 @@ def test_both_kinds_with_each_seed_in_one_table(config, tmp_path, monkeypatch):
     assert result["summary"]["art"]["top1"]["std"] == pytest.approx(statistics.stdev(own))
     assert result["summary"]["art"]["parameters"]["mean"] > result["summary"]["backbone"]["parameters"]["mean"]
     assert {"torch", "python", "date"} <= result["provenance"].keys()
+    assert "relinked" in result["summary"]["art"]
+    assert "relinked" not in result["summary"]["backbone"]
+    assert result["paired"].keys() == {"top1", "mean_class_accuracy"}, "what only ART has cannot be compared"
+
+    untrained(monkeypatch)
+    assert compare(config, 2)["runs"] == result["runs"]
+
+
+def untrained(monkeypatch):
+    """From here on, a training is a failure."""
 
     def refuse(*_, **__):
-        raise AssertionError("a finished run was trained again")
+        raise AssertionError("a run was trained")
 
     monkeypatch.setattr(comparing, "train", refuse)
-    assert compare(config, 2)["runs"] == result["runs"]
-    changed = comparing.copy.deepcopy(config)
-    changed.optim.lr = 0.5
-    with pytest.raises(AssertionError, match="trained again"):
-        compare(changed, 2)
+
+
+@pytest.fixture
+def linked(config, tmp_path):
+    config.kind, config.output = "art", str(tmp_path / "linked")
+    return config
+
+
+def test_values_of_any_key_are_compared(linked, tmp_path, monkeypatch):
+    result = compare(linked, 2, over="model.linking=index,greedy,optimal")
+    folder, values = tmp_path / "linked", ("index", "greedy", "optimal")
+    assert {path.name for path in folder.iterdir() if path.is_dir()} == {
+        f"{value}-seed{seed}" for value in values for seed in (4, 5)
+    }
+    assert result["over"] == "model.linking"
+    told = {(run["model.linking"], run["seed"]): run for run in result["runs"]}
+    for (value, seed), run in told.items():
+        evaluation = json.loads((folder / f"{value}-seed{seed}" / "evaluation.json").read_text())
+        assert evaluation["config"]["model"]["linking"] == value
+        assert run["relinked"] == evaluation["relinked"]
+    assert [*result["summary"]] == [*values]
+    assert result["paired"].keys() == {"greedy", "optimal"}
+    for other in ("greedy", "optimal"):
+        differences = [told[other, seed]["relinked"] - told["index", seed]["relinked"] for seed in (4, 5)]
+        assert result["paired"][other]["relinked"]["by_seed"] == differences
+    text = (folder / "compare.md").read_text()
+    assert text == as_markdown(result)
+    assert "| model.linking=optimal less index, paired by seed | " in text
+    untrained(monkeypatch)
+    assert compare(linked, 2, over="model.linking=index,optimal")["paired"] == result["paired"]["optimal"]
+
+
+def test_where_the_limb_is_known_the_comparison_carries_it(linked, monkeypatch):
+    compare(linked, 1, over="model.linking=index,optimal")
+    shares = {
+        "tracklets": {"single": 0.25, "best": 0.5, "any": 0.75},
+        "random_region": {"single": 0.1, "best": 0.2, "any": 0.3},
+    }
+    for value in ("index", "optimal"):
+        path = Path(linked.output) / f"{value}-seed4" / "evaluation.json"
+        evaluation = json.loads(path.read_text())
+        path.write_text(json.dumps({**evaluation, "localization": {"overall": shares}}))
+    result = compare(linked, 1, over="model.linking=index,optimal")
+    assert result["runs"][0]["limb_best"] == 0.5
+    assert result["summary"]["optimal"]["limb_any_chance"]["mean"] == 0.3
+    assert result["paired"]["limb_single"]["by_seed"] == [0.0]
+    text = as_markdown(result)
+    assert "| random regions on the body in its place | | 10.00 (10.00 … 10.00) | 20.00 " in text
+
+
+@pytest.mark.parametrize(
+    ("over", "told"),
+    [
+        ("model.linking=index,optmal", "model: linking is 'optmal', expected 'index' or 'greedy' or 'optimal'"),
+        ("model.linkin=index,optimal", r"model\.linkin: unknown key .* the nearest known key is model\.linking"),
+        ("model.linking=index", r"model\.linking: got 1 values to compare \('index'\), expected at least 2"),
+        ("model.linking=index,index", r"model\.linking: got the value index twice"),
+        ("optim.lr=1e-3,0.001", r"optim\.lr: got the value 0\.001 twice"),
+        ("optim.lr=0.1,fast", r"optim\.lr: got 'fast', expected float"),
+        ("model=1,2", r"model: is a group of keys, expected one of model\.backbone, "),
+        ("model.linking", r"over 'model\.linking': expected dotted\.key=value,value"),
+        ("seed=1,2", "seed: is what a comparison sets for each run"),
+        ("model.backbone=tiny,tinny", r"model\.backbone=tinny: .*tinny"),
+        ("data.root=CLIPS,nowhere", r"data\.root=nowhere: .*nowhere"),
+    ],
+)
+def test_a_wrong_key_or_value_stops_before_any_training(linked, clips, monkeypatch, over, told):
+    untrained(monkeypatch)
+    with pytest.raises(ConfigError, match=told):
+        compare(linked, 2, over=over.replace("CLIPS", str(clips)))
+    assert not Path(linked.output).exists()
 
 
 def test_a_run_that_stopped_is_continued(config, in_step, tmp_path):
@@ -84,6 +162,7 @@ def test_the_table_by_hand():
         **costs,
     }
     result = {
+        "over": "kind",
         "seeds": [0, 1],
         "runs": [{"clips": 10}],
         "provenance": {"torch": "2", "machine": "m", "date": "d"},
@@ -97,3 +176,4 @@ def test_the_table_by_hand():
     assert "| ART on it | 50.00 ± 5.00 (45.00 … 55.00) | 40.00 (40.00 … 40.00) | 0.25 | - | 1,234,567 |" in text
     assert "-0.50 ± 2.00 (-2.00 … +1.00)" in text
     assert "Difference in top-1 by seed, points: 0: +1.00, 1: -2.00." in text
+    assert "query" not in text, "runs without tracklets"

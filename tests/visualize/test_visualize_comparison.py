@@ -16,6 +16,13 @@ def test_means_stand_beside_their_kinds_the_base_first():
     assert sorted(joined) == [pytest.approx([60, 80]), pytest.approx([70, 90])], "only seeds that both have"
 
 
+def test_any_key_may_tell_them_apart_and_the_order_is_theirs():
+    told = [{"optim.lr": lr, "seed": 0, "top1": 0.5} for lr in ("10", "2", "1")]
+    axes = comparison_figure(told, key="optim.lr", base="2").axes[0]
+    assert [label.get_text().split()[0] for label in axes.get_xticklabels()] == ["2", "10", "1"]
+    assert axes.get_xlabel() == "optim.lr"
+
+
 @pytest.mark.parametrize(
     ("bad", "message"),
     [

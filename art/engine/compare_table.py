@@ -1,0 +1,101 @@
+"""A comparison as Markdown: accuracy and cost, and where the runs have tracklets, what became of those."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+_ACCURACY = {"top1": "top-1", "mean_class_accuracy": "mean class accuracy"}
+_TRACKLETS = {
+    "relinked": "links to another query",
+    "limb_single": "frames with a tracklet near the limb",
+    "limb_best": "with the best tracklet of the clip",
+    "limb_any": "with any tracklet",
+}
+_KINDS = {"backbone": "backbone alone", "art": "ART on it"}
+
+
+def as_markdown(result: Mapping[str, Any]) -> str:
+    """What :func:`.compare.compare` returns, as Markdown: means ± sample standard deviations over seeds (min … max).
+
+    A comparison of "kind" calls its rows by what they are, another one by key and value.
+    """
+    told, seeds = result["provenance"], ", ".join(map(str, result["seeds"]))
+    head = (
+        f"Last checkpoint of each run on {result['runs'][0]['clips']} test clips; seeds {seeds}; "
+        f"torch {told['torch']}, {told['machine']}, {told['date']}."
+    )
+    lines = [head, "", *_accuracy_table(result), ""]
+    if any("relinked" in summary for summary in result["summary"].values()):
+        lines += [*_tracklet_table(result), ""]
+    return "\n".join([*lines, *_by_seed(result)]) + "\n"
+
+
+def _accuracy_table(result: Mapping[str, Any]) -> list[str]:
+    titles = [f"{title}, %" for title in _ACCURACY.values()]
+    lines = _head(*titles, "seconds a step", "waiting for data, s a step", "parameters")
+    for value, summary in result["summary"].items():
+        shares = [_percent(summary[name]) for name in _ACCURACY]
+        times = [_seconds(summary[name]["mean"]) for name in ("step_seconds", "data_seconds")]
+        lines.append(_row(_title(result, value), *shares, *times, f"{summary['parameters']['mean']:,.0f}"))
+    for title, paired in _pairs(result).items():
+        lines.append(_row(title, *(_percent(paired[name], signed=True) for name in _ACCURACY), "", "", ""))
+    return lines
+
+
+def _tracklet_table(result: Mapping[str, Any]) -> list[str]:
+    with_tracklets = {value: summary for value, summary in result["summary"].items() if "relinked" in summary}
+    names = [name for name in _TRACKLETS if any(name in summary for summary in with_tracklets.values())]
+    lines = _head(*(f"{_TRACKLETS[name]}, %" for name in names))
+    for value, summary in with_tracklets.items():
+        lines.append(_row(_title(result, value), *(_percent(summary.get(name)) for name in names)))
+        chances = [_percent(summary.get(f"{name}_chance")) for name in names]
+        if any(chances):
+            lines.append(_row("random regions on the body in its place", *chances))
+    for title, paired in _pairs(result).items():
+        if "relinked" in paired:
+            lines.append(_row(title, *(_percent(paired.get(name), signed=True) for name in names)))
+    return lines
+
+
+def _by_seed(result: Mapping[str, Any]) -> list[str]:
+    titles, several = _ACCURACY | _TRACKLETS, len(result["summary"]) > 2
+    return [
+        f"{f'{pair}: ' if several else ''}Difference in {titles[name]} by seed, points: "
+        + ", ".join(f"{seed}: {100 * v:+.2f}" for seed, v in zip(result["seeds"], values["by_seed"], strict=True))
+        + "."
+        for pair, paired in _pairs(result).items()
+        for name, values in paired.items()
+    ]
+
+
+def _pairs(result: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The differences to the first value, by the title of their row."""
+    first, *others = result["summary"]
+    if len(others) == 1:
+        return {"difference, paired by seed": result["paired"]}
+    return {f"{_title(result, other)} less {first}, paired by seed": result["paired"][other] for other in others}
+
+
+def _title(result: Mapping[str, Any], value: str) -> str:
+    return _KINDS[value] if result["over"] == "kind" else f"{result['over']}={value}"
+
+
+def _head(*titles: str) -> list[str]:
+    return [_row("", *titles), _row(*["---"] * (len(titles) + 1))]
+
+
+def _row(*cells: str) -> str:
+    return "|" + "|".join(f" {cell} " if cell else " " for cell in cells) + "|"
+
+
+def _percent(spread: Mapping[str, float] | None, *, signed: bool = False) -> str:
+    if spread is None:
+        return ""
+    form = "+.2f" if signed else ".2f"
+    deviation = "" if spread["std"] is None else f" ± {100 * spread['std']:.2f}"
+    return f"{100 * spread['mean']:{form}}{deviation} ({100 * spread['min']:{form}} … {100 * spread['max']:{form}})"
+
+
+def _seconds(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3g}"
