@@ -1,8 +1,9 @@
-"""Draw the README's pictures and copy the numbers that it quotes, from the folders of a run and of a comparison.
+"""Draw the README's pictures and copy the numbers that it quotes, from the folders of a run and of comparisons.
 
-    python docs/readme_material.py --run runs/motion --compare runs/compare --more runs/more
+    python docs/readme_material.py --run runs/motion --compare runs/compare --more runs/more --linking runs/linking
 
-Writes ``docs/pictures/*.png`` and ``docs/results/motion*.json`` (and the comparison's table as Markdown).
+Writes ``docs/pictures/*.png`` and ``docs/results/motion*.json`` and ``linking*.json`` (and the tables of comparisons as
+Markdown), of the folders that are given.
 """
 
 from __future__ import annotations
@@ -29,26 +30,39 @@ DOCS = Path(__file__).parent
 def main() -> None:
     """Read the arguments and write everything."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--run", type=Path, required=True, help="the output of: art train configs/motion.yaml")
-    parser.add_argument("--compare", type=Path, required=True, help="the output of: art compare configs/motion.yaml")
+    parser.add_argument("--run", type=Path, help="the output of: art train configs/motion.yaml")
+    parser.add_argument("--compare", type=Path, help="the output of: art compare configs/motion.yaml")
     parser.add_argument(
-        "--more", type=Path, required=True,
+        "--more", type=Path,
         help="reports of the comparison's checkpoints on further clips: DIR/<kind>-seed<n>/evaluation.json",
     )  # fmt: skip
+    parser.add_argument("--linking", type=Path, help="the same --over model.linking=index,optimal")
     arguments = parser.parse_args()
+    if not any(vars(arguments).values()):
+        parser.error("no folder is given, expected at least one")
     for name in ("pictures", "results"):
         (DOCS / name).mkdir(exist_ok=True)
-    draw_run(arguments.run)
-    shutil.copy(arguments.compare / "compare.png", DOCS / "pictures" / "compare.png")
-    shutil.copy(arguments.compare / "compare.md", DOCS / "results" / "motion-compare.md")
-    comparison = json.loads((arguments.compare / "compare.json").read_text())
+    if arguments.run:
+        draw_run(arguments.run)
+    if arguments.compare:
+        copy_comparison(arguments.compare, picture="compare", result="motion-compare")
+    if arguments.more:
+        further = json.dumps(further_clips(arguments.more), indent=1)
+        (DOCS / "results" / "motion-more-clips.json").write_text(further + "\n")
+    if arguments.linking:
+        copy_comparison(arguments.linking, picture="linking", result="linking-compare")
+
+
+def copy_comparison(folder: Path, *, picture: str, result: str) -> None:
+    """The picture, the table and the numbers of a comparison, under these names."""
+    shutil.copy(folder / "compare.png", DOCS / "pictures" / f"{picture}.png")
+    shutil.copy(folder / "compare.md", DOCS / "results" / f"{result}.md")
+    comparison = json.loads((folder / "compare.json").read_text())
     # Where the folders lay on that machine says nothing to a reader.
     for place in (comparison["config"], *comparison["runs"]):
         del place["output"]
     del comparison["config"]["data"]["root"]
-    (DOCS / "results" / "motion-compare.json").write_text(json.dumps(comparison, indent=1) + "\n")
-    further = json.dumps(further_clips(arguments.more), indent=1)
-    (DOCS / "results" / "motion-more-clips.json").write_text(further + "\n")
+    (DOCS / "results" / f"{result}.json").write_text(json.dumps(comparison, indent=1) + "\n")
 
 
 def further_clips(folder: Path) -> dict[str, Any]:
