@@ -16,11 +16,12 @@ launch = pytest.importorskip("art_kernels.tracklet_pooling.launch")
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 DTYPES = [torch.float32, torch.float16, *([torch.bfloat16] if DEVICE.type == "cuda" else [])]  # see launch.refusal
 #: Videos, frames, tracklets, semantics, channels; temperature; whether frames are missing; draws in the interpreter.
-#: At temperature 0.01 the few tracklets with two frames of nearly the same score make the error of all: there are many.
+#: At temperature 0.01 the few softmaxes with two frames of nearly the same score make the error of all. There are many,
+#: of many semantics too, which cost the interpreter nothing: else one of them decides, and so the luck of its rounding.
 CASES = [
-    pytest.param(11, 7, 3, 5, 33, 0.01, True, 2, id="several-tracklets-a-program"),
-    pytest.param(24, 7, 1, 3, 32, 0.01, True, 2, id="one-chunk"),
-    pytest.param(24, 40, 1, 2, 20, 0.01, True, 2, id="tiles"),
+    pytest.param(11, 15, 3, 31, 33, 0.01, True, 3, id="several-tracklets-a-program"),
+    pytest.param(24, 15, 1, 31, 32, 0.01, True, 4, id="one-chunk"),
+    pytest.param(24, 40, 1, 31, 20, 0.01, True, 2, id="tiles"),
     pytest.param(4, 16, 3, 2, 256, 0.1, False, 1, id="channels-in-chunks"),
     pytest.param(2, 67, 1, 19, 96, 1.0, False, 2, id="tiles-and-chunks"),
     pytest.param(2, 7, 1, 5, 1000, 0.1, True, 2, id="1000-channels"),
