@@ -17,6 +17,7 @@
     materialised compiled    the same under torch.compile
     memeff                   MemoryEfficientCLIPLoss of that package, where it is installed (on a GPU)
     art_kernels              tracklet_nce as it chooses its backend
+    siglip-kernel            always left out: its loss is another one, a sigmoid for each pair and no softmax
 
 Before it is timed, each one's value and gradients are compared with float64. On a CPU sizes are cut, and it says so.
 """
