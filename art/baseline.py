@@ -53,7 +53,7 @@ class BackboneClassifier(VideoClassifier):
             o.backbone, num_frames=o.num_frames, pretrained=o.pretrained, **o.backbone_options
         )
         self.input_size = self.backbone.input_size
-        self.video_head = nn.Linear(self.backbone.channels, len(self.class_names))
+        self.video_head = self.backbone.video_head(len(self.class_names))
 
     def forward(self, video: Shaped[Tensor, "b t 3 height width"], *, return_maps: bool = False) -> BackboneOutput:
         """Classify ``video``, uint8 or float in 0..1. It has no response maps to return.

@@ -115,7 +115,7 @@ class ARTModel(VideoClassifier):
             response_residual=o.response_residual,
             dropout=o.layer_dropout,
         )
-        self.video_head = nn.Linear(channels, num_classes)
+        self.video_head = self.backbone.video_head(num_classes)
         self.final_head = nn.Linear(channels + o.num_tracklets * d, num_classes)
 
     def forward(self, video: Shaped[Tensor, "b t 3 height width"], *, return_maps: bool = False) -> ARTOutput:

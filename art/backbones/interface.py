@@ -42,6 +42,10 @@ class Backbone(nn.Module, ABC):
     def forward(self, video: Shaped[Tensor, "b t 3 height width"]) -> Features:
         """Features of ``video``."""
 
+    def video_head(self, num_classes: int) -> nn.Linear:
+        """A linear head on ``class_token``; a backbone that can keep its checkpoint's overrides this."""
+        return nn.Linear(self.channels, num_classes)
+
 
 Maker = Callable[..., Backbone]
 _MAKERS: dict[str, Maker] = {}
