@@ -1,0 +1,297 @@
+"""``tea50``: agreement with the published implementation, checkpoints, its options, bad input."""
+
+import copy
+
+import pytest
+import torch
+from golden import golden_outputs, golden_shapes, golden_video, golden_weights
+from safetensors.torch import save_file
+from torch import nn
+from torch.testing import assert_close
+
+from art import ARTModel, build_backbone
+from art.backbones.tea import TEA50, MotionExcitation, TEABlock, TemporalConvolution, temporal_names
+
+CASE = "tea50_8f"
+IMAGENET_MEAN, IMAGENET_STD = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]])[..., None, None]
+
+
+@pytest.fixture(scope="module")
+def weights():
+    return golden_weights(golden_shapes(CASE), CASE)
+
+
+@pytest.fixture(scope="module")
+def loaded(weights):
+    """The backbone with the seeded weights, in eval mode; not to be changed."""
+    backbone = build_backbone("tea50", num_frames=8)
+    backbone.load_state_dict({name: value for name, value in weights.items() if not name.startswith("fc.")})
+    return backbone.eval()
+
+
+@pytest.fixture
+def backbone(loaded):
+    """One of a test's own, for two frames."""
+    backbone = copy.deepcopy(loaded)
+    backbone.num_frames = 2
+    return backbone
+
+
+@pytest.fixture
+def video():
+    return torch.rand(2, 2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+
+
+def published(shapes=None, prefix=""):
+    """A checkpoint of the published names whose i-th entry is i/1000 everywhere: one number of storage each."""
+    shapes = golden_shapes(CASE) if shapes is None else shapes
+    return {f"{prefix}{name}": torch.tensor(i / 1000).expand(shape) for i, (name, shape) in enumerate(shapes.items())}
+
+
+def for_images():
+    """The same without what Res2Net lacks."""
+    return {name: value for name, value in published().items() if ".me." not in name and ".shifts." not in name}
+
+
+def build_from(tmp_path, state, **options):
+    torch.save(state, tmp_path / "weights.pth")
+    return build_backbone("tea50", num_frames=2, pretrained=str(tmp_path / "weights.pth"), **options)
+
+
+# The published model.
+
+
+def test_names_and_shapes_are_the_published_ones(loaded):
+    own = {name: list(value.shape) for name, value in loaded.state_dict().items()}
+    assert own == {name: shape for name, shape in golden_shapes(CASE).items() if not name.startswith("fc.")}
+
+
+def test_outputs_are_those_of_the_published_implementation(loaded, weights):
+    expected = golden_outputs(CASE)
+    # The published network takes colours that are normalised already.
+    frames = golden_video((8, 3, 112, 112), CASE) * IMAGENET_STD + IMAGENET_MEAN
+    with torch.no_grad():
+        tokens, class_token, grid = loaded(frames[None])
+    assert grid == (4, 4)
+    features = tokens[0].transpose(1, 2).unflatten(2, grid)
+    logits = tokens[0].mean(1) @ weights["fc.weight"].T + weights["fc.bias"]
+    assert_close(features[:, ::31], expected["features"], atol=2e-4, rtol=0)
+    assert_close(logits[:, ::7], expected["logits"], atol=2e-4, rtol=0)
+    assert_close(class_token, tokens.mean((1, 2)))
+
+
+def test_convolutions_over_time_begin_as_published():
+    for block in (module for module in TEA50(num_frames=8).modules() if isinstance(module, TEABlock)):
+        *joined, last = (shift.conv.weight[:, 0] for shift in block.shifts)
+        half = len(last) // 2
+        assert all(torch.equal(weight, torch.tensor([0.0, 1, 0]).expand(len(last), 3)) for weight in joined)
+        assert torch.equal(last[:half], torch.tensor([0.0, 0, 1]).expand(half, 3))
+        assert torch.equal(last[half:], torch.tensor([1.0, 0, 0]).expand(half, 3))
+
+
+def test_the_shift_shows_the_next_frame_and_the_one_before_and_nothing_beyond_the_clip():
+    clips = torch.rand(2, 3, 4, 5, 6)
+    shifted = TemporalConvolution(4, shifts=True)(clips.flatten(0, 1), 3).unflatten(0, (2, 3))
+    nothing = torch.zeros(2, 1, 2, 5, 6)
+    assert_close(shifted[:, :, :2], torch.cat([clips[:, 1:, :2], nothing], dim=1))
+    assert_close(shifted[:, :, 2:], torch.cat([nothing, clips[:, :-1, 2:]], dim=1))
+    assert_close(TemporalConvolution(4, shifts=False)(clips.flatten(0, 1), 3), clips.flatten(0, 1))
+
+
+def test_motion_excitation_is_the_mean_change_to_the_next_frame():
+    torch.manual_seed(0)
+    excite = MotionExcitation(32).double().eval()
+    clips = torch.randn(2, 3, 32, 5, 6, dtype=torch.float64)
+    expected = torch.empty_like(clips)
+    for b in range(2):
+        for t in range(3):
+            change = torch.zeros(1, 2, 1, 1, dtype=torch.float64)
+            if t < 2:
+                now, following = (excite.bn1(excite.conv1(clips[b, i : i + 1])) for i in (t, t + 1))
+                change = (excite.conv2(following) - now).mean((2, 3), keepdim=True)
+            expected[b, t] = clips[b, t] * (0.5 + excite.bn3(excite.conv3(change)).sigmoid())[0]
+    assert_close(excite(clips.flatten(0, 1), 3), expected.flatten(0, 1))
+
+
+# The interface.
+
+
+def test_features_for_any_number_of_frames_and_sizes_that_the_stride_does_not_divide(loaded):
+    assert (loaded.channels, loaded.input_size) == (2048, 224)
+    for num_frames, height, width, grid in ((1, 32, 32, (1, 1)), (5, 33, 70, (2, 3)), (16, 32, 64, (1, 2))):
+        backbone = copy.copy(loaded)
+        backbone.num_frames = num_frames
+        with torch.no_grad():
+            features = backbone(torch.rand(2, num_frames, 3, height, width))
+        assert features.grid == grid
+        assert features.tokens.shape == (2, num_frames, grid[0] * grid[1], 2048)
+        assert features.class_token.shape == (2, 2048)
+
+
+def test_each_clip_is_seen_alone_and_the_order_of_its_frames_matters(backbone, video):
+    with torch.no_grad():
+        both, one, turned = (backbone(clips).tokens for clips in (video, video[1:], video.flip(1)))
+    assert_close(one, both[1:], atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(turned.flip(1), both, atol=1e-3)
+
+
+def test_tokens_lie_row_by_row(backbone):
+    maps = []
+    backbone.layer4[-1].register_forward_hook(lambda module, inputs, output: maps.append(output))
+    with torch.no_grad():
+        tokens, _, (h, w) = backbone(torch.rand(1, 2, 3, 64, 96))
+    assert (h, w) == (2, 3)
+    for y in range(h):
+        for x in range(w):
+            assert torch.equal(tokens[0, :, y * w + x], maps[0][:, :, y, x])
+
+
+def test_bytes_are_the_same_video(backbone, video):
+    in_bytes = (video * 255).round().to(torch.uint8)
+    with torch.no_grad():
+        assert_close(backbone(in_bytes).tokens, backbone(in_bytes.float() / 255).tokens)
+
+
+def test_it_compiles_without_a_graph_break(backbone, video):
+    for stage in (backbone.layer1, backbone.layer2, backbone.layer3, backbone.layer4):
+        del stage[2:]  # the blocks after a stage's first differ in their weights alone, and each takes time to trace
+    compiled = torch.compile(backbone, fullgraph=True, backend="aot_eager")
+    with torch.no_grad():
+        for ours, eager in zip(compiled(video)[:2], backbone(video)[:2], strict=True):
+            assert_close(ours, eager, atol=1e-5, rtol=1e-5)
+
+
+def test_art_on_it_forward_and_backward(video):
+    torch.manual_seed(0)
+    model = ARTModel(["walk", "jump", "kick"], backbone="tea50", num_frames=2, latent_dim=16, num_heads=2)
+    out = model(video, return_maps=True)
+    assert out.class_token.shape == (2, 2048)
+    assert out.maps.shape == (2, 2, 2, 2, 2)
+    model.loss(out, torch.tensor([0, 2])).total.backward()
+    without = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
+    assert without == []
+
+
+# Checkpoints.
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "base_model.", "module.base_model."])
+def test_a_published_checkpoint_loads_and_its_classifier_is_left_out(tmp_path, prefix):
+    state = published(prefix=prefix)
+    state["module.new_fc.weight"], state["module.new_fc.bias"] = torch.zeros(174, 2048), torch.zeros(174)
+    backbone = build_from(tmp_path, {"epoch": 50, "arch": "tea50", "state_dict": state, "best_prec1": 48.9})
+    assert backbone.initialised == []
+    for name, value in backbone.state_dict().items():
+        assert_close(value, state[prefix + name].to(value.dtype), msg=name)
+
+
+def test_its_own_state_loads_from_safetensors(tmp_path, loaded):
+    save_file({name: value.contiguous() for name, value in loaded.state_dict().items()}, tmp_path / "tea.safetensors")
+    backbone = build_backbone("tea50", num_frames=8, pretrained=str(tmp_path / "tea.safetensors"))
+    assert backbone.initialised == []
+    assert_close(backbone.state_dict(), loaded.state_dict())
+
+
+def test_an_imagenet_res2net_leaves_the_temporal_parts_as_they_begin(tmp_path):
+    state = for_images()
+    torch.manual_seed(0)
+    backbone = build_from(tmp_path, {k: v for k, v in state.items() if not k.endswith("num_batches_tracked")})
+    torch.manual_seed(0)
+    fresh = TEA50(num_frames=2).state_dict()
+    assert backbone.initialised == temporal_names(backbone)
+    assert len(backbone.initialised) == 16 * (13 + 4)
+    for name, value in backbone.state_dict().items():
+        expected = state[name] if name in state and not name.endswith("num_batches_tracked") else fresh[name]
+        assert_close(value, expected, msg=name)
+
+
+def test_from_scratch_every_name_is_initialised(loaded):
+    assert loaded.initialised == list(loaded.state_dict())
+
+
+def test_a_checkpoint_with_some_of_the_temporal_parts_is_refused(tmp_path):
+    state = published()
+    del state["layer3.4.me.conv2.weight"], state["layer1.0.shifts.2.conv.weight"]
+    with pytest.raises(
+        ValueError, match=r"2 missing: layer1\.0\.shifts\.2\.conv\.weight, layer3\.4\.me\.conv2\.weight"
+    ):
+        build_from(tmp_path, state)
+
+
+def test_all_that_does_not_fit_is_in_one_error(tmp_path):
+    state = for_images()
+    del state["layer4.2.bn3.bias"]
+    state["layer1.0.convs.0.weight"] = torch.zeros(14, 14, 3, 3)
+    state["layer1.0.convs.3.weight"] = torch.zeros(14, 14, 3, 3)
+    with pytest.raises(ValueError, match=r"weights\.pth does not fit") as caught:
+        build_from(tmp_path, state)
+    lines = str(caught.value).splitlines()[1:]
+    assert lines[:3] == [
+        "  1 missing: layer4.2.bn3.bias",
+        "  1 unexpected: layer1.0.convs.3.weight",
+        "  1 of another shape: layer1.0.convs.0.weight [14, 14, 3, 3], expected [26, 26, 3, 3]",
+    ]
+    assert lines[3].startswith("  What would fit: a checkpoint of TEA on Res2Net-50 26w4s")
+
+
+def test_a_checkpoint_of_another_architecture_is_refused(tmp_path):
+    resnet = {"conv1.weight": torch.zeros(64, 3, 7, 7), "layer1.0.conv2.weight": torch.zeros(64, 64, 3, 3)}
+    with pytest.raises(
+        ValueError, match=r"(?s)missing: bn1\.weight.*unexpected: layer1\.0\.conv2.*would fit: .*res2net"
+    ):
+        build_from(tmp_path, resnet)
+
+
+# Training.
+
+
+def test_frozen_batch_norm_keeps_statistics_and_affine_parameters(tmp_path, video):
+    backbone = build_from(tmp_path, for_images(), frozen_batch_norm=True).train()
+    norms = [module for module in backbone.modules() if isinstance(module, nn.BatchNorm2d)]
+    before = {name: value.clone() for name, value in backbone.named_buffers()}
+    backbone(video).class_token.sum().backward()
+    assert len(norms) == 1 + 16 * (2 + 2 + 3) + 4
+    assert not any(norm.training for norm in norms)
+    assert_close(dict(backbone.named_buffers()), before)
+    frozen = {name for name, p in backbone.named_parameters() if not p.requires_grad}
+    assert frozen == {name for name, p in backbone.named_parameters() if "bn" in name or "downsample.1" in name}
+    assert all(p.grad is not None for p in backbone.parameters() if p.requires_grad)
+
+
+def test_batch_norm_is_not_frozen_by_default(backbone, video):
+    before = backbone.layer4[2].me.bn3.running_mean.clone()
+    backbone.train()(video)
+    assert not torch.equal(backbone.layer4[2].me.bn3.running_mean, before)
+    assert all(p.requires_grad for p in backbone.parameters())
+
+
+def test_gradient_checkpointing_changes_neither_gradients_nor_statistics(backbone, video):
+    other = copy.deepcopy(backbone)
+    other.gradient_checkpointing = True
+    kept = []
+    for each in (backbone.train(), other.train()):
+        with torch.autograd.graph.saved_tensors_hooks(lambda x: (kept[-1].append(x.numel()), x)[1], lambda x: x):
+            kept.append([])
+            tokens = each(video).tokens
+        tokens.square().mean().backward()
+    assert sum(kept[1]) < sum(kept[0]) / 2
+    assert_close([p.grad for p in other.parameters()], [p.grad for p in backbone.parameters()])
+    assert_close(other.state_dict(), backbone.state_dict())
+    norms = [module for module in other.modules() if isinstance(module, nn.BatchNorm2d)]
+    assert all(norm.momentum == 0.1 and norm.num_batches_tracked == 1 for norm in norms)
+
+
+# Bad input.
+
+
+def test_bad_videos_are_named(loaded):
+    with pytest.raises(ValueError, match=r"4 frames a clip .*expected 8.*num_frames=4"):
+        loaded(torch.rand(1, 4, 3, 32, 32))
+    with pytest.raises(ValueError, match=r"frames of 31×40 pixels, expected at least 32×32.*enlarge the frames"):
+        loaded(torch.rand(1, 8, 3, 31, 40))
+    with pytest.raises(ValueError, match=r"expected \[B, T, 3, H, W\]"):
+        loaded(torch.rand(8, 3, 32, 32))
+    with pytest.raises(TypeError, match="expected uint8, or float"):
+        loaded(torch.zeros(1, 8, 3, 32, 32, dtype=torch.int64))
+    with pytest.raises(TypeError, match=r"backbone 'tea50'.*'width'"):
+        build_backbone("tea50", num_frames=8, width=3)
