@@ -3,5 +3,15 @@
 from .interface import Backbone, Features, backbone_names, build_backbone, register_backbone
 from .tea import TEA50
 from .tiny import Tiny
+from .uniformerv2 import UniFormerV2
 
-__all__ = ["TEA50", "Backbone", "Features", "Tiny", "backbone_names", "build_backbone", "register_backbone"]
+__all__ = [
+    "TEA50",
+    "Backbone",
+    "Features",
+    "Tiny",
+    "UniFormerV2",
+    "backbone_names",
+    "build_backbone",
+    "register_backbone",
+]
