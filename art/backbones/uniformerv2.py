@@ -51,8 +51,8 @@ class Architecture:
         drop_path: stochastic depth of the last local block, rising from 0 at the first; clip by clip.
         global_drop_path: the same of the global blocks.
         global_dropout: dropout within the MLP of the global blocks.
-        checkpoint_blocks: so many of the local blocks, the first, keep no activation of attention and MLP for the
-            backward pass and compute them again.
+        gradient_checkpointing: in training, attention and MLP of the local blocks keep no activation for the backward
+            pass and are computed again: True for all blocks, a number for the first so many.
         frozen: the published frozen variant: what came from the image model is not trained, and x_cls is the global
             query alone.
     """
@@ -69,7 +69,7 @@ class Architecture:
     drop_path: float = 0.0
     global_drop_path: float = 0.0
     global_dropout: float = 0.5
-    checkpoint_blocks: int = 0
+    gradient_checkpointing: bool | int = False
     frozen: bool = False
 
     def __post_init__(self) -> None:
@@ -88,12 +88,18 @@ class Architecture:
         _require(1 <= self.local_reduction <= self.width, "local_reduction", self.local_reduction, "in [1, width]")
         for name in ("drop_path", "global_drop_path", "global_dropout"):
             _require(0 <= getattr(self, name) < 1, name, getattr(self, name), "in [0, 1)")
-        _require(self.checkpoint_blocks >= 0, "checkpoint_blocks", self.checkpoint_blocks, "0 or more")
+        recompute = self.gradient_checkpointing
+        _require(recompute >= 0, "gradient_checkpointing", recompute, "True, False, or a number of blocks")
 
     @property
     def fed(self) -> Sequence[int]:
         """``global_blocks``, with what None stands for."""
         return range(max(0, self.layers - 4), self.layers) if self.global_blocks is None else self.global_blocks
+
+    @property
+    def recomputed(self) -> int:
+        """``gradient_checkpointing`` as a number of blocks."""
+        return self.layers if self.gradient_checkpointing is True else int(self.gradient_checkpointing)
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -272,7 +278,7 @@ class VideoTransformer(nn.Module):
     def __init__(self, a: Architecture) -> None:
         super().__init__()
         self.global_blocks = tuple(a.fed)
-        self.checkpoint_blocks = a.checkpoint_blocks
+        self.recomputed = a.recomputed
         count = len(self.global_blocks)
         self.resblocks = nn.ModuleList(LocalBlock(a, rate) for rate in rising(a.drop_path, a.layers))
         self.temporal_cls_token = nn.Parameter(torch.zeros(1, 1, a.width))
@@ -288,7 +294,7 @@ class VideoTransformer(nn.Module):
         """The tokens of each frame, its class token first, and x_cls."""
         query = self.temporal_cls_token.expand(x.shape[0], -1, -1)
         for index, block in enumerate(self.resblocks):
-            x = block(x, grid, recompute=self.training and index < self.checkpoint_blocks)
+            x = block(x, grid, recompute=self.training and index < self.recomputed)
             if index in self.global_blocks:
                 query = self._ask_all_frames(self.global_blocks.index(index), query, x, grid)
         if self.balance is None:
