@@ -56,6 +56,13 @@ int64_t solve_on_cpu(const Problems& problems, int threads);
 // order[v, 0, k] = k and order[v, t + 1, k] = matches[v, t, order[v, t, k]], -1 once a frame has no matches.
 void compose_on_cpu(const int64_t* matches, int64_t videos, int frames, int size, int64_t* order);
 
+// The cosine of vectors that are zero (squared norm below the least normal number) is 0; one that is NaN, or not finite,
+// counts as below every other when matching. Where `min_similarity` is not NaN, a link whose similarity is not at least
+// that ends its tracklet, and another is born in its slot: it takes the next number of its video, counted frame by frame
+// and slot by slot; without it tracklet_id[v, t, k] = k.
+// Of float32 or float64 responses.
+void link_on_cpu(const Responses& responses, Method method, double min_similarity, const Links& links, int threads);
+
 #ifdef ART_KERNELS_WITH_CUDA
 // The most responses a frame that `link_on_cuda` takes: their similarities stay in shared memory.
 constexpr int kMaxLinked = 64;
@@ -64,10 +71,7 @@ constexpr int kMaxLinked = 64;
 // is wrong. They allocate nothing and wait for nothing.
 const char* solve_on_cuda(const Problems& problems, void* stream);
 
-// The cosine of vectors that are zero (squared norm below the least normal number) is 0; one that is NaN, or not finite,
-// counts as below every other when matching. Where `min_similarity` is not NaN, a link whose similarity is not at least
-// that ends its tracklet, and another is born in its slot: it takes the next number of its video, counted frame by frame
-// and slot by slot; without it tracklet_id[v, t, k] = k.
+// As link_on_cpu, of any dtype.
 const char* link_on_cuda(const Responses& responses, Method method, double min_similarity, const Links& links, void* stream);
 
 // As compose_on_cpu.

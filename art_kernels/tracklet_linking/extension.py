@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+
+from art_kernels.precision import accumulation_dtype, at_least_float32
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
@@ -64,11 +67,14 @@ def solve(cost: Float[Tensor, "p k k"], *, maximize: bool, greedy: bool) -> tupl
     columns = torch.empty(count, size, dtype=torch.int64, device=cost.device)
     if columns.numel() == 0:
         return columns, -1
-    what = (cost.data_ptr(), _DTYPES[cost.dtype], count, size, maximize, greedy, columns.data_ptr())
+    problems = _csrc.Problems(
+        cost=cost.data_ptr(), dtype=_DTYPES[cost.dtype], count=count, size=size, maximize=maximize, greedy=greedy,
+        columns=columns.data_ptr(),
+    )  # fmt: skip
     if cost.device.type == "cpu":
-        return columns, _csrc.solve_on_cpu(*what, torch.get_num_threads())
+        return columns, _csrc.solve_on_cpu(problems, torch.get_num_threads())
     with torch.cuda.device(cost.device):
-        _csrc.solve_on_cuda(*what, _stream())
+        _csrc.solve_on_cuda(problems, _stream())
     return columns, None
 
 
@@ -88,33 +94,47 @@ def compose(matches: Int[Tensor, "b t-1 k"]) -> Int[Tensor, "b t k"]:
     return order
 
 
-def links_fused(responses: Tensor) -> bool:
+def can_link(responses: Tensor) -> bool:
     """Whether `link` serves these responses [B,T,K,C]."""
-    return responses.device.type == "cuda" and responses.shape[2] <= _csrc.MAX_LINKED and responses.shape[1] > 1
+    return responses.device.type == "cpu" or responses.shape[2] <= _csrc.MAX_LINKED
 
 
 def link(
     responses: Float[Tensor, "b t k c"], *, greedy: bool, min_similarity: float | None
 ) -> tuple[Int[Tensor, "b t k"], Float[Tensor, "b t-1 k"], Int[Tensor, "b t k"]]:
-    """Order, similarity of the links and tracklet ids on a GPU, without the matrix of similarities."""
+    """Order, similarity of the links and tracklet ids, without a matrix of similarities in memory."""
+    if responses.device.type == "cpu":
+        responses = at_least_float32(responses)
     if responses.stride(-1) != 1:
         responses = responses.contiguous()
     videos, frames, size, channels = responses.shape
-    dtype = torch.float64 if responses.dtype == torch.float64 else torch.float32
 
     def empty(count: int, dtype: torch.dtype) -> Tensor:
         return torch.empty(videos, count, size, dtype=dtype, device=responses.device)
 
     order, tracklet_id = empty(frames, torch.int64), empty(frames, torch.int64)
-    similarity, matched, matches = empty(frames - 1, dtype), empty(frames - 1, dtype), empty(frames - 1, torch.int64)
-    if order.numel() > 0:
+    similarity = empty(frames - 1, accumulation_dtype(responses.dtype))
+    if order.numel() == 0:
+        return order, similarity, tracklet_id
+    matches, matched = empty(frames - 1, torch.int64), torch.empty_like(similarity)
+    what = (
+        _csrc.Responses(
+            values=responses.data_ptr(), dtype=_DTYPES[responses.dtype], videos=videos, frames=frames, size=size,
+            channels=channels, stride_video=responses.stride(0), stride_frame=responses.stride(1),
+            stride_response=responses.stride(2),
+        ),
+        greedy,
+        math.nan if min_similarity is None else min_similarity,
+        _csrc.Links(
+            matches=matches.data_ptr(), matched=matched.data_ptr(), order=order.data_ptr(),
+            similarity=similarity.data_ptr(), tracklet_id=tracklet_id.data_ptr(),
+        ),
+    )  # fmt: skip
+    if responses.device.type == "cpu":
+        _csrc.link_on_cpu(*what, torch.get_num_threads())
+    else:
         with torch.cuda.device(responses.device):
-            _csrc.link_on_cuda(
-                responses.data_ptr(), _DTYPES[responses.dtype], videos, frames, size, channels,
-                *responses.stride()[:3], greedy, float("nan") if min_similarity is None else min_similarity,
-                matches.data_ptr(), matched.data_ptr(), order.data_ptr(), similarity.data_ptr(),
-                tracklet_id.data_ptr(), _stream(),
-            )  # fmt: skip
+            _csrc.link_on_cuda(*what, _stream())
     return order, similarity, tracklet_id
 
 

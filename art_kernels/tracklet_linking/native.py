@@ -1,7 +1,5 @@
-"""Linking by similarity: dot products of the responses as they lie, and their assignment by the native module.
-
-On a GPU one pass takes both; elsewhere, and for many responses a frame, PyTorch's own product is in between.
-"""
+"""Linking: by index in PyTorch's own operators; by similarity in the native module, which takes cosines and matching
+in one pass. For more responses a frame than that pass holds on a GPU, PyTorch's own product is in between."""
 
 from __future__ import annotations
 
@@ -37,11 +35,18 @@ def link_by_similarity(
     responses: Float[Tensor, "b t k c"], *, greedy: bool, min_similarity: float | None
 ) -> tuple[Int[Tensor, "b t k"], Float[Tensor, "b t-1 k"], Int[Tensor, "b t k"]]:
     """The order, the similarity in the accumulation dtype, and the tracklet ids; without gradients."""
-    if extension.links_fused(responses):
+    if extension.can_link(responses):
         return extension.link(responses, greedy=greedy, min_similarity=min_similarity)
+    return link_through_cosines(responses, greedy=greedy, min_similarity=min_similarity)
+
+
+def link_through_cosines(
+    responses: Float[Tensor, "b t k c"], *, greedy: bool, min_similarity: float | None
+) -> tuple[Int[Tensor, "b t k"], Float[Tensor, "b t-1 k"], Int[Tensor, "b t k"]]:
+    """The same, with all cosines [B,T-1,K,K] in memory."""
     responses = at_least_float32(responses)
     norms = cosine_norms(responses.square().sum(-1))
-    cosines = responses[:, :-1] @ responses[:, 1:].mT / norms[:, :-1, :, None] / norms[:, 1:, None, :]  # [B, T-1, K, K]
+    cosines = responses[:, :-1] @ responses[:, 1:].mT / norms[:, :-1, :, None] / norms[:, 1:, None, :]
     comparable = cosines.masked_fill(~cosines.isfinite(), -2)  # NaN: below every cosine
     matches, _ = extension.solve(comparable.flatten(0, 1), maximize=True, greedy=greedy)
     order = extension.compose(matches.view(cosines.shape[:-1]))

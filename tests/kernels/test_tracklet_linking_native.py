@@ -50,6 +50,21 @@ def test_similarity_of_links_is_as_exact_as_plain(device, dtype, videos, frames,
     assert_as_exact_as_plain(fast, plain, draw, dtype)
 
 
+@pytest.mark.parametrize("greedy", [False, True])
+@pytest.mark.parametrize("min_similarity", [None, 0.1])
+def test_the_way_through_all_cosines_finds_the_same(device, greedy, min_similarity):
+    """It serves more responses a frame than one pass holds on a GPU."""
+    reason = extension.refusal(torch.empty(0, device=device))
+    if reason is not None:
+        pytest.skip(reason)
+    responses = torch.randn(3, 6, 20, 33, dtype=torch.float64, device=device)
+    responses[1, 2, 3] = 0
+    responses[2, 3, 5] = torch.nan
+    expected = native.link_by_similarity(responses, greedy=greedy, min_similarity=min_similarity)
+    found = native.link_through_cosines(responses, greedy=greedy, min_similarity=min_similarity)
+    torch.testing.assert_close(found, expected, equal_nan=True)
+
+
 def test_gradients():
     responses = torch.randn(2, 4, 3, 5, dtype=torch.float64, requires_grad=True)
     assert gradcheck(lambda responses: native.link_by_index(responses)[1], (responses,))

@@ -1,6 +1,7 @@
-// The CPU solver for one instruction set, named by ART_TARGET.
-#include "assignment_target.hpp"
+// Batches of problems on one thread: costs of any dtype are read, and each problem solved by what suits its size.
+#pragma once
 
+#include "assignment.hpp"
 #include "assignment_small.hpp"
 #include "greedy.hpp"
 #include "numbers.hpp"
@@ -8,7 +9,6 @@
 #include "simd.hpp"
 
 namespace art::ART_TARGET {
-namespace {
 
 // Costs beyond this are made smaller by a power of two, or sums of them could overflow.
 constexpr double kLarge = 0x1p1000, kShrink = 0x1p-40;
@@ -137,14 +137,12 @@ int64_t solve_of(const Problems& problems, int64_t begin, int64_t end, void* mem
   }
 }
 
-}  // namespace
-
-size_t scratch_bytes(const Problems& problems) {
-  if (problems.method == Method::greedy) return Greedy::bytes(problems.size);
-  return problems.size <= kMaxEnumerated ? 0 : ShortestPaths::bytes(problems.size);
+inline size_t solve_bytes(int size, Method method) {
+  if (method == Method::greedy) return Greedy::bytes(size);
+  return size <= kMaxEnumerated ? 0 : ShortestPaths::bytes(size);
 }
 
-int64_t solve_some(const Problems& problems, int64_t begin, int64_t end, void* memory) {
+inline int64_t solve(const Problems& problems, int64_t begin, int64_t end, void* memory) {
   switch (problems.dtype) {
     case Dtype::float32:
       return solve_of<float>(problems, begin, end, memory);
