@@ -8,7 +8,7 @@ RUN    ?= runs/motion
 # Kernels that `make test` compiles, and for what: a device with little shared memory, one with much, one of AMD's.
 # `make kernels` compiles all of them for all targets (an hour on two cores).
 TARGETS ?= sm_89,sm_90,gfx942
-KERNELS ?= combine\.bf16\.c1000|\.bf16\.(c256|c768|c1408)\.(m|j16)|\.(fp16|fp32)\.c1000\.(m.*(plain|all)|j16\.t16\.all)|contrast\.(terms|.*\.bf16\.c256\..*all)|nce\..*\.bf16\.c256\.all
+KERNELS ?= combine\.bf16\.c1000|\.bf16\.(c256|c768|c1408)\.(m|j16|split\.plain)|\.(fp16|fp32)\.c1000\.(m.*(plain|all)|j16\.t16\.all)|contrast\.(terms|.*\.bf16\.c256\..*all)|nce\..*\.bf16\.c256\.all
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 BUILT_FROM := pyproject.toml constraints.txt setup.py $(wildcard csrc/*)

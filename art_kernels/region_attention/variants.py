@@ -27,8 +27,16 @@ def variants(device: Device) -> Iterator[tuple[str, Call]]:
     """Names such as "backward.bf16.c768.m16.normed", and the launches, on such a device."""
     for dtype_name, dtype in DTYPES.items():
         for channels in CHANNELS:
-            split = _forward(_inputs(dtype, 1, channels, "plain", frames=1, count=4096), "plain", device)
-            yield f"combine.{dtype_name}.c{channels}", split[-1]
+            for option in OPTIONS:
+                name = f"{dtype_name}.c{channels}.split.{option}"
+                few = _inputs(dtype, 1, channels, option, frames=1, count=4096)
+                forward, combine = _forward(few, option, device)
+                if option == "plain":
+                    yield f"combine.{dtype_name}.c{channels}", combine
+                if dtype != torch.float32:  # where a split writes, as all do, what is added up: float32
+                    yield f"forward.{name}", forward
+                    if few.backward_tiles(device)[1]:  # with several blocks of rows there is always something to add up
+                        yield f"backward.{name}", _backward(few, option, device)["backward"]
             for rows in ROWS:
                 for option in OPTIONS:
                     name = f"{dtype_name}.c{channels}.m{rows}.{option}"

@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 from art_kernels import compile as compiler
 
@@ -70,6 +71,17 @@ def test_names_say_what_is_compiled():
     for part in ("forward.fp32.c1000.m64.all", "backward.bf16.c1536.m16.normed", "combine.fp16.c96"):
         assert f"region_attention.{part}" in names
     assert "tracklet_pooling.backward.bf16.c256.j16.t16.plain" in names
+
+
+def test_splits_write_float32_whatever_they_read():
+    """One clip of few rows is split, and what a split writes has another type than a result: another variant."""
+    calls = dict(compiler.all_variants("sm_90"))
+    for kernel, result in (("forward", "p_output"), ("backward", "p_grad_queries")):
+        written = {
+            rows: calls[f"region_attention.{kernel}.bf16.c768.{rows}.plain"].arguments[result].dtype
+            for rows in ("split", "m16")
+        }
+        assert written == {"split": torch.float32, "m16": torch.bfloat16}
 
 
 @pytest.mark.parametrize(
