@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 _ACCURACY = {"top1": "top-1", "mean_class_accuracy": "mean class accuracy"}
 _TRACKLETS = {
     "relinked": "links to another query",
-    "limb_single": "frames with a tracklet near the limb",
-    "limb_best": "with the best tracklet of the clip",
-    "limb_any": "with any tracklet",
+    "limb_single": "frames near the limb (a tracklet)",
+    "limb_best": "frames near the limb (the best of each clip)",
+    "limb_any": "frames near the limb (any)",
 }
 _KINDS = {"backbone": "backbone alone", "art": "ART on it"}
 
@@ -49,13 +49,24 @@ def _tracklet_table(result: Mapping[str, Any]) -> list[str]:
     lines = _head(*(f"{_TRACKLETS[name]}, %" for name in names))
     for value, summary in with_tracklets.items():
         lines.append(_row(_title(result, value), *(_percent(summary.get(name)) for name in names)))
-        chances = [_percent(summary.get(f"{name}_chance")) for name in names]
-        if any(chances):
-            lines.append(_row("random regions on the body in its place", *chances))
+    lines += _chances(result, with_tracklets, names)
     for title, paired in _pairs(result).items():
         if "relinked" in paired:
             lines.append(_row(title, *(_percent(paired.get(name), signed=True) for name in names)))
     return lines
+
+
+def _chances(
+    result: Mapping[str, Any], with_tracklets: Mapping[str, Mapping[str, Any]], names: Sequence[str]
+) -> list[str]:
+    """What random regions on the body would reach: one row where all values of the key have the same chances."""
+    cells = {
+        value: [_percent(summary.get(f"{name}_chance")) for name in names] for value, summary in with_tracklets.items()
+    }
+    known = {_title(result, value): row for value, row in cells.items() if any(row)}
+    if len({tuple(row) for row in known.values()}) == 1:
+        return [_row("random regions on the body", *next(iter(known.values())))]
+    return [_row(f"random regions on the body, {title}", *row) for title, row in known.items()]
 
 
 def _by_seed(result: Mapping[str, Any]) -> list[str]:

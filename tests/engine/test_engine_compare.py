@@ -98,7 +98,10 @@ def test_where_the_limb_is_known_the_comparison_carries_it(linked, monkeypatch):
     assert result["summary"]["optimal"]["limb_any_chance"]["mean"] == 0.3
     assert result["paired"]["limb_single"]["by_seed"] == [0.0]
     text = as_markdown(result)
-    assert "| random regions on the body in its place | | 10.00 (10.00 … 10.00) | 20.00 " in text
+    assert text.count("random regions") == 1, "the chances are the same with both values"
+    assert "| random regions on the body | | 10.00 (10.00 … 10.00) | 20.00 " in text
+    result["summary"]["optimal"]["limb_any_chance"]["mean"] = 0.4
+    assert "| random regions on the body, model.linking=optimal | | 10.00 " in as_markdown(result)
 
 
 @pytest.mark.parametrize(
