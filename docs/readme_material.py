@@ -1,6 +1,7 @@
 """Draw the README's pictures and copy the numbers that it quotes, from the folders of a run and of comparisons.
 
-    python docs/readme_material.py --run runs/motion --compare runs/compare --more runs/more --linking runs/linking
+    python docs/readme_material.py --run runs/motion --compare runs/compare --more runs/more
+    python docs/readme_material.py --linking runs/linking --without-residual runs/linking-without-residual
 
 Writes ``docs/pictures/*.png`` and ``docs/results/motion*.json`` and ``linking*.json`` (and the tables of comparisons as
 Markdown), of the folders that are given.
@@ -37,6 +38,7 @@ def main() -> None:
         help="reports of the comparison's checkpoints on further clips: DIR/<kind>-seed<n>/evaluation.json",
     )  # fmt: skip
     parser.add_argument("--linking", type=Path, help="the same --over model.linking=index,optimal")
+    parser.add_argument("--without-residual", type=Path, help="that with model.response_residual=false")
     arguments = parser.parse_args()
     if not any(vars(arguments).values()):
         parser.error("no folder is given, expected at least one")
@@ -51,11 +53,14 @@ def main() -> None:
         (DOCS / "results" / "motion-more-clips.json").write_text(further + "\n")
     if arguments.linking:
         copy_comparison(arguments.linking, picture="linking", result="linking-compare")
+    if arguments.without_residual:
+        copy_comparison(arguments.without_residual, result="linking-without-residual")
 
 
-def copy_comparison(folder: Path, *, picture: str, result: str) -> None:
-    """The picture, the table and the numbers of a comparison, under these names."""
-    shutil.copy(folder / "compare.png", DOCS / "pictures" / f"{picture}.png")
+def copy_comparison(folder: Path, *, result: str, picture: str | None = None) -> None:
+    """The table and the numbers of a comparison, and the picture where it is wanted, under these names."""
+    if picture is not None:
+        shutil.copy(folder / "compare.png", DOCS / "pictures" / f"{picture}.png")
     shutil.copy(folder / "compare.md", DOCS / "results" / f"{result}.md")
     comparison = json.loads((folder / "compare.json").read_text())
     # Where the folders lay on that machine says nothing to a reader.
