@@ -23,10 +23,11 @@ Formula = Callable[..., int]
 def flop_formulas() -> dict[Any, Formula]:
     """By operator, its formula from shapes; a new dictionary, so nothing global is changed.
 
-    Three operators of PyTorch are among them: its attention on a CPU, which it does not count, and the backward pass of
-    a convolution in groups, which it counts as if every channel met every other.
+    Four operators of PyTorch are among them: its attention on a CPU, forward and backward, and a matrix times a vector,
+    which it does not count, and the backward pass of a convolution in groups, which it counts as if every channel met
+    every other.
     """
-    ours = {
+    ours: dict[str, Formula] = {
         "region_attention": _region_attention,
         "region_attention_backward": _region_attention_backward,
         "mtc_loss": _mtc_loss,
@@ -42,6 +43,7 @@ def flop_formulas() -> dict[Any, Formula]:
         aten._scaled_dot_product_flash_attention_for_cpu: _attention,
         aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
         aten.convolution_backward: _convolution_backward,
+        aten.mv: _matrix_vector,
     }
     # Without Triton pool_tracklets is no operator, and nothing calls one.
     return formulas | {
@@ -137,3 +139,7 @@ def _convolution_backward(
     positions = inputs[2:] if transposed else grad_output[2:]
     once = 2 * inputs[0] * prod(positions) * prod(weight)
     return once * (bool(output_mask[0]) + bool(output_mask[1]))
+
+
+def _matrix_vector(matrix: Shape, vector: Shape, *_: object, **__: object) -> int:
+    return 2 * prod(matrix)

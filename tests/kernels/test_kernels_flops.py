@@ -85,3 +85,5 @@ def test_what_pytorch_counts_wrong(groups):
     attend = torch.nn.functional.scaled_dot_product_attention
     assert count(lambda: attend(q, q, q)) == 2 * (2 * 3 * 6 * 6 * 8)
     assert count(attend(q, q, q).sum().backward) == 5 * (2 * 3 * 6 * 6 * 8)
+    matrix = torch.randn(5, 7)
+    assert count(lambda: matrix @ torch.randn(7)) == 35
