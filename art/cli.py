@@ -124,6 +124,20 @@ def build_parser() -> argparse.ArgumentParser:
         help="what is compared, the first value being the one to compare with (default kind=backbone,art)",
     )  # fmt: skip
     compare.add_argument("--epochs", type=int, help="short for optim.epochs=N")
+
+    example = "art profile configs/motion.yaml model.enhancement_layers=4 --count"
+    profile = _command(commands, "profile", _profile, "count and measure a model stage by stage", example)
+    profile.description = (
+        "Parameters, operations (multiply-adds) and activations of each stage of the model, counted, and its time and "
+        "memory on this device. Needs no data and no checkpoint. Writes profile.json and profile.png."
+    )
+    profile.add_argument("config", type=Path, help="a YAML file, such as configs/motion.yaml")
+    profile.add_argument("overrides", nargs="*", metavar="key=value", help=_OVERRIDE_HELP)
+    profile.add_argument("--clips", type=int, default=1, help="clips in a pass (default 1)")
+    profile.add_argument("--classes", type=int, default=100, help="number of classes (default 100)")
+    profile.add_argument("--repetitions", type=int, default=5, help="of each pass that is timed (default 5)")
+    profile.add_argument("--count", action="store_true", help="count only: seconds for any size")
+    profile.add_argument("--out", type=Path, metavar="DIR", help="where to write (default: profile/ in the run folder)")
     return parser
 
 
@@ -240,4 +254,29 @@ def _compare(options: argparse.Namespace) -> int:
     config = load_config(options.config, [*options.overrides, *epochs])
     print(as_markdown(compare(config, options.seeds, options.over)), end="")
     print(f"written to {config.output}: compare.json, compare.md, compare.png")
+    return 0
+
+
+def _profile(options: argparse.Namespace) -> int:
+    from art.engine.config import load_config
+    from art.profiling import as_table, profile
+    from art.visualize.cost import cost_figure
+    from art.visualize.style import png_bytes
+
+    config = load_config(options.config, options.overrides)
+    result = profile(
+        config,
+        clips=options.clips,
+        classes=options.classes,
+        repetitions=options.repetitions,
+        measure=not options.count,
+    )
+    print(as_table(result), end="")
+    folder = options.out or Path(config.output) / "profile"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "profile.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    figure = cost_figure(result["stages"])
+    figure.patch.set(facecolor="white", alpha=1.0)
+    (folder / "profile.png").write_bytes(png_bytes(figure))
+    print(f"written to {folder}: profile.json, profile.png")
     return 0

@@ -9,7 +9,7 @@ import pytest
 import art
 from art.cli import build_parser, main
 
-COMMANDS = ("prepare", "train", "evaluate", "predict", "compare")
+COMMANDS = ("prepare", "train", "evaluate", "predict", "compare", "profile")
 
 
 def run(capsys, *arguments):
@@ -71,6 +71,9 @@ def test_overrides_may_stand_on_either_side_of_options():
         (["compare", "CONFIG", "--over", "model.linkin=index,optimal"], "model.linkin: unknown key"),
         (["compare", "CONFIG", "--over", "model.linking=index"], "model.linking: got 1 values"),
         (["prepare", "motion", "--root", "x", "--size", "33"], "size must be even"),
+        (["profile", "CONFIG", "--clips", "0"], "clips: got 0, expected at least 1"),
+        (["profile", "CONFIG", "--classes", "1"], "num_tracklets is 2, expected at most the number of classes, 1"),
+        (["profile", "CONFIG", "model.backbone=tinny"], "did you mean 'tiny'?"),
     ],
 )
 def test_an_expected_error_is_one_line_and_exit_code_2(capsys, tmp_path, monkeypatch, arguments, told):
