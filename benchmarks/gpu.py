@@ -23,7 +23,7 @@ from xml.etree import ElementTree
 
 import torch
 
-from benchmarks import bench_contrast, bench_linking, bench_region_attention
+from benchmarks import bench_contrast, bench_linking, bench_model, bench_region_attention
 from benchmarks.machine import ROOT, device_name, provenance, slug
 
 #: By name: given the moment (of `time.monotonic`) after which nothing new may begin, a benchmark returns what goes into
@@ -32,6 +32,7 @@ BENCHMARKS: dict[str, Callable[[float], dict[str, Any]]] = {
     "region_attention": bench_region_attention.run_on_gpu,
     "contrast": bench_contrast.run_on_gpu,
     "linking": bench_linking.run_on_gpu,
+    "model": bench_model.run_on_gpu,
 }
 
 #: Share of the time that the tests may take, and seconds kept for what a benchmark has begun when its time is over.

@@ -65,7 +65,26 @@ class Timing:
     host_ms: float | None
 
 
+@dataclass(frozen=True)
+class Rounds:
+    """What a clock has shown.
+
+    Attributes:
+        seconds: of each call in each round.
+        host_seconds: of each call, until its work is queued on a CUDA device; None on a CPU.
+    """
+
+    seconds: dict[str, list[float]]
+    host_seconds: dict[str, float | None]
+
+
 def time_calls(calls: Mapping[str, Call], device: torch.device, effort: Effort) -> dict[str, Timing]:
+    """Time calls against each other, see `time_rounds`; the statistics of each."""
+    rounds = time_rounds(calls, device, effort)
+    return {name: summarize(found, rounds.host_seconds[name]) for name, found in rounds.seconds.items()}
+
+
+def time_rounds(calls: Mapping[str, Call], device: torch.device, effort: Effort) -> Rounds:
     """Time calls against each other.
 
     Each round runs every call once, every other round in reverse order. On a CPU that puts the data of the others
@@ -88,7 +107,7 @@ def time_calls(calls: Mapping[str, Call], device: torch.device, effort: Effort) 
             order = list(calls.items())
             for name, call in order if len(seconds[order[0][0]]) % 2 == 0 else reversed(order):
                 seconds[name].append(stopwatch.seconds(name, call))
-    return {name: summarize(found, stopwatch.host_seconds(name)) for name, found in seconds.items()}
+    return Rounds(seconds, {name: stopwatch.host_seconds(name) for name in calls})
 
 
 def summarize(seconds: list[float], host_seconds: float | None = None) -> Timing:

@@ -130,5 +130,5 @@ def test_bad_arguments(arguments, message, capsys):
 
 
 def test_it_is_one_of_the_benchmarks_on_a_gpu():
-    assert set(gpu.BENCHMARKS) == {"region_attention", "contrast", "linking"}
+    assert set(gpu.BENCHMARKS) == {"region_attention", "contrast", "linking", "model"}
     assert contrast_measure.OURS_REPLAYED in PROVIDERS["mtc_loss"]

@@ -1,0 +1,120 @@
+"""The benchmark of whole models: the peers say the same, what is measured is named, goals are checked against it."""
+
+import json
+import time
+
+import pytest
+import torch
+
+from benchmarks import gpu, model_peers
+from benchmarks.bench_model import main
+from benchmarks.findings import OUT_OF_TIME
+from benchmarks.model_measure import Settings, compare, count, macs, ratios, run
+from benchmarks.model_peers import ART_OURS, MODELS, OURS, PROVIDERS, PUBLISHED, build_all
+from benchmarks.model_table import goals
+
+TINY = MODELS["tiny"]
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def models():
+    return build_all(TINY, CPU)
+
+
+def video(seed=1):
+    return torch.rand(2, 4, 3, 32, 32, generator=torch.Generator().manual_seed(seed))
+
+
+def test_all_share_one_set_of_parameters(models):
+    own = {id(parameter) for parameter in models[ART_OURS].parameters()}
+    for model in models.values():
+        assert {id(parameter) for parameter in model.parameters()} <= own
+        assert all(parameter.device.type == "cpu" for parameter in model.parameters())
+
+
+def test_the_published_blocks_say_the_same_and_have_the_same_gradients(models):
+    gradients = {}
+    for name in (PUBLISHED, OURS):
+        model = models[name].eval()
+        model.zero_grad()
+        model(video()).logits.square().sum().backward()
+        gradients[name] = [parameter.grad for parameter in model.backbone.transformer.dec[0].attn.parameters()]
+    for published, ours in zip(gradients[PUBLISHED], gradients[OURS], strict=True):
+        assert published.abs().max() > 0
+        torch.testing.assert_close(ours, published, rtol=1e-4, atol=1e-5 * published.abs().max().item())
+    assert max(compare(models, video(), "float32").values()) < 1e-5
+
+
+def test_global_blocks_that_say_something_else_are_an_error(models, monkeypatch):
+    original = model_peers.PublishedGlobalBlock._attend
+    monkeypatch.setattr(model_peers.PublishedGlobalBlock, "_attend", lambda self, q, r: 2 * original(self, q, r))
+    with pytest.raises(ArithmeticError, match=r"art_kernels: logits differ by .* from those as published"):
+        compare(models, video(), "float32")
+
+
+def test_what_the_global_blocks_save():
+    published, ours = (count(name, TINY)[0]["forward_macs"] for name in (PUBLISHED, OURS))
+    width, tokens, heads, blocks = 48, 4 * 17, 3, 2
+    projected = 2 * width * width * (tokens + 1) + 2 * tokens * width
+    folded = 4 * width * width + 2 * heads * tokens * width + 2 * width * width  # and ln_3's β through both projections
+    assert published - ours == blocks * (projected - folded)
+
+
+def test_ratios_are_taken_round_by_round():
+    seconds = {PUBLISHED: [1.0, 2.0, 4.0], OURS: [0.5, 4.0, 2.0]}
+    assert ratios(seconds, OURS)["ratio"] == 0.5
+    assert ratios(seconds, PUBLISHED) == {"ratio": 1.0, "ratio_p20": 1.0, "ratio_p80": 1.0}
+
+
+def test_the_command_measures_every_model_and_draws(tmp_path, capsys):
+    out = tmp_path / "deep" / "r.json"
+    threads = torch.get_num_threads()
+    try:
+        assert main(["--quick", "--threads", "1", "--out", str(out), "--plots", str(tmp_path / "plots")]) == 0
+    finally:
+        torch.set_num_threads(threads)
+    result = json.loads(out.read_text())
+    assert [(r["pass"], r["provider"]) for r in result["records"]] == [
+        (kind, name) for kind in ("forward", "both") for name in PROVIDERS
+    ]
+    assert result["failures"] == [] and set(result["counts"]) == {"tiny"}
+    for record in result["records"]:
+        assert record["median_ms"] > 0 and record["peak_extra_bytes"] > 0 and record["macs"] > 0
+    picture = tmp_path / "plots" / "model-tiny-float32.png"
+    drawn = picture.read_bytes()
+    assert drawn[:4] == b"\x89PNG" and goals(result) == []
+    picture.unlink()
+    assert main(["--draw", str(out), "--plots", str(tmp_path / "plots")]) == 0
+    assert picture.read_bytes() == drawn
+    assert "backbone" in capsys.readouterr().out
+
+
+def test_goals_are_those_of_the_models():
+    stages = [{"stage": "backbone", "forward_macs": 1_400_000_000_000, "backward_macs": 0}]
+    records = [
+        {"provider": ART_OURS, "model": "b16-8", "dtype": "float32", "pass": kind, "ratio": 1.01, "peak_ratio": 1.02}
+        for kind in ("forward", "both")
+    ]
+    result = {"arguments": {"quick": False}, "records": records, "machine": {"kind": "cpu"}}
+    result["counts"] = {"l14-16": {ART_OURS: stages}}
+    assert [(found, bound) for _, found, bound in goals(result)] == [(1.01, 1.0), (1.02, 1.05), (1400.0, 1332.0)]
+    result["machine"]["kind"] = "cuda"
+    assert [bound for _, _, bound in goals(result)] == [1.0, 1.03, 1.05, 1332.0]
+    assert macs([*stages, {"stage": "loss", "forward_macs": 7, "backward_macs": 0}]) == 1_400_000_000_000
+
+
+def test_nothing_is_begun_after_the_deadline():
+    result = run(Settings(models=("tiny",), quick=True), deadline=time.monotonic())
+    assert result["records"] == []
+    assert {entry["reason"] for entry in result["left_out"]} == {OUT_OF_TIME}
+
+
+def test_bad_arguments(capsys):
+    with pytest.raises(SystemExit):
+        main(["--models", "b17"])
+    assert "'b17' is no model, expected some of b16-4" in capsys.readouterr().err
+
+
+def test_it_is_one_of_the_benchmarks_on_a_gpu():
+    assert "model" in gpu.BENCHMARKS
