@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Sequence
 from types import ModuleType
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+from art.extras import import_extra
 
 
 class ClipText:
@@ -53,34 +54,6 @@ class ClipText:
 
 
 def _import_open_clip() -> ModuleType:
-    try:
-        _declare_missing_torchvision_operators()
-        return importlib.import_module("open_clip")
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            f"text_encoder='clip' needs open_clip ({error}): pip install 'art-kernels[clip]', "
-            "or choose text_encoder='wordllama'"
-        ) from error
-
-
-def _declare_missing_torchvision_operators() -> None:
-    """Let torchvision import beside a CPU-only torch.
-
-    torchvision's wheel, built for CUDA, cannot load its operators there, and then stops over two schemas for which it
-    registers fakes. open_clip calls neither; with the schemas declared the second import succeeds.
-    """
-    try:
-        importlib.import_module("torchvision")
-    except RuntimeError as error:
-        if "torchvision::" not in str(error):
-            raise
-        library = torch.library.Library("torchvision", "DEF")
-        library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        library.define(
-            "qnms(Tensor dets, Tensor scores, float iou_threshold, float dets_scale, int dets_zero_point) -> Tensor"
-        )
-        _KEPT_ALIVE.append(library)  # the schemas go with the object that declared them
-        importlib.import_module("torchvision")
-
-
-_KEPT_ALIVE: list[torch.library.Library] = []
+    return import_extra(
+        "open_clip", extra="clip", needed_by="text_encoder='clip'", instead="choose text_encoder='wordllama'"
+    )
