@@ -61,6 +61,18 @@ def test_a_local_file_with_a_classifier_is_loaded(tmp_path):
     assert_close(backbone.model.state_dict(), {n: v for n, v in theirs.state_dict().items() if "head." not in n})
 
 
+def test_a_tag_is_loaded_by_timm(monkeypatch):
+    """Nothing is downloaded: the weights that the tag stands for are given."""
+    theirs = timm.create_model(WITH_CLASS, img_size=48, num_classes=1000)
+    asked = []
+    given = lambda name, *_, **__: asked.append(name) or theirs.state_dict()  # noqa: E731
+    monkeypatch.setattr(timm.models._builder, "load_state_dict_from_hf", given)
+    backbone = make(pretrained="r160_in1k")
+    assert asked == ["timm/test_vit.r160_in1k"]
+    assert_close(backbone.model.state_dict(), {n: v for n, v in theirs.state_dict().items() if "head." not in n})
+    assert_close(backbone.colour_mean.flatten(), torch.full((3,), 0.5))
+
+
 def test_positions_are_interpolated_as_timm_does(tmp_path):
     from timm.layers import resample_abs_pos_embed
 

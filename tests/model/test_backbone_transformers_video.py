@@ -194,6 +194,14 @@ def test_a_checkpoint_of_masked_pretraining_is_loaded(tmp_path, video):
     assert_close(class_token, hidden.mean(1))
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_checkpoint_without_a_classifier_is_loaded(family, tmp_path):
+    theirs = getattr(transformers, f"{NAMES[family]}Model")(library(family).config)  # ViViT's with a pooler
+    perturb(theirs)
+    ours = make_from(family, saved(theirs, tmp_path)).model.base_model.state_dict()
+    assert_close(ours, {n: v for n, v in theirs.state_dict().items() if not n.startswith("pooler.")})
+
+
 def test_colours_are_those_that_the_checkpoint_tells(tmp_path):
     folder = saved(library("videomae"), tmp_path)
     told = {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6]}
