@@ -142,9 +142,16 @@ class FeedForward(nn.Module):
         self.c_proj = nn.Linear(4 * width, width)
 
     def forward(self, x: Float[Tensor, "*batch c"]) -> Float[Tensor, "*batch c"]:
-        """The branch, still to be added."""
-        hidden = self.c_fc(x)
-        return self.c_proj(self.dropout(hidden * torch.sigmoid(1.702 * hidden)))
+        """The branch, still to be added.
+
+        With s = 1.702, x · sigmoid(s x) = silu(s x) / s, and the products with the weights take both factors along: one
+        pass over the hidden layer, the largest of a block, in place of three, and one copy of it less for the backward
+        pass.
+        """
+        sharpness = 1.702
+        hidden = torch.addmm(self.c_fc.bias, x.flatten(0, -2), self.c_fc.weight.mT, beta=sharpness, alpha=sharpness)
+        hidden = self.dropout(F.silu(hidden))
+        return torch.addmm(self.c_proj.bias, hidden, self.c_proj.weight.mT, alpha=1 / sharpness).view_as(x)
 
 
 def on_grid(module: nn.Module, patches: Float[Tensor, "b t n c"], grid: tuple[int, int]) -> Float[Tensor, "b t n c"]:

@@ -7,7 +7,7 @@ from golden import golden_outputs, golden_shapes, golden_video, golden_weights
 from torch.testing import assert_close
 
 from art import ARTModel, BackboneClassifier, build_backbone, load_model
-from art.backbones.uniformerv2 import SIZES, DropPath
+from art.backbones.uniformerv2 import SIZES, DropPath, FeedForward
 from art.backbones.uniformerv2_weights import NormalisedLinear, published_state
 
 TINY = {"width": 24, "layers": 3, "heads": 3, "patch_size": 8, "input_size": 24, "global_blocks": [0, 2]}
@@ -340,3 +340,22 @@ def test_options_out_of_range_are_named(option, value, message):
 def test_an_unknown_option_is_named():
     with pytest.raises(TypeError, match=r"backbone 'uniformerv2_b16'.*'local_mrha'"):
         build_backbone("uniformerv2_b16", num_frames=4, local_mrha=2)
+
+
+def test_the_mlp_is_clips_and_keeps_the_hidden_layer_twice():
+    mlp = FeedForward(6).double()
+    x = torch.randn(2, 3, 5, 6, dtype=torch.float64, requires_grad=True)
+    kept = {}
+
+    def keep(tensor):
+        kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        found = mlp(x)
+    hidden = mlp.c_fc(x)
+    expected = mlp.c_proj(hidden * torch.sigmoid(1.702 * hidden))
+    assert_close(found, expected)
+    inputs = (x, *mlp.parameters())
+    assert_close(torch.autograd.grad(found.sum(), inputs), torch.autograd.grad(expected.sum(), inputs))
+    assert sum(tensor.numel() == 2 * 3 * 5 * 24 for tensor in kept.values()) == 2
