@@ -1,4 +1,4 @@
-"""UniFormerV2 with the global blocks as published and with ours, alone and under ART: one set of weights for all."""
+"""UniFormerV2 with attention and MLP as published and as ours, alone and under ART: one set of weights for all."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from art import ARTModel, BackboneClassifier
-from art.backbones.uniformerv2 import GlobalBlock
+from art.backbones.uniformerv2 import FeedForward, GlobalBlock
 from art.pretrained import VideoClassifier
 
 PUBLISHED, OURS = "UniFormerV2 as published", "UniFormerV2, art_kernels"
@@ -58,6 +58,19 @@ MODELS = {
 }
 
 
+class PublishedFeedForward(nn.Module):
+    """The MLP of all blocks as the published code computes it: x · sigmoid(1.702 x), operation by operation."""
+
+    def __init__(self, mlp: FeedForward) -> None:
+        super().__init__()
+        self.c_fc, self.dropout, self.c_proj = mlp.c_fc, mlp.dropout, mlp.c_proj
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The branch, still to be added."""
+        hidden = self.c_fc(x)
+        return self.c_proj(self.dropout(hidden * torch.sigmoid(1.702 * hidden)))
+
+
 class PublishedGlobalBlock(nn.Module):
     """A global block as the published code computes it, with the parameters of ours.
 
@@ -73,7 +86,7 @@ class PublishedGlobalBlock(nn.Module):
             self.attn = nn.MultiheadAttention(width, heads)
         self.attn.load_state_dict(block.attn.state_dict(keep_vars=True), assign=True)
         self.ln_1, self.ln_2, self.ln_3 = block.ln_1, block.ln_2, block.ln_3
-        self.mlp, self.drop_path = block.mlp, block.drop_path
+        self.mlp, self.drop_path = PublishedFeedForward(block.mlp), block.drop_path
 
     def forward(self, query: Tensor, regions: Tensor) -> Tensor:
         """`query` [B,1,C] after it read `regions` [B,M,C]."""
@@ -111,9 +124,11 @@ def build(provider: str, model: Model, source: VideoClassifier | None = None) ->
         shared = {name: value for name, value in source.state_dict(keep_vars=True).items() if name in own}
         found.load_state_dict(shared, assign=True)
     if provider in (PUBLISHED, ART_PUBLISHED):
-        blocks = found.backbone.transformer.dec
-        for index, block in enumerate(blocks):
-            blocks[index] = PublishedGlobalBlock(block)
+        transformer = found.backbone.transformer
+        for block in transformer.resblocks:
+            block.mlp = PublishedFeedForward(block.mlp)
+        for index, block in enumerate(transformer.dec):
+            transformer.dec[index] = PublishedGlobalBlock(block)
     return found
 
 
