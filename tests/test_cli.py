@@ -72,7 +72,7 @@ def test_overrides_may_stand_on_either_side_of_options():
         (["compare", "CONFIG", "--over", "model.linking=index"], "model.linking: got 1 values"),
         (["prepare", "motion", "--root", "x", "--size", "33"], "size must be even"),
         (["profile", "CONFIG", "--clips", "0"], "clips: got 0, expected at least 1"),
-        (["profile", "CONFIG", "--classes", "1"], "num_tracklets is 2, expected at most the number of classes, 1"),
+        (["profile", "CONFIG", "--classes", "1"], "class_names has 1 names, expected at least 2"),
         (["profile", "CONFIG", "model.backbone=tinny"], "did you mean 'tiny'?"),
     ],
 )
