@@ -10,6 +10,15 @@ namespace art {
 namespace {
 
 constexpr int64_t kMostBlocks = 0x7fffffff;
+constexpr int kSharedBytesAnywhere = 48 * 1024;  // more has to be asked for
+
+// Most bytes of shared memory that a block may have on the current device.
+int shared_bytes() {
+  int device = 0, bytes = kSharedBytesAnywhere;
+  if (cudaGetDevice(&device) == cudaSuccess)
+    cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  return bytes;
+}
 
 // Returns what this launch, and not an earlier one, met with.
 template <class... Parameters>
@@ -17,6 +26,11 @@ const char* enqueue(void (*kernel)(Parameters...), const Launch& launch, void* s
   if (launch.blocks == 0) return nullptr;
   if (launch.blocks > kMostBlocks) return cudaGetErrorString(cudaErrorInvalidConfiguration);
   void* pointers[] = {&parameters...};
+  if (launch.shared_bytes > kSharedBytesAnywhere) {
+    const cudaError_t error = cudaFuncSetAttribute(
+        reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize, launch.shared_bytes);
+    if (error != cudaSuccess) return cudaGetErrorString(error);
+  }
   const cudaError_t error = cudaLaunchKernel(
       reinterpret_cast<const void*>(kernel), dim3(static_cast<unsigned>(launch.blocks)),
       dim3(static_cast<unsigned>(launch.threads)), pointers, static_cast<size_t>(launch.shared_bytes),
@@ -27,7 +41,7 @@ const char* enqueue(void (*kernel)(Parameters...), const Launch& launch, void* s
 }  // namespace
 
 const char* solve_on_cuda(const Problems& problems, void* stream) {
-  return with_solver(problems, [&](auto* kernel, const Launch& launch) {
+  return with_solver(problems, shared_bytes(), [&](auto* kernel, const Launch& launch) {
     return enqueue(kernel, launch, stream, problems);
   });
 }

@@ -1,11 +1,11 @@
-// Matchings of 5 to kMaxSize rows, by a group of at most 32 lanes a problem; which kernel solves which problems.
+// Matchings of 5 to 64 rows, by a group of at most 32 lanes a problem; which kernel solves which problems.
 //
 // A lane owns the columns j and the rows i with j, i = lane (modulo the width of the group): `Slots` of each, in
-// registers. Costs are read a row at a time, each lane its own columns: up to 64 rows from shared memory, where no
-// other lane touches them, and above from global memory, through the first-level cache. One warp takes even 256 rows:
-// where several would meet at a barrier at each step, its lanes hold more columns.
+// registers. Costs are read a row at a time, each lane its own columns, from shared memory, where no other lane touches
+// them. One warp takes 64 rows too: two would have to meet at a barrier at each step.
 #pragma once
 
+#include "block_assignment_cuda.cuh"
 #include "device.cuh"
 #include "enumeration_cuda.cuh"
 
@@ -20,33 +20,6 @@ struct StagedCosts {
   __device__ void row(int i, double (&costs)[Slots]) const {
 #pragma unroll
     for (int s = 0; s < Slots; ++s) costs[s] = static_cast<double>(own[i * kStride + s * kWarp]);
-  }
-};
-
-// Costs in global memory.
-template <int Slots>
-struct StoredCosts {
-  const void* problem;
-  Dtype dtype;
-  int size;
-  int lane;
-  double scale;
-
-  __device__ void row(int i, double (&costs)[Slots]) const {
-    if (dtype == Dtype::float64) {
-      read(static_cast<const double*>(problem) + i * size, costs);
-    } else {
-      with_type<float>(dtype, [&](auto type) { read(static_cast<decltype(type)>(problem) + i * size, costs); });
-    }
-  }
-
-  template <class T>
-  __device__ void read(const T* values, double (&costs)[Slots]) const {
-#pragma unroll
-    for (int s = 0; s < Slots; ++s) {
-      const int j = s * kWarp + lane;
-      costs[s] = j < size ? scale * static_cast<double>(number(values[j])) + 0.0 : 0.0;  // -0 becomes 0
-    }
   }
 };
 
@@ -87,8 +60,6 @@ struct Matching {
     }
   }
 };
-
-constexpr double kInfinity = __builtin_huge_val();
 
 // Shortest augmenting paths (Jonker and Volgenant) with duals of the columns alone: that of a matched row is implied by
 // the cost of its match. Rounding can move a dual, but not break the matching: each step closes a column, and each path
@@ -341,18 +312,6 @@ __device__ void write_columns(const Problems& problems, int64_t problem, bool go
   }
 }
 
-// What a look at all costs of a problem tells.
-struct Range {
-  bool finite = true;
-  bool huge = false;
-
-  template <class Real>
-  __device__ void see(Real value) {
-    finite = finite && is_finite(value);
-    huge = huge || is_huge(value);
-  }
-};
-
 template <class Real, int Width, int Slots>
 __device__ Range stage_columns(const Problems& problems, int64_t problem, bool there, Real* own) {
   const int lane = Group<Width>::here().lane;
@@ -401,30 +360,6 @@ __global__ void __launch_bounds__(kMaxWarps* kWarp) solve_staged(Problems proble
   if (there) write_columns<Width, Slots>(problems, problem, good, column_of);
 }
 
-// A warp a block, so that as many problems as a multiprocessor takes are under way.
-template <int Slots>
-__global__ void __launch_bounds__(kWarp) solve_stored(Problems problems) {
-  const int64_t problem = blockIdx.x;
-  const auto group = Group<kWarp>::here();
-  const int size = problems.size;
-  const int64_t bytes = problems.dtype == Dtype::float64 ? 8 : problems.dtype == Dtype::float32 ? 4 : 2;
-  const void* first = static_cast<const char*>(problems.cost) + problem * size * size * bytes;
-  StoredCosts<Slots> costs{first, problems.dtype, size, group.lane, problems.maximize ? -1.0 : 1.0};
-
-  Range range;
-  for (int i = 0; i < size; ++i) {
-    double values[Slots];
-    costs.row(i, values);
-#pragma unroll
-    for (int s = 0; s < Slots; ++s) range.see(values[s]);
-  }
-  const bool good = group.ballot(!range.finite) == 0;
-  if (group.ballot(range.huge) != 0 && problems.method == Method::optimal) costs.scale *= kShrink;
-  int column_of[Slots];
-  match<kWarp, Slots>(costs, size, good, problems.method, column_of);
-  write_columns<kWarp, Slots>(problems, problem, good, column_of);
-}
-
 template <class Real, int Width, int Slots>
 Launch launch_of_staged(const Problems& problems) {
   constexpr int kBlockBytes = 32768;  // of the 48 KiB that every device gives; several blocks fit a multiprocessor
@@ -434,9 +369,10 @@ Launch launch_of_staged(const Problems& problems) {
   return {blocks_for(problems.count, warps * (kWarp / Width)), warps * kWarp, warps * bytes};
 }
 
-// Calls `run` with the kernel that solves these problems and its launch.
+// Calls `run` with the kernel that solves these problems and its launch, which takes at most so many bytes of shared
+// memory a block.
 template <class Real, class Run>
-auto with_solver_of(const Problems& problems, Run run) {
+auto with_solver_of(const Problems& problems, int shared_bytes, Run run) {
   const int size = problems.size;
   if (size == 1) return run(solve_by_enumeration<Real, 1>, launch_of_enumeration<Real, 1>(problems));
   if (size == 2) return run(solve_by_enumeration<Real, 2>, launch_of_enumeration<Real, 2>(problems));
@@ -446,14 +382,14 @@ auto with_solver_of(const Problems& problems, Run run) {
   if (size <= 16) return run(solve_staged<Real, 16, 1>, launch_of_staged<Real, 16, 1>(problems));
   if (size <= 32) return run(solve_staged<Real, 32, 1>, launch_of_staged<Real, 32, 1>(problems));
   if (size <= 64) return run(solve_staged<Real, 32, 2>, launch_of_staged<Real, 32, 2>(problems));
-  if (size <= 128) return run(solve_stored<4>, Launch{problems.count, kWarp, 0});
-  return run(solve_stored<8>, Launch{problems.count, kWarp, 0});
+  if (block_bytes<Real>(size) <= shared_bytes) return run(solve_by_block<Real>, launch_of_block<Real>(problems));
+  return run(solve_by_block<InPlace>, launch_of_block<InPlace>(problems));
 }
 
 template <class Run>
-auto with_solver(const Problems& problems, Run run) {
-  if (problems.dtype == Dtype::float64) return with_solver_of<double>(problems, run);
-  return with_solver_of<float>(problems, run);
+auto with_solver(const Problems& problems, int shared_bytes, Run run) {
+  if (problems.dtype == Dtype::float64) return with_solver_of<double>(problems, shared_bytes, run);
+  return with_solver_of<float>(problems, shared_bytes, run);
 }
 
 }  // namespace art

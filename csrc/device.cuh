@@ -157,6 +157,20 @@ constexpr double kShrink = 0x1p-24;
 __device__ inline bool is_huge(float) { return false; }
 __device__ inline bool is_huge(double value) { return value > kHuge || value < -kHuge; }
 
+// What a look at all costs of a problem tells.
+struct Range {
+  bool finite = true;
+  bool huge = false;
+
+  template <class Real>
+  __device__ void see(Real value) {
+    finite = finite && is_finite(value);
+    huge = huge || is_huge(value);
+  }
+};
+
+constexpr double kInfinity = __builtin_huge_val();
+
 // How a kernel is launched.
 struct Launch {
   int64_t blocks;

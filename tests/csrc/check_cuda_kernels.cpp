@@ -23,8 +23,9 @@ void run_composition(const Composition& composition) {
   run_kernel(compose, launch_of_composition(composition), composition);
 }
 
-void solve_by_kernels(const Problems& problems) {
-  with_solver(problems, [&](auto* kernel, const Launch& launch) { run_kernel(kernel, launch, problems); });
+// As on a device that gives a block so much shared memory.
+void solve_by_kernels(const Problems& problems, int shared_bytes) {
+  with_solver(problems, shared_bytes, [&](auto* kernel, const Launch& launch) { run_kernel(kernel, launch, problems); });
 }
 
 void link_by_kernels(const Responses& responses, Method method, double min_similarity, const Links& links) {
@@ -103,6 +104,12 @@ int main(int count, char** arguments) {
   if (count > 1) return run_faulty(arguments[1]);
   check_compositions();
   check_linking({std::begin(kDtypes), std::end(kDtypes)}, link_by_kernels);
-  check_solvers(solve_by_kernels);
+  check_solvers([](const Problems& problems) {
+    solve_by_kernels(problems, 227 * 1024);
+    const std::vector<int64_t> columns(problems.columns, problems.columns + problems.count * problems.size);
+    if (problems.size <= 64) return;
+    solve_by_kernels(problems, 48 * 1024);  // in place: the same matching
+    expect_same(std::vector<int64_t>{problems.columns, problems.columns + columns.size()}, columns, "costs in global memory");
+  });
   return 0;
 }

@@ -67,7 +67,7 @@ class Block {
 
   void run(unsigned block, unsigned blocks, unsigned threads, int shared_bytes, std::function<void()> kernel) {
     if (threads % kLanes != 0 || threads == 0 || threads > 1024) fail("a block of other than whole warps");
-    if (shared_bytes > 48 * 1024) fail("more shared memory than every device has");
+    if (shared_bytes > 227 * 1024) fail("more shared memory than any device has");
     kernel_ = std::move(kernel);
     block_index.x = block, block_count.x = blocks, block_size.x = threads;
     shared_ = std::make_unique<Aligned[]>((static_cast<size_t>(shared_bytes) + 15) / 16);
@@ -124,20 +124,32 @@ class Block {
     }
   }
 
+  // A warp runs on until all of its lanes wait for others: what lies between two barriers of a block then happens as far
+  // apart as it can on a device, in one order in every second block and the other way round in the others.
   void take_turns() {
     for (bool any = true; any;) {
       bool left = false;
       any = false;
-      for (unsigned turn = 0; turn < count_; ++turn) {
-        Fiber& fiber = *fibers_[block_index.x % 2 == 0 ? turn : count_ - 1 - turn];
-        if (fiber.done) continue;
-        left = true;
-        if (fiber.waits_for != nullptr && fiber.waits_for->round == fiber.round) continue;
-        any = true;
-        resume(fiber);
+      for (unsigned turn = 0; turn < count_; turn += kLanes) {
+        const unsigned first = block_index.x % 2 == 0 ? turn : count_ - kLanes - turn;
+        while (run_warp(first, left)) any = true;
       }
       if (left && !any) fail("threads wait in a shuffle, a vote or a barrier for others that do not come");
     }
+  }
+
+  // Whether any lane could go on; `left` becomes true where one has not ended.
+  bool run_warp(unsigned first, bool& left) {
+    bool any = false;
+    for (unsigned turn = 0; turn < kLanes; ++turn) {
+      Fiber& fiber = *fibers_[first + (block_index.x % 2 == 0 ? turn : kLanes - 1 - turn)];
+      if (fiber.done) continue;
+      left = true;
+      if (fiber.waits_for != nullptr && fiber.waits_for->round == fiber.round) continue;
+      any = true;
+      resume(fiber);
+    }
+    return any;
   }
 
   void resume(Fiber& fiber) {

@@ -170,6 +170,10 @@ void check_solvers(const Solve& solve) {
     }
     std::printf("size %d\n", size);
   }
+  for (int size : {64, 65, 129}) {  // whose sums would overflow
+    check_batch(Dtype::float64, size, size % 2 == 0, Method::optimal, {Kind::huge, Kind::huge}, ++seed, solve);
+    solved += 2;
+  }
   std::printf("assignment: %zu problems agree\n", solved);
 }
 

@@ -1,0 +1,279 @@
+// Matchings of more rows than a warp's registers hold well: a block a problem, thread j having column j.
+//
+// Costs are in shared memory where the device gives a block so much, and else in global memory, through the first-level
+// cache. Where the warps meet for the nearest column, the places they write it to alternate: one barrier a step is enough.
+#pragma once
+
+#include <type_traits>
+
+#include "device.cuh"
+
+namespace art {
+
+// Costs in shared memory, negated if the greatest is sought.
+template <class Real>
+struct SharedCosts {
+  const Real* costs;
+  int size;
+
+  __device__ double at(int row, int column) const { return static_cast<double>(costs[row * size + column]); }
+};
+
+// Costs in global memory.
+struct GlobalCosts {
+  const void* problem;
+  Dtype dtype;
+  int size;
+  double scale;
+
+  __device__ double at(int row, int column) const {
+    double value = 0;
+    const int place = row * size + column;
+    if (dtype == Dtype::float64) {
+      value = static_cast<const double*>(problem)[place];
+    } else {
+      with_type<float>(dtype, [&](auto type) { value = number(static_cast<decltype(type)>(problem)[place]); });
+    }
+    return scale * value + 0.0;  // -0 becomes 0
+  }
+};
+
+constexpr int kMostBlockWarps = kMaxSize / kWarp;
+
+// The nearest column of a warp, then of the block.
+struct Nearest {
+  uint64_t length;  // in the order of `ordered`
+  int column;
+  int row;      // that has the column, -1: it is free
+  double dual;  // of the column
+};
+
+// What the threads of a block tell each other.
+struct BlockMemory {
+  Nearest nearest[2][kMostBlockWarps];
+  int previous[kMaxSize];   // the row before a column, on the shortest path to it
+  int row_of[kMaxSize];     // that has a column, -1: it is free
+  int column_of[kMaxSize];  // that a row has, or -1
+  unsigned votes[kMostBlockWarps];
+};
+
+__device__ inline int block_warps() { return static_cast<int>(blockDim.x) / kWarp; }
+
+// Whether any thread says so; all threads of the block call it.
+__device__ inline bool any_of_block(bool vote, BlockMemory& memory) {
+  const unsigned votes = __ballot_sync(kAllLanes, vote);
+  if (threadIdx.x % kWarp == 0) memory.votes[threadIdx.x / kWarp] = votes;
+  __syncthreads();
+  unsigned all = 0;
+  for (int warp = 0; warp < block_warps(); ++warp) all |= memory.votes[warp];
+  __syncthreads();  // before the places are written again
+  return all != 0;
+}
+
+// The least of the block, of equal ones one that is free, then that of the lowest thread.
+__device__ inline Nearest nearest_of_block(const Nearest& own, BlockMemory& memory, int turn) {
+  const auto warp = Group<kWarp>::here();
+  const uint64_t least = warp.least(own.length);
+  const unsigned lanes = __ballot_sync(kAllLanes, own.length == least);
+  const unsigned free_lanes = __ballot_sync(kAllLanes, own.length == least && own.row < 0);
+  const int lane = __ffs(static_cast<int>(free_lanes ? free_lanes : lanes)) - 1;
+  Nearest* places = memory.nearest[turn % 2];
+  if (warp.lane == lane) places[threadIdx.x / kWarp] = own;
+  __syncthreads();
+  Nearest best = places[0];
+  for (int other = 1; other < block_warps(); ++other) {
+    const Nearest& place = places[other];
+    if (place.length < best.length || (place.length == best.length && place.row < 0 && best.row >= 0)) best = place;
+  }
+  return best;
+}
+
+// Shortest augmenting paths, as in assignment_cuda.cuh.
+template <class Costs>
+struct BlockPaths {
+  const Costs& costs;
+  BlockMemory& memory;
+  int size;
+  int column;  // of this thread
+  int turn = 0;
+  double dual = 0;
+
+  __device__ bool is_own() const { return column < size; }
+
+  // The dual of a column is its least cost, and a row goes to the first column that has it there.
+  __device__ void start() {
+    int nearest = -1;
+    dual = kInfinity;
+    for (int i = 0; is_own() && i < size; ++i) {
+      const double cost = costs.at(i, column);
+      if (cost < dual) {
+        dual = cost;
+        nearest = i;
+      }
+    }
+    if (is_own()) {
+      memory.previous[column] = nearest;
+      memory.row_of[column] = memory.column_of[column] = -1;
+    }
+    __syncthreads();
+    if (column == 0) {
+      for (int j = size - 1; j >= 0; --j) memory.column_of[memory.previous[j]] = j;
+      for (int i = 0; i < size; ++i) {
+        if (memory.column_of[i] >= 0) memory.row_of[memory.column_of[i]] = i;
+      }
+    }
+    __syncthreads();
+  }
+
+  // The shortest path from a row to a free column; each row on it goes to the column after it.
+  __device__ void augment(int start_row) {
+    const int row_of = is_own() ? memory.row_of[column] : 0;
+    double distance = kInfinity;
+    int previous = start_row;
+    bool open = is_own();
+    int row = start_row;
+    double offset = 0;
+    Nearest step;
+    while (true) {
+      if (open) {
+        const double length = costs.at(row, column) - dual - offset;
+        if (length < distance) {
+          distance = length;
+          previous = row;
+        }
+      }
+      step = nearest_of_block({open ? ordered(distance) : ~uint64_t{0}, column, row_of, dual}, memory, turn++);
+      if (step.row < 0) break;
+      if (column == step.column) open = false;
+      row = step.row;
+      offset = costs.at(row, step.column) - step.dual - from_ordered(step.length);
+    }
+    if (is_own()) {
+      if (!open) dual += distance - from_ordered(step.length);
+      memory.previous[column] = previous;
+    }
+    __syncthreads();
+    if (column == 0) walk(start_row, step.column);
+    __syncthreads();
+  }
+
+  __device__ void walk(int start_row, int end) const {
+    int row;
+    do {
+      row = memory.previous[end];
+      const int next = memory.column_of[row];
+      memory.row_of[end] = row;
+      memory.column_of[row] = end;
+      end = next;
+    } while (row != start_row);
+  }
+
+  __device__ void solve() {
+    start();
+    for (int row = 0; row < size; ++row) {
+      if (memory.column_of[row] < 0) augment(row);
+    }
+  }
+};
+
+// The least cost first. Each column keeps its least cost in the rows that are left.
+template <class Costs>
+struct BlockLeastFirst {
+  const Costs& costs;
+  BlockMemory& memory;
+  int size;
+  int column;
+  double least = 0;
+  int least_row = 0;
+
+  __device__ void look() {
+    least = kInfinity;
+    for (int i = 0; i < size; ++i) {
+      if (memory.column_of[i] >= 0) continue;
+      const double cost = costs.at(i, column);
+      if (cost < least) {
+        least = cost;
+        least_row = i;
+      }
+    }
+  }
+
+  // Of equal costs that in the lowest row, then the lowest column.
+  __device__ Nearest nearest(bool open, int turn) const {
+    const Nearest value = nearest_of_block({open ? ordered(least) : ~uint64_t{0}, column, 0, 0.0}, memory, 2 * turn);
+    const bool equal = open && ordered(least) == value.length;
+    const uint64_t place = static_cast<uint64_t>(least_row) * kMaxSize + static_cast<uint64_t>(column);
+    return nearest_of_block({equal ? place : ~uint64_t{0}, column, least_row, 0.0}, memory, 2 * turn + 1);
+  }
+
+  __device__ void solve() {
+    bool open = column < size;
+    if (open) memory.column_of[column] = -1;
+    __syncthreads();
+    if (open) look();
+    for (int round = 0; round < size; ++round) {
+      const Nearest taken = nearest(open, round);
+      if (column == taken.column) {
+        open = false;
+        memory.column_of[taken.row] = column;
+      }
+      __syncthreads();
+      if (open && least_row == taken.row) look();
+    }
+  }
+};
+
+template <class Costs>
+__device__ void match_by_block(const Costs& costs, BlockMemory& memory, const Problems& problems) {
+  const int thread = static_cast<int>(threadIdx.x);
+  if (problems.method == Method::optimal) {
+    BlockPaths<Costs>{costs, memory, problems.size, thread}.solve();
+  } else {
+    BlockLeastFirst<Costs>{costs, memory, problems.size, thread}.solve();
+  }
+}
+
+// In place of the type that costs in shared memory have: they stay in global memory.
+struct InPlace {};
+
+// `Real` is what costs in shared memory are kept in, or InPlace.
+template <class Real>
+__global__ void __launch_bounds__(kMaxSize) solve_by_block(Problems problems) {
+  const int size = problems.size;
+  const int64_t problem = blockIdx.x;
+  const int64_t bytes = problems.dtype == Dtype::float64 ? 8 : problems.dtype == Dtype::float32 ? 4 : 2;
+  const int numbers = size * size;
+  const int thread = static_cast<int>(threadIdx.x);
+  BlockMemory& memory = *reinterpret_cast<BlockMemory*>(dynamic_shared_memory());
+  GlobalCosts stored{static_cast<const char*>(problems.cost) + problem * numbers * bytes, problems.dtype, size,
+                     problems.maximize ? -1.0 : 1.0};
+  Range range;
+  for (int e = thread; e < numbers; e += static_cast<int>(blockDim.x)) range.see(stored.at(e / size, e % size));
+  const bool good = !any_of_block(!range.finite, memory);
+  if (any_of_block(range.huge, memory) && problems.method == Method::optimal) stored.scale *= kShrink;
+  if (good) {
+    if constexpr (!std::is_same_v<Real, InPlace>) {
+      Real* staged = reinterpret_cast<Real*>(dynamic_shared_memory() + sizeof(BlockMemory));
+      for (int e = thread; e < numbers; e += static_cast<int>(blockDim.x)) {
+        staged[e] = static_cast<Real>(stored.at(e / size, e % size));
+      }
+      __syncthreads();
+      match_by_block(SharedCosts<Real>{staged, size}, memory, problems);
+    } else {
+      match_by_block(stored, memory, problems);
+    }
+  }
+  if (thread < size) problems.columns[problem * size + thread] = good ? memory.column_of[thread] : -1;
+}
+
+template <class Real>
+int block_bytes(int size) {
+  return static_cast<int>(sizeof(BlockMemory)) + (std::is_same_v<Real, InPlace> ? 0 : size * size * static_cast<int>(sizeof(Real)));
+}
+
+template <class Real>
+Launch launch_of_block(const Problems& problems) {
+  return {problems.count, static_cast<int>(blocks_for(problems.size, kWarp)) * kWarp, block_bytes<Real>(problems.size)};
+}
+
+}  // namespace art
