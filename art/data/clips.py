@@ -14,13 +14,14 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Clip:
-    """One labelled clip: a video file, or the part of it from ``start`` (included) to ``end`` (excluded).
+    """One labelled clip: a video, or the part of it from ``start`` (included) to ``end`` (excluded).
 
     Attributes:
-        path: the video file.
+        path: the video file, or a folder that holds its frames as numbered pictures (``00001.jpg``, …). It need not be
+            there: what is missing is reported when the clips are read.
         label: index into the class names.
-        start: seconds since the first frame of the file; None is its beginning.
-        end: seconds since the first frame of the file; None is its end.
+        start: seconds since the first frame of the video; None is its beginning.
+        end: seconds since the first frame of the video; None is its end.
     """
 
     path: Path
@@ -49,11 +50,13 @@ class ClipSet:
         prompts: the text that describes each class to a text encoder; the class names where none are given.
         mirror: for each class, the class that its clips show after a horizontal flip (itself, or its left/right
             counterpart). None: nothing is known of that, so clips must not be flipped.
+        groups: for each class, the name of the group of classes that it is counted in when results are given group by
+            group (FineGym's sets, such as ``"FX_turns"``). Empty: the data set has no groups.
 
     Raises:
-        ValueError: no clip or no class; a class name that is blank or there twice; ``prompts`` or ``mirror`` of
-            another length than the classes; a mirror that, applied twice, does not lead back; a label outside the
-            classes; an empty time span; a clip that is listed twice.
+        ValueError: no clip or no class; a class name that is blank or there twice; ``prompts``, ``mirror`` or
+            ``groups`` of another length than the classes; a blank group; a mirror that, applied twice, does not lead
+            back; a label outside the classes; an empty time span; a clip that is listed twice.
     """
 
     name: str
@@ -63,6 +66,7 @@ class ClipSet:
     class_names: tuple[str, ...]
     prompts: tuple[str, ...] = ()
     mirror: tuple[int, ...] | None = None
+    groups: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.prompts:
@@ -100,6 +104,13 @@ class ClipSet:
             raise ValueError(
                 f"{where}: prompts has {len(self.prompts)} texts, expected one for each of {len(names)} classes"
             )
+        if self.groups and len(self.groups) != len(names):
+            raise ValueError(
+                f"{where}: groups has {len(self.groups)} names, expected one for each of {len(names)} classes, or none"
+            )
+        ungrouped = [name for name, group in zip(names, self.groups, strict=False) if not group.strip()]
+        if ungrouped:
+            raise ValueError(f"{where}: the group of {_quoted(ungrouped)} is blank; expected a name for each class")
         if self.mirror is None:
             return
         if len(self.mirror) != len(names) or not all(0 <= other < len(names) for other in self.mirror):

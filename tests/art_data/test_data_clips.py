@@ -64,6 +64,11 @@ def test_prompts_are_the_names_unless_given():
     assert make(prompts=("a one", "a two")).prompts == ("a one", "a two")
 
 
+def test_classes_may_share_a_group():
+    assert make().groups == ()
+    assert make(groups=("a", "a")).groups == ("a", "a")
+
+
 def test_a_clip_set_behaves_like_its_list():
     clip_set = make(clips=(Clip(Path("root/x/a.mp4"), 0), Clip(Path("/else/b.mp4"), 1)))
     assert len(clip_set) == 2
@@ -82,6 +87,8 @@ A = Path("root/a.mp4")
         ({"class_names": ("one", " ")}, "class 1 has a blank name"),
         ({"class_names": ("one", "one")}, "'one' appear more than once"),
         ({"prompts": ("only one",)}, "prompts has 1 texts, expected one for each of 2"),
+        ({"groups": ("a",)}, "groups has 1 names, expected one for each of 2 classes, or none"),
+        ({"groups": ("a", "")}, "the group of 'two' is blank"),
         ({"mirror": (0,)}, "mirror must hold a class index for each of 2"),
         ({"mirror": (0, 2)}, "mirror must hold a class index"),
         ({"mirror": (1, 1)}, "flipping twice .* 'one'"),
