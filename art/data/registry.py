@@ -6,6 +6,7 @@ import difflib
 import importlib
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from .clips import ClipSet
@@ -13,25 +14,77 @@ from .clips import ClipSet
 #: Reads one split: called with the root folder and the name of the split.
 Opener = Callable[[Path, str], ClipSet]
 
-_BUILT_IN = {"motion": "art.data.motion", "folder": "art.data.folder", "csv": "art.data.folder"}
-_openers: dict[str, Opener] = {}
+
+@dataclass(frozen=True)
+class RequiredFile:
+    """An annotation file that a reader looks for below the root of a data set.
+
+    Attributes:
+        path: where it is, or, where it is missing, the first of the places that were looked at.
+        found: whether it is there.
+        source: where its authors publish it, a URL or a sentence.
+        splits: the splits that cannot be opened without it.
+    """
+
+    path: Path
+    found: bool
+    source: str
+    splits: tuple[str, ...]
 
 
-def register_dataset(name: str) -> Callable[[Opener], Opener]:
+@dataclass(frozen=True)
+class DatasetEntry:
+    """What is known of a data set before any of it is read.
+
+    Attributes:
+        name: what :func:`open_dataset` calls it.
+        opener: reads one split.
+        description: one line: what it is.
+        splits: the splits that its authors publish, or a function that tells from the root what there is.
+        required_files: tells from the root which annotation files the reader looks for; none where the clips' own
+            places say everything.
+    """
+
+    name: str
+    opener: Opener
+    description: str = ""
+    splits: tuple[str, ...] | Callable[[Path], tuple[str, ...]] | None = None
+    required_files: Callable[[Path], tuple[RequiredFile, ...]] | None = None
+
+
+#: Where the data sets that come with this package are registered: imported when they are asked for.
+_BUILT_IN = {
+    "motion": "art.data.motion",
+    "folder": "art.data.folder",
+    "csv": "art.data.folder",
+}
+_entries: dict[str, DatasetEntry] = {}
+
+
+def register_dataset(
+    name: str,
+    *,
+    description: str = "",
+    splits: tuple[str, ...] | Callable[[Path], tuple[str, ...]] | None = None,
+    required_files: Callable[[Path], tuple[RequiredFile, ...]] | None = None,
+) -> Callable[[Opener], Opener]:
     """Decorator that makes a function ``(root, split) -> ClipSet`` available to :func:`open_dataset` as ``name``.
+
+    The other arguments are those of :class:`DatasetEntry`. Where ``splits`` are given, the function is called with
+    one of them only.
 
     Raises:
         ValueError: the name is taken.
     """
 
     def register(opener: Opener) -> Opener:
-        other = _openers.get(name)
-        same = other is not None and (other.__module__, other.__qualname__) == (opener.__module__, opener.__qualname__)
+        other = _entries.get(name)
+        same = other is not None and _origin(other.opener) == _origin(opener)
         if not same and (other is not None or _BUILT_IN.get(name, opener.__module__) != opener.__module__):
             raise ValueError(
                 f"name {name!r} is taken by another data set; register {opener.__qualname__} as something else"
             )
-        _openers[name] = opener
+        _entries[name] = DatasetEntry(name, opener, description, splits, required_files)
         return opener
 
     return register
@@ -39,26 +92,66 @@ def register_dataset(name: str) -> Callable[[Opener], Opener]:
 
 def dataset_names() -> tuple[str, ...]:
     """The names that :func:`open_dataset` knows, sorted."""
-    return tuple(sorted({*_BUILT_IN, *_openers}))
+    return tuple(sorted({*_BUILT_IN, *_entries}))
+
+
+def dataset_entry(name: str) -> DatasetEntry:
+    """What is known of the data set ``name``.
+
+    Raises:
+        ValueError: an unknown name.
+    """
+    if name not in _entries and name in _BUILT_IN:
+        importlib.import_module(_BUILT_IN[name])
+    if name not in _entries:
+        raise ValueError(f"data set {name!r} is unknown{nearest(name, dataset_names())}")
+    return _entries[name]
+
+
+def dataset_splits(name: str, root: str | os.PathLike[str]) -> tuple[str, ...]:
+    """The splits of a data set: those that its authors publish, or, for a user's own clips, those in ``root``.
+
+    Raises:
+        ValueError: an unknown name.
+        FileNotFoundError: ``root`` is no folder.
+    """
+    entry = dataset_entry(name)
+    check_root(Path(root))
+    return (entry.splits(Path(root)) if callable(entry.splits) else entry.splits) or ()
+
+
+def required_files(name: str, root: str | os.PathLike[str]) -> tuple[RequiredFile, ...]:
+    """The annotation files that the reader of ``name`` looks for below ``root``, whether they are there or not.
+
+    Raises:
+        ValueError: an unknown name.
+        FileNotFoundError: ``root`` is no folder.
+    """
+    entry = dataset_entry(name)
+    check_root(Path(root))
+    return entry.required_files(Path(root)) if entry.required_files else ()
 
 
 def open_dataset(name: str, root: str | os.PathLike[str], split: str) -> ClipSet:
     """The clips of one split of a data set. No video is opened.
 
     Args:
-        name: "motion", "folder", "csv", or what was registered with :func:`register_dataset`.
+        name: one of :func:`dataset_names`, or what was registered with :func:`register_dataset`.
         root: the folder that holds the data set.
-        split: "train", "test", …
+        split: one of :func:`dataset_splits`.
 
     Raises:
         ValueError: an unknown name or split, or contents that do not fit together; the message says where.
-        FileNotFoundError: ``root`` does not hold the data set.
+        FileNotFoundError: ``root`` or an annotation file is not there.
     """
-    if name not in _openers and name in _BUILT_IN:
-        importlib.import_module(_BUILT_IN[name])
-    if name not in _openers:
-        raise ValueError(f"data set {name!r} is unknown{nearest(name, dataset_names())}")
-    return _openers[name](Path(root), split)
+    entry = dataset_entry(name)
+    if entry.splits and not callable(entry.splits) and split not in entry.splits:
+        raise ValueError(f"data set {name!r} has no split {split!r}; expected one of {', '.join(entry.splits)}")
+    return entry.opener(Path(root), split)
+
+
+def _origin(opener: Opener) -> tuple[str, str]:
+    return opener.__module__, opener.__qualname__
 
 
 def nearest(word: str, known: tuple[str, ...] | list[str]) -> str:

@@ -2,12 +2,20 @@ import pytest
 
 from art.data import registry
 from art.data.clips import Clip, ClipSet
-from art.data.registry import dataset_names, open_dataset, register_dataset
+from art.data.registry import (
+    RequiredFile,
+    dataset_entry,
+    dataset_names,
+    dataset_splits,
+    open_dataset,
+    register_dataset,
+    required_files,
+)
 
 
 @pytest.fixture(autouse=True)
 def own_registry(monkeypatch):
-    monkeypatch.setattr(registry, "_openers", dict(registry._openers))
+    monkeypatch.setattr(registry, "_entries", dict(registry._entries))
 
 
 def opener(root, split):
@@ -48,3 +56,29 @@ def test_a_name_is_given_once(name):
 
     with pytest.raises(ValueError, match=f"name '{name}' is taken by another data set"):
         register_dataset(name)(another)
+
+
+def test_what_is_known_of_a_data_set_before_it_is_read(tmp_path):
+    def files(root):
+        return (RequiredFile(root / "list.txt", (root / "list.txt").exists(), "https://example.org", ("train",)),)
+
+    register_dataset("mine", description="a line", splits=("train", "val"), required_files=files)(opener)
+    entry = dataset_entry("mine")
+    assert (entry.name, entry.description, entry.opener) == ("mine", "a line", opener)
+    assert dataset_splits("mine", tmp_path) == ("train", "val")
+    assert [file.found for file in required_files("mine", tmp_path)] == [False]
+    (tmp_path / "list.txt").touch()
+    assert [file.found for file in required_files("mine", tmp_path)] == [True]
+    with pytest.raises(ValueError, match="data set 'mine' has no split 'test'; expected one of train, val"):
+        open_dataset("mine", tmp_path, "test")
+    with pytest.raises(FileNotFoundError, match="nowhere is not there"):
+        required_files("mine", tmp_path / "nowhere")
+
+
+def test_splits_may_depend_on_the_root(tmp_path):
+    register_dataset("mine", splits=lambda root: tuple(sorted(path.name for path in root.iterdir())))(opener)
+    (tmp_path / "b").mkdir()
+    (tmp_path / "a").mkdir()
+    assert dataset_splits("mine", tmp_path) == ("a", "b")
+    assert open_dataset("mine", tmp_path, "c").split == "c"  # the opener's own business
+    assert required_files("mine", tmp_path) == ()
