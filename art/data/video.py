@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,29 @@ def read_frames(
     with _opened(path) as source:
         listing = source.list_frames(start, end)
         return _Decoder(source, listing, short_side).read(listing.times)
+
+
+@dataclass(frozen=True)
+class ShownFrame:
+    """A decoded frame as the decoder gives it: not turned upright, in the file's own pixel format.
+
+    Attributes:
+        ticks: when it is shown, in units of ``source.time_base`` since the first frame of the file.
+        frame: the picture.
+        source: the file that it comes from.
+    """
+
+    ticks: int
+    frame: VideoFrame
+    source: Source
+
+
+def iterate_frames(path: _Path, *, start: float | None = None, end: float | None = None) -> Iterator[ShownFrame]:
+    """The same frames as :func:`read_frames` gives, one after the other, without conversion. Errors as there."""
+    with _opened(path) as source:
+        listing = source.list_frames(start, end)
+        for time, frame in _Decoder(source, listing, None).shown(listing.times):
+            yield ShownFrame(time - source.origin, frame, source)
 
 
 def decoded_bytes(
@@ -164,6 +188,12 @@ class _Decoder:
                 raise Unreadable(f"changes its picture size from {sizes[0]} to {sizes[1]}")
         stacked = np.stack([pictures[time] for time in times])
         return torch.from_numpy(stacked).permute(0, 3, 1, 2).contiguous()
+
+    def shown(self, times: Sequence[int]) -> Iterator[tuple[int, VideoFrame]]:
+        """The frames shown at ``times``, ascending, none of them skipped."""
+        cursor = self._jump(0 if self._source.counted else self._listing.entry[times[0]])
+        for time in times:
+            yield time, self._shown_at(time, cursor)
 
     def _jump(self, position: int) -> _Cursor:
         packets = self._source.packets_from(self._listing.packets[position].time)

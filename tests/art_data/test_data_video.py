@@ -12,7 +12,7 @@ from av.stream import Disposition
 
 from art.data import video as video_module
 from art.data.clips import segment_indices
-from art.data.video import VideoError, decoded_bytes, read_clip, read_frames
+from art.data.video import VideoError, decoded_bytes, frame_times, iterate_frames, read_clip, read_frames
 
 
 @dataclass
@@ -64,6 +64,18 @@ def test_a_part_of_the_file_holds_exactly_its_frames(kind, tmp_path, numbered, r
     assert read_numbers(read_frames(path, start=50 / 12)) == list(range(50, 60))
     expected = [30 + i for i in segment_indices(15, 4).tolist()]
     assert read_numbers(read_clip(path, 4, start=30 / 12, end=45 / 12)) == expected
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
+def test_frames_come_one_by_one_as_well(kind, tmp_path, numbered):
+    path = kind.write(numbered, tmp_path, 60)
+    for start, end in ((None, None), (7 / 12, 33 / 12), (50 / 12, None)):
+        shown = list(iterate_frames(path, start=start, end=end))
+        times = [float(item.ticks * item.source.time_base) for item in shown]
+        assert times == frame_times(path, start=start, end=end)
+        pictures = np.stack([item.frame.to_ndarray(format="rgb24") for item in shown])
+        expected = read_frames(path, start=start, end=end).permute(0, 2, 3, 1).numpy()
+        assert np.abs(pictures.astype(int) - expected).max() <= 2
 
 
 def test_the_shape_is_that_of_the_file(tmp_path, numbered):
