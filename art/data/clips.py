@@ -1,4 +1,4 @@
-"""What a data set is to the rest of the code, a list of labelled clips, and which frames of a clip are looked at."""
+"""What a data set is to the rest of the code: a list of labelled clips."""
 
 from __future__ import annotations
 
@@ -6,10 +6,6 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-import torch
-from jaxtyping import Int64
-from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -140,32 +136,6 @@ class ClipSet:
             if key in seen:
                 raise ValueError(f"{where}: clip {clip} is listed twice (the second time as clip {index}); remove one")
             seen.add(key)
-
-
-def segment_indices(count: int, num_frames: int, generator: torch.Generator | None = None) -> Int64[Tensor, " t"]:
-    """Sparse uniform sampling: one frame of each of ``num_frames`` equal segments of a clip of ``count`` frames.
-
-    Args:
-        count: how many frames the clip has.
-        num_frames: T, how many are wanted.
-        generator: draws the position inside each segment (training); None takes its centre (test).
-
-    Returns:
-        ascending frame indices; a clip with fewer than T frames repeats some of them.
-
-    Raises:
-        ValueError: ``count`` or ``num_frames`` is below 1.
-    """
-    if count < 1:
-        raise ValueError(f"count must be at least 1, got {count}: a clip without frames cannot be sampled")
-    if num_frames < 1:
-        raise ValueError(f"num_frames must be at least 1, got {num_frames}")
-    if generator is None:
-        # (t + 1/2) · count / T in whole numbers: exact for every length.
-        return (2 * torch.arange(num_frames) + 1) * count // (2 * num_frames)
-    position = torch.rand(num_frames, generator=generator, dtype=torch.float64)
-    indices = ((torch.arange(num_frames) + position) * (count / num_frames)).long()
-    return indices.clamp_(max=count - 1)  # rounding may carry the last position to `count` itself
 
 
 def mirror_by_words(

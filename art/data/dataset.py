@@ -14,8 +14,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from .cache import FrameCache
-from .clips import ClipSet, segment_indices
+from .clips import ClipSet
 from .loader import BatchOrder, ClipLoader
+from .sampling import segment_indices
 from .video import VideoError, read_clip
 
 _log = logging.getLogger(__name__)

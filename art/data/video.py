@@ -18,8 +18,8 @@ from av.video.reformatter import Interpolation, VideoReformatter
 from jaxtyping import UInt8
 from torch import Tensor
 
-from .clips import segment_indices
 from .packets import HELD_BACK, Listing, Source, Unreadable
+from .sampling import SPARSE, FrameSampling
 
 _SEEK_GAIN = 4  # jumping to a keyframe costs about as much as decoding this many frames
 
@@ -49,20 +49,24 @@ def read_clip(
     end: float | None = None,
     generator: torch.Generator | None = None,
     short_side: int | None = None,
-) -> UInt8[Tensor, "t 3 h w"]:
-    """``num_frames`` frames of a video file, sampled sparsely and uniformly; no other frame is converted to RGB.
+    sampling: FrameSampling = SPARSE,
+    views: int = 1,
+) -> UInt8[Tensor, "n 3 h w"]:
+    """``num_frames`` frames of a video file, or so many for each of several views; no other frame is converted to RGB.
 
     Args:
         path: the file.
         num_frames: T, how many frames to return; a shorter clip repeats some.
         start: where the clip starts, seconds since the first frame; None is the beginning of the file.
         end: where the clip ends (that frame is excluded); None is the end of the file.
-        generator: draws a random frame of each segment (training); None takes the centres (test).
+        generator: draws at random which frames of a clip are taken (training); None takes fixed ones (test).
         short_side: scale the frames, keeping their aspect ratio, so that the shorter side has this many pixels; None
             leaves them as they are.
+        sampling: which frames are taken, by default one of each of T segments of the clip.
+        views: how many times T frames are taken, as :meth:`.sampling.FrameSampling.indices` chooses them.
 
     Returns:
-        RGB, turned upright where the file says that the camera was not.
+        RGB, view after view (n = views · T), turned upright where the file says that the camera was not.
 
     Raises:
         VideoError: the file is missing, empty, damaged, truncated, has no video or no frame from ``start`` to ``end``.
@@ -70,8 +74,10 @@ def read_clip(
     """
     with _opened(path) as source:
         listing = source.list_frames(start, end)
-        wanted = segment_indices(len(listing.times), num_frames, generator).tolist()
-        return _Decoder(source, listing, short_side).read([listing.times[i] for i in wanted])
+        wanted = sampling.indices(len(listing.times), num_frames, views=views, generator=generator)
+        ascending, place = wanted.flatten().unique(return_inverse=True)  # views interleave
+        frames = _Decoder(source, listing, short_side).read([listing.times[i] for i in ascending.tolist()])
+        return frames if len(place) == len(frames) and views == 1 else frames[place]
 
 
 def read_frames(

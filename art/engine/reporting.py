@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
-from art.data.clips import Clip, ClipSet, segment_indices
+from art.data.clips import Clip, ClipSet
 from art.data.motion import Joints, defining_joints, read_joints
+from art.data.sampling import segment_indices
 from art.pretrained import VideoClassifier
 from art.visualize import Localization, collect_samples, measure_localization, write_report
 

@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from art.data.clips import Clip, ClipSet, segment_indices
+from art.data.clips import Clip, ClipSet
+from art.data.sampling import segment_indices
 from art.pretrained import VideoClassifier, evaluating
 
 from .body import HUMAN_BONES, Points, bone_indices

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from art.data.cache import CACHED_CLIP_LIMIT
-from art.data.clips import segment_indices
 from art.data.dataset import ClipDataset
+from art.data.sampling import segment_indices
 
 
 def test_cached_clips_are_the_same_and_decoded_once(clip_set, monkeypatch):

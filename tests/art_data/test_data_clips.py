@@ -1,9 +1,8 @@
 from pathlib import Path
 
 import pytest
-import torch
 
-from art.data.clips import Clip, ClipSet, mirror_by_words, segment_indices
+from art.data.clips import Clip, ClipSet, mirror_by_words
 
 
 def make(**changes):
@@ -16,47 +15,6 @@ def make(**changes):
         "class_names": ("one", "two"),
     }
     return ClipSet(**{**values, **changes})
-
-
-@pytest.mark.parametrize("count", [1, 3, 15, 16, 17, 24, 49, 300])
-@pytest.mark.parametrize("num_frames", [1, 3, 8, 16])
-def test_centre_is_the_middle_of_each_segment(count, num_frames):
-    expected = [int((t + 0.5) * count / num_frames + 1e-9) for t in range(num_frames)]
-    assert segment_indices(count, num_frames).tolist() == expected
-
-
-@pytest.mark.parametrize("count", [1, 3, 16, 17, 24, 49])
-def test_a_training_draw_stays_in_its_segment(count):
-    generator = torch.Generator().manual_seed(0)
-    for _ in range(50):
-        indices = segment_indices(count, 16, generator)
-        for t, index in enumerate(indices.tolist()):
-            assert int(t * count / 16) <= index <= (t + 1) * count / 16
-            assert 0 <= index < count
-        assert (indices.diff() >= 0).all()
-
-
-def test_training_reaches_every_frame():
-    generator = torch.Generator().manual_seed(0)
-    seen = {i for _ in range(200) for i in segment_indices(24, 8, generator).tolist()}
-    assert seen == set(range(24))
-
-
-def test_the_draw_is_the_generators():
-    first, second, other = (segment_indices(300, 16, torch.Generator().manual_seed(s)) for s in (1, 1, 2))
-    assert torch.equal(first, second)
-    assert not torch.equal(first, other)
-
-
-def test_a_short_clip_repeats_frames():
-    assert segment_indices(2, 4).tolist() == [0, 0, 1, 1]
-    assert segment_indices(1, 3).tolist() == [0, 0, 0]
-
-
-@pytest.mark.parametrize(("count", "num_frames", "name"), [(0, 4, "count"), (4, 0, "num_frames")])
-def test_impossible_sampling_is_an_error(count, num_frames, name):
-    with pytest.raises(ValueError, match=name):
-        segment_indices(count, num_frames)
 
 
 def test_prompts_are_the_names_unless_given():

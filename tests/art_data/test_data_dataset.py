@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from art.data import dataset as dataset_module
-from art.data.clips import Clip, ClipSet, segment_indices
+from art.data.clips import Clip, ClipSet
 from art.data.dataset import ClipDataset, DataError, build_loader, check_clip_set
+from art.data.sampling import segment_indices
 
 
 def test_a_training_sample(clip_set, read_numbers):

@@ -1,8 +1,8 @@
 import av
 import pytest
 
-from art.data.clips import segment_indices
 from art.data.packets import Source, Unreadable
+from art.data.sampling import segment_indices
 from art.data.video import frame_times, read_clip, read_frames
 
 

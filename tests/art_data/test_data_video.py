@@ -11,7 +11,7 @@ import torch
 from av.stream import Disposition
 
 from art.data import video as video_module
-from art.data.clips import segment_indices
+from art.data.sampling import FrameSampling, segment_indices
 from art.data.video import VideoError, decoded_bytes, frame_times, iterate_frames, read_clip, read_frames
 
 
@@ -54,6 +54,13 @@ def test_every_sampled_frame_is_the_right_one(kind, tmp_path, numbered, read_num
     for seed in range(4):
         wanted = segment_indices(24, 5, torch.Generator().manual_seed(seed)).tolist()
         assert read_numbers(read_clip(path, 5, generator=torch.Generator().manual_seed(seed))) == wanted
+
+
+@pytest.mark.parametrize("sampling", [FrameSampling(), FrameSampling("dense", 2)])
+def test_views_come_one_after_the_other(sampling, tmp_path, numbered, read_numbers):
+    path = numbered(tmp_path / "a.mp4", 24)
+    frames = read_clip(path, 4, sampling=sampling, views=3)
+    assert read_numbers(frames) == sampling.indices(24, 4, views=3).flatten().tolist()
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
