@@ -123,17 +123,23 @@ class ClipSet:
         where = f"{self.name}/{self.split}"
         if not self.clips:
             raise ValueError(f"{where}: there is no clip below {self.root}; expected at least one")
-        seen: set[tuple[Path, float | None, float | None]] = set()
+        count = len(self.class_names)
         for index, clip in enumerate(self.clips):
-            if not 0 <= clip.label < len(self.class_names):
+            if not 0 <= clip.label < count:
                 raise ValueError(
-                    f"{where}: clip {index} ({clip}) has label {clip.label}, expected 0 to "
-                    f"{len(self.class_names) - 1}: there are {len(self.class_names)} classes"
+                    f"{where}: clip {index} ({clip}) has label {clip.label}, expected 0 to {count - 1}: there are "
+                    f"{count} classes"
                 )
             if (clip.start or 0.0) < 0 or (clip.end is not None and clip.end <= (clip.start or 0.0)):
                 raise ValueError(f"{where}: clip {index} ({clip}) has no duration; expected 0 <= start < end")
-            key = (clip.path, clip.start, clip.end)
+        # A path makes its text once and keeps it; it is hashed faster, and needed to open the file anyway.
+        keys = [(str(clip.path), clip.start, clip.end) for clip in self.clips]
+        if len(set(keys)) == len(keys):
+            return
+        seen = set()
+        for index, key in enumerate(keys):
             if key in seen:
+                clip = self.clips[index]
                 raise ValueError(f"{where}: clip {clip} is listed twice (the second time as clip {index}); remove one")
             seen.add(key)
 

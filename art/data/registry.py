@@ -56,7 +56,7 @@ class DatasetEntry:
 _BUILT_IN = {
     "motion": "art.data.motion",
     "folder": "art.data.folder",
-    "csv": "art.data.folder",
+    "csv": "art.data.table",
 }
 _entries: dict[str, DatasetEntry] = {}
 

@@ -16,8 +16,8 @@ def test_the_data_set_opens_by_name(motion_root):
 
 
 def test_opening_what_is_not_there(motion_root):
-    with pytest.raises(ValueError, match="has no split 'val': there are train, test"):
-        open_motion(motion_root, "val")
+    with pytest.raises(ValueError, match="has no split 'val'; expected one of train, test"):
+        open_dataset("motion", motion_root, "val")
     (motion_root / "joints.json").unlink()
     with pytest.raises(FileNotFoundError, match=f"is not finished; .* art prepare motion --root {motion_root}"):
         open_motion(motion_root, "train")

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..clips import ClipSet, mirror_by_words
-from ..folder import clips_of_table, read_classes
 from ..registry import register_dataset
+from ..table import clips_of_table
+from ..user_classes import read_classes
 from .joints import Joints, defining_joints, read_joints
 from .prepare import JOINTS_FILE, SETTINGS_FILE, prepare_motion
 from .views import SPLITS
@@ -14,7 +15,7 @@ from .views import SPLITS
 __all__ = ["Joints", "defining_joints", "open_motion", "prepare_motion", "read_joints"]
 
 
-@register_dataset("motion")
+@register_dataset("motion", description="the embedded one: recorded human motion, rendered", splits=tuple(SPLITS))
 def open_motion(root: Path, split: str) -> ClipSet:
     """A split of the data set that :func:`prepare_motion` made in ``root``. A horizontal flip swaps left and right in
     the class names.
@@ -31,7 +32,5 @@ def open_motion(root: Path, split: str) -> ClipSet:
         raise FileNotFoundError(
             f"the motion data set in {root} is not finished; continue with the same settings: {command}"
         )
-    if split not in SPLITS:
-        raise ValueError(f"the motion data set has no split {split!r}: there are {', '.join(SPLITS)}")
     clips = clips_of_table(root / f"{split}.csv", root, names)
     return ClipSet("motion", split, root, clips, names, mirror=mirror_by_words(names))
