@@ -1,42 +1,58 @@
-"""The tests of the kernels on the GPU of this machine, then every benchmark, in a given time.
+"""All tests on the GPU of this machine, then every benchmark, in a given time.
 
     python -m benchmarks.gpu
 
 Writes `benchmarks/results/<device>.json` with the outcome of the tests and all measurements, from which tables and
-pictures are drawn. The tests run the kernels compiled, not interpreted, and on the CPU too.
+pictures are drawn. The tests run the kernels compiled, not interpreted, and on the CPU too; those of the kernels come
+first. Such a machine often has no network: tests that need a package it lacks are left out, and named in the file.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
+import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
 import torch
 
-from benchmarks import bench_contrast, bench_linking, bench_model, bench_region_attention
 from benchmarks.machine import ROOT, device_name, provenance, slug
 
-#: By name: given the moment (of `time.monotonic`) after which nothing new may begin, a benchmark returns what goes into
-#: the file; where that has "failures", the command fails.
-BENCHMARKS: dict[str, Callable[[float], dict[str, Any]]] = {
-    "region_attention": bench_region_attention.run_on_gpu,
-    "contrast": bench_contrast.run_on_gpu,
-    "linking": bench_linking.run_on_gpu,
-    "model": bench_model.run_on_gpu,
+#: Modules by name. Their `run_on_gpu`, given the moment (of `time.monotonic`) after which nothing new may begin,
+#: returns what goes into the file; where that has "failures", the command fails.
+BENCHMARKS = {
+    "region_attention": "benchmarks.bench_region_attention",
+    "contrast": "benchmarks.bench_contrast",
+    "linking": "benchmarks.bench_linking",
+    "model": "benchmarks.bench_model",
 }
 
-#: Share of the time that the tests may take, and seconds kept for what a benchmark has begun when its time is over.
-TEST_SHARE, RESERVE_SECONDS = 0.55, 40.0
+#: What pytest is given, and the share of the whole time at which it must have ended. The whole folder is named in the
+#: second, because pytest gives up where a `conftest.py` below a named folder needs a package that is not there.
+TESTS: dict[str, tuple[list[str], float]] = {
+    "kernels": (["tests/kernels"], 0.45),
+    "the rest": (["tests", "--ignore=tests/kernels"], 0.6),
+}
+#: Seconds kept for what a benchmark has begun when its time is over.
+RESERVE_SECONDS = 40.0
+#: More processes than this share one GPU badly.
+MOST_PROCESSES = 8
+#: Dependencies of `pyproject.toml`, as they are imported, that a machine without a network may lack.
+MAY_BE_MISSING = (
+    "av", "omegaconf", "open_clip", "pybullet", "pybullet_data", "timm", "tokenizers", "tensorboard", "transformers",
+    "wordllama",
+)  # fmt: skip
 #: What would have the kernels interpreted, or others run in their place.
 FOREIGN_VARIABLES = ("TRITON_INTERPRET", "ART_KERNELS_BACKEND")
 
@@ -65,7 +81,7 @@ def main(arguments: list[str] | None = None) -> int:
     start = time.monotonic()
     seconds = 60 * options.minutes
     device = torch.device("cuda")
-    result: dict[str, Any] = {**provenance(device), "tests": run_tests(TEST_SHARE * seconds)}
+    result: dict[str, Any] = {**provenance(device), "tests": run_all_tests(start, seconds)}
     result["benchmarks"] = run_benchmarks(start + seconds - RESERVE_SECONDS)
     result["seconds"] = time.monotonic() - start
     path = options.out or ROOT / "benchmarks" / "results" / f"{slug(device_name(device))}.json"
@@ -75,79 +91,130 @@ def main(arguments: list[str] | None = None) -> int:
     return 1 if failed(result) else 0
 
 
-def run_tests(limit_seconds: float, folder: str = "tests/kernels") -> dict[str, Any]:
-    """Run the tests of a folder in a process of their own, whose output goes where this one's does.
+def run_all_tests(start: float, seconds: float) -> dict[str, Any]:
+    """What :func:`run_tests` says of each of :data:`TESTS`, in the order in which they are given."""
+    tests = {}
+    for name, (arguments, share) in TESTS.items():
+        print(f"\n== tests: {name}", flush=True)
+        tests[name] = run_tests(start + share * seconds - time.monotonic(), arguments)
+    return tests
+
+
+def run_tests(limit_seconds: float, arguments: Sequence[str]) -> dict[str, Any]:
+    """Run pytest in a process of its own, whose output goes where this one's does; in several where xdist is there.
 
     Returns:
         "outcome" ("passed", "failed" or "out of time"), "seconds", the number of tests "run", "failed" and "skipped",
-        and "failures", their names. Out of time there are no numbers.
+        "failures", the names of those that failed, and "left_out": by name, the package that a test or a file of tests
+        needs and that is not there. Out of time there are no numbers.
     """
     environment = {name: value for name, value in os.environ.items() if name not in FOREIGN_VARIABLES}
+    command = [sys.executable, "-m", "pytest", "--quiet", "-p", "no:cacheprovider", "--continue-on-collection-errors"]
+    command += [
+        "-o",
+        "junit_logging=system-out",
+        "-o",
+        "junit_log_passing_tests=false",
+    ]  # what a process of a test said
+    if importlib.util.find_spec("xdist") is not None:
+        command += [f"--numprocesses={min(os.cpu_count() or 1, MOST_PROCESSES)}", "--dist=worksteal"]
+        environment["OMP_NUM_THREADS"] = "1"
     start = time.monotonic()
     with tempfile.TemporaryDirectory() as scratch:
         report = Path(scratch) / "report.xml"
-        command = [sys.executable, "-m", "pytest", "--quiet", "-p", "no:cacheprovider", f"--junitxml={report}", folder]
+        command += [f"--junitxml={report}", *arguments]
         try:
-            code = subprocess.run(command, cwd=ROOT, env=environment, timeout=limit_seconds).returncode
+            code = subprocess.run(command, cwd=ROOT, env=environment, timeout=max(limit_seconds, 0.0)).returncode
         except subprocess.TimeoutExpired:
             return {"outcome": "out of time", "seconds": time.monotonic() - start}
         counts = read_report(report) if report.exists() else {}
-    return {"outcome": "passed" if code == 0 else "failed", "seconds": time.monotonic() - start, **counts}
+    # pytest ends with 1 where a test failed, which one that was left out did too; with more where it did not run them.
+    passed = code in (0, 1) and bool(counts.get("run")) and not counts["failures"]
+    return {"outcome": "passed" if passed else "failed", "seconds": time.monotonic() - start, **counts}
 
 
 def read_report(path: Path) -> dict[str, Any]:
-    """The numbers, and the names of failed tests, in a JUnit report."""
+    """The numbers, and the names of tests that failed or were left out, in a JUnit report."""
     suites = list(ElementTree.parse(path).getroot().iter("testsuite"))
-
-    def total(*kinds: str) -> int:
-        return sum(int(suite.get(kind, 0)) for suite in suites for kind in kinds)
-
-    failures = [
-        f"{test.get('classname')}::{test.get('name')}"
-        for suite in suites
-        for test in suite.iter("testcase")
-        if test.find("failure") is not None or test.find("error") is not None
-    ]
+    total = {kind: sum(int(suite.get(kind, 0)) for suite in suites) for kind in ("tests", "skipped")}
+    failures, left_out = [], {}
+    for test in (test for suite in suites for test in suite.iter("testcase")):
+        if test.find("failure") is None and test.find("error") is None:
+            continue
+        name = "::".join(filter(None, (test.get("classname"), test.get("name"))))
+        lacking = lacking_package("".join([*test.itertext(), *(part.get("message", "") for part in test)]))
+        if lacking is None:
+            failures.append(name)
+        else:
+            left_out[name] = f"needs {lacking}, which is not installed"
     return {
-        "run": total("tests") - total("skipped"),
-        "failed": total("failures", "errors"),
-        "skipped": total("skipped"),
+        "run": total["tests"] - total["skipped"] - len(left_out),
+        "failed": len(failures),
+        "skipped": total["skipped"],
         "failures": failures,
+        "left_out": left_out,
     }
+
+
+def lacking_package(text: str) -> str | None:
+    """The package for want of which a test ended with this text; None where it ended for another reason."""
+    for name in re.findall(r"No module named '(\w+)", text):
+        if name in MAY_BE_MISSING and not _is_installed(name):
+            return name
+    return None
+
+
+def _is_installed(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(name) is not None
+    except ModuleNotFoundError:
+        return False
 
 
 def run_benchmarks(deadline: float) -> dict[str, Any]:
     """What each benchmark returns, by name; of one that broke, what broke it."""
     results: dict[str, Any] = {}
-    for name, benchmark in BENCHMARKS.items():
+    for name, module in BENCHMARKS.items():
         print(f"\n== {name}", flush=True)
         try:
-            results[name] = benchmark(deadline)
+            results[name] = importlib.import_module(module).run_on_gpu(deadline)
         except Exception as error:
             traceback.print_exc()
-            results[name] = {"failures": [{"error": f"{type(error).__name__}: {error}"}]}
+            results[name] = _broken(error)
     return results
+
+
+def _broken(error: Exception) -> dict[str, Any]:
+    lacking = lacking_package(str(error)) if isinstance(error, ModuleNotFoundError) else None
+    if lacking is not None:
+        return {"records": [], "left_out": [{"reason": f"needs {lacking}, which is not installed"}], "failures": []}
+    return {"failures": [{"error": f"{type(error).__name__}: {error}"}]}
 
 
 def failed(result: dict[str, Any]) -> bool:
     """Whether anything is not as it should be."""
     broken = any(benchmark["failures"] for benchmark in result["benchmarks"].values())
-    return broken or result["tests"]["outcome"] != "passed"
+    return broken or any(tests["outcome"] != "passed" for tests in result["tests"].values())
 
 
 def print_summary(result: dict[str, Any], path: Path) -> None:
     """A few lines at the end."""
-    tests = result["tests"]
-    counts = ", ".join(f"{tests[name]} {name}" for name in ("run", "failed", "skipped") if name in tests)
     print(f"\n== {result['machine']['device']}, {result['seconds']:.0f} s")
-    print(f"tests: {tests['outcome']} in {tests['seconds']:.0f} s{': ' if counts else ''}{counts}")
-    for name in tests.get("failures", []):
-        print(f"  {name}")
+    for kind, tests in result["tests"].items():
+        counts = [f"{tests[name]} {name}" for name in ("run", "failed", "skipped") if name in tests]
+        left_out = tests.get("left_out", {})
+        if left_out:
+            counts.append(f"{len(left_out)} left out ({'; '.join(sorted(set(left_out.values())))})")
+        print(f"tests, {kind}: {tests['outcome']} in {tests['seconds']:.0f} s: {', '.join(counts) or 'no numbers'}")
+        for name in tests.get("failures", []):
+            print(f"  {name}")
     for name, benchmark in result["benchmarks"].items():
         numbers = {kind: len(benchmark.get(kind, [])) for kind in ("records", "left_out", "failures")}
         print(
             f"{name}: {numbers['records']} measurements, {numbers['left_out']} left out, {numbers['failures']} failed"
         )
+        for reason in sorted({entry["reason"] for entry in benchmark.get("left_out", []) if "reason" in entry}):
+            print(f"  left out: {reason}")
     print(f"wrote {path}")
 
 

@@ -11,6 +11,13 @@ import art
 ROOT = Path(__file__).parent.parent
 
 
+def python(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """A process of its own; pytest shows what it printed where a test fails."""
+    result = subprocess.run([sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True)
+    print(result.stdout, result.stderr, sep="\n")
+    return result
+
+
 def test_every_public_name_is_there():
     for name in art.__all__:
         assert getattr(art, name).__module__.startswith("art.")
@@ -30,11 +37,11 @@ def test_every_public_name_is_there():
 )
 def test_what_an_import_does_not_load(code, absent):
     check = f"import sys; {code}; sys.exit({absent!r} in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", check], cwd=ROOT).returncode == 0
+    assert python("-c", check).returncode == 0
 
 
 def test_backends_report():
-    report = subprocess.run([sys.executable, "-m", "art_kernels"], cwd=ROOT, capture_output=True, text=True)
+    report = python("-m", "art_kernels")
     assert report.returncode == 0
     for operation in ("region_attention", "mtc_loss", "pool_tracklets", "link_tracklets"):
         assert operation in report.stdout
@@ -45,4 +52,4 @@ def test_readme_examples_run(tmp_path):
     assert len(blocks) >= 2
     for block in blocks:
         code = block.split("```")[0].replace("runs/x", str(tmp_path / "x"))
-        subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+        assert python("-c", code).returncode == 0

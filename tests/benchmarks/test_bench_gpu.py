@@ -1,18 +1,28 @@
+import importlib
 import json
+import re
+import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from benchmarks import gpu
 
-REPORT = """<testsuites><testsuite errors="1" failures="1" skipped="2" tests="9">
+REPORT = """<testsuites><testsuite errors="2" failures="4" skipped="2" tests="12">
 <testcase classname="tests.a" name="good"/><testcase classname="tests.a" name="bad"><failure>no</failure></testcase>
-<testcase classname="tests.b" name="ugly"><error>no</error></testcase></testsuite></testsuites>"""
+<testcase classname="tests.b" name="ugly"><error>no</error></testcase>
+<testcase classname="" name="tests.c"><error message="collection failure">
+E No module named 'wordllama.x'</error></testcase>
+<testcase classname="tests.d" name="alone"><failure message="No module named 'wordllama'">it ended</failure></testcase>
+<testcase classname="tests.d" name="present"><failure message="No module named 'av'">it ended</failure></testcase>
+<testcase classname="tests.d" name="ours"><failure message="No module named 'art.oops'">it ended</failure></testcase>
+</testsuite></testsuites>"""
 
 
 def test_without_a_gpu_it_says_so_and_runs_nothing(monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(gpu, "run_tests", lambda limit: pytest.fail("ran the tests"))
+    monkeypatch.setattr(gpu, "run_tests", lambda *_: pytest.fail("ran the tests"))
     assert gpu.main([]) == 2
     assert "sees no CUDA device here, so nothing was run" in capsys.readouterr().err
 
@@ -32,30 +42,83 @@ def test_refuses_an_environment_in_which_the_kernels_are_not_compiled(monkeypatc
     assert "TRITON_INTERPRET is set to '1': unset it" in capsys.readouterr().err
 
 
-def test_report_of_the_tests(tmp_path):
+def test_report_of_the_tests(tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu, "_is_installed", lambda name: name != "wordllama")
     (tmp_path / "report.xml").write_text(REPORT)
-    found = gpu.read_report(tmp_path / "report.xml")
-    assert found == {"run": 7, "failed": 2, "skipped": 2, "failures": ["tests.a::bad", "tests.b::ugly"]}
+    assert gpu.read_report(tmp_path / "report.xml") == {
+        "run": 8,
+        "failed": 4,
+        "skipped": 2,
+        "failures": ["tests.a::bad", "tests.b::ugly", "tests.d::present", "tests.d::ours"],
+        "left_out": dict.fromkeys(("tests.c", "tests.d::alone"), "needs wordllama, which is not installed"),
+    }
+
+
+def test_what_may_be_missing_is_imported_by_the_model():
+    sources = "".join(path.read_text() for path in (gpu.ROOT / "art").rglob("*.py"))
+    assert [name for name in gpu.MAY_BE_MISSING if not re.search(rf"\b{name}\b", sources)] == []
+    assert gpu._is_installed("torch") and not gpu._is_installed("no_such_package_at_all")
+
+
+CHILD = """def test_of_a_process():
+    print("No module named 'a_package_of_nobody'")
+    assert 1 == 0
+"""
+
+
+def write_tests(folder, **files):
+    folder.mkdir(exist_ok=True)
+    for name, text in files.items():
+        (folder / f"test_{name}.py").write_text(text)
+    return [str(folder)]
 
 
 def test_tests_run_without_foreign_variables(tmp_path, monkeypatch):
     monkeypatch.setenv("TRITON_INTERPRET", "1")
-    (tmp_path / "test_environment.py").write_text(
-        "import os, time\n"
-        "def test_clean(): assert 'TRITON_INTERPRET' not in os.environ\n"
-        "def test_wrong(): assert False\n"
-    )
-    found = gpu.run_tests(60.0, str(tmp_path))
+    clean = "import os\ndef test_clean(): assert 'TRITON_INTERPRET' not in os.environ\n"
+    found = gpu.run_tests(60.0, write_tests(tmp_path / "a", environment=f"{clean}def test_wrong(): assert False\n"))
     assert (found["outcome"], found["run"], found["failed"], found["skipped"]) == ("failed", 2, 1, 0)
     assert len(found["failures"]) == 1 and found["failures"][0].endswith("test_wrong")
-    assert gpu.run_tests(0.01, str(tmp_path))["outcome"] == "out of time"
+    assert gpu.run_tests(0.01, [str(tmp_path / "a")])["outcome"] == "out of time"
+
+
+def test_a_package_that_is_not_there_leaves_out_what_needs_it_and_nothing_else(tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu, "MAY_BE_MISSING", ("a_package_of_nobody",))
+    lacking = write_tests(
+        tmp_path / "lacking", good="def test_good(): pass\n", needs="import a_package_of_nobody.part\n", child=CHILD
+    )
+    found = gpu.run_tests(60.0, lacking)
+    assert (found["outcome"], found["run"], found["failed"]) == ("passed", 1, 0)
+    assert list(found["left_out"].values()) == ["needs a_package_of_nobody, which is not installed"] * 2
+    found = gpu.run_tests(
+        60.0, write_tests(tmp_path / "broken", good="def test_good(): pass\n", wrong="import no_such\n")
+    )
+    assert (found["outcome"], found["failed"], found["left_out"]) == ("failed", 1, {})
+    found = gpu.run_tests(60.0, write_tests(tmp_path / "nothing", needs="import a_package_of_nobody\n"))
+    assert found["outcome"] == "failed" and found["run"] == 0
+
+
+def test_each_benchmark_can_be_run_on_a_gpu():
+    assert [
+        name for name, module in gpu.BENCHMARKS.items() if not callable(importlib.import_module(module).run_on_gpu)
+    ] == []
+
+
+def test_every_test_is_run_and_those_of_the_kernels_first():
+    kernels, rest = (arguments for arguments, _ in gpu.TESTS.values())
+    assert kernels == ["tests/kernels"] and rest == ["tests", "--ignore=tests/kernels"]
+    assert (gpu.ROOT / "tests" / "kernels").is_dir()
 
 
 def test_everything_goes_into_one_file(tmp_path, monkeypatch, capsys):
     def broken(deadline):
         raise RuntimeError("out of memory")
 
-    benchmarks = {"good": lambda deadline: {"records": [1, 2], "left_out": [], "failures": []}, "broken": broken}
+    measured = {"records": [1, 2], "left_out": [], "failures": []}
+    benchmarks = {"good": "good_benchmark", "broken": "broken_benchmark", "lacking": "wordllama_of_nobody"}
+    for name, run in (("good", lambda deadline: measured), ("broken", broken)):
+        monkeypatch.setitem(sys.modules, benchmarks[name], SimpleNamespace(run_on_gpu=run))
+    monkeypatch.setattr(gpu, "MAY_BE_MISSING", ("wordllama_of_nobody",))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     for name in gpu.FOREIGN_VARIABLES:
         monkeypatch.delenv(name, raising=False)
@@ -63,13 +126,22 @@ def test_everything_goes_into_one_file(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(gpu, "device_name", lambda device: "NVIDIA H200")
     monkeypatch.setattr(gpu, "provenance", lambda device: {"machine": {"device": "NVIDIA H200"}})
     monkeypatch.setattr(gpu, "ROOT", tmp_path)
-    monkeypatch.setattr(gpu, "run_tests", lambda limit: {"outcome": "passed", "seconds": 1.0, "run": 3, "failed": 0})
+    outcomes = {
+        "tests/kernels": {"outcome": "passed", "seconds": 1.0, "run": 3, "failed": 0},
+        "tests": {"outcome": "passed", "seconds": 2.0, "run": 5, "failed": 0, "left_out": {"tests.a": "needs av"}},
+    }
+    monkeypatch.setattr(gpu, "run_tests", lambda limit, arguments: outcomes[arguments[0]])
     assert gpu.main([]) == 1
     result = json.loads((tmp_path / "benchmarks" / "results" / "nvidia-h200.json").read_text())
     assert result["benchmarks"]["good"]["records"] == [1, 2]
     assert result["benchmarks"]["broken"]["failures"] == [{"error": "RuntimeError: out of memory"}]
     summary = capsys.readouterr().out
-    assert "tests: passed in 1 s: 3 run, 0 failed" in summary
+    assert "tests, kernels: passed in 1 s: 3 run, 0 failed" in summary
+    assert "tests, the rest: passed in 2 s: 5 run, 0 failed, 1 left out (needs av)" in summary
     assert "good: 2 measurements, 0 left out, 0 failed" in summary
+    assert "lacking: 0 measurements, 1 left out, 0 failed" in summary
+    assert "  left out: needs wordllama_of_nobody, which is not installed" in summary
     del benchmarks["broken"]
     assert gpu.main([]) == 0
+    outcomes["tests"]["outcome"] = "out of time"
+    assert gpu.main([]) == 1
