@@ -9,14 +9,14 @@ from typing import TypedDict
 
 import numpy as np
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Float32, Shaped, UInt8
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from .cache import FrameCache
 from .clips import ClipSet
 from .loader import BatchOrder, ClipLoader
-from .sampling import segment_indices
+from .sampling import SPARSE, FrameSampling
 from .video import VideoError, read_clip
 
 _log = logging.getLogger(__name__)
@@ -29,11 +29,13 @@ class DataError(RuntimeError):
 
 
 class Sample(TypedDict):
-    """One clip, decoded."""
+    """One clip, decoded: its frames, or those of several views one after the other, and the random numbers that
+    belong to it (none in evaluation)."""
 
-    video: UInt8[Tensor, "t 3 h w"]
+    video: UInt8[Tensor, "n 3 h w"]
     label: int
     index: int
+    draws: Float32[Tensor, " d"]
 
 
 def check_clip_set(clip_set: ClipSet) -> dict[int, str]:
@@ -52,8 +54,9 @@ def check_clip_set(clip_set: ClipSet) -> dict[int, str]:
 class ClipDataset(Dataset[Sample]):
     """The clips of one split.
 
-    ``dataset[i]`` depends on the seed, the epoch and i only. In training it is a random frame of each segment of
-    clip i, in evaluation the centre of each.
+    ``dataset[i]`` depends on the seed, the epoch and i only, and so do the random numbers that come with it for its
+    augmentation: batches may be put together in any way. In training its frames are drawn at random, in evaluation they
+    are fixed, and there may be several views of them.
 
     A clip that cannot be read is named in a warning and stands in :attr:`bad`. In training the next good one takes its
     place; in evaluation ``dataset[i]`` is an error, and the loader of :func:`build_loader` leaves the clip out. When
@@ -68,6 +71,11 @@ class ClipDataset(Dataset[Sample]):
         frame_size: every frame is scaled until its shorter side has this many pixels and cut to a square, placed at
             random along the longer side in training and in the middle in evaluation. None leaves frames as they are;
             then all files must have one size.
+        sampling: which frames of a clip are taken.
+        views: in evaluation, so many times T frames of each clip, as :class:`.sampling.FrameSampling` chooses them.
+        crops: in evaluation, 3 gives each view three times, cut to the squares at the beginning, in the middle and at
+            the end of the longer side (of square frames they are the same); 1 once.
+        draws: so many random numbers, uniform in [0, 1), come with each training clip.
         cache: keep decoded clips (of at most ``art.data.cache.CACHED_CLIP_LIMIT`` bytes each) in memory. Each worker
             process keeps its own, so that few workers, or none, make best use of it.
         cache_limit: bytes that all processes together may keep.
@@ -86,6 +94,10 @@ class ClipDataset(Dataset[Sample]):
         train: bool,
         seed: int = 0,
         frame_size: int | None = None,
+        sampling: FrameSampling = SPARSE,
+        views: int = 1,
+        crops: int = 1,
+        draws: int = 0,
         cache: bool = False,
         cache_limit: int = 4 * 2**30,
         max_bad_share: float = 0.0,
@@ -96,6 +108,14 @@ class ClipDataset(Dataset[Sample]):
             raise ValueError(f"seed must be 0 or more, got {seed}")
         if frame_size is not None and frame_size < 1:
             raise ValueError(f"frame_size must be at least 1 pixel, got {frame_size}")
+        if views < 1:
+            raise ValueError(f"views must be at least 1, got {views}")
+        if crops not in (1, 3):
+            raise ValueError(f"crops must be 1 or 3, got {crops}")
+        if train and (views, crops) != (1, 1):
+            raise ValueError(f"views is {views} and crops is {crops}, expected 1 each in training")
+        if draws < 0:
+            raise ValueError(f"draws must be 0 or more, got {draws}")
         if not 0 <= max_bad_share <= 1:
             raise ValueError(f"max_bad_share must lie in 0..1, got {max_bad_share}")
         self.clip_set = clip_set
@@ -103,6 +123,7 @@ class ClipDataset(Dataset[Sample]):
         self.train = train
         self.seed = seed
         self.frame_size = frame_size
+        self.sampling, self.views, self.crops, self.draws = sampling, views, crops, draws
         self.max_bad_share = max_bad_share
         self.epoch = 0
         self._cache = FrameCache(cache_limit) if cache else None
@@ -150,7 +171,8 @@ class ClipDataset(Dataset[Sample]):
                     self._known[candidate] = error.reason
                 else:
                     label = self.clip_set.clips[candidate].label
-                    return {"video": video, "label": label, "index": candidate}, failures
+                    draws = torch.empty(0) if generator is None else torch.rand(self.draws, generator=generator)
+                    return {"video": video, "label": label, "index": candidate, "draws": draws}, failures
             failures[candidate] = self._known[candidate]
         return None, failures
 
@@ -173,7 +195,8 @@ class ClipDataset(Dataset[Sample]):
             _log.warning("clip %s is %s: %s", self.clip_set.clips[index], fate, reason)
 
     def stack(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
-        """One batch: ``video`` [B, T, 3, H, W] uint8, ``label`` [B] and ``index`` [B] int64.
+        """One batch: ``video`` [B, crops · views · T, 3, H, W] uint8, ``label`` [B] and ``index`` [B] int64, and
+        ``draws`` [B, D] float32, those of each clip.
 
         Raises:
             DataError: the clips differ in size.
@@ -193,17 +216,19 @@ class ClipDataset(Dataset[Sample]):
             "video": torch.stack([sample["video"] for sample in samples]),
             "label": torch.tensor([sample["label"] for sample in samples]),
             "index": torch.tensor([sample["index"] for sample in samples]),
+            "draws": torch.stack([sample["draws"] for sample in samples]),
         }
 
     def _generator(self, epoch: int, index: int) -> torch.Generator:
         state = np.random.SeedSequence([self.seed, epoch, index]).generate_state(1, np.uint64)
         return torch.Generator().manual_seed(int(state[0]))
 
-    def _read(self, index: int, generator: torch.Generator | None) -> UInt8[Tensor, "t 3 h w"]:
+    def _read(self, index: int, generator: torch.Generator | None) -> UInt8[Tensor, "n 3 h w"]:
         clip = self.clip_set.clips[index]
         frames = self._cache.frames(index, clip, self.frame_size) if self._cache else None
         if frames is not None:
-            frames = frames[segment_indices(len(frames), self.num_frames, generator)]
+            chosen = self.sampling.indices(len(frames), self.num_frames, views=self.views, generator=generator)
+            frames = frames[chosen.flatten()]
         else:
             frames = read_clip(
                 clip.path,
@@ -212,7 +237,11 @@ class ClipDataset(Dataset[Sample]):
                 end=clip.end,
                 generator=generator,
                 short_side=self.frame_size,
+                sampling=self.sampling,
+                views=self.views,
             )
+        if self.crops == 3:
+            return torch.cat(three_squares(frames))
         return frames if self.frame_size is None else _square(frames, self.frame_size, generator)
 
     def _complaint(self, too_many: str) -> str:
@@ -223,6 +252,14 @@ class ClipDataset(Dataset[Sample]):
             listed.append(f"  and {len(self._bad) - _LISTED} more")
         advice = "Mend or remove them, or raise max_bad_share:"
         return "\n".join([f"{name}: {share} cannot be read, {too_many}. {advice}", *listed])
+
+
+def three_squares(frames: Shaped[Tensor, "n 3 h w"]) -> tuple[Shaped[Tensor, "n 3 s s"], ...]:
+    """The squares at the beginning, in the middle and at the end of the longer side, as large as the shorter one."""
+    height, width = frames.shape[2:]
+    size, spare = min(height, width), abs(height - width)
+    axis = 2 if height > width else 3
+    return tuple(frames.narrow(axis, start, size) for start in (0, spare // 2, spare))
 
 
 def _square(frames: UInt8[Tensor, "t 3 h w"], size: int, generator: torch.Generator | None) -> UInt8[Tensor, "t 3 s s"]:
@@ -249,27 +286,43 @@ def build_loader(
     shuffle: bool | None = None,
     drop_last: bool = False,
     pin_memory: bool = False,
+    rank: int = 0,
+    world_size: int = 1,
 ) -> ClipLoader:
     """A loader of ``dataset``.
 
     Args:
         dataset: the clips.
-        batch_size: clips a batch.
+        batch_size: clips a batch (of each rank).
         workers: processes that decode; 0 decodes in the calling process. Changes the speed, never a batch.
         shuffle: whether each epoch has an order of its own; None is yes in training and no in evaluation.
         drop_last: leave out the last batch where it is not full.
         pin_memory: hand batches over in page-locked memory, from which copies to a GPU are faster.
+        rank: which of the processes that share the work this is.
+        world_size: how many they are. Together their batches are those of one process with a ``batch_size`` so many
+            times as large: each takes its part of them, as :class:`.loader.BatchOrder` says.
 
     Raises:
-        ValueError: an argument is out of its range, or ``drop_last`` leaves no batch.
+        ValueError: an argument is out of its range, or ``drop_last`` leaves no batch, or the last training batch would
+            leave a rank without a clip.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     if workers < 0:
         raise ValueError(f"workers must be 0 or more, got {workers}")
-    if drop_last and len(dataset) < batch_size:
+    if world_size < 1 or not 0 <= rank < world_size:
+        raise ValueError(f"rank is {rank} of world_size {world_size}, expected 0 <= rank < world_size")
+    together = batch_size * world_size
+    if drop_last and len(dataset) < together:
         raise ValueError(
-            f"batch_size {batch_size} with drop_last leaves no batch of {len(dataset)} clips; expected at most so many"
+            f"batch_size {batch_size} on {world_size} ranks with drop_last leaves no batch of {len(dataset)} clips; "
+            f"expected at most {len(dataset) // world_size}"
+        )
+    if dataset.train and not drop_last and 0 < len(dataset) % together < world_size:
+        raise ValueError(
+            f"the last of {len(dataset)} clips in batches of {batch_size} on {world_size} ranks leave a rank without "
+            "a clip in the last step; use drop_last or another batch_size"
         )
     shuffled = dataset.train if shuffle is None else shuffle
-    return ClipLoader(dataset, BatchOrder(dataset, batch_size, shuffled, drop_last), workers, pin_memory)
+    order = BatchOrder(dataset, batch_size, shuffled, drop_last, rank, world_size)
+    return ClipLoader(dataset, order, workers, pin_memory)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class ClipLoader:
-    """Iterating gives the batches of one epoch: ``video`` [B, T, 3, H, W] uint8, ``label`` and ``index`` [B] int64.
+    """Iterating gives the batches of one epoch, as :meth:`.dataset.ClipDataset.stack` describes them.
 
     A clip that cannot be read is replaced in training, left out in evaluation (so that a batch may be smaller), and
     counted in ``dataset.bad``; too many of them are a :class:`~art.data.dataset.DataError`.
@@ -80,10 +80,24 @@ class ClipLoader:
 
 class BatchOrder(Sampler[list[tuple[int, int]]]):
     """Which clips form each batch. The epoch travels with the index, since worker processes hold copies of the data
-    set that do not hear of a new one."""
+    set that do not hear of a new one.
 
-    def __init__(self, dataset: ClipDataset, batch_size: int, shuffle: bool, drop_last: bool) -> None:
+    Several ranks share each batch of ``batch_size`` · ``world_size`` clips: each takes one stretch of it, in the order
+    of the ranks, so that no clip comes twice and put together they are the batch of one process. A last batch that is
+    not full is shared likewise, as evenly as can be; a rank to which no clip is left has one batch less.
+    """
+
+    def __init__(
+        self,
+        dataset: ClipDataset,
+        batch_size: int,
+        shuffle: bool,
+        drop_last: bool,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
         self._dataset = dataset
+        self._rank, self._world_size = rank, world_size
         self._batch_size = batch_size
         self._shuffle = shuffle
         self._drop_last = drop_last
@@ -91,8 +105,13 @@ class BatchOrder(Sampler[list[tuple[int, int]]]):
 
     def whole_epoch(self) -> int:
         """The number of batches of an epoch with nothing skipped."""
-        spare = 0 if self._drop_last else self._batch_size - 1
-        return (len(self._dataset) + spare) // self._batch_size
+        full, rest = divmod(len(self._dataset), self._batch_size * self._world_size)
+        begin, end = self._stretch(0 if self._drop_last else rest)
+        return full + (end > begin)
+
+    def _stretch(self, count: int) -> tuple[int, int]:
+        """Which of the ``count`` clips of a batch are this rank's."""
+        return count * self._rank // self._world_size, count * (self._rank + 1) // self._world_size
 
     def __len__(self) -> int:
         return self.whole_epoch() - self.skip
@@ -104,8 +123,10 @@ class BatchOrder(Sampler[list[tuple[int, int]]]):
             state = np.random.SeedSequence([self._dataset.seed, epoch]).generate_state(1, np.uint64)
             order = torch.randperm(count, generator=torch.Generator().manual_seed(int(state[0]))).tolist()
         for batch in range(self.skip, self.whole_epoch()):
-            chosen = order[batch * self._batch_size : (batch + 1) * self._batch_size]
-            yield [(epoch, index) for index in chosen]
+            together = self._batch_size * self._world_size
+            shared = order[batch * together : (batch + 1) * together]
+            begin, end = self._stretch(len(shared))
+            yield [(epoch, index) for index in shared[begin:end]]
 
 
 class _Draws(Dataset[Any]):

@@ -1,3 +1,4 @@
+import itertools
 import pickle
 
 import pytest
@@ -6,7 +7,8 @@ import torch
 from art.data import dataset as dataset_module
 from art.data.clips import Clip, ClipSet
 from art.data.dataset import ClipDataset, DataError, build_loader, check_clip_set
-from art.data.sampling import segment_indices
+from art.data.sampling import FrameSampling, segment_indices
+from art.data.video import read_clip
 
 
 def test_a_training_sample(clip_set, read_numbers):
@@ -35,6 +37,32 @@ def test_a_training_sample_depends_on_seed_epoch_and_index(clip_set, read_number
 
     assert sampled(0, 0, 0) == sampled(0, 0, 0)
     assert len({sampled(0, 0, 0), sampled(1, 0, 0), sampled(0, 1, 0), sampled(0, 0, 1)}) == 4
+
+
+@pytest.mark.parametrize("cache", [False, True])
+def test_dense_sampling_and_views(clip_set, read_numbers, cache):
+    sampling = FrameSampling("dense", 3)
+    train = ClipDataset(clip_set, 4, train=True, sampling=sampling, cache=cache)
+    numbers = [read_numbers(train[index]["video"]) for index in range(10)]
+    assert all([b - a for a, b in itertools.pairwise(drawn)] == [3] * 3 for drawn in numbers)
+    assert len({drawn[0] for drawn in numbers}) > 1
+    test = ClipDataset(clip_set, 4, train=False, sampling=sampling, views=2, cache=cache)
+    assert read_numbers(test[0]["video"]) == sampling.indices(24, 4, views=2).flatten().tolist()
+
+
+@pytest.mark.parametrize("frame_size", [None, 16])
+def test_three_crops_are_squares_along_the_longer_side(tmp_path, numbered, clip_set, frame_size):
+    tall = numbered(tmp_path / "tall.mp4", size=(64, 32))
+    for clip, axis in ((clip_set.clips[0], 3), (Clip(tall, 1), 2)):
+        one = ClipSet("one", "test", tmp_path, (clip,), ("even", "odd"))
+        cut = ClipDataset(one, 2, train=False, views=2, crops=3, frame_size=frame_size)[0]["video"]
+        side = frame_size or 32
+        assert cut.shape == (3 * 2 * 2, 3, side, side)
+        whole = read_clip(clip.path, 2, views=2, short_side=frame_size)
+        for place, square in zip((0, side // 2, side), cut.split(4), strict=True):
+            assert torch.equal(square, whole.narrow(axis, place, side))
+        middle = ClipDataset(one, 2, train=False, views=2, frame_size=side)[0]["video"]
+        assert torch.equal(cut[4:8], middle), "the one in the middle is the single crop"
 
 
 def test_a_data_set_can_be_listed(clip_set):
@@ -92,12 +120,28 @@ def test_a_long_list_is_cut(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "options", [{"num_frames": 0}, {"seed": -1}, {"frame_size": 0}, {"max_bad_share": 1.5}, {"max_bad_share": -0.1}]
+    "options",
+    [
+        {"num_frames": 0},
+        {"seed": -1},
+        {"frame_size": 0},
+        {"max_bad_share": 1.5},
+        {"max_bad_share": -0.1},
+        {"views": 0},
+        {"crops": 2},
+        {"draws": -1},
+    ],
 )
 def test_impossible_arguments_of_the_data_set(options, clip_set):
     (name,) = options
     with pytest.raises(ValueError, match=f"{name} must"):
         ClipDataset(clip_set, **{"num_frames": 4, "train": True, **options})
+
+
+@pytest.mark.parametrize("options", [{"views": 2}, {"crops": 3}])
+def test_training_has_one_view(clip_set, options):
+    with pytest.raises(ValueError, match=r"views is \d and crops is \d, expected 1 each in training"):
+        ClipDataset(clip_set, 4, train=True, **options)
 
 
 def test_a_data_set_can_be_sent_to_another_process(clip_set):

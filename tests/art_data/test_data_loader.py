@@ -6,6 +6,7 @@ import torch
 
 from art.data.clips import Clip, ClipSet
 from art.data.dataset import ClipDataset, DataError, build_loader
+from art.data.loader import BatchOrder
 
 
 def content(loader, epoch):
@@ -124,12 +125,80 @@ def test_paths_of_bad_clips_are_paths(clip_set, spoil):
     assert all(isinstance(path, Path) for path in dataset.bad)
 
 
+def of_rank(clip_set, rank, world_size, batch_size, *, train=True, **options):
+    dataset = ClipDataset(clip_set, 4, train=train, seed=3, draws=5 if train else 0)
+    return build_loader(dataset, batch_size, rank=rank, world_size=world_size, **options)
+
+
+@pytest.mark.parametrize(("world_size", "batch_size"), [(2, 2), (4, 1)])
+def test_ranks_share_the_batches_of_one_process(clip_set, world_size, batch_size):
+    whole = of_rank(clip_set, 0, 1, 4, drop_last=True)
+    parts = [of_rank(clip_set, rank, world_size, batch_size, drop_last=True) for rank in range(world_size)]
+    for epoch in (0, 1):
+        expected, shared = content(whole, epoch), [content(part, epoch) for part in parts]
+        together = [
+            {key: torch.cat([batch[key] for batch in step]) for key in step[0]} for step in zip(*shared, strict=True)
+        ]
+        assert same(together, expected)
+        assert all(torch.equal(a["draws"], b["draws"]) for a, b in zip(together, expected, strict=True))
+    parts[1].set_epoch(1, skip=1)
+    assert same(list(parts[1]), shared[1][1:]), "a rank goes on in the middle of an epoch"
+
+
+@pytest.mark.parametrize(("world_size", "batch_size"), [(2, 2), (3, 2), (4, 2), (4, 4), (3, 1)])
+@pytest.mark.parametrize("train", [True, False])
+def test_no_clip_comes_twice_and_none_is_left_out(clip_set, world_size, batch_size, train):
+    orders = [
+        BatchOrder(ClipDataset(clip_set, 4, train=train), batch_size, train, False, rank, world_size)
+        for rank in range(world_size)
+    ]
+    batches = [list(order) for order in orders]
+    assert [len(own) for own in batches] == [len(order) for order in orders]
+    assert all(1 <= len(batch) <= batch_size for own in batches for batch in own)
+    indices = [index for own in batches for batch in own for _, index in batch]
+    assert sorted(indices) == list(range(10))
+    last = [len(own[-1]) for own in batches if len(own) == max(map(len, batches))]
+    assert max(last) - min(last) <= 1, "the last batch is shared evenly"
+
+
+def test_a_training_step_without_a_clip_is_refused(clip_set):
+    with pytest.raises(ValueError, match="leave a rank without a clip in the last step"):
+        of_rank(clip_set, 0, 3, 3)
+    with pytest.raises(ValueError, match=r"on 3 ranks with drop_last leaves no batch of 10 clips; expected at most 3"):
+        of_rank(clip_set, 0, 3, 4, drop_last=True)
+    assert [len(list(of_rank(clip_set, rank, 3, 3, train=False))) for rank in range(3)] == [1, 1, 2]
+
+
+def test_random_numbers_belong_to_the_clip(clip_set):
+    first = {}
+    for batch_size, workers in ((4, 0), (3, 2)):
+        loader = of_rank(clip_set, 0, 1, batch_size, workers=workers)
+        drawn = {
+            epoch: {
+                int(index): tuple(draws.tolist())
+                for batch in content(loader, epoch)
+                for index, draws in zip(batch["index"], batch["draws"], strict=True)
+            }
+            for epoch in (0, 1)
+        }
+        first = first or drawn
+        assert drawn == first
+    values = [draws for epoch in first.values() for draws in epoch.values()]
+    assert len(set(values)) == 20
+    assert all(len(draws) == 5 and all(0 <= value < 1 for value in draws) for draws in values)
+    other = ClipDataset(clip_set, 4, train=True, seed=4, draws=5)
+    assert tuple(other[0]["draws"].tolist()) not in values
+    assert ClipDataset(clip_set, 4, train=False, draws=5)[0]["draws"].shape == (0,)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
         ({"batch_size": 4, "workers": -1}, "workers must be 0 or more, got -1"),
         ({"batch_size": 11, "drop_last": True}, "leaves no batch of 10 clips"),
+        ({"batch_size": 4, "rank": 2, "world_size": 2}, "rank is 2 of world_size 2"),
+        ({"batch_size": 4, "rank": 0, "world_size": 0}, "rank is 0 of world_size 0"),
     ],
 )
 def test_impossible_arguments_of_the_loader(options, message, clip_set):
