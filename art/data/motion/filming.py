@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -14,6 +13,7 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 from jaxtyping import Float, UInt8
 
+from ..files import write_whole
 from ..video import ONE_THREAD
 from .classes import CLASSES
 from .render import Stage
@@ -102,18 +102,6 @@ def check_encoder() -> None:
 def _write_array(path: Path, values: Float[np.ndarray, "..."]) -> None:
     with path.open("wb") as file:  # given a name, numpy would append its suffix to it
         np.save(file, values)
-
-
-def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Write under another name first: whoever sees ``path`` sees all of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    try:
-        write(partial)
-        partial.replace(path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
 
 
 _worker: tuple[Stage, Filming] | None = None

@@ -25,8 +25,10 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from ..files import write_whole
+from ..parallel import cores
 from .classes import CLASSES
-from .filming import Filming, Job, check_encoder, film_in_worker, start_worker, write_whole
+from .filming import Filming, Job, check_encoder, film_in_worker, start_worker
 from .render import TRACKED, Stage
 from .takes import motions_folder
 from .views import SPLITS, Shot, draw_shot, poses_of
@@ -79,7 +81,7 @@ def prepare_motion(
     jobs = [Job(s, c, i) for s, count in counts.items() for c in range(len(CLASSES)) for i in range(count)]
     known = _known_joints(filming.root)
     missing = [job for job in jobs if not _is_finished(job, filming.root, known)]
-    filmed = contextlib.closing(_film_all(filming, missing, workers or _cores()))
+    filmed = contextlib.closing(_film_all(filming, missing, workers or cores()))
     bar = tqdm(total=len(jobs), initial=len(jobs) - len(missing), desc="motion", unit="clip", disable=not progress)
     with filmed as clips, bar:
         for _ in clips:
@@ -226,8 +228,3 @@ def _row(job: Job, shot: Shot) -> dict[str, object]:
 
 def _write_text(path: Path, text: str) -> None:
     write_whole(path, lambda partial: partial.write_text(text, encoding="utf-8"))
-
-
-def _cores() -> int:
-    """How many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,26 @@
+"""Files that are there as a whole or not at all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+#: The end of the name of a file that is being written.
+PARTIAL = ".partial"
+
+
+def write_whole(path: Path, write: Callable[[Path], object]) -> None:
+    """Write under another name first: whoever sees ``path`` sees all of it.
+
+    Args:
+        path: where the file is to be; its folder is made if need be.
+        write: writes the file to the path that it is given. Whatever it raises removes what it wrote.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + PARTIAL)
+    try:
+        write(partial)
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise

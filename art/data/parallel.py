@@ -1,0 +1,92 @@
+"""The same function for many items, in several processes that end when they are told to, and with their parent."""
+
+from __future__ import annotations
+
+import itertools
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.connection import wait as wait_for
+from multiprocessing.synchronize import Event
+from typing import TypeVar
+
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
+
+_AHEAD = 4  # items that wait for each process: a list of all of them would fill the memory
+_stop: Event | None = None
+
+
+class Stopped(Exception):
+    """The work was given up because :func:`stopping` said so."""
+
+
+def cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def stopping() -> bool:
+    """Whether the work of this process is no longer wanted. A function that takes long looks from time to time."""
+    return _stop is not None and _stop.is_set()
+
+
+def in_processes(
+    function: Callable[[_Item], _Result], items: Iterable[_Item], workers: int
+) -> Generator[tuple[_Item, _Result], None, None]:
+    """``(item, function(item))`` for each item, as they are done. Close it to stop the processes.
+
+    Args:
+        function: a function of a module; it is called in other processes, with one worker in this one.
+        items: what it is called with.
+        workers: how many processes.
+
+    Raises:
+        RuntimeError: a process ended unexpectedly.
+        Exception: whatever the function raises; the others are stopped before.
+    """
+    if workers == 1:
+        for item in items:
+            yield item, function(item)
+        return
+    # Processes of their own from the start: a copy of one that has begun threads (PyTorch's, say) may hang.
+    context = multiprocessing.get_context("spawn")
+    stop = context.Event()
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start, initargs=(stop,))
+    pending: dict[Future[_Result], _Item] = {}
+    rest = iter(items)
+    try:
+        while True:
+            for item in itertools.islice(rest, workers * _AHEAD - len(pending)):
+                pending[pool.submit(function, item)] = item
+            if not pending:
+                return
+            for future in wait(pending, return_when=FIRST_COMPLETED).done:
+                yield pending.pop(future), future.result()
+    except BrokenProcessPool as error:
+        raise RuntimeError(
+            "a working process ended unexpectedly (killed for want of memory?). Its message, if it left one, is above; "
+            'in a script, the call must stand below if __name__ == "__main__":, or have workers=1'
+        ) from error
+    finally:
+        stop.set()
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _start(stop: Event) -> None:
+    """Set up a process: it is stopped by the event, not by Ctrl-C in the terminal, and does not outlive its parent."""
+    global _stop
+    _stop = stop
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        wait_for([parent.sentinel])
+        os._exit(1)
