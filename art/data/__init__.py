@@ -3,7 +3,10 @@
 from .augment import CentreCrop, TrainAugment
 from .clips import Clip, ClipSet
 from .dataset import ClipDataset, DataError, build_loader
+from .mix import PairMix
+from .rand_augment import RandAugment
 from .registry import dataset_names, open_dataset, register_dataset
+from .sampling import FrameSampling
 from .video import VideoError, frame_times, read_clip, read_frames
 
 __all__ = [
@@ -12,6 +15,9 @@ __all__ = [
     "ClipDataset",
     "ClipSet",
     "DataError",
+    "FrameSampling",
+    "PairMix",
+    "RandAugment",
     "TrainAugment",
     "VideoError",
     "build_loader",

@@ -1,4 +1,4 @@
-"""What happens to decoded clips before the model sees them: whole batches at once, in plain PyTorch, on any device.
+"""What happens to decoded clips before the model sees them: in plain PyTorch, on the device that they are on.
 
 Everything random is drawn once a clip and holds for all of its frames: what moves in a clip must be the action.
 """
@@ -9,25 +9,33 @@ import math
 from collections.abc import Sequence
 from itertools import permutations
 
+import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int64, Shaped
+from jaxtyping import Float, Float64, Int64, Shaped
 from torch import Tensor
+
+from .rand_augment import RandAugment
 
 _PERMUTATIONS = tuple(permutations(range(3)))
 _MAX_SHRINK = 1.5  # by how much bilinear sampling may shrink a picture before thin things begin to flicker
+_OWN_DRAWS = 11  # numbers a clip, besides those of RandAugment
 
 
 class TrainAugment:
     """Random scaling and crop, horizontal flip and colour for training.
 
-    The paper names scaling, crop and flip; how strong they are is our reading, and so is any change of colour, which is
-    off unless asked for.
+    The paper names scaling, crop and flip; how strong they are is our reading, and so is any change of colour, of the
+    aspect ratio and RandAugment, which are off unless asked for.
+
+    What becomes of a clip depends on the clip and on its own random numbers alone, bit for bit, and not on the batch
+    that it is in.
 
     Args:
         size: height and width of the result in pixels.
-        scale: least and greatest area of the square crop, as a share of the largest square in the frame. Its place is
-            uniform.
+        scale: least and greatest area of the crop, as a share of the largest square in the frame. Its place is uniform.
+        aspect: least and greatest width of the crop as a multiple of its height, uniform in its logarithm; what would
+            reach out of the frame is cut. (1, 1) crops squares.
         flip: probability of a horizontal flip. Only used with ``mirror``.
         mirror: for each class, the class of its flipped clips (``ClipSet.mirror``); labels change accordingly. None:
             a flip might turn a clip into something without a label, so nothing is flipped.
@@ -36,8 +44,11 @@ class TrainAugment:
         saturation: likewise for the distance of each colour from its grey.
         hue: greatest turn of the colour circle in degrees; 180 reaches every hue.
         permute_channels: probability that red, green and blue change places at random.
+        rand_augment: comes last, where given.
         dtype: of the result: ``torch.float32`` (0..1) or ``torch.uint8``.
-        generator: where all random numbers come from; None is PyTorch's global one.
+
+    Attributes:
+        num_draws: random numbers that a clip takes.
 
     Raises:
         ValueError: a value is out of its range.
@@ -48,6 +59,7 @@ class TrainAugment:
         size: int,
         *,
         scale: Sequence[float] = (0.6, 1.0),
+        aspect: Sequence[float] = (1.0, 1.0),
         flip: float = 0.5,
         mirror: Sequence[int] | None = None,
         brightness: float = 0.0,
@@ -55,12 +67,14 @@ class TrainAugment:
         saturation: float = 0.0,
         hue: float = 0.0,
         permute_channels: float = 0.0,
+        rand_augment: RandAugment | None = None,
         dtype: torch.dtype = torch.float32,
-        generator: torch.Generator | None = None,
     ) -> None:
         _check_size(size)
         if len(scale) != 2 or not 0 < scale[0] <= scale[1] <= 1:
             raise ValueError(f"scale must be a least and a greatest share, 0 < least <= greatest <= 1, got {scale}")
+        if len(aspect) != 2 or not 0 < aspect[0] <= aspect[1]:
+            raise ValueError(f"aspect must be a least and a greatest ratio, 0 < least <= greatest, got {aspect}")
         shares = {"flip": flip, "permute_channels": permute_channels, "brightness": brightness}
         for name, value in {**shares, "contrast": contrast, "saturation": saturation}.items():
             if not 0 <= value <= 1:
@@ -70,79 +84,90 @@ class TrainAugment:
         if dtype not in (torch.float32, torch.uint8):
             raise ValueError(f"dtype must be torch.float32 or torch.uint8, got {dtype}")
         self.size, self.scale, self.flip = size, (float(scale[0]), float(scale[1])), flip
+        self.aspect = (float(aspect[0]), float(aspect[1]))
         self.mirror = None if mirror is None else torch.tensor(mirror, dtype=torch.int64)
         self.brightness, self.contrast, self.saturation, self.hue = brightness, contrast, saturation, hue
-        self.permute_channels, self.dtype, self.generator = permute_channels, dtype, generator
+        self.permute_channels, self.rand_augment, self.dtype = permute_channels, rand_augment, dtype
+        self.num_draws = _OWN_DRAWS + (rand_augment.num_draws if rand_augment is not None else 0)
 
     def __call__(
-        self, video: Shaped[Tensor, "b t 3 h w"], labels: Int64[Tensor, " b"]
+        self,
+        video: Shaped[Tensor, "b t 3 h w"],
+        labels: Int64[Tensor, " b"],
+        draws: Float[Tensor, "b n"] | None = None,
     ) -> tuple[Shaped[Tensor, "b t 3 size size"], Int64[Tensor, " b"]]:
-        """Augment a batch.
+        """Augment a batch, on the device that it is on.
 
         Args:
             video: uint8, or floating point in 0..1.
             labels: the class of each clip.
+            draws: for each clip ``num_draws`` numbers in [0, 1) that decide what becomes of it, on the CPU: decisions
+                are taken there, and nothing waits for a GPU. None draws them from PyTorch's global generator.
 
         Raises:
-            TypeError, ValueError: the video is no batch of RGB clips.
+            TypeError, ValueError: the video is no batch of RGB clips, or the draws do not fit it.
         """
         _check_video(video)
-        device = None if self.generator is None else self.generator.device
-        draws = torch.rand(len(video), 10, generator=self.generator, device=device).to(video.device)
-        flipped = self._flips(draws[:, 0])
-        if flipped is not None and self.mirror is not None:
-            labels = torch.where(flipped.to(labels.device), self.mirror.to(labels.device)[labels], labels)
-        pixels = video.float() if video.dtype == torch.uint8 else video.float() * 255.0
-        pixels = self._crop(pixels, draws[:, 1:4], flipped)
-        pixels = self._colour(pixels, draws[:, 4:10])
-        return (pixels if self.dtype == torch.float32 else pixels.round_().to(torch.uint8)), labels
+        if draws is None:
+            draws = torch.rand(len(video), self.num_draws)
+        if draws.shape != (len(video), self.num_draws):
+            raise ValueError(f"draws has shape {list(draws.shape)}, expected [{len(video)}, {self.num_draws}]")
+        if self.mirror is not None:
+            flipped = (draws[:, 0] < self.flip).to(labels.device, non_blocking=True)
+            labels = torch.where(flipped, self.mirror.to(labels.device, non_blocking=True)[labels], labels)
+        result = video.new_empty((*video.shape[:3], self.size, self.size), dtype=self.dtype)
+        for changed, clip, own in zip(result, video, draws.tolist(), strict=True):
+            self._augment(clip, own, changed)
+        return result, labels
 
-    def _flips(self, draws: Float[Tensor, " b"]) -> Bool[Tensor, " b"] | None:
-        return None if self.mirror is None or self.flip == 0 else draws < self.flip
+    def _augment(self, clip: Shaped[Tensor, "t 3 h w"], draws: list[float], result: Shaped[Tensor, "t 3 s s"]) -> None:
+        pixels = clip.float() if clip.dtype == torch.uint8 else clip.float() * 255.0
+        pixels = self._crop(pixels, draws[1:5], flipped=self.mirror is not None and draws[0] < self.flip)
+        pixels = self._colour(pixels, draws[5:_OWN_DRAWS])
+        if self.rand_augment is not None:
+            pixels = self.rand_augment(pixels, draws[_OWN_DRAWS:])
+        if self.dtype == torch.uint8:
+            result.copy_(pixels.round_())
+        else:
+            torch.mul(pixels, 1 / 255, out=result)
 
     def _crop(
-        self, pixels: Float[Tensor, "b t 3 h w"], draws: Float[Tensor, "b 3"], flipped: Bool[Tensor, " b"] | None
-    ) -> Float[Tensor, "b t 3 size size"]:
-        """One bilinear sampling for crop, scaling and flip of the whole batch: a clip's frames are its channels."""
+        self, pixels: Float[Tensor, "t 3 h w"], draws: Sequence[float], *, flipped: bool
+    ) -> Float[Tensor, "t 3 size size"]:
+        """One bilinear sampling for crop, scaling and flip: the frames of the clip are its channels."""
         pixels = _shrunk(pixels, round(self.size * _MAX_SHRINK))
-        b, t, c, h, w = pixels.shape
+        t, c, h, w = pixels.shape
         least, greatest = self.scale
-        side = (least + (greatest - least) * draws[:, 0]).sqrt() * min(h, w)
+        side = math.sqrt(least + (greatest - least) * draws[0]) * min(h, w)
+        stretch = math.sqrt(self.aspect[0] * (self.aspect[1] / self.aspect[0]) ** draws[3])
+        width, height = min(side * stretch, w), min(side / stretch, h)
         centres = torch.arange(self.size, device=pixels.device, dtype=torch.float32).add_(0.5) / self.size
-        x, y = (
-            ((length - side) * draws[:, i])[:, None] + side[:, None] * centres for i, length in ((1, w), (2, h))
-        )  # [b, size] each: where the columns and rows come from, in pixels from the left and the top
-        if flipped is not None:
-            x = torch.where(flipped[:, None], x.flip(1), x)
-        grid = torch.stack(torch.broadcast_tensors((2 * x / w - 1)[:, None, :], (2 * y / h - 1)[:, :, None]), dim=-1)
-        sampled = F.grid_sample(pixels.reshape(b, t * c, h, w), grid, padding_mode="border", align_corners=False)
-        return sampled.view(b, t, c, self.size, self.size)
+        # Where the columns and rows come from, in pixels from the left and the top.
+        x = (w - width) * draws[1] + width * (centres.flip(0) if flipped else centres)
+        y = (h - height) * draws[2] + height * centres
+        grid = torch.stack(torch.broadcast_tensors((2 * x / w - 1)[None], (2 * y / h - 1)[:, None]), dim=-1)
+        frames = pixels.view(1, t * c, h, w)
+        sampled = F.grid_sample(frames, grid[None], padding_mode="border", align_corners=False)
+        return sampled.view(t, c, self.size, self.size)
 
-    def _colour(self, pixels: Float[Tensor, "b t 3 s s"], draws: Float[Tensor, "b 6"]) -> Float[Tensor, "b t 3 s s"]:
-        """All changes of colour are one linear map a clip, which also brings 0..255 to 0..1 where that is wanted."""
-        unit = 1.0 if self.dtype == torch.uint8 else 1 / 255
+    def _colour(self, pixels: Float[Tensor, "t 3 s s"], draws: Sequence[float]) -> Float[Tensor, "t 3 s s"]:
+        """All changes of colour are one linear map."""
         if not any((self.brightness, self.contrast, self.saturation, self.hue, self.permute_channels)):
-            return pixels.mul_(unit)
+            return pixels
         brightness, contrast, saturation = (
-            1 + strength * (2 * draws[:, i] - 1)
-            for i, strength in enumerate((self.brightness, self.contrast, self.saturation))
+            1 + strength * (2 * draw - 1)
+            for strength, draw in zip((self.brightness, self.contrast, self.saturation), draws, strict=False)
         )
-        matrix = _turned_hue(torch.deg2rad(self.hue * (2 * draws[:, 3] - 1)))
-        grey = matrix.new_full((3, 3), 1 / 3)
-        matrix = grey + saturation[:, None, None] * (matrix - grey)
-        permutation = torch.eye(3, device=matrix.device)[torch.tensor(_PERMUTATIONS, device=matrix.device)]
-        chosen = torch.where(draws[:, 4] < self.permute_channels, (draws[:, 5] * 6).long().clamp_(max=5), 0)
-        matrix = matrix @ permutation[chosen]
+        grey = np.full((3, 3), 1 / 3)
+        matrix = grey + saturation * (_turned_hue(math.radians(self.hue * (2 * draws[3] - 1))) - grey)
+        if draws[4] < self.permute_channels:
+            matrix = matrix[:, _PERMUTATIONS[min(int(draws[5] * 6), 5)]]
+        t, c, h, w = pixels.shape
         # None of the above changes the mean grey, so that contrast can be taken about the mean of what came in.
-        offset = (1 - contrast) * pixels.mean(dim=(1, 2, 3, 4)) * brightness * unit
-        matrix = matrix * (brightness * contrast * unit)[:, None, None]
-        b, t, c, h, w = pixels.shape
-        mapped = torch.baddbmm(
-            offset.repeat_interleave(t)[:, None, None].expand(b * t, c, 1),
-            matrix.repeat_interleave(t, dim=0),
-            pixels.view(b * t, c, h * w),
-        )
-        return mapped.clamp_(0, 255 * unit).view(b, t, c, h, w)
+        offset = (1 - contrast) * brightness * pixels.mean()
+        scaled = torch.tensor(matrix * brightness * contrast, dtype=torch.float32).to(pixels.device, non_blocking=True)
+        mapped = torch.baddbmm(offset.expand(t, c, 1), scaled.expand(t, 3, 3), pixels.view(t, c, h * w))
+        return mapped.clamp_(0, 255).view(t, c, h, w)
 
 
 class CentreCrop:
@@ -197,22 +222,19 @@ def _resized(frames: Float[Tensor, "t 3 h w"], size: tuple[int, int]) -> Float[T
     return F.interpolate(frames, size=size, mode="bilinear", antialias=True, align_corners=False)
 
 
-def _shrunk(pixels: Float[Tensor, "b t 3 h w"], short_side: int) -> Float[Tensor, "b t 3 h2 w2"]:
+def _shrunk(pixels: Float[Tensor, "t 3 h w"], short_side: int) -> Float[Tensor, "t 3 h2 w2"]:
     """The same frames with a shorter side of at most ``short_side`` pixels."""
     h, w = pixels.shape[-2:]
     factor = short_side / min(h, w)
     if factor >= 1:
         return pixels
-    size = (max(short_side, round(h * factor)), max(short_side, round(w * factor)))
-    return torch.stack([_resized(clip, size) for clip in pixels])
+    return _resized(pixels, (max(short_side, round(h * factor)), max(short_side, round(w * factor))))
 
 
-def _turned_hue(angle: Float[Tensor, " b"]) -> Float[Tensor, "b 3 3"]:
-    """Rotation of RGB space about its grey diagonal (Rodrigues' formula)."""
-    axis = 1 / math.sqrt(3)
-    cross = axis * torch.tensor([[0.0, -1.0, 1.0], [1.0, 0.0, -1.0], [-1.0, 1.0, 0.0]], device=angle.device)
-    cos, sin = angle.cos()[:, None, None], angle.sin()[:, None, None]
-    return cos * torch.eye(3, device=angle.device) + sin * cross + (1 - cos) / 3
+def _turned_hue(angle: float) -> Float64[np.ndarray, "3 3"]:
+    """Rotation of RGB space about its grey diagonal by radians (Rodrigues' formula)."""
+    cross = np.array([[0.0, -1.0, 1.0], [1.0, 0.0, -1.0], [-1.0, 1.0, 0.0]]) / math.sqrt(3)
+    return math.cos(angle) * np.eye(3) + math.sin(angle) * cross + (1 - math.cos(angle)) / 3
 
 
 def _check_size(size: int) -> None:

@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from art.data.augment import CentreCrop, TrainAugment
+from art.data.rand_augment import RandAugment
 
 
 def ramp(b=2, t=3, h=40, w=60):
@@ -23,6 +24,11 @@ def generator(seed=0):
 LABELS = torch.tensor([0, 1])
 
 
+def augmented(augment, video, labels, source=None):
+    """What ``augment`` makes of a batch with the draws of a generator."""
+    return augment(video, labels, torch.rand(len(video), augment.num_draws, generator=source or generator()))
+
+
 def test_without_any_choice_it_is_the_frame():
     video = ramp(h=40, w=40)
     out, labels = TrainAugment(40, scale=(1, 1))(video, LABELS)
@@ -35,10 +41,10 @@ def test_without_any_choice_it_is_the_frame():
 def test_float_and_uint8_give_the_same():
     video = ramp()
     options = {"brightness": 0.3, "contrast": 0.3, "hue": 20.0}
-    first, _ = TrainAugment(32, **options, generator=generator())(video, LABELS)
-    second, _ = TrainAugment(32, **options, generator=generator())(video.float() / 255, LABELS)
+    first, _ = augmented(TrainAugment(32, **options), video, LABELS)
+    second, _ = augmented(TrainAugment(32, **options), video.float() / 255, LABELS)
     torch.testing.assert_close(first, second, atol=1e-5, rtol=0)
-    third, _ = TrainAugment(32, **options, dtype=torch.uint8, generator=generator())(video, LABELS)
+    third, _ = augmented(TrainAugment(32, **options, dtype=torch.uint8), video, LABELS)
     assert third.dtype == torch.uint8
     torch.testing.assert_close(third.float() / 255, first, atol=0.5 / 255 + 1e-5, rtol=0)
 
@@ -50,10 +56,10 @@ def crop_of(clip):
 
 
 def test_crops_are_squares_inside_the_frame_one_for_a_clip():
-    augment = TrainAugment(16, scale=(0.25, 0.64), generator=generator())
+    augment, source = TrainAugment(16, scale=(0.25, 0.64)), generator()
     shares, lefts, tops = [], [], []
     for _ in range(100):
-        out, _ = augment(ramp(), LABELS)
+        out, _ = augmented(augment, ramp(), LABELS, source)
         assert torch.equal(out, out[:, :1].expand_as(out)), "the crop must not change over time"
         for clip in out:
             left, right, top, bottom = (value[0].item() for value in crop_of(clip))
@@ -87,7 +93,7 @@ def test_large_frames_are_shrunk_without_aliasing():
 
 def test_a_flip_swaps_the_label_and_only_a_mirror_allows_it():
     video, labels = ramp(b=64, h=40, w=40), torch.arange(64) % 3
-    out, swapped = TrainAugment(40, scale=(1, 1), mirror=(1, 0, 2), generator=generator())(video, labels)
+    out, swapped = augmented(TrainAugment(40, scale=(1, 1), mirror=(1, 0, 2)), video, labels)
     original = video.float() / 255
     flipped = [
         bool(torch.allclose(clip, frames.flip(-1), atol=1e-5)) for clip, frames in zip(out, original, strict=True)
@@ -96,7 +102,7 @@ def test_a_flip_swaps_the_label_and_only_a_mirror_allows_it():
     for clip, frames, was_flipped, before, after in zip(out, original, flipped, labels, swapped, strict=True):
         assert was_flipped or torch.allclose(clip, frames, atol=1e-5)
         assert after == ((1, 0, 2)[before] if was_flipped else before)
-    out, same = TrainAugment(40, scale=(1, 1), flip=1.0, generator=generator())(video, labels)
+    out, same = TrainAugment(40, scale=(1, 1), flip=1.0)(video, labels)
     torch.testing.assert_close(out, original)
     assert torch.equal(same, labels)
 
@@ -106,15 +112,13 @@ def flat(*rgb):
 
 
 def colours(augment, video):
-    out, _ = augment(video, torch.zeros(len(video), dtype=torch.int64))
+    out, _ = augmented(augment, video, torch.zeros(len(video), dtype=torch.int64))
     assert torch.equal(out, out[:, :1].expand_as(out)), "the colour must not change over time"
     return out[:, 0, :, 0, 0]
 
 
 def test_brightness_is_a_factor():
-    factors = colours(TrainAugment(8, brightness=0.4, generator=generator()), flat(0.4, 0.2, 0.5)) / torch.tensor(
-        [0.4, 0.2, 0.5]
-    )
+    factors = colours(TrainAugment(8, brightness=0.4), flat(0.4, 0.2, 0.5)) / torch.tensor([0.4, 0.2, 0.5])
     torch.testing.assert_close(factors, factors[:, :1].expand(64, 3))
     assert 0.6 <= factors.min() < 0.65
     assert 1.3 < factors.max() <= 1.4
@@ -123,7 +127,7 @@ def test_brightness_is_a_factor():
 def test_contrast_is_about_the_mean_of_the_clip():
     video = flat(0.5, 0.5, 0.5).clone()
     video[..., :4], video[..., 4:] = 0.4, 0.6
-    out, _ = TrainAugment(8, scale=(1, 1), contrast=0.5, generator=generator())(video, torch.zeros(64).long())
+    out, _ = augmented(TrainAugment(8, scale=(1, 1), contrast=0.5), video, torch.zeros(64).long())
     torch.testing.assert_close(out.mean(dim=(1, 2, 3, 4)), torch.full((64,), 0.5))
     spread = (out[..., -1] - out[..., 0])[:, 0, 0, 0] / 0.2
     assert 0.5 <= spread.min() < 0.55
@@ -131,7 +135,7 @@ def test_contrast_is_about_the_mean_of_the_clip():
 
 
 def test_saturation_moves_to_and_from_grey():
-    out = colours(TrainAugment(8, saturation=1.0, generator=generator()), flat(0.5, 0.3, 0.4)) - 0.4
+    out = colours(TrainAugment(8, saturation=1.0), flat(0.5, 0.3, 0.4)) - 0.4
     torch.testing.assert_close(out[:, 0], -out[:, 1])
     torch.testing.assert_close(out[:, 2], torch.zeros(64), atol=1e-6, rtol=0)
     assert out[:, 0].min() < 0.02
@@ -139,36 +143,107 @@ def test_saturation_moves_to_and_from_grey():
 
 
 def test_hue_turns_the_colour_circle_and_leaves_grey_alone():
-    out = colours(TrainAugment(8, hue=180.0, generator=generator()), flat(0.5, 0.4, 0.4))
+    out = colours(TrainAugment(8, hue=180.0), flat(0.5, 0.4, 0.4))
     torch.testing.assert_close(out.mean(1), torch.full((64,), 1.3 / 3))
     hues = sorted(colorsys.rgb_to_hsv(*colour)[0] for colour in out.tolist())
     gaps = [b - a for a, b in zip(hues, [*hues[1:], hues[0] + 1], strict=True)]
     assert max(gaps) < 0.15
-    small = colours(TrainAugment(8, hue=10.0, generator=generator()), flat(0.5, 0.4, 0.4))
+    small = colours(TrainAugment(8, hue=10.0), flat(0.5, 0.4, 0.4))
     turned = [colorsys.rgb_to_hsv(*colour)[0] for colour in small.tolist()]
     assert all(min(hue, 1 - hue) < 12 / 360 for hue in turned)
     torch.testing.assert_close(colours(TrainAugment(8, hue=180.0), flat(0.3, 0.3, 0.3)), torch.full((64, 3), 0.3))
 
 
 def test_channels_change_places():
-    out = colours(TrainAugment(8, permute_channels=1.0, generator=generator()), flat(0.1, 0.2, 0.3))
+    out = colours(TrainAugment(8, permute_channels=1.0), flat(0.1, 0.2, 0.3))
     seen = {tuple(round(value, 4) for value in colour) for colour in out.tolist()}
     assert len(seen) == 6
     assert all(sorted(colour) == [0.1, 0.2, 0.3] for colour in seen)
 
 
 def test_results_stay_in_range():
-    augment = TrainAugment(8, brightness=1.0, contrast=1.0, saturation=1.0, hue=180.0, generator=generator())
-    out, _ = augment(torch.rand(64, 2, 3, 8, 8), torch.zeros(64, dtype=torch.int64))
+    augment = TrainAugment(8, brightness=1.0, contrast=1.0, saturation=1.0, hue=180.0)
+    out, _ = augmented(augment, torch.rand(64, 2, 3, 8, 8), torch.zeros(64, dtype=torch.int64))
     assert out.min() >= 0
     assert out.max() <= 1
 
 
-def test_the_generator_decides():
-    options = {"mirror": (1, 0), "hue": 90.0, "contrast": 0.5, "permute_channels": 0.5}
-    results = [TrainAugment(16, **options, generator=generator(seed))(ramp(), LABELS)[0] for seed in (1, 1, 2)]
+EVERYTHING = {
+    "aspect": (0.7, 1.4), "mirror": (1, 0), "brightness": 0.5, "hue": 90.0, "contrast": 0.5, "saturation": 0.5,
+    "permute_channels": 0.5, "rand_augment": RandAugment(2, 9),
+}  # fmt: skip
+
+
+def test_the_draws_decide():
+    augment = TrainAugment(16, **EVERYTHING)
+    results = [augmented(augment, ramp(), LABELS, generator(seed))[0] for seed in (1, 1, 2)]
     assert torch.equal(results[0], results[1])
     assert not torch.equal(results[0], results[2])
+    before = torch.get_rng_state()
+    augment(ramp(), LABELS, torch.rand(2, augment.num_draws, generator=generator()))
+    assert torch.equal(torch.get_rng_state(), before), "given draws are all the randomness there is"
+    torch.manual_seed(1)
+    first = augment(ramp(), LABELS)[0]
+    torch.manual_seed(1)
+    assert torch.equal(augment(ramp(), LABELS)[0], first), "without, they are the global generator's"
+    with pytest.raises(ValueError, match=r"draws has shape \[2, 3\], expected \[2, 15\]"):
+        augment(ramp(), LABELS, torch.rand(2, 3))
+
+
+@pytest.mark.parametrize("size", [(40, 60), (90, 70)], ids=["as it is", "shrunk first"])
+def test_a_clip_becomes_the_same_in_any_batch(size):
+    augment = TrainAugment(24, **EVERYTHING)
+    video = torch.randint(256, (8, 3, 3, *size), dtype=torch.uint8, generator=generator())
+    labels, draws = torch.arange(8) % 2, torch.rand(8, augment.num_draws, generator=generator(1))
+    whole, mirrored = augment(video, labels, draws)
+    for parts in ([4, 4], [1, 2, 5]):
+        split = zip(video.split(parts), labels.split(parts), draws.split(parts), strict=True)
+        videos, own = zip(*(augment(*part) for part in split), strict=True)
+        assert torch.equal(torch.cat(videos), whole), "bit for bit"
+        assert torch.equal(torch.cat(own), mirrored)
+    order = torch.tensor([5, 2, 7, 0, 1, 3, 6, 4])
+    assert torch.equal(augment(video[order], labels[order], draws[order])[0], whole[order])
+
+
+def test_the_aspect_ratio_is_drawn_evenly_in_its_logarithm():
+    augment, source = TrainAugment(16, scale=(0.25, 0.25), aspect=(0.5, 2.0)), generator()
+    ratios = []
+    for _ in range(150):
+        out, _ = augmented(augment, ramp(h=60, w=60), LABELS, source)
+        for clip in out:
+            left, right, top, bottom = (value[0].item() for value in crop_of(clip))
+            width, height = ((far - near) * 16 / 15 for near, far in ((left, right), (top, bottom)))
+            assert width * height == pytest.approx(0.25 * 60 * 60, rel=0.05)
+            ratios.append(width / height)
+    assert 0.48 < min(ratios) < 0.55
+    assert 1.85 < max(ratios) < 2.1
+    assert sorted(ratios)[len(ratios) // 2] == pytest.approx(1, abs=0.15)
+
+
+def test_a_crop_that_would_reach_out_of_the_frame_is_cut():
+    out, _ = TrainAugment(16, scale=(1, 1), aspect=(4.0, 4.0))(ramp(h=40, w=60), LABELS, torch.full((2, 11), 0.5))
+    left, right, top, bottom = (value[0].item() for value in crop_of(out[0]))
+    assert (right - left) * 16 / 15 == pytest.approx(60, abs=0.5)
+    assert (bottom - top) * 16 / 15 == pytest.approx(20, abs=0.5)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_on_a_gpu_it_is_the_same_and_waits_for_nothing():
+    augment = TrainAugment(24, **EVERYTHING)
+    video = torch.randint(256, (8, 3, 3, 90, 70), dtype=torch.uint8, generator=generator())
+    labels, draws = torch.arange(8) % 2, torch.rand(8, augment.num_draws, generator=generator(1))
+    expected, mirrored = augment(video, labels, draws)
+    there, own = video.cuda(), labels.cuda()
+    try:
+        torch.cuda.set_sync_debug_mode("error")
+        out, answered = augment(there, own, draws)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert torch.equal(answered.cpu(), mirrored)
+    difference = (out.cpu() - expected).abs()
+    assert difference.median() < 1e-4, "rounding may carry a value over a step of posterize or equalize"
+    parts = zip(there.split(2), own.split(2), draws.split(2), strict=True)
+    assert torch.equal(torch.cat([augment(*part)[0] for part in parts]), out)
 
 
 @pytest.mark.parametrize(
@@ -178,6 +253,8 @@ def test_the_generator_decides():
         ({"scale": (0.0, 1.0)}, "scale must be a least and a greatest share"),
         ({"scale": (0.8, 0.5)}, "scale must"),
         ({"scale": (0.5,)}, "scale must"),
+        ({"aspect": (1.5, 1.0)}, "aspect must be a least and a greatest ratio"),
+        ({"aspect": (0.0, 1.0)}, "aspect must"),
         ({"flip": 1.5}, "flip must lie in 0..1, got 1.5"),
         ({"brightness": -0.1}, "brightness must lie in 0..1"),
         ({"hue": 360.0}, "hue must lie in 0..180 degrees, got 360.0"),
