@@ -18,6 +18,9 @@ from av.video.stream import VideoStream
 #: So many frames at the end of a stream may fail to come out of a decoder without any damage.
 HELD_BACK = 2
 
+#: So many compressed bytes are kept from listing to decoding.
+HELD_BYTES = 32 * 2**20
+
 _TOLERANCE = 6e-4  # seconds: Matroska rounds times to 1 ms, so that a frame may lie half of that before its true time
 
 
@@ -42,10 +45,17 @@ class Packet:
 
 @dataclass(frozen=True)
 class Listing:
-    """The packets that were read, in the order of decoding; for the time of each, the packet that decoding has to
-    start from; and the times of the frames that were asked for, ascending."""
+    """What was found.
+
+    Attributes:
+        packets: those that were read, in the order of decoding.
+        held: their contents, so that nothing has to be read again; None where they are more than HELD_BYTES.
+        entry: for the time of each packet, the position of the packet that decoding has to start from.
+        times: of the frames that were asked for, ascending.
+    """
 
     packets: list[Packet]
+    held: list[av.Packet] | None
     entry: dict[int, int]
     times: list[int]
 
@@ -111,7 +121,7 @@ class Source:
             Unreadable: there is none, or the file is damaged or truncated.
         """
         whole = start is None and end is None
-        packets = self._list_packets(start or 0.0, end)
+        packets, held = self._list_packets(start or 0.0, end)
         if end is None:
             self._check_length(packets)
         first = (start or 0.0) - _TOLERANCE
@@ -121,10 +131,12 @@ class Source:
         if not times:
             span = "" if whole else f" from {start or 0:g} s to {'its end' if end is None else f'{end:g} s'}"
             raise Unreadable(f"has no video frame{span}")
-        return Listing(packets, _entries(packets), times)
+        return Listing(packets, held, _entries(packets), times)
 
-    def _list_packets(self, start: float, end: float | None) -> list[Packet]:
+    def _list_packets(self, start: float, end: float | None) -> tuple[list[Packet], list[av.Packet] | None]:
         packets: list[Packet] = []
+        held: list[av.Packet] | None = []
+        held_bytes = 0
         for packet in self.packets_from(self.origin + int(start / self.time_base)):
             if packet.size == 0:
                 continue
@@ -136,7 +148,11 @@ class Source:
             if end is not None and not self.counted and packet.dts is not None and self.seconds(packet.dts) >= end:
                 break  # no frame is shown before it is decoded
             packets.append(Packet(time, packet.is_keyframe, not packet.is_discard))
-        return packets
+            held_bytes += packet.size
+            if held is not None:
+                held.append(packet)
+                held = None if held_bytes > HELD_BYTES else held
+        return packets, held
 
     def _check_length(self, packets: Sequence[Packet]) -> None:
         """Find files that were cut off between two packets, where their header tells how long they should be."""

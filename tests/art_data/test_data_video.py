@@ -10,7 +10,9 @@ import pytest
 import torch
 from av.stream import Disposition
 
-from art.data import video as video_module
+from art.data import pyav_decoder
+from art.data.packets import Source
+from art.data.pictures import Pictures
 from art.data.sampling import FrameSampling, segment_indices
 from art.data.video import VideoError, decoded_bytes, frame_times, iterate_frames, read_clip, read_frames
 
@@ -94,28 +96,34 @@ def test_the_shape_is_that_of_the_file(tmp_path, numbered):
 
 @pytest.fixture
 def work(monkeypatch):
-    """Counts packets listed, frames decoded and frames converted."""
+    """Counts packets listed, packets decoded and frames converted."""
     done = {"decoded": 0, "converted": 0, "listed": 0}
-    frames, picture = video_module._Decoder._frames, video_module._Decoder._picture
-    list_frames = video_module.Source.list_frames
+    convert, list_frames = Pictures.convert, Source.list_frames
+    lean, careful = pyav_decoder._LeanWalk._packets, pyav_decoder._CarefulWalk._decode
 
-    def count_frames(self, packets):
-        for frame in frames(self, packets):
+    def count_lean(self, first, last):
+        for packet in lean(self, first, last):
+            done["decoded"] += packet is not None
+            yield packet
+
+    def count_careful(self, packets):
+        for frame in careful(self, packets):
             done["decoded"] += 1
             yield frame
 
-    def count_picture(self, frame):
+    def count_converted(self, frame):
         done["converted"] += 1
-        return picture(self, frame)
+        return convert(self, frame)
 
     def count_listed(self, start, end):
         listing = list_frames(self, start, end)
         done["listed"] += len(listing.packets)
         return listing
 
-    monkeypatch.setattr(video_module._Decoder, "_frames", count_frames)
-    monkeypatch.setattr(video_module._Decoder, "_picture", count_picture)
-    monkeypatch.setattr(video_module.Source, "list_frames", count_listed)
+    monkeypatch.setattr(pyav_decoder._LeanWalk, "_packets", count_lean)
+    monkeypatch.setattr(pyav_decoder._CarefulWalk, "_decode", count_careful)
+    monkeypatch.setattr(Pictures, "convert", count_converted)
+    monkeypatch.setattr(Source, "list_frames", count_listed)
     return done
 
 
@@ -228,7 +236,7 @@ def faststart(path, numbered):
 
 BROKEN = {
     "missing.mp4": (lambda path, numbered: path, "there is no such file"),
-    "folder.mp4": (lambda path, numbered: path.mkdir(), "is not a file"),
+    "folder.mp4": (lambda path, numbered: path.mkdir(), "is a folder without frames .*: it holds nothing"),
     "empty.mp4": (lambda path, numbered: path.touch(), r"is empty \(0 bytes\)"),
     "text.mp4": (lambda path, numbered: path.write_text("no video " * 100), "cannot be read: Invalid data"),
     "sound.avi": (lambda path, numbered: sound(path), "has no video that can be decoded, only audio"),
