@@ -32,13 +32,15 @@ class FrameCache:
         self._bytes = 0
         self._refused: set[int] = set()
 
-    def frames(self, index: int, clip: Clip, short_side: int | None) -> UInt8[Tensor, "n 3 h w"] | None:
+    def frames(
+        self, index: int, clip: Clip, short_side: int | None, decoder: str = "pyav"
+    ) -> UInt8[Tensor, "n 3 h w"] | None:
         """All frames of a clip, None if they are too many to be held."""
         if index in self._held:
             return self._held[index]
         if index in self._refused:
             return None
-        size = decoded_bytes(clip.path, start=clip.start, end=clip.end, short_side=short_side)
+        size = decoded_bytes(clip.path, start=clip.start, end=clip.end, short_side=short_side, decoder=decoder)
         worker = get_worker_info()
         limit = self._limit // (1 if worker is None else worker.num_workers)
         if size > CACHED_CLIP_LIMIT or self._bytes + size > limit:
@@ -51,7 +53,7 @@ class FrameCache:
                 )
             self._refused.add(index)
             return None
-        frames = read_frames(clip.path, start=clip.start, end=clip.end, short_side=short_side)
+        frames = read_frames(clip.path, start=clip.start, end=clip.end, short_side=short_side, decoder=decoder)
         self._held[index] = frames
         self._bytes += frames.nbytes
         return frames

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import stat
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TypedDict
@@ -15,6 +16,7 @@ from torch.utils.data import Dataset
 
 from .cache import FrameCache
 from .clips import ClipSet
+from .decoding import find_decoder
 from .loader import BatchOrder, ClipLoader
 from .sampling import SPARSE, FrameSampling
 from .video import VideoError, read_clip
@@ -80,6 +82,7 @@ class ClipDataset(Dataset[Sample]):
             process keeps its own, so that few workers, or none, make best use of it.
         cache_limit: bytes that all processes together may keep.
         max_bad_share: the share of clips, 0..1, that may be bad.
+        decoder: of video files, one of :data:`art.data.decoding.DECODERS`.
 
     Raises:
         DataError: too many files are missing or empty.
@@ -101,6 +104,7 @@ class ClipDataset(Dataset[Sample]):
         cache: bool = False,
         cache_limit: int = 4 * 2**30,
         max_bad_share: float = 0.0,
+        decoder: str = "pyav",
     ) -> None:
         if num_frames < 1:
             raise ValueError(f"num_frames must be at least 1, got {num_frames}")
@@ -125,6 +129,8 @@ class ClipDataset(Dataset[Sample]):
         self.frame_size = frame_size
         self.sampling, self.views, self.crops, self.draws = sampling, views, crops, draws
         self.max_bad_share = max_bad_share
+        find_decoder(decoder)  # whether it can be used is known before any work starts
+        self.decoder = decoder
         self.epoch = 0
         self._cache = FrameCache(cache_limit) if cache else None
         self._known: dict[int, str] = {}  # bad clips that this process has met: they are not tried again
@@ -225,7 +231,7 @@ class ClipDataset(Dataset[Sample]):
 
     def _read(self, index: int, generator: torch.Generator | None) -> UInt8[Tensor, "n 3 h w"]:
         clip = self.clip_set.clips[index]
-        frames = self._cache.frames(index, clip, self.frame_size) if self._cache else None
+        frames = self._cache.frames(index, clip, self.frame_size, self.decoder) if self._cache else None
         if frames is not None:
             chosen = self.sampling.indices(len(frames), self.num_frames, views=self.views, generator=generator)
             frames = frames[chosen.flatten()]
@@ -239,6 +245,7 @@ class ClipDataset(Dataset[Sample]):
                 short_side=self.frame_size,
                 sampling=self.sampling,
                 views=self.views,
+                decoder=self.decoder,
             )
         if self.crops == 3:
             return torch.cat(three_squares(frames))
@@ -275,7 +282,7 @@ def _problem(path: Path) -> str | None:
         status = path.stat()
     except OSError as error:
         return "there is no such file" if isinstance(error, FileNotFoundError) else str(error.strerror or error)
-    return "is empty (0 bytes)" if status.st_size == 0 else None
+    return "is empty (0 bytes)" if stat.S_ISREG(status.st_mode) and status.st_size == 0 else None
 
 
 def build_loader(

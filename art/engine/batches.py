@@ -85,6 +85,7 @@ class TrainingBatches:
             frame_size=data.frame_size,
             cache=data.cache,
             max_bad_share=data.max_bad_share,
+            decoder=data.decoder,
         )
         size = config.optim.batch_size
         self._loader = build_loader(
@@ -141,6 +142,7 @@ class EvaluationBatches:
             frame_size=data.frame_size,
             cache=data.cache,
             max_bad_share=data.max_bad_share,
+            decoder=data.decoder,
         )
         pinned = device.type == "cuda"
         self._loader = build_loader(dataset, config.optim.batch_size, workers=data.workers, pin_memory=pinned)

@@ -31,6 +31,8 @@ class DataConfig:
             the test split there; ``best`` is then chosen on it, and its accuracy there is no fair one to report.
         workers: processes that decode; 0 decodes in the training process.
         cache: keep decoded clips in memory (for small sets).
+        decoder: of video files: "pyav", "torchcodec", or "auto": torchcodec where that is installed and decodes a
+            probe, else PyAV. The same frames, with colours that may differ by rounding.
         max_bad_share: share (0..1) of clips that may be unreadable before training or evaluation stops.
         frame_size: scale every frame until its shorter side has this many pixels, and cut it square; None leaves frames
             as they are, which needs files of one size.
@@ -50,6 +52,7 @@ class DataConfig:
     validation_split: str | None = None
     workers: int = 2
     cache: bool = False
+    decoder: str = "pyav"
     max_bad_share: float = 0.0
     frame_size: int | None = None
     crop_scale: list[float] = field(default_factory=lambda: [0.6, 1.0])
@@ -300,6 +303,7 @@ def _schema(kind: type, prefix: str = "") -> dict[str, str]:
 
 _KEYS = _schema(Config)
 _CHOICES = {
+    "data.decoder": ("pyav", "torchcodec", "auto"),
     "kind": ("art", "backbone"),
     "precision": ("fp32", "bf16", "fp16"),
     "optim.optimizer": ("sgd", "adamw"),
