@@ -7,6 +7,7 @@ import av
 import numpy as np
 import pytest
 
+from art.data import torchcodec_decoder
 from art.data.clips import Clip, ClipSet
 
 SQUARE = 16
@@ -93,3 +94,12 @@ def motion_root(tmp_path):
     positions = [[[0.1, 0.2], [0.3, 0.4]]] * 3
     (tmp_path / "joints.json").write_text(json.dumps({"names": ["x", "y"], "clips": {"clips/train/a.mp4": positions}}))
     return tmp_path
+
+
+@pytest.fixture(params=["pyav", "torchcodec"])
+def decoder(request):
+    """The name of each decoder of video files, where it can be used."""
+    problem = torchcodec_decoder.probe() if request.param == "torchcodec" else None
+    if problem is not None:
+        pytest.skip(f"torchcodec {problem}")
+    return request.param
