@@ -21,7 +21,8 @@ HELD_BACK = 2
 #: So many compressed bytes are kept from listing to decoding.
 HELD_BYTES = 32 * 2**20
 
-_TOLERANCE = 6e-4  # seconds: Matroska rounds times to 1 ms, so that a frame may lie half of that before its true time
+#: Seconds. Matroska rounds times to 1 ms, so that a frame may lie half of that before its true time.
+TOLERANCE = 6e-4
 
 
 class Unreadable(Exception):
@@ -124,8 +125,8 @@ class Source:
         packets, held = self._list_packets(start or 0.0, end)
         if end is None:
             self._check_length(packets)
-        first = (start or 0.0) - _TOLERANCE
-        last = float("inf") if end is None else end - _TOLERANCE
+        first = (start or 0.0) - TOLERANCE
+        last = float("inf") if end is None else end - TOLERANCE
         shown = sorted(packet.time for packet in packets if packet.shown)
         times = shown if whole else [time for time in shown if first <= self.seconds(time) < last]
         if not times:
