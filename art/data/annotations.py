@@ -25,7 +25,7 @@ class AnnotationFile:
     Attributes:
         names: what it may be called, the name that its authors gave it first.
         source: where they publish it.
-        splits: the splits that cannot be opened without it.
+        splits: the splits that cannot be opened without it (see :class:`RequiredFile`).
         folders: where it may lie below the root.
     """
 
@@ -84,18 +84,19 @@ def find_videos(root: Path, folders: Sequence[str], names: Collection[str], dept
 
 def _find_in(folder: Path, names: Collection[str], depth: int, found: dict[str, Path]) -> None:
     inner = []
-    here: dict[str, str] = {}
+    files: dict[str, str] = {}
+    frames: dict[str, str] = {}
     with os.scandir(folder) as entries:
         for entry in entries:
             stem, _, suffix = entry.name.rpartition(".")
             if stem in names and f".{suffix.lower()}" in VIDEO_SUFFIXES:
-                here[stem] = min(here.get(stem, entry.name), entry.name)  # one of several: the same on every machine
+                files[stem] = min(files.get(stem, entry.name), entry.name)  # one of several: everywhere the same
             elif entry.is_dir():
                 if entry.name in names:
-                    here.setdefault(entry.name, entry.name)
+                    frames[entry.name] = entry.name
                 elif not entry.name.startswith("."):
                     inner.append(entry.name)
-    for stem, name in here.items():
+    for stem, name in (*files.items(), *frames.items()):
         found.setdefault(stem, folder / name)
     if depth > 1:
         for name in sorted(inner):

@@ -23,7 +23,8 @@ class RequiredFile:
         path: where it is, or, where it is missing, the first of the places that were looked at.
         found: whether it is there.
         source: where its authors publish it, a URL or a sentence.
-        splits: the splits that cannot be opened without it.
+        splits: the splits that cannot be opened without it. Empty: it is needed only where clips are cut out of longer
+            videos.
     """
 
     path: Path
@@ -57,7 +58,14 @@ _BUILT_IN = {
     "motion": "art.data.motion",
     "folder": "art.data.folder",
     "csv": "art.data.table",
+    "list": "art.data.path_list",
+    **dict.fromkeys(("finegym99", "finegym288", "finegym99_v1.0", "finegym288_v1.0"), "art.data.finegym"),
+    "diving48": "art.data.diving48",
+    **dict.fromkeys(("ntu60_xsub", "ntu60_xview", "ntu120_xsub", "ntu120_xset"), "art.data.ntu"),
+    **dict.fromkeys(("kinetics400", "kinetics600"), "art.data.kinetics"),
+    **dict.fromkeys(("something_v1", "something_v2"), "art.data.something"),
 }
+_LISTED = 20  # so many known words are named in an error
 _entries: dict[str, DatasetEntry] = {}
 
 
@@ -157,7 +165,10 @@ def _origin(opener: Opener) -> tuple[str, str]:
 def nearest(word: str, known: tuple[str, ...] | list[str]) -> str:
     """The end of a sentence about an unknown word: what was probably meant, or else what there is."""
     close = difflib.get_close_matches(word, known, n=1)
-    return f"; did you mean {close[0]!r}?" if close else f"; expected one of {', '.join(known)}"
+    if close:
+        return f"; did you mean {close[0]!r}?"
+    more = f" and {len(known) - _LISTED} more" if len(known) > _LISTED else ""
+    return f"; expected one of {', '.join(known[:_LISTED])}{more}"
 
 
 def check_root(root: Path) -> None:

@@ -25,7 +25,7 @@ def test_an_annotation_file_lies_in_the_root_or_in_annotations(tmp_path):
         touch(tmp_path, place)
         assert FILE.path(tmp_path) == FILE.required(tmp_path).path == tmp_path / place
         assert FILE.required(tmp_path).found
-    with pytest.raises(FileNotFoundError, match="root .*nowhere is not there"):
+    with pytest.raises(FileNotFoundError, match=r"root .*nowhere is not there"):
         FILE.path(tmp_path / "nowhere")
 
 

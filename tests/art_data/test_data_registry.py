@@ -7,6 +7,7 @@ from art.data.registry import (
     dataset_entry,
     dataset_names,
     dataset_splits,
+    nearest,
     open_dataset,
     register_dataset,
     required_files,
@@ -14,8 +15,9 @@ from art.data.registry import (
 
 
 @pytest.fixture(autouse=True)
-def own_registry(monkeypatch):
-    monkeypatch.setattr(registry, "_entries", dict(registry._entries))
+def own_registry():
+    yield
+    registry._entries.pop("mine", None)
 
 
 def opener(root, split):
@@ -27,7 +29,8 @@ def test_a_registered_data_set_opens(tmp_path):
     clip_set = open_dataset("mine", str(tmp_path), "train")
     assert clip_set.root == tmp_path
     assert clip_set.split == "train"
-    assert dataset_names() == ("csv", "folder", "mine", "motion")
+    assert "mine" in dataset_names()
+    assert list(dataset_names()) == sorted(dataset_names())
 
 
 def test_built_in_ones_need_no_import(tmp_path):
@@ -38,10 +41,45 @@ def test_built_in_ones_need_no_import(tmp_path):
     assert len(open_dataset("folder", tmp_path, "train")) == 1
 
 
+PUBLISHED = {
+    **dict.fromkeys(("finegym99", "finegym288", "finegym99_v1.0", "finegym288_v1.0"), ("train", "val")),
+    "diving48": ("train", "test"),
+    **dict.fromkeys(("ntu60_xsub", "ntu60_xview", "ntu120_xsub", "ntu120_xset"), ("train", "test")),
+    **dict.fromkeys(("kinetics400", "kinetics600"), ("train", "val", "test")),
+    "something_v1": ("train", "val"),
+    "something_v2": ("train", "val", "test"),
+    "motion": ("train", "test"),
+}
+
+
+@pytest.mark.parametrize("name", [*PUBLISHED, "folder", "csv", "list"])
+def test_every_built_in_data_set_is_known_by_name(name, tmp_path):
+    entry = dataset_entry(name)
+    assert entry.name == name
+    assert entry.description
+    assert "\n" not in entry.description
+    assert dataset_splits(name, tmp_path) == PUBLISHED.get(name, ())
+    files = required_files(name, tmp_path)
+    assert all(not file.found and file.source.startswith("http") for file in files)
+    assert all(set(file.splits) <= set(PUBLISHED[name]) for file in files)
+    if name in PUBLISHED:
+        with pytest.raises(ValueError, match=f"data set '{name}' has no split 'x'; expected one of train, "):
+            open_dataset(name, tmp_path, "x")
+        with pytest.raises((FileNotFoundError, ValueError), match=str(tmp_path)):
+            open_dataset(name, tmp_path, "train")
+    assert set(PUBLISHED) | {"folder", "csv", "list"} <= set(dataset_names())
+
+
+def test_many_known_words_are_cut_short():
+    assert nearest("abcd", ("abce", "x")) == "; did you mean 'abce'?"
+    assert nearest("!", ("a", "b")) == "; expected one of a, b"
+    assert nearest("!", tuple(f"word {i}" for i in range(174))).endswith(", word 19 and 154 more")
+
+
 def test_an_unknown_name_leads_to_the_nearest(tmp_path):
     with pytest.raises(ValueError, match=r"data set 'foldr' is unknown; did you mean 'folder'\?"):
         open_dataset("foldr", tmp_path, "train")
-    with pytest.raises(ValueError, match="data set 'xyz' is unknown; expected one of csv, folder, motion"):
+    with pytest.raises(ValueError, match="data set 'xyz' is unknown; expected one of csv, diving48, "):
         open_dataset("xyz", tmp_path, "train")
 
 
