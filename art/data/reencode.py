@@ -92,7 +92,7 @@ def reencode(
     """Write a video again as H.264 in MP4, without its sound; the original is only read.
 
     There are as many frames as :func:`.video.read_frames` gives of the original, with the same times between them
-    (a varying rate stays so), upright. Colours are tagged as in the original. The same original gives the same bytes.
+    (a varying rate stays so), upright. Colours are tagged as in the original.
 
     Args:
         source: the original.
@@ -144,6 +144,16 @@ def _encode(
             writer.add(shown)
         writer.finish()
     return writer.times
+
+
+def check_encoder() -> None:
+    """Raise ModuleNotFoundError if this PyAV was built without the encoder."""
+    try:
+        av.codec.Codec(CODEC, "w")
+    except av.codec.codec.UnknownCodecError:
+        raise ModuleNotFoundError(
+            f"the installed PyAV has no encoder {CODEC!r}; PyPI's wheels have it: pip install --force-reinstall av"
+        ) from None
 
 
 class _Writer:

@@ -8,7 +8,7 @@ import pytest
 
 from art.data import reencode as reencode_module
 from art.data.parallel import Stopped
-from art.data.reencode import Encoding, WriteError, reencode
+from art.data.reencode import Encoding, WriteError, check_encoder, reencode
 from art.data.video import VideoError, frame_times, read_frames
 
 VARIABLE = [0, 1, 2, 5, 6, 11, 12, 20, 21, 22, 23, 40, 41, 42, 50, 51, 60, 61, 62, 63, 64, 65, 66, 90]
@@ -313,3 +313,13 @@ def test_it_can_be_told_to_stop(tmp_path, target, numbered):
 def test_impossible_settings(settings, message):
     with pytest.raises(ValueError, match=message):
         Encoding(**settings)
+
+
+def test_the_encoder_is_there():
+    check_encoder()
+
+
+def test_a_missing_encoder_is_named(monkeypatch):
+    monkeypatch.setattr("art.data.reencode.CODEC", "no_such_codec")
+    with pytest.raises(ModuleNotFoundError, match="no encoder 'no_such_codec'"):
+        check_encoder()

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from art.data.motion import filming
-from art.data.motion.filming import Filming, Job, check_encoder, write_video, write_whole
+from art.data.motion.filming import Filming, Job, write_video
 from art.data.video import read_frames
 
 
@@ -46,32 +46,6 @@ def test_the_same_frames_give_the_same_bytes_on_every_cpu(tmp_path, monkeypatch,
     monkeypatch.setitem(filming._SAME_BITS, "x264-params", f"{params}:asm=0")  # as on a CPU that has nothing special
     write_video(path, frames, fps=12)
     assert set(written) == {path.read_bytes()}
-
-
-def test_the_encoder_is_there():
-    check_encoder()
-
-
-def test_a_missing_encoder_is_named(monkeypatch):
-    monkeypatch.setattr("art.data.motion.filming._CODEC", "no_such_codec")
-    with pytest.raises(ModuleNotFoundError, match="no encoder 'no_such_codec'"):
-        check_encoder()
-
-
-def test_a_file_is_whole_or_not_there(tmp_path):
-    def fail(path):
-        path.write_text("half")
-        raise KeyboardInterrupt
-
-    target = tmp_path / "new" / "a.txt"
-    with pytest.raises(KeyboardInterrupt):
-        write_whole(target, fail)
-    assert list(target.parent.iterdir()) == []
-    write_whole(target, lambda path: path.write_text("whole"))
-    with pytest.raises(KeyboardInterrupt):
-        write_whole(target, fail)
-    assert [path.name for path in target.parent.iterdir()] == ["a.txt"]
-    assert target.read_text() == "whole"
 
 
 def test_a_filmed_clip(tmp_path):

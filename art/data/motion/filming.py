@@ -6,7 +6,6 @@ import signal
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Final
 
 import av
 import numpy as np
@@ -14,12 +13,12 @@ from av.video.reformatter import VideoReformatter
 from jaxtyping import Float, UInt8
 
 from ..files import write_whole
+from ..reencode import CODEC
 from ..video import ONE_THREAD
 from .classes import CLASSES
 from .render import Stage
 from .views import Shot, draw_shot, poses_of
 
-_CODEC: Final = "libx264"
 _GOP = 12  # short, so that reading a few frames of a clip decodes few others
 _QUALITY = {"crf": "18", "preset": "veryfast", "tune": "fastdecode"}  # read many times, written once
 # Left to itself x264 takes for some sums what the CPU does fastest: other bits on other CPUs, and with AVX-512, where a
@@ -78,7 +77,7 @@ def write_video(path: Path, frames: UInt8[np.ndarray, "t h w 3"], fps: int) -> N
     """Write RGB frames as H.264 in MP4, with the index in front; the same bytes for the same frames, on every CPU."""
     reformatter = VideoReformatter()
     with av.open(str(path), "w", format="mp4", options={"movflags": "+faststart"}) as container:
-        stream = container.add_stream(_CODEC, rate=fps, options={**_QUALITY, **_SAME_BITS})
+        stream = container.add_stream(CODEC, rate=fps, options={**_QUALITY, **_SAME_BITS})
         stream.height, stream.width, stream.pix_fmt = *frames.shape[1:3], "yuv420p"
         stream.codec_context.gop_size = _GOP
         stream.codec_context.thread_count = 1  # there is a process for each core
@@ -87,16 +86,6 @@ def write_video(path: Path, frames: UInt8[np.ndarray, "t h w 3"], fps: int) -> N
             picture.pts, picture.time_base = i, Fraction(1, fps)
             container.mux(stream.encode(picture))
         container.mux(stream.encode())
-
-
-def check_encoder() -> None:
-    """Raise ModuleNotFoundError if this PyAV was built without the encoder."""
-    try:
-        av.codec.Codec(_CODEC, "w")
-    except av.codec.codec.UnknownCodecError:
-        raise ModuleNotFoundError(
-            f"the installed PyAV has no encoder {_CODEC!r}; PyPI's wheels have it: pip install --force-reinstall av"
-        ) from None
 
 
 def _write_array(path: Path, values: Float[np.ndarray, "..."]) -> None:

@@ -27,8 +27,9 @@ from tqdm import tqdm
 
 from ..files import write_whole
 from ..parallel import cores
+from ..reencode import check_encoder
 from .classes import CLASSES
-from .filming import Filming, Job, check_encoder, film_in_worker, start_worker
+from .filming import Filming, Job, film_in_worker, start_worker
 from .render import TRACKED, Stage
 from .takes import motions_folder
 from .views import SPLITS, Shot, draw_shot, poses_of
