@@ -8,17 +8,25 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
+#: The data sets that come with this package, as art.data.registry knows them: help must not import that.
+DATA_SETS = (
+    "motion", "finegym99", "finegym288", "finegym99_v1.0", "finegym288_v1.0", "diving48", "ntu60_xsub", "ntu60_xview",
+    "ntu120_xsub", "ntu120_xset", "kinetics400", "kinetics600", "something_v1", "something_v2", "folder", "csv", "list",
+)  # fmt: skip
 _OVERRIDE_HELP = "dotted.key=value, over the configuration: optim.lr=0.02 model.num_tracklets=3"
-_EXITS = """exit codes: 0 done; 1 predict: a clip could not be read; 2 wrong usage, configuration, data or files;
+_EXITS = """exit codes: 0 done; 1 predict: a clip could not be read, prepare: clips are missing or broken;
+2 wrong usage, configuration, data or files;
 130 or 143 stopped by Ctrl-C or SIGTERM (a training has saved its state: continue with --resume)"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns the exit code of the process.
 
-    0: done. 1: ``predict`` could not read a clip. 2: an error in usage, configuration, data or files, told in one line
-    ("--traceback" shows where). 128 + the signal's number (130, 143): interrupted.
+    0: done. 1: ``predict`` could not read a clip, ``prepare`` found clips missing or broken. 2: an error in usage,
+    configuration, data or files, told in one line ("--traceback" shows where). 128 + the signal's number (130, 143):
+    interrupted.
     """
     parser = build_parser()
     options, rest = parser.parse_known_args(arguments)
@@ -69,17 +77,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--traceback", action="store_true", help="show where an error came from")
     commands = parser.add_subparsers(dest="command", metavar="command", title="commands")
 
-    prepare = _command(commands, "prepare", _prepare, "make a data set", "art prepare motion --root data/motion")
-    prepare.add_argument("name", choices=("motion",), help="the data set: recorded human motion, rendered")
-    prepare.add_argument("--root", type=Path, required=True, help="the folder to put it into")
-    prepare.add_argument("--seed", type=int, default=0, help="of views, colours and phases (default 0)")
-    prepare.add_argument("--size", type=int, default=112, help="height and width in pixels (default 112)")
-    prepare.add_argument("--frames", type=int, default=24, help="frames a clip (default 24)")
-    prepare.add_argument("--fps", type=int, default=12, help="frames a second (default 12)")
-    prepare.add_argument("--train-per-class", type=int, default=40, help="training clips a class (default 40)")
-    prepare.add_argument("--test-per-class", type=int, default=16, help="test clips a class (default 16)")
-    prepare.add_argument("--force", action="store_true", help="make it again where it was made with other settings")
-    prepare.add_argument("--workers", type=int, default=None, help="processes that render (default: all cores)")
+    _add_prepare(commands)
 
     train = _command(commands, "train", _train, "train a model", "art train configs/motion.yaml optim.epochs=20")
     train.description = (
@@ -141,6 +139,53 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_prepare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    example = (
+        "art prepare motion --root data/motion\n  art prepare diving48 --root data/diving48\n"
+        "  art prepare finegym99 --root data/finegym --cut --to data/finegym-320"
+    )
+    prepare = _command(commands, "prepare", _prepare, "make, check or re-encode a data set", example)
+    prepare.description = (
+        "motion: render the data set. Any other: look for its annotation files and every clip's video, say what is "
+        "missing or broken, and, with --to, write the videos again in another folder, small and with a keyframe every "
+        "few frames. Originals are only read. The same command goes on where it was stopped."
+    )
+    prepare.add_argument("name", metavar="NAME", help="the data set: " + ", ".join(DATA_SETS))
+    prepare.add_argument("--root", type=Path, required=True, metavar="DIR", help="the folder that holds it")
+    prepare.add_argument("--workers", type=int, metavar="N", help="processes (default: one for each core)")
+    check = prepare.add_argument_group("check")
+    check.add_argument("--splits", nargs="+", metavar="SPLIT", help="which splits (default: all)")
+    check.add_argument(
+        "--check", choices=("exist", "open", "decode"),
+        help="how closely: look for files, open each and list its frames, or decode all of them (default open; with "
+        "--to exist, as every original is decoded then)",
+    )  # fmt: skip
+    check.add_argument(
+        "--max-bad-share", type=float, metavar="SHARE",
+        help="exit code 1 above this share of missing and broken clips in a split, 0 to 1 (default 0)",
+    )  # fmt: skip
+    check.add_argument(
+        "--out", type=Path, metavar="DIR",
+        help="where prepare.json goes, which lists everything (default: the folder of --to, else runs/prepare-NAME)",
+    )  # fmt: skip
+    again = prepare.add_argument_group("re-encode")
+    again.add_argument("--to", type=Path, metavar="DIR", help="write the videos again in this folder, as MP4 (H.264)")
+    again.add_argument("--cut", action="store_true", default=None, help="FineGym: a file for each sub-action")
+    again.add_argument("--short-side", type=int, metavar="N", help="pixels; smaller ones stay (default 320)")
+    again.add_argument("--keyframe-every", type=int, metavar="N", help="frames (default 12)")
+    again.add_argument("--crf", type=int, metavar="N", help="0 no loss to 51 smallest (default 23)")
+    motion = prepare.add_argument_group("motion")
+    motion.add_argument("--seed", type=int, metavar="N", help="of views, colours and phases (default 0)")
+    motion.add_argument("--size", type=int, metavar="N", help="height and width in pixels (default 112)")
+    motion.add_argument("--frames", type=int, metavar="N", help="frames a clip (default 24)")
+    motion.add_argument("--fps", type=int, metavar="N", help="frames a second (default 12)")
+    motion.add_argument("--train-per-class", type=int, metavar="N", help="training clips a class (default 40)")
+    motion.add_argument("--test-per-class", type=int, metavar="N", help="test clips a class (default 16)")
+    motion.add_argument(
+        "--force", action="store_true", default=None, help="make it again where it was made with other settings"
+    )
+
+
 class _Version(argparse.Action):
     """Looks the version up only when it is asked for."""
 
@@ -172,22 +217,66 @@ def _command(
     return parser
 
 
-def _prepare(options: argparse.Namespace) -> int:
-    from art.data.motion import prepare_motion
+_RENDERED = ("seed", "size", "frames", "fps", "train_per_class", "test_per_class", "force")
+_CHECKED = ("splits", "check", "max_bad_share", "out", "to")
+_ENCODED = ("cut", "short_side", "keyframe_every", "crf")
 
-    prepare_motion(
-        options.root,
-        seed=options.seed,
-        size=options.size,
-        frames=options.frames,
-        fps=options.fps,
-        train_per_class=options.train_per_class,
-        test_per_class=options.test_per_class,
-        workers=options.workers,
-        force=options.force,
-    )
-    print(f"prepared {options.root}")
-    return 0
+
+def _prepare(options: argparse.Namespace) -> int:
+    rendered, checked, encoded = (_given(options, names) for names in (_RENDERED, _CHECKED, _ENCODED))
+    if options.name == "motion":
+        if checked or encoded:
+            raise ValueError(
+                f"{_flag(next(iter(checked | encoded)))} is not for 'motion', which is made and not checked"
+            )
+        from art.data.motion import prepare_motion
+
+        prepare_motion(options.root, workers=options.workers, **rendered)
+        print(f"prepared {options.root}")
+        return 0
+    if rendered:
+        raise ValueError(f"{_flag(next(iter(rendered)))} is for 'motion' only, which is rendered")
+    if encoded and options.to is None:
+        raise ValueError(f"{_flag(next(iter(encoded)))} needs --to DIR, the folder that the new videos go to")
+    share = options.max_bad_share or 0.0
+    if not 0 <= share <= 1:
+        raise ValueError(f"--max-bad-share must lie in 0..1, got {share}")
+    return _prepare_videos(options, share, encoded)
+
+
+def _prepare_videos(options: argparse.Namespace, max_bad_share: float, encoded: dict[str, Any]) -> int:
+    from art.data.checking import as_table, check_dataset
+    from art.data.files import write_whole
+    from art.data.preparing import prepare_dataset
+    from art.data.reencode import Encoding
+    from art.engine.interruption import ending_on_sigterm
+
+    chosen: dict[str, Any] = {"splits": options.splits, "workers": options.workers}
+    out = options.out or options.to or Path("runs") / f"prepare-{options.name}"
+    with ending_on_sigterm():
+        if options.to is None:
+            check = check_dataset(options.name, options.root, level=options.check or "open", **chosen)
+        else:
+            cut, level = bool(encoded.pop("cut", False)), options.check or "exist"
+            result = prepare_dataset(
+                options.name, options.root, options.to, encoding=Encoding(**encoded), cut=cut, level=level, **chosen
+            )
+            check = result.check
+    print(as_table(check))
+    if options.to is not None:
+        print(f"{options.to}: {result.made} videos made, {result.kept} were there")
+    text = json.dumps(check.as_json(), indent=1, ensure_ascii=False) + "\n"
+    write_whole(out / "prepare.json", lambda path: path.write_text(text, encoding="utf-8"))
+    print(f"everything is in {out / 'prepare.json'}")
+    return 1 if check.bad_share > max_bad_share else 0
+
+
+def _given(options: argparse.Namespace, names: Sequence[str]) -> dict[str, Any]:
+    return {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
 
 
 def _train(options: argparse.Namespace) -> int:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import threading
+from collections.abc import Iterator
 from types import FrameType, TracebackType
 from typing import Any
 
 
 class Interrupted(Exception):
-    """Training was asked to stop and has saved its state.
+    """Training was asked to stop and has saved its state, or other work and leaves what it has finished.
 
     Attributes:
         signal_number: the signal; a process that ends because of it exits with 128 + this number (130 or 143).
@@ -63,3 +65,21 @@ class Interruption:
             # is, in the middle of a step or of a save; from here on it shows only where data is waited for.
             if hasattr(signal, "SIGCHLD"):
                 signal.signal(signal.SIGCHLD, lambda *_: None)
+
+
+@contextlib.contextmanager
+def ending_on_sigterm() -> Iterator[None]:
+    """In its ``with`` block SIGTERM raises :class:`Interrupted`, as Ctrl-C raises KeyboardInterrupt, so that work is
+    cleaned up. Outside the main thread Python installs no handlers, and there this does nothing."""
+
+    def end(number: int, frame: FrameType | None) -> None:
+        raise Interrupted(number, "stopped by SIGTERM; what is finished stays")
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    former = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, former)
