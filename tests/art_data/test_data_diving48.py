@@ -35,9 +35,9 @@ def paths(clip_set):
 @pytest.mark.parametrize("folder", ["rgb", "videos"])
 def test_a_split(folder, root):
     (root / folder).mkdir()
-    (root / folder / "-mmq0PT-u8k_00155.mp4").touch()
+    (root / folder / "-mmq0PT-u8k_00155.webm").touch()
     train, test = open_dataset("diving48", root, "train"), open_dataset("diving48", root, "test")
-    assert paths(train) == [f"{folder}/-mmq0PT-u8k_00155.mp4", f"{folder}/_8Vy3dlHg2w_00000.mp4"]
+    assert paths(train) == [f"{folder}/-mmq0PT-u8k_00155.webm", f"{folder}/_8Vy3dlHg2w_00000.mp4"]
     assert train.labels == (0, 2)
     assert all(clip.start is None and clip.end is None for clip in train), "the frame numbers are not of this file"
     assert (paths(test), test.labels) == ([f"{folder}/01Me6s6OnSk_00012.mp4"], (1,))

@@ -34,14 +34,16 @@ DRUMS, ABSEIL = "_dbcJuKJQNs_000040_000050.mp4", "-3B32lodo2M_000059_000069.mp4"
         ("train", "", ""),
         ("train", "air drumming/", "abseiling/"),
         ("videos_train", "air_drumming/", "abseiling/"),
+        ("train", "class 2/", "class 1/"),
         ("kinetics-400_train", "", ""),
         ("videos", "", ""),
     ],
 )
 def test_where_videos_lie(folder, drums, abseil, root):
-    touch(root, f"{folder}/{drums}{DRUMS}", f"{folder}/{abseil}{ABSEIL}")
+    files = [f"{folder}/{drums}{DRUMS}", f"{folder}/{abseil}{ABSEIL}".replace(".mp4", ".mkv")]
+    touch(root, *files)
     train = open_dataset("kinetics400", root, "train")
-    assert paths(train) == [f"{folder}/{drums}{DRUMS}", f"{folder}/{abseil}{ABSEIL}"]
+    assert paths(train) == files
     assert train.labels == (1, 0), "the classes are sorted"
 
 

@@ -111,6 +111,8 @@ def test_what_is_known_of_a_data_set_before_it_is_read(tmp_path):
         open_dataset("mine", tmp_path, "test")
     with pytest.raises(FileNotFoundError, match="nowhere is not there"):
         required_files("mine", tmp_path / "nowhere")
+    with pytest.raises(FileNotFoundError, match="nowhere is not there"):
+        dataset_splits("mine", tmp_path / "nowhere")
 
 
 def test_splits_may_depend_on_the_root(tmp_path):
