@@ -1,8 +1,8 @@
-// Matchings of 5 to 64 rows, by a group of at most 32 lanes a problem; which kernel solves which problems.
+// Matchings of 5 to 32 rows, by a group of 8, 16 or 32 lanes a problem; which kernel solves which problems.
 //
 // A lane owns the columns j and the rows i with j, i = lane (modulo the width of the group): `Slots` of each, in
 // registers. Costs are read a row at a time, each lane its own columns, from shared memory, where no other lane touches
-// them. One warp takes 64 rows too: two would have to meet at a barrier at each step.
+// them. Two slots are for linking, where one warp matches up to 64 responses beside those that have multiplied.
 #pragma once
 
 #include "block_assignment_cuda.cuh"
@@ -302,17 +302,7 @@ __device__ void match(const Costs& costs, int size, bool there, Method method, i
   }
 }
 
-template <int Width, int Slots>
-__device__ void write_columns(const Problems& problems, int64_t problem, bool good, const int (&column_of)[Slots]) {
-  const int lane = Group<Width>::here().lane;
-#pragma unroll
-  for (int s = 0; s < Slots; ++s) {
-    const int row = s * Width + lane;
-    if (row < problems.size) problems.columns[problem * problems.size + row] = good ? column_of[s] : -1;
-  }
-}
-
-template <class Real, int Width, int Slots>
+template <class Real, int Width>
 __device__ Range stage_columns(const Problems& problems, int64_t problem, bool there, Real* own) {
   const int lane = Group<Width>::here().lane;
   const int size = problems.size;
@@ -322,13 +312,10 @@ __device__ Range stage_columns(const Problems& problems, int64_t problem, bool t
     const auto* source = static_cast<decltype(type)>(problems.cost) + problem * size * size;
 #pragma unroll 4
     for (int i = 0; i < size; ++i) {
-#pragma unroll
-      for (int s = 0; s < Slots; ++s) {
-        const int j = s * Width + lane;
-        const Real value = there && j < size ? sign * number(source[i * size + j]) + Real{0} : Real{0};  // -0 becomes 0
-        range.see(value);
-        own[i * StagedCosts<Real, Slots>::kStride + s * kWarp] = value;
-      }
+      const bool here = there && lane < size;
+      const Real value = here ? sign * number(source[i * size + lane]) + Real{0} : Real{0};  // -0 becomes 0
+      range.see(value);
+      own[i * kWarp] = value;
     }
   });
   return range;
@@ -336,36 +323,33 @@ __device__ Range stage_columns(const Problems& problems, int64_t problem, bool t
 
 constexpr int kMaxWarps = 4;
 
-template <class Real, int Width, int Slots>
+template <class Real, int Width>
 __global__ void __launch_bounds__(kMaxWarps* kWarp) solve_staged(Problems problems) {
-  constexpr int kStride = StagedCosts<Real, Slots>::kStride;
   const auto group = Group<Width>::here();
+  const int size = problems.size;
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
   const int warp = static_cast<int>(threadIdx.x) / kWarp;
   const int64_t in_grid = static_cast<int64_t>(blockIdx.x) * (static_cast<int>(blockDim.x) / kWarp) + warp;
   const int64_t problem = in_grid * (kWarp / Width) + group.first / Width;
   const bool there = problem < problems.count;
-  Real* own = reinterpret_cast<Real*>(dynamic_shared_memory()) + warp * problems.size * kStride + lane;
+  Real* own = reinterpret_cast<Real*>(dynamic_shared_memory()) + warp * size * kWarp + lane;
 
-  const Range range = stage_columns<Real, Width, Slots>(problems, problem, there, own);
+  const Range range = stage_columns<Real, Width>(problems, problem, there, own);
   const bool good = group.ballot(!range.finite) == 0;
   if (group.ballot(range.huge) != 0 && problems.method == Method::optimal) {
-    for (int i = 0; i < problems.size; ++i) {
-#pragma unroll
-      for (int s = 0; s < Slots; ++s) own[i * kStride + s * kWarp] *= static_cast<Real>(kShrink);
-    }
+    for (int i = 0; i < size; ++i) own[i * kWarp] *= static_cast<Real>(kShrink);
   }
-  int column_of[Slots];
-  match<Width, Slots>(StagedCosts<Real, Slots>{own}, problems.size, there && good, problems.method, column_of);
-  if (there) write_columns<Width, Slots>(problems, problem, good, column_of);
+  int column_of[1];
+  match<Width, 1>(StagedCosts<Real, 1>{own}, size, there && good, problems.method, column_of);
+  if (there && group.lane < size) problems.columns[problem * size + group.lane] = good ? column_of[0] : -1;
 }
 
-template <class Real, int Width, int Slots>
+template <class Real, int Width>
 Launch launch_of_staged(const Problems& problems) {
   constexpr int kBlockBytes = 32768;  // of the 48 KiB that every device gives; several blocks fit a multiprocessor
-  const int bytes = problems.size * StagedCosts<Real, Slots>::kStride * static_cast<int>(sizeof(Real));
+  const int bytes = problems.size * kWarp * static_cast<int>(sizeof(Real));
   const int fitting = kBlockBytes / bytes;
-  const int warps = fitting < 1 ? 1 : fitting > kMaxWarps ? kMaxWarps : fitting;
+  const int warps = fitting > kMaxWarps ? kMaxWarps : fitting;
   return {blocks_for(problems.count, warps * (kWarp / Width)), warps * kWarp, warps * bytes};
 }
 
@@ -378,10 +362,9 @@ auto with_solver_of(const Problems& problems, int shared_bytes, Run run) {
   if (size == 2) return run(solve_by_enumeration<Real, 2>, launch_of_enumeration<Real, 2>(problems));
   if (size == 3) return run(solve_by_enumeration<Real, 3>, launch_of_enumeration<Real, 3>(problems));
   if (size == 4) return run(solve_by_enumeration<Real, 4>, launch_of_enumeration<Real, 4>(problems));
-  if (size <= 8) return run(solve_staged<Real, 8, 1>, launch_of_staged<Real, 8, 1>(problems));
-  if (size <= 16) return run(solve_staged<Real, 16, 1>, launch_of_staged<Real, 16, 1>(problems));
-  if (size <= 32) return run(solve_staged<Real, 32, 1>, launch_of_staged<Real, 32, 1>(problems));
-  if (size <= 64) return run(solve_staged<Real, 32, 2>, launch_of_staged<Real, 32, 2>(problems));
+  if (size <= 8) return run(solve_staged<Real, 8>, launch_of_staged<Real, 8>(problems));
+  if (size <= 16) return run(solve_staged<Real, 16>, launch_of_staged<Real, 16>(problems));
+  if (size <= 32) return run(solve_staged<Real, 32>, launch_of_staged<Real, 32>(problems));
   if (block_bytes<Real>(size) <= shared_bytes) return run(solve_by_block<Real>, launch_of_block<Real>(problems));
   return run(solve_by_block<InPlace>, launch_of_block<InPlace>(problems));
 }

@@ -1,4 +1,5 @@
-// Matchings of more rows than a warp's registers hold well: a block a problem, thread j having column j.
+// Matchings of more rows than a warp has lanes: several warps a problem, thread j having column j and row j, with the dual
+// variable, the length of the path and both matches in registers.
 //
 // Costs are in shared memory where the device gives a block so much, and else in global memory, through the first-level
 // cache. Where the warps meet for the nearest column, the places they write it to alternate: one barrier a step is enough.
@@ -48,13 +49,20 @@ struct Nearest {
   double dual;  // of the column
 };
 
+// A bit for each row.
+struct Rows {
+  unsigned words[kMostBlockWarps];
+
+  __device__ bool has(int row) const { return words[row / kWarp] >> row % kWarp & 1u; }
+  __device__ void add(int row) { words[row / kWarp] |= 1u << row % kWarp; }
+};
+
 // What the threads of a block tell each other.
 struct BlockMemory {
   Nearest nearest[2][kMostBlockWarps];
-  int previous[kMaxSize];   // the row before a column, on the shortest path to it
-  int row_of[kMaxSize];     // that has a column, -1: it is free
-  int column_of[kMaxSize];  // that a row has, or -1
-  unsigned votes[kMostBlockWarps];
+  int of_column[kMaxSize];  // a row that a column names
+  int of_row[kMaxSize];     // a column that a row names
+  Rows rows;
 };
 
 __device__ inline int block_warps() { return static_cast<int>(blockDim.x) / kWarp; }
@@ -62,10 +70,10 @@ __device__ inline int block_warps() { return static_cast<int>(blockDim.x) / kWar
 // Whether any thread says so; all threads of the block call it.
 __device__ inline bool any_of_block(bool vote, BlockMemory& memory) {
   const unsigned votes = __ballot_sync(kAllLanes, vote);
-  if (threadIdx.x % kWarp == 0) memory.votes[threadIdx.x / kWarp] = votes;
+  if (threadIdx.x % kWarp == 0) memory.rows.words[threadIdx.x / kWarp] = votes;
   __syncthreads();
   unsigned all = 0;
-  for (int warp = 0; warp < block_warps(); ++warp) all |= memory.votes[warp];
+  for (int warp = 0; warp < block_warps(); ++warp) all |= memory.rows.words[warp];
   __syncthreads();  // before the places are written again
   return all != 0;
 }
@@ -94,9 +102,11 @@ struct BlockPaths {
   const Costs& costs;
   BlockMemory& memory;
   int size;
-  int column;  // of this thread
+  int column;  // of this thread, and its row too
   int turn = 0;
   double dual = 0;
+  int row_of = -1;     // that has the column of this thread, -1: it is free
+  int column_of = -1;  // that the row of this thread has, or -1
 
   __device__ bool is_own() const { return column < size; }
 
@@ -111,25 +121,22 @@ struct BlockPaths {
         nearest = i;
       }
     }
-    if (is_own()) {
-      memory.previous[column] = nearest;
-      memory.row_of[column] = memory.column_of[column] = -1;
-    }
+    if (is_own()) memory.of_column[column] = nearest;
     __syncthreads();
-    if (column == 0) {
-      for (int j = size - 1; j >= 0; --j) memory.column_of[memory.previous[j]] = j;
-      for (int i = 0; i < size; ++i) {
-        if (memory.column_of[i] >= 0) memory.row_of[memory.column_of[i]] = i;
-      }
+    for (int j = size - 1; is_own() && j >= 0; --j) {
+      if (memory.of_column[j] == column) column_of = j;
     }
+    if (is_own()) memory.of_row[column] = column_of;
+    const unsigned free_rows = __ballot_sync(kAllLanes, is_own() && column_of < 0);
+    if (threadIdx.x % kWarp == 0) memory.rows.words[threadIdx.x / kWarp] = free_rows;
     __syncthreads();
+    if (is_own() && memory.of_row[nearest] == column) row_of = nearest;
   }
 
   // The shortest path from a row to a free column; each row on it goes to the column after it.
   __device__ void augment(int start_row) {
-    const int row_of = is_own() ? memory.row_of[column] : 0;
     double distance = kInfinity;
-    int previous = start_row;
+    int previous = start_row;  // the row before the column, on the shortest path to it
     bool open = is_own();
     int row = start_row;
     double offset = 0;
@@ -148,31 +155,43 @@ struct BlockPaths {
       row = step.row;
       offset = costs.at(row, step.column) - step.dual - from_ordered(step.length);
     }
+    if (is_own() && !open) dual += distance - from_ordered(step.length);
+    take_path(start_row, step.column, previous);
+  }
+
+  // Threads tell each other their ends of the matching, the first walks along the path, and each takes its own again. A
+  // column is on the path if the row before it has it now: the row that had it before lies after it.
+  __device__ void take_path(int start_row, int end, int previous) {
     if (is_own()) {
-      if (!open) dual += distance - from_ordered(step.length);
-      memory.previous[column] = previous;
+      memory.of_column[column] = previous;
+      memory.of_row[column] = column_of;
     }
     __syncthreads();
-    if (column == 0) walk(start_row, step.column);
+    if (column == 0) walk(start_row, end);
     __syncthreads();
+    if (is_own()) {
+      column_of = memory.of_row[column];
+      if (memory.of_row[previous] == column) row_of = previous;
+    }
   }
 
   __device__ void walk(int start_row, int end) const {
     int row;
     do {
-      row = memory.previous[end];
-      const int next = memory.column_of[row];
-      memory.row_of[end] = row;
-      memory.column_of[row] = end;
+      row = memory.of_column[end];
+      const int next = memory.of_row[row];
+      memory.of_row[row] = end;
       end = next;
     } while (row != start_row);
   }
 
-  __device__ void solve() {
+  // Returns the column of the row of this thread.
+  __device__ int solve() {
     start();
     for (int row = 0; row < size; ++row) {
-      if (memory.column_of[row] < 0) augment(row);
+      if (memory.rows.has(row)) augment(row);  // no path takes a row's column away, nor gives one to another free row
     }
+    return column_of;
   }
 };
 
@@ -180,16 +199,17 @@ struct BlockPaths {
 template <class Costs>
 struct BlockLeastFirst {
   const Costs& costs;
-  BlockMemory& memory;
+  BlockMemory& memory;  // its rows: those that are taken
   int size;
   int column;
   double least = 0;
   int least_row = 0;
+  int column_of = -1;  // that the row of this thread has, or -1
 
   __device__ void look() {
     least = kInfinity;
     for (int i = 0; i < size; ++i) {
-      if (memory.column_of[i] >= 0) continue;
+      if (memory.rows.has(i)) continue;
       const double cost = costs.at(i, column);
       if (cost < least) {
         least = cost;
@@ -206,31 +226,32 @@ struct BlockLeastFirst {
     return nearest_of_block({equal ? place : ~uint64_t{0}, column, least_row, 0.0}, memory, 2 * turn + 1);
   }
 
-  __device__ void solve() {
-    bool open = column < size;
-    if (open) memory.column_of[column] = -1;
+  // Returns the column of the row of this thread.
+  __device__ int solve() {
+    if (column < kMostBlockWarps) memory.rows.words[column] = 0;
     __syncthreads();
+    bool open = column < size;
     if (open) look();
     for (int round = 0; round < size; ++round) {
       const Nearest taken = nearest(open, round);
+      if (column == taken.row) column_of = taken.column;
       if (column == taken.column) {
         open = false;
-        memory.column_of[taken.row] = column;
+        memory.rows.add(taken.row);
       }
       __syncthreads();
       if (open && least_row == taken.row) look();
     }
+    return column_of;
   }
 };
 
+// The column of the row of this thread.
 template <class Costs>
-__device__ void match_by_block(const Costs& costs, BlockMemory& memory, const Problems& problems) {
+__device__ int match_by_block(const Costs& costs, BlockMemory& memory, const Problems& problems) {
   const int thread = static_cast<int>(threadIdx.x);
-  if (problems.method == Method::optimal) {
-    BlockPaths<Costs>{costs, memory, problems.size, thread}.solve();
-  } else {
-    BlockLeastFirst<Costs>{costs, memory, problems.size, thread}.solve();
-  }
+  if (problems.method == Method::optimal) return BlockPaths<Costs>{costs, memory, problems.size, thread}.solve();
+  return BlockLeastFirst<Costs>{costs, memory, problems.size, thread}.solve();
 }
 
 // In place of the type that costs in shared memory have: they stay in global memory.
@@ -251,6 +272,7 @@ __global__ void __launch_bounds__(kMaxSize) solve_by_block(Problems problems) {
   for (int e = thread; e < numbers; e += static_cast<int>(blockDim.x)) range.see(stored.at(e / size, e % size));
   const bool good = !any_of_block(!range.finite, memory);
   if (any_of_block(range.huge, memory) && problems.method == Method::optimal) stored.scale *= kShrink;
+  int column = -1;
   if (good) {
     if constexpr (!std::is_same_v<Real, InPlace>) {
       Real* staged = reinterpret_cast<Real*>(dynamic_shared_memory() + sizeof(BlockMemory));
@@ -258,12 +280,12 @@ __global__ void __launch_bounds__(kMaxSize) solve_by_block(Problems problems) {
         staged[e] = static_cast<Real>(stored.at(e / size, e % size));
       }
       __syncthreads();
-      match_by_block(SharedCosts<Real>{staged, size}, memory, problems);
+      column = match_by_block(SharedCosts<Real>{staged, size}, memory, problems);
     } else {
-      match_by_block(stored, memory, problems);
+      column = match_by_block(stored, memory, problems);
     }
   }
-  if (thread < size) problems.columns[problem * size + thread] = good ? memory.column_of[thread] : -1;
+  if (thread < size) problems.columns[problem * size + thread] = column;
 }
 
 template <class Real>
