@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch.nn.functional as F
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from .backbones import build_backbone
-from .losses import LossTerms
+from .losses import Labels, LossTerms
 from .options import ARTOptions
 from .pretrained import VideoClassifier
 
@@ -68,7 +68,7 @@ class BackboneClassifier(VideoClassifier):
         logits = self.video_head(F.dropout(class_token, self.options.dropout, self.training))
         return BackboneOutput(logits, class_token)
 
-    def loss(self, output: BackboneOutput, labels: Int[Tensor, " b"]) -> LossTerms:
+    def loss(self, output: BackboneOutput, labels: Labels) -> LossTerms:
         """L_v alone."""
         video = F.cross_entropy(output.logits, labels)
         return LossTerms(total=video, video=video)

@@ -100,11 +100,24 @@ def build_parser() -> argparse.ArgumentParser:
         "overrides", nargs="*", metavar="key=value", help="data.*, device, precision or optim.batch_size"
     )
 
+    example = "art score runs/a/predictions.npz runs/b/predictions.npz --report runs/both"
+    score = _command(commands, "score", _score, "measure saved predictions again, without model or clips", example)
+    score.description = (
+        "Print the table that art evaluate printed, from the predictions.npz that it or art train wrote. Several files "
+        "are an ensemble: their probabilities are averaged, where they are of the same clips."
+    )
+    score.add_argument("predictions", nargs="+", type=Path, metavar="NPZ", help="a predictions.npz")
+    score.add_argument(
+        "--report", type=Path, metavar="DIR", help="where to write evaluation.json, predictions.npz and report.html"
+    )
+
     example = "art predict clip.mp4 --checkpoint runs/motion/checkpoints/last --top-k 3"
     predict = _command(commands, "predict", _predict, "name the action in video files", example)
     predict.add_argument("clips", nargs="+", type=Path, metavar="CLIP", help="a video file")
     predict.add_argument("--checkpoint", type=Path, required=True, metavar="DIR", help="a checkpoint, or a run folder")
     predict.add_argument("--top-k", type=int, default=5, help="classes to name (default 5)")
+    predict.add_argument("--views", type=int, default=1, help="views of a clip to average over (default 1)")
+    predict.add_argument("--crops", type=int, default=1, help="crops of each view, 1 or 3 (default 1)")
     predict.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:<number> or mps (default auto)")
     predict.add_argument("--json", action="store_true", help="print JSON")
 
@@ -280,8 +293,8 @@ def _flag(name: str) -> str:
 
 
 def _train(options: argparse.Namespace) -> int:
+    from art.engine.accuracy_table import table
     from art.engine.config import load_config
-    from art.engine.evaluate import table
     from art.engine.train import train
 
     config = load_config(options.config, options.overrides)
@@ -296,12 +309,24 @@ def _train(options: argparse.Namespace) -> int:
 
 
 def _evaluate(options: argparse.Namespace) -> int:
-    from art.engine.evaluate import evaluate_checkpoint, table
+    from art.engine.accuracy_table import table
+    from art.engine.evaluate import evaluate_checkpoint
 
     evaluation = evaluate_checkpoint(
         options.checkpoint, split=options.split, overrides=options.overrides, report=options.report
     )
     print(table(evaluation))
+    if options.report is not None:
+        print(f"written to {options.report}")
+    return 0
+
+
+def _score(options: argparse.Namespace) -> int:
+    from art.engine.accuracy_table import table
+    from art.engine.score import score
+
+    scored = score(options.predictions, report=options.report)
+    print(table(scored.evaluation))
     if options.report is not None:
         print(f"written to {options.report}")
     return 0
@@ -313,14 +338,17 @@ def _predict(options: argparse.Namespace) -> int:
     from art.engine.runtime import resolve_device
     from art.pretrained import load_model
 
-    if options.top_k < 1:
-        raise ValueError(f"--top-k: got {options.top_k}, expected at least 1")
+    for name in ("top_k", "views"):
+        if getattr(options, name) < 1:
+            raise ValueError(f"--{name.replace('_', '-')}: got {getattr(options, name)}, expected at least 1")
+    if options.crops not in (1, 3):
+        raise ValueError(f"--crops: got {options.crops}, expected 1 or 3")
     model = load_model(find_checkpoint(options.checkpoint)).to(resolve_device(options.device))
     answers: list[dict[str, object]] = []
     failed = False
     for clip in options.clips:
         try:
-            predictions = model.predict(clip, top_k=options.top_k)
+            predictions = model.predict(clip, options.top_k, views=options.views, crops=options.crops)
         except (VideoError, OSError) as error:
             failed = True
             answers.append({"clip": str(clip), "error": str(error)})

@@ -14,6 +14,9 @@ from art_kernels import mtc_loss, tracklet_nce
 from .options import ARTOptions
 from .semantics import SemanticsBank
 
+#: The class of each video, int64 [B]; or of videos mixed from several the share of each class, floating point [B, Y].
+Labels = Int[Tensor, " b"] | Float[Tensor, "b y"]
+
 
 @dataclass(frozen=True)
 class LossTerms:
@@ -74,7 +77,7 @@ def semantic_consistency(
     bank: SemanticsBank,
     video: Float[Tensor, "b d"],
     prototypes: Float[Tensor, "y d"],
-    labels: Int[Tensor, " b"],
+    labels: Labels,
     options: ARTOptions,
 ) -> dict[str, Tensor]:
     """L_sema and its two terms, which train the agent bank.
@@ -83,7 +86,8 @@ def semantic_consistency(
         bank: the semantics bank.
         video: the latent x_cls.
         prototypes: the latent weights of the L_v head, one a class.
-        labels: the class of each video.
+        labels: the class of each video; or the share of each class in a mixed one, which the first term then weighs
+            its classes by, as L_v does (our reading). The second has no videos in it.
         options: the logit scale and the weights of the two terms.
     """
     video_term = F.cross_entropy(options.logit_scale * bank.class_logits(video), labels)
@@ -93,14 +97,20 @@ def semantic_consistency(
     return {"video_consistency": video_term, "prototype_consistency": prototype_term, "sema": sema}
 
 
-def tracklet_contrast(
-    aggregated: Float[Tensor, "b k d"], labels: Int[Tensor, " b"], options: ARTOptions
-) -> Float[Tensor, ""]:
+def tracklet_contrast(aggregated: Float[Tensor, "b k d"], labels: Labels, options: ARTOptions) -> Float[Tensor, ""]:
     """Beyond the paper: the supervised contrast of all tracklets of a batch, by cosine.
 
     Tracklets of the same index in videos of the same class attract each other; all others in the batch, those of the
     same video among them, repel. A tracklet alone of its kind takes no part but to be repelled from.
+
+    Raises:
+        ValueError: ``labels`` are shares of classes: a tracklet of a mixed video is of no kind.
     """
+    if labels.ndim != 1:
+        raise ValueError(
+            f"labels has shape {list(labels.shape)}, the shares of mixed videos; the contrast of tracklets "
+            "(weight_nce) needs one class a video: leave out mixup and cutmix, or set weight_nce to 0"
+        )
     tracklets = F.normalize(aggregated, dim=-1).flatten(0, 1)
     index = torch.arange(aggregated.shape[1], device=labels.device)
     kinds = (labels[:, None] * aggregated.shape[1] + index).flatten()

@@ -12,7 +12,7 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
 from .backbones import build_backbone
-from .losses import LossTerms, multilevel_contrast, semantic_consistency, tracklet_contrast
+from .losses import Labels, LossTerms, multilevel_contrast, semantic_consistency, tracklet_contrast
 from .options import ARTOptions
 from .pretrained import VideoClassifier
 from .regions import RegionActivation, SpatialSemanticEnhancement, sine_position
@@ -156,8 +156,12 @@ class ARTModel(VideoClassifier):
             maps=None if maps is None else maps.unflatten(-1, grid),
         )
 
-    def loss(self, output: ARTOutput, labels: Int[Tensor, " b"]) -> LossTerms:
-        """L = L_v + L_con + 5·L_MTC + 5·L_sema, weighted by the options; and L_nce where it has a weight."""
+    def loss(self, output: ARTOutput, labels: Labels) -> LossTerms:
+        """L = L_v + L_con + 5·L_MTC + 5·L_sema, weighted by the options; and L_nce where it has a weight.
+
+        Raises:
+            ValueError: L_nce has a weight, and ``labels`` are shares of classes.
+        """
         o = self.options
         video = F.cross_entropy(output.video_logits, labels)
         contextual = F.cross_entropy(output.logits, labels)

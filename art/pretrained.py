@@ -21,8 +21,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from .data.augment import CentreCrop
-from .losses import LossTerms
+from .data.augment import CentreCrop, three_squares
+from .data.sampling import SPARSE, FrameSampling
+from .losses import Labels, LossTerms
 from .options import ARTOptions
 
 CONFIG_FILE = "config.json"
@@ -37,6 +38,7 @@ class VideoClassifier(nn.Module, ABC):
     Attributes:
         class_names: Y names; the order is the order of the logits.
         options: how the model was built.
+        sampling: which frames of a clip it is shown, in training and after: saved with it, sparse unless changed.
     """
 
     kind: ClassVar[str]
@@ -51,6 +53,7 @@ class VideoClassifier(nn.Module, ABC):
         super().__init__()
         self.class_names = check_class_names(class_names)
         self.options = options_from_keywords(options)
+        self.sampling: FrameSampling = SPARSE
 
     @property
     def num_frames(self) -> int:
@@ -67,8 +70,8 @@ class VideoClassifier(nn.Module, ABC):
         """The model's output for ``video``, with ``.logits``."""
 
     @abstractmethod
-    def loss(self, output: Any, labels: Tensor) -> LossTerms:
-        """The objective of this model for its own output."""
+    def loss(self, output: Any, labels: Labels) -> LossTerms:
+        """The objective of this model for its own output; ``labels`` as in :data:`.losses.Labels`."""
 
     @classmethod
     @abstractmethod
@@ -97,7 +100,12 @@ class VideoClassifier(nn.Module, ABC):
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        config = {"kind": self.kind, "class_names": self.class_names, "options": asdict(self.options)}
+        config = {
+            "kind": self.kind,
+            "class_names": self.class_names,
+            "sampling": asdict(self.sampling),
+            "options": asdict(self.options),
+        }
         state = {name: value.detach().cpu().contiguous() for name, value in self.state_dict().items()}
         staging = Path(tempfile.mkdtemp(prefix=".saving-", dir=folder))
         try:
@@ -121,20 +129,33 @@ class VideoClassifier(nn.Module, ABC):
             raise ValueError(f"{folder} holds a model of kind {model.kind!r}; load it with {type(model).__name__}")
         return model
 
-    def predict(self, clip: str | os.PathLike[str], top_k: int = 5) -> list[tuple[str, float]]:
+    def predict(
+        self, clip: str | os.PathLike[str], top_k: int = 5, *, views: int = 1, crops: int = 1
+    ) -> list[tuple[str, float]]:
         """The ``top_k`` most probable classes of a video file, with their probabilities, the best first.
 
-        One clip of T frames sampled over the whole file, one centre crop.
+        Args:
+            clip: the file.
+            top_k: how many classes.
+            views: so many times T frames of the file, as :attr:`sampling` chooses them; probabilities are averaged.
+            crops: 1, the middle of each frame, or 3, squares along its longer side, averaged likewise.
 
         Raises:
             art.data.video.VideoError: the file cannot be decoded.
+            ValueError: ``views`` is below 1, or ``crops`` is neither 1 nor 3.
         """
         from .data.video import read_clip
 
-        frames = read_clip(clip, self.num_frames)
+        if crops not in (1, 3):
+            raise ValueError(f"crops must be 1 or 3, got {crops}")
+        frames = read_clip(clip, self.num_frames, sampling=self.sampling, views=views)
+        shown = torch.cat(three_squares(frames)) if crops == 3 else frames
         with evaluating(self) as device:
-            video = self.centre_crop(frames[None].to(device))
-            probabilities = self(video).logits[0].float().softmax(0)
+            answers = [
+                self(self.centre_crop(view[None].to(device))).logits[0].float().softmax(0)
+                for view in shown.split(self.num_frames)
+            ]
+            probabilities = torch.stack(answers).mean(0)
         best = probabilities.topk(min(top_k, len(self.class_names)))
         return [(self.class_names[i], p) for p, i in zip(best.values.tolist(), best.indices.tolist(), strict=True)]
 
@@ -193,6 +214,7 @@ def load_model(folder: str | os.PathLike[str]) -> VideoClassifier:
     except RuntimeError as error:
         raise ValueError(f"{folder / WEIGHTS_FILE} does not fit its {CONFIG_FILE}: {error}") from error
     model.options = ARTOptions(**config["options"])
+    model.sampling = FrameSampling(**config.get("sampling", {}))  # a folder without it was written when there was one
     return model.eval()
 
 

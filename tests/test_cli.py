@@ -9,7 +9,7 @@ import pytest
 import art
 from art.cli import build_parser, main
 
-COMMANDS = ("prepare", "train", "evaluate", "predict", "compare", "profile")
+COMMANDS = ("prepare", "train", "evaluate", "score", "predict", "compare", "profile")
 
 
 def run(capsys, *arguments):
@@ -67,6 +67,10 @@ def test_overrides_may_stand_on_either_side_of_options():
         (["evaluate", "--checkpoint", "nowhere"], "checkpoint: no config.json in nowhere"),
         (["predict", "a.mp4", "--checkpoint", "nowhere"], "checkpoint: no config.json in nowhere"),
         (["predict", "a.mp4", "--checkpoint", "nowhere", "--top-k", "0"], "--top-k: got 0"),
+        (["predict", "a.mp4", "--checkpoint", "nowhere", "--views", "0"], "--views: got 0"),
+        (["predict", "a.mp4", "--checkpoint", "nowhere", "--crops", "2"], "--crops: got 2, expected 1 or 3"),
+        (["score", "nowhere.npz"], "nowhere.npz: no such file; expected a predictions.npz"),
+        (["score", "run.yaml"], "run.yaml: is no NumPy archive of predictions"),
         (["compare", "CONFIG", "--seeds", "0"], "seeds: got 0"),
         (["compare", "CONFIG", "--over", "model.linkin=index,optimal"], "model.linkin: unknown key"),
         (["compare", "CONFIG", "--over", "model.linking=index"], "model.linking: got 1 values"),
@@ -179,6 +183,32 @@ class TestARound:
         assert again["confusion"] == told["confusion"]
         assert (place / "again" / "report.html").is_file()
         assert run(capsys, "evaluate", "--checkpoint", place / "run", "--split", "train", "data.workers=0")[0] == 0
+
+    def test_saved_predictions_are_scored_alike(self, capsys, place):
+        evaluated = run(capsys, "evaluate", "--checkpoint", place / "run", "--report", place / "once")[1]
+        predictions = place / "once" / "predictions.npz"
+        code, out, _ = run(capsys, "score", predictions, "--report", place / "scored")
+        assert code == 0
+        assert out.splitlines()[:-1] == evaluated.splitlines()[:-1]
+        assert {path.name for path in (place / "scored").iterdir()} == {
+            "evaluation.json", "predictions.npz", "report.html",
+        }  # fmt: skip
+        code, out, _ = run(capsys, "score", predictions, place / "scored" / "predictions.npz")
+        assert (code, out.splitlines()) == (0, evaluated.splitlines()[:-1])
+
+    def test_several_views(self, capsys, place):
+        overrides = ["data.test_views=2", "data.test_crops=3"]
+        arguments = ["--checkpoint", place / "run", "--report", place / "views", *overrides]
+        code, _, _ = run(capsys, "evaluate", *arguments)
+        assert code == 0
+        told = json.loads((place / "views" / "evaluation.json").read_text())
+        assert told["views"] == {"sampling": "sparse", "views": 2, "crops": 3}
+        page = (place / "views" / "report.html").read_text()
+        assert "<dt>views</dt><dd>2</dd>" in page and "<dt>crops</dt><dd>3</dd>" in page
+        clip = sorted((place / "motion" / "clips" / "test").iterdir())[0]
+        arguments = ["predict", clip, "--checkpoint", place / "run", "--device", "cpu", "--json"]
+        once, often = (json.loads(run(capsys, *arguments, *more)[1]) for more in ([], ["--views", "3"]))
+        assert once != often
 
     def test_evaluation_on_data_with_other_classes_is_refused(self, capsys, place, tmp_path):
         (tmp_path / "classes.txt").write_text("walk\nfly\n")

@@ -218,6 +218,14 @@ class CentreCrop:
         return (height - side) // 2, (width - side) // 2, side
 
 
+def three_squares(frames: Shaped[Tensor, "n 3 h w"]) -> tuple[Shaped[Tensor, "n 3 s s"], ...]:
+    """The squares at the beginning, in the middle and at the end of the longer side, as large as the shorter one."""
+    height, width = frames.shape[2:]
+    size, spare = min(height, width), abs(height - width)
+    axis = 2 if height > width else 3
+    return tuple(frames.narrow(axis, start, size) for start in (0, spare // 2, spare))
+
+
 def _resized(frames: Float[Tensor, "t 3 h w"], size: tuple[int, int]) -> Float[Tensor, "t 3 size_h size_w"]:
     return F.interpolate(frames, size=size, mode="bilinear", antialias=True, align_corners=False)
 

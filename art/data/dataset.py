@@ -10,10 +10,11 @@ from typing import TypedDict
 
 import numpy as np
 import torch
-from jaxtyping import Float32, Shaped, UInt8
+from jaxtyping import Float32, UInt8
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from .augment import three_squares
 from .cache import FrameCache
 from .clips import ClipSet
 from .decoding import find_decoder
@@ -259,14 +260,6 @@ class ClipDataset(Dataset[Sample]):
             listed.append(f"  and {len(self._bad) - _LISTED} more")
         advice = "Mend or remove them, or raise max_bad_share:"
         return "\n".join([f"{name}: {share} cannot be read, {too_many}. {advice}", *listed])
-
-
-def three_squares(frames: Shaped[Tensor, "n 3 h w"]) -> tuple[Shaped[Tensor, "n 3 s s"], ...]:
-    """The squares at the beginning, in the middle and at the end of the longer side, as large as the shorter one."""
-    height, width = frames.shape[2:]
-    size, spare = min(height, width), abs(height - width)
-    axis = 2 if height > width else 3
-    return tuple(frames.narrow(axis, start, size) for start in (0, spare // 2, spare))
 
 
 def _square(frames: UInt8[Tensor, "t 3 h w"], size: int, generator: torch.Generator | None) -> UInt8[Tensor, "t 3 s s"]:

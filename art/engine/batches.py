@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from jaxtyping import Int64, Shaped
+from jaxtyping import Float32, Int64, Shaped
 from torch import Tensor
 
 from art.data.augment import TrainAugment
 from art.data.clips import ClipSet
 from art.data.dataset import ClipDataset, build_loader
+from art.data.mix import PairMix
+from art.data.rand_augment import RandAugment
 from art.data.registry import open_dataset
 from art.pretrained import VideoClassifier
 
@@ -23,17 +25,26 @@ from .randomness import untouched_random_state
 
 @dataclass(frozen=True)
 class Batch:
-    """Some clips of a set.
+    """Some clips of a set, or views of them: then several may be of one clip.
 
     Attributes:
         video: [B, T, 3, H, W], uint8 or float32 in 0..1.
-        labels: [B] int64.
+        labels: [B] int64; of a mixed clip, the class that has most of it.
         indices: [B] int64, which clip of the set each one is; always on the CPU.
+        draws: [B, D] float32, the random numbers of each clip before its augmentation; always on the CPU.
+        shares: [B, Y] float32, the share of each class in mixed clips; None where none was mixed.
     """
 
     video: Shaped[Tensor, "b t 3 h w"]
     labels: Int64[Tensor, " b"]
     indices: Int64[Tensor, " b"]
+    draws: Float32[Tensor, "b d"] | None = None
+    shares: Float32[Tensor, "b y"] | None = None
+
+    @property
+    def targets(self) -> Tensor:
+        """What the loss is taken of: the labels, or the shares of mixed clips."""
+        return self.labels if self.shares is None else self.shares
 
 
 def open_split(config: Config, split: str) -> ClipSet:
@@ -71,38 +82,53 @@ class Splits:
 class TrainingBatches:
     """The augmented batches of the training split, epoch by epoch.
 
+    Of several ranks each makes its part of batches of ``batch_size`` · ``world_size`` clips; the clips are the same for
+    any number of ranks and workers, bit for bit (on one kind of device).
+
     A last batch that is not full is left out (batch normalisation does not like small batches), unless it is the only
     one: our reading.
     """
 
-    def __init__(self, clip_set: ClipSet, config: Config, model: VideoClassifier, device: torch.device) -> None:
+    def __init__(
+        self,
+        clip_set: ClipSet,
+        config: Config,
+        model: VideoClassifier,
+        device: torch.device,
+        *,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
         data = config.data
+        self._augment = _augmentation(clip_set, config, model)
+        self._mix = (
+            PairMix(len(clip_set.class_names), mixup=data.mixup, cutmix=data.cutmix, probability=data.mix_probability)
+            if data.mixes
+            else None
+        )
         dataset = ClipDataset(
             clip_set,
             model.num_frames,
             train=True,
             seed=config.seed,
             frame_size=data.frame_size,
+            sampling=model.sampling,
+            draws=self._augment.num_draws + (0 if self._mix is None else self._mix.num_draws),
             cache=data.cache,
             max_bad_share=data.max_bad_share,
             decoder=data.decoder,
         )
         size = config.optim.batch_size
         self._loader = build_loader(
-            dataset, size, workers=data.workers, drop_last=len(dataset) >= size, pin_memory=device.type == "cuda"
+            dataset,
+            size,
+            workers=data.workers,
+            drop_last=len(dataset) >= size * world_size,
+            pin_memory=device.type == "cuda",
+            rank=rank,
+            world_size=world_size,
         )
         self._batches = len(self._loader)
-        self._augment = TrainAugment(
-            model.input_size,
-            scale=data.crop_scale,
-            flip=data.flip,
-            mirror=clip_set.mirror,
-            brightness=data.brightness,
-            contrast=data.contrast,
-            saturation=data.saturation,
-            hue=data.hue,
-            permute_channels=data.permute_channels,
-        )
         self._device = device
 
     def __len__(self) -> int:
@@ -116,23 +142,62 @@ class TrainingBatches:
         with untouched_random_state():  # torch draws a seed for the workers from them, for some epochs and not others
             loaded = next(batches, None)
         while loaded is not None:
-            yield Batch(loaded["video"], loaded["label"], loaded["index"])
+            yield Batch(loaded["video"], loaded["label"], loaded["index"], loaded["draws"])
             loaded = next(batches, None)
 
     def prepare(self, batch: Batch) -> Batch:
-        """The batch on the device and augmented, at the model's input size; a flipped clip has its mirror's label."""
-        video, labels = self._augment(*_moved(batch, self._device))
-        return Batch(video, labels, batch.indices)
+        """The batch on the device (moved as uint8) and augmented there, at the model's input size; a flipped clip has
+        its mirror's label, a mixed one also shares of classes."""
+        assert batch.draws is not None  # of `epoch`
+        own, of_pair = batch.draws.split([self._augment.num_draws, batch.draws.shape[1] - self._augment.num_draws], 1)
+        video, labels = self._augment(*_moved(batch, self._device), own)
+        if self._mix is None:
+            return Batch(video, labels, batch.indices)
+        video, shares = self._mix(video, labels, of_pair)
+        return Batch(video, shares.argmax(1), batch.indices, shares=shares)
+
+
+def _augmentation(clip_set: ClipSet, config: Config, model: VideoClassifier) -> TrainAugment:
+    data = config.data
+    return TrainAugment(
+        model.input_size,
+        scale=data.crop_scale,
+        aspect=data.crop_aspect,
+        flip=data.flip,
+        mirror=clip_set.mirror,
+        brightness=data.brightness,
+        contrast=data.contrast,
+        saturation=data.saturation,
+        hue=data.hue,
+        permute_channels=data.permute_channels,
+        rand_augment=RandAugment(data.rand_augment, data.rand_magnitude) if data.rand_augment else None,
+    )
 
 
 class EvaluationBatches:
-    """The clips of a split in order, each once, on the device: the centre frame of each segment, the centre crop.
+    """The clips of a split in order, on the device: each once, with the frames in the middle and the centre crop, or
+    in ``data.test_views`` · ``data.test_crops`` views, which follow each other as if they were clips.
+
+    Of several ranks each has clips of its own.
+
+    Args:
+        once: one view, whatever the configuration says.
 
     Raises:
         ClassMismatch: before anything is read, if the split has other classes than the model.
     """
 
-    def __init__(self, clip_set: ClipSet, config: Config, model: VideoClassifier, device: torch.device) -> None:
+    def __init__(
+        self,
+        clip_set: ClipSet,
+        config: Config,
+        model: VideoClassifier,
+        device: torch.device,
+        *,
+        once: bool = False,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
         check_same_classes(model.class_names, clip_set.class_names)
         data = config.data
         dataset = ClipDataset(
@@ -140,20 +205,36 @@ class EvaluationBatches:
             model.num_frames,
             train=False,
             frame_size=data.frame_size,
+            sampling=model.sampling,
+            views=1 if once else data.test_views,
+            crops=1 if once else data.test_crops,
             cache=data.cache,
             max_bad_share=data.max_bad_share,
             decoder=data.decoder,
         )
-        pinned = device.type == "cuda"
-        self._loader = build_loader(dataset, config.optim.batch_size, workers=data.workers, pin_memory=pinned)
+        self.groups = clip_set.groups
+        self.views = dataset.views * dataset.crops
+        self._size = config.optim.batch_size
+        self._loader = build_loader(
+            dataset,
+            max(1, self._size // self.views),
+            workers=data.workers,
+            pin_memory=device.type == "cuda",
+            rank=rank,
+            world_size=world_size,
+        )
         self._crop = model.centre_crop
         self._device = device
 
     def __iter__(self) -> Iterator[Batch]:
         for loaded in self._loader:
-            batch = Batch(loaded["video"], loaded["label"], loaded["index"])
-            video, labels = _moved(batch, self._device)
-            yield Batch(self._crop(video), labels, batch.indices)
+            views = loaded["video"].unflatten(1, (self.views, -1)).flatten(0, 1)
+            labels, indices = (loaded[name].repeat_interleave(self.views) for name in ("label", "index"))
+            # A clip of many views may be more than the model takes at once.
+            for part in zip(*(values.split(self._size) for values in (views, labels, indices)), strict=True):
+                batch = Batch(*part)
+                video, own = _moved(batch, self._device)
+                yield Batch(self._crop(video), own, batch.indices)
 
 
 def _moved(batch: Batch, device: torch.device) -> tuple[Tensor, Tensor]:

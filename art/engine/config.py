@@ -15,6 +15,7 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from art.data.sampling import SAMPLINGS, FrameSampling
 from art.options import ARTOptions
 
 
@@ -36,13 +37,28 @@ class DataConfig:
         max_bad_share: share (0..1) of clips that may be unreadable before training or evaluation stops.
         frame_size: scale every frame until its shorter side has this many pixels, and cut it square; None leaves frames
             as they are, which needs files of one size.
+        sampling: which frames of a clip are taken: "sparse" (the paper's), one of each of num_frames segments of the
+            clip, or "dense", a window of num_frames × stride frames; at random in training, in the middle at test.
+        stride: of "dense": each so many-th frame of the window.
+        test_views: so many times num_frames frames of a clip are looked at in the evaluation that is reported, and the
+            probabilities (after the softmax) averaged: sparse views take other frames of each segment, dense ones
+            other windows. The paper names none: one is our reading. Evaluations during training look once.
+        test_crops: 1, or 3 for squares at the beginning, in the middle and at the end of the longer side of each view,
+            averaged with them.
         crop_scale: smallest and largest share (0..1] of the square's area that a random crop keeps in training.
+        crop_aspect: smallest and largest ratio of a random crop's width to its height in training (our addition:
+            [1, 1] crops squares).
         flip: probability of a horizontal flip in training, where the data set says what a mirrored class is.
-        brightness: largest relative change in training (this and the next four: our additions, off by default).
+        brightness: largest relative change in training (this and the next nine: our additions, off by default).
         contrast: largest relative change in training.
         saturation: largest relative change in training.
         hue: largest turn of the colour circle in training, degrees.
         permute_channels: probability in training that red, green and blue change places.
+        rand_augment: N of RandAugment: so many operations on each clip in training, after the above; 0: none.
+        rand_magnitude: M of RandAugment, 0 to 10.
+        mixup: α of mixup in training, for each two clips of a batch; 0: none. Labels become shares of classes.
+        cutmix: α of CutMix likewise; with both, each has half of the pairs.
+        mix_probability: that a pair is mixed at all, where one of the two is on.
     """
 
     name: str = "motion"
@@ -55,13 +71,33 @@ class DataConfig:
     decoder: str = "pyav"
     max_bad_share: float = 0.0
     frame_size: int | None = None
+    sampling: str = "sparse"
+    stride: int = 1
+    test_views: int = 1
+    test_crops: int = 1
     crop_scale: list[float] = field(default_factory=lambda: [0.6, 1.0])
+    crop_aspect: list[float] = field(default_factory=lambda: [1.0, 1.0])
     flip: float = 0.5
     brightness: float = 0.0
     contrast: float = 0.0
     saturation: float = 0.0
     hue: float = 0.0
     permute_channels: float = 0.0
+    rand_augment: int = 0
+    rand_magnitude: float = 9.0
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    mix_probability: float = 1.0
+
+    @property
+    def frame_sampling(self) -> FrameSampling:
+        """Which frames of a clip are taken."""
+        return FrameSampling(self.sampling, self.stride)
+
+    @property
+    def mixes(self) -> bool:
+        """Whether clips are mixed in training."""
+        return (self.mixup > 0 or self.cutmix > 0) and self.mix_probability > 0
 
 
 @dataclass
@@ -309,16 +345,20 @@ _CHOICES = {
     "optim.optimizer": ("sgd", "adamw"),
     "optim.backbone_optimizer": (None, "sgd", "adamw"),
     "optim.schedule": ("step", "cosine"),
+    "data.sampling": SAMPLINGS,
+    "data.test_crops": (1, 3),
 }
 _AT_LEAST_ONE = (
-    "eval_every", "log_every", "data.frame_size", "optim.epochs", "optim.batch_size", "optim.step_epochs",
+    "eval_every", "log_every", "data.frame_size", "data.stride", "data.test_views", "optim.epochs", "optim.batch_size",
+    "optim.step_epochs",
 )  # fmt: skip
 _NOT_NEGATIVE = (
-    "seed", "data.workers", "optim.lr", "optim.backbone_lr", "optim.bank_lr", "optim.momentum", "optim.weight_decay",
-    "optim.warmup_epochs",
+    "seed", "data.workers", "data.rand_augment", "data.mixup", "data.cutmix", "optim.lr", "optim.backbone_lr",
+    "optim.bank_lr", "optim.momentum", "optim.weight_decay", "optim.warmup_epochs",
 )  # fmt: skip
 _SHARES = (
     "data.max_bad_share", "data.flip", "data.brightness", "data.contrast", "data.saturation", "data.permute_channels",
+    "data.mix_probability",
 )  # fmt: skip
 
 
@@ -334,9 +374,10 @@ def _check_values(config: Config) -> None:
             raise ConfigError(f"{key}: got {value(key)!r}, expected {expected}")
 
     for key, choices in _CHOICES.items():
-        near = difflib.get_close_matches(str(value(key)), [c for c in choices if c], n=1)
+        near = difflib.get_close_matches(str(value(key)), [c for c in choices if isinstance(c, str)], n=1)
         hint = f" (did you mean {near[0]}?)" if near else ""
-        check(key, value(key) in choices, "one of " + ", ".join("null" if c is None else c for c in choices) + hint)
+        told = ", ".join("null" if c is None else str(c) for c in choices)
+        check(key, value(key) in choices, f"one of {told}{hint}")
     devices = "auto, cpu, cuda, cuda:<number> or mps"
     check("device", re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", config.device) is not None, devices)
     for key in _AT_LEAST_ONE:
@@ -348,6 +389,15 @@ def _check_values(config: Config) -> None:
     for key in _SHARES:
         check(key, 0 <= value(key) <= 1, "a share, 0 to 1")
     check("data.hue", 0 <= config.data.hue <= 180, "degrees, 0 to 180")
+    check("data.rand_magnitude", 0 <= config.data.rand_magnitude <= 10, "a magnitude, 0 to 10")
+    dense = config.data.sampling == "dense"
+    check("data.stride", dense or config.data.stride == 1, "1 with data.sampling=sparse, which has no stride")
+    even = config.optim.batch_size % 2 == 0
+    check("optim.batch_size", even or not config.data.mixes, "an even number with data.mixup or data.cutmix")
+    hard = config.model.weight_nce == 0 or config.kind != "art" or not config.data.mixes
+    check("model.weight_nce", hard, "0 with data.mixup or data.cutmix: a mixed clip is of no one class")
+    aspect = config.data.crop_aspect
+    check("data.crop_aspect", len(aspect) == 2 and 0 < aspect[0] <= aspect[1] < math.inf, "[smallest, largest] ratios")
     scale = config.data.crop_scale
     check("data.crop_scale", len(scale) == 2 and 0 < scale[0] <= scale[1] <= 1, "[smallest, largest] shares in (0, 1]")
     check("output", config.output.strip() != "", "the path of the run folder")

@@ -7,16 +7,15 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
-from art.data.clips import ClipSet
 from art.pretrained import CONFIG_FILE, VideoClassifier, load_model
 
 from .batches import Batch, EvaluationBatches, open_split
 from .checkpoints import recover
-from .config import ConfigError, load_config
-from .metrics import Evaluation, measure
+from .config import ConfigError, DataConfig, load_config
+from .metrics import Evaluation, averaged_views, measure
+from .predictions import Predictions
 from .randomness import untouched_random_state
 from .reporting import localize, report_run
 from .run_folder import RunFolder
@@ -34,19 +33,22 @@ def evaluate(
     device: torch.device,
     precision: str = "fp32",
     should_stop: Callable[[], bool] = lambda: False,
+    groups: Sequence[str] = (),
 ) -> Evaluation:
     """Runs the model over all batches in eval mode and counts; leaves its mode and the random generators as they were.
 
     Args:
         model: on ``device``.
-        batches: clips in any order, on ``device``; a clip that could not be read is not in them.
+        batches: clips in any order, on ``device``; a clip that could not be read is not in them. Of a clip that comes
+            several times, in as many views as the others, the probabilities are averaged.
         device: for mixed precision.
         precision: "fp32", "bf16" or "fp16"; the softmax is float32 in each.
         should_stop: asked before each batch.
+        groups: for each class the group that it is counted in (``ClipSet.groups``).
 
     Raises:
         EvaluationStopped: when ``should_stop`` returns True.
-        ValueError: when no clip came, or a probability is not finite.
+        ValueError: when no clip came, some came in more views than others, or a probability is not finite.
     """
     probabilities, labels, indices, orders = [], [], [], []
     was_training = model.training
@@ -67,13 +69,8 @@ def evaluate(
         model.train(was_training)
     if not labels:
         raise ValueError("batches: got no clip that could be read, expected at least one")
-    return measure(
-        torch.cat(probabilities).numpy(),
-        torch.cat(labels).numpy(),
-        torch.cat(indices).numpy(),
-        model.class_names,
-        torch.cat(orders).numpy() if orders else None,
-    )
+    of_clips = averaged_views(*(torch.cat(parts).numpy() for parts in (probabilities, labels, indices)))
+    return measure(*of_clips, model.class_names, torch.cat(orders).numpy() if orders else None, groups)
 
 
 def find_checkpoint(folder: Path) -> Path:
@@ -111,51 +108,54 @@ def evaluate_checkpoint(
     checkpoint = find_checkpoint(checkpoint)
     run = RunFolder(checkpoint.parent.parent)
     of_run = run.config if checkpoint.parent.name == "checkpoints" and run.config.is_file() else None
-    config = load_config(of_run, overrides)
+    model = load_model(checkpoint)
+    # A run says how it samples; a checkpoint alone knows it too.
+    own = [] if of_run else [f"data.sampling={model.sampling.kind}", f"data.stride={model.sampling.stride}"]
+    config = load_config(of_run, [*own, *overrides])
     device = resolve_device(config.device)
     clip_set = open_split(config, split or config.data.test_split)
-    model = load_model(checkpoint).to(device)
+    model.sampling = config.data.frame_sampling
+    model = model.to(device)
     batches = EvaluationBatches(clip_set, config, model, device)
-    evaluation = evaluate(model, batches, device=device, precision=config.precision)
+    evaluation = evaluate(model, batches, device=device, precision=config.precision, groups=clip_set.groups)
     if report is not None:
         localization = localize(model, clip_set)
         limbs = None if localization is None else localization.to_dict()
-        write_evaluation(report, evaluation, clip_set, {"checkpoint": str(checkpoint), "localization": limbs})
+        details = {"checkpoint": str(checkpoint), "views": views_of(config.data), "localization": limbs}
+        write_evaluation(report, Predictions.of(evaluation, clip_set), details)
         report_run(
             report,
             model=model,
             clip_set=clip_set,
             evaluation=evaluation,
             localization=localization,
-            facts={"checkpoint": checkpoint},
+            facts={"checkpoint": checkpoint, **views_of(config.data)},
         )
     return evaluation
 
 
-def write_evaluation(folder: Path, evaluation: Evaluation, clip_set: ClipSet, details: dict[str, Any]) -> None:
+def views_of(data: DataConfig) -> dict[str, Any]:
+    """How the clips of an evaluation were looked at, for its files."""
+    dense = data.sampling == "dense"
+    sampling = f"dense, stride {data.stride}" if dense else data.sampling
+    return {"sampling": sampling, "views": data.test_views, "crops": data.test_crops}
+
+
+def write_evaluation(folder: Path, predictions: Predictions, details: dict[str, Any]) -> None:
     """Writes ``predictions.npz`` and then ``evaluation.json`` (so that the JSON file tells that both are there).
 
     Args:
         folder: made if need be.
-        evaluation: of clips of ``clip_set``.
-        clip_set: what was evaluated; gives the paths.
+        predictions: what was evaluated, and the answers.
         details: further entries of the JSON file.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    paths = np.array([clip_set.relative_path(i) for i in evaluation.indices.tolist()])
-    np.savez_compressed(
-        folder / "predictions.npz",
-        probabilities=evaluation.probabilities,
-        labels=evaluation.labels,
-        indices=evaluation.indices,
-        paths=paths,
-        class_names=np.array(evaluation.class_names),
-    )
+    predictions.save(folder / "predictions.npz")
     content = {
-        "dataset": clip_set.name,
-        "split": clip_set.split,
-        "unreadable_clips": len(clip_set) - evaluation.total,
-        **evaluation.summary(),
+        "dataset": predictions.dataset,
+        "split": predictions.split,
+        "unreadable_clips": predictions.listed - predictions.evaluation.total,
+        **predictions.evaluation.summary(),
         **details,
         "provenance": provenance(),
     }
@@ -167,22 +167,3 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
     incoming = path.with_name(f".{path.name}.incoming")
     incoming.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     incoming.replace(path)
-
-
-def table(evaluation: Evaluation) -> str:
-    """A small table for the terminal: the totals, and the share of each class."""
-    names = [*evaluation.class_names, "all clips, top-1", "all clips, top-5", "mean over classes"]
-    width = max(map(len, names))
-    counts = evaluation.confusion.sum(axis=1)
-    lines = [
-        f"{name:<{width}}  {evaluation.confusion[i, i]:>6} of {counts[i]:<6}"
-        + (f" {100 * evaluation.confusion[i, i] / counts[i]:6.2f} %" if counts[i] else "      - ")
-        for i, name in enumerate(evaluation.class_names)
-    ]
-    lines += [
-        "-" * (width + 28),
-        f"{names[-3]:<{width}}  {evaluation.correct_top1:>6} of {evaluation.total:<6} {100 * evaluation.top1:6.2f} %",
-        f"{names[-2]:<{width}}  {evaluation.correct_top5:>6} of {evaluation.total:<6} {100 * evaluation.top5:6.2f} %",
-        f"{names[-1]:<{width}}  {'':>16} {100 * evaluation.mean_class_accuracy:6.2f} %",
-    ]
-    return "\n".join(lines)

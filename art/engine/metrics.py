@@ -3,11 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float32, Int64
+
+
+@dataclass(frozen=True)
+class GroupAccuracy:
+    """What a model answered on the clips of one group of classes. It chose among all classes, not those of the group.
+
+    Attributes:
+        name: of the group.
+        classes: how many classes it has.
+        clips: how many clips of them.
+        correct: clips whose most probable class is the true one.
+        mean_class_accuracy: mean of each class's share of correct clips, 0..1, over its classes that have clips; None
+            where none has.
+    """
+
+    name: str
+    classes: int
+    clips: int
+    correct: int
+    mean_class_accuracy: float | None
+
+    @property
+    def top1(self) -> float | None:
+        """Share of clips, 0..1; None without clips."""
+        return self.correct / self.clips if self.clips else None
 
 
 @dataclass(frozen=True)
@@ -21,8 +46,9 @@ class Evaluation:
         indices: [n] int64, which clip of the set each row is (a clip that could not be read is not there).
         confusion: [Y, Y] int64; entry (i, j) counts clips of class i that were called j.
         correct_top5: clips whose class is among the min(5, Y) most probable ones.
-        order: [n, T, K] int64, the query that each response of each tracklet came from, as in
-            :class:`art.ARTOutput`; None of a model without tracklets.
+        order: [m, T, K] int64, the query that each response of each tracklet came from, as in
+            :class:`art.ARTOutput`, m being n times the views of a clip; None of a model without tracklets.
+        groups: for each class the group that it is counted in (``ClipSet.groups``), or nothing.
     """
 
     class_names: tuple[str, ...]
@@ -31,7 +57,8 @@ class Evaluation:
     indices: Int64[np.ndarray, "n"]
     confusion: Int64[np.ndarray, "y y"]
     correct_top5: int
-    order: Int64[np.ndarray, "n t k"] | None = None
+    order: Int64[np.ndarray, "m t k"] | None = None
+    groups: tuple[str, ...] = ()
 
     @property
     def total(self) -> int:
@@ -56,9 +83,25 @@ class Evaluation:
     @property
     def mean_class_accuracy(self) -> float:
         """Mean over the classes that have clips of each class's share of correct clips, 0..1."""
+        mean = self._class_mean(np.arange(len(self.class_names)))
+        assert mean is not None  # an evaluation has clips
+        return mean
+
+    @property
+    def per_group(self) -> tuple[GroupAccuracy, ...]:
+        """The accuracy within each group, in the order of the classes; nothing where classes have no groups."""
+        counts, correct = self.confusion.sum(axis=1), np.diag(self.confusion)
+        found = []
+        for name in dict.fromkeys(self.groups):
+            own = np.flatnonzero(np.array(self.groups) == name)
+            clips, right = int(counts[own].sum()), int(correct[own].sum())
+            found.append(GroupAccuracy(name, len(own), clips, right, self._class_mean(own)))
+        return tuple(found)
+
+    def _class_mean(self, classes: Int64[np.ndarray, " c"]) -> float | None:
         counts = self.confusion.sum(axis=1)
-        present = counts > 0
-        return float(np.mean(np.diag(self.confusion)[present] / counts[present]))
+        present = classes[counts[classes] > 0]
+        return float(np.mean(np.diag(self.confusion)[present] / counts[present])) if len(present) else None
 
     @property
     def relinked(self) -> float | None:
@@ -86,6 +129,7 @@ class Evaluation:
             "mean_class_accuracy": self.mean_class_accuracy,
             "relinked": self.relinked,
             "per_class": per_class,
+            "per_group": [{**asdict(group), "top1": group.top1} for group in self.per_group],
             "confusion": self.confusion.tolist(),
         }
 
@@ -95,7 +139,8 @@ def measure(
     labels: Int64[np.ndarray, "n"],
     indices: Int64[np.ndarray, "n"],
     class_names: Sequence[str],
-    order: Int64[np.ndarray, "n t k"] | None = None,
+    order: Int64[np.ndarray, "m t k"] | None = None,
+    groups: Sequence[str] = (),
 ) -> Evaluation:
     """Counts. Between classes of equal probability the one with the smaller index ranks first.
 
@@ -112,8 +157,10 @@ def measure(
         raise ValueError("probabilities: got no clips, expected at least one that could be read")
     if labels.shape != (count,) or indices.shape != (count,):
         raise ValueError(f"labels and indices: got shapes {labels.shape} and {indices.shape}, expected ({count},) both")
-    if order is not None and (order.ndim != 3 or len(order) != count):
-        raise ValueError(f"order: got shape {order.shape}, expected ({count}, T, K)")
+    if order is not None and (order.ndim != 3 or len(order) == 0 or len(order) % count):
+        raise ValueError(f"order: got shape {order.shape}, expected ({count}, T, K) or a multiple, for several views")
+    if groups and len(groups) != classes:
+        raise ValueError(f"groups: got {len(groups)} names, expected one for each of {classes} classes, or none")
     if labels.min() < 0 or labels.max() >= classes:
         raise ValueError(f"labels: got {labels.min()}..{labels.max()}, expected 0..{classes - 1}")
     if not np.isfinite(probabilities).all():
@@ -123,7 +170,37 @@ def measure(
     confusion = np.zeros((classes, classes), dtype=np.int64)
     np.add.at(confusion, (labels, ranked[:, 0]), 1)
     correct_top5 = int((ranked == labels[:, None]).any(axis=1).sum())
-    return Evaluation(tuple(class_names), probabilities, labels, indices, confusion, correct_top5, order)
+    return Evaluation(tuple(class_names), probabilities, labels, indices, confusion, correct_top5, order, tuple(groups))
+
+
+def averaged_views(
+    probabilities: Float32[np.ndarray, "m y"], labels: Int64[np.ndarray, "m"], indices: Int64[np.ndarray, "m"]
+) -> tuple[Float32[np.ndarray, "n y"], Int64[np.ndarray, "n"], Int64[np.ndarray, "n"]]:
+    """One row a clip instead of one a view: the mean of its probabilities, as the literature takes it of the softmax
+    and not of the logits.
+
+    Args:
+        probabilities: of each view.
+        labels: the true class of its clip.
+        indices: which clip it is of.
+
+    Returns:
+        the same three of the clips, in the order in which they first come.
+
+    Raises:
+        ValueError: some clips have more views than others.
+    """
+    _, first, inverse, counts = np.unique(indices, return_index=True, return_inverse=True, return_counts=True)
+    if len(counts) and counts.min() != counts.max():
+        fewer, more = indices[first[counts.argmin()]], indices[first[counts.argmax()]]
+        raise ValueError(
+            f"indices: clip {fewer} has {counts.min()} views and clip {more} has {counts.max()}, expected as many each"
+        )
+    sums = np.zeros((len(first), probabilities.shape[1]))
+    np.add.at(sums, inverse, probabilities)
+    order = np.argsort(first)
+    means = (sums[order] / counts[order, None]).astype(probabilities.dtype)
+    return means, labels[first[order]], indices[first[order]]
 
 
 class ClassMismatch(ValueError):

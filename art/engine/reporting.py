@@ -12,7 +12,6 @@ from jaxtyping import Float
 
 from art.data.clips import Clip, ClipSet
 from art.data.motion import Joints, defining_joints, read_joints
-from art.data.sampling import segment_indices
 from art.pretrained import VideoClassifier
 from art.visualize import Localization, collect_samples, measure_localization, write_report
 
@@ -104,6 +103,7 @@ def defining_limb(
         if name is None:
             return None
         positions = _shown(joints, clip, model)
-        return positions[segment_indices(len(positions), model.num_frames).numpy(), joints.names.index(name)]
+        shown = model.sampling.indices(len(positions), model.num_frames)[0].numpy()
+        return positions[shown, joints.names.index(name)]
 
     return limb

@@ -106,6 +106,7 @@ class TrainingState:
 
     @classmethod
     def _around(cls, model: VideoClassifier, config: Config, device: torch.device) -> TrainingState:
+        model.sampling = config.data.frame_sampling
         scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
         return cls(model, build_optimizers(model.parameter_groups(), config.optim), scaler, Position())
 

@@ -17,10 +17,11 @@ from tqdm import tqdm
 from .batches import Batch, EvaluationBatches, Splits, TrainingBatches
 from .checkpoints import copy_checkpoint
 from .config import Config, to_dict
-from .evaluate import evaluate, write_evaluation
+from .evaluate import evaluate, views_of, write_evaluation
 from .interruption import Interrupted, Interruption
 from .metrics import Evaluation
 from .optimizers import set_learning_rates
+from .predictions import Predictions
 from .randomness import seed_everything
 from .reporting import localize, report_run
 from .run_folder import RunFolder
@@ -80,11 +81,12 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False) -> T
     localization = localize(state.model, splits.test)
     details = {
         "checkpoint": "checkpoints/last",
+        "views": views_of(config.data),
         "training": measured,
         "localization": None if localization is None else localization.to_dict(),
         "config": to_dict(config),
     }
-    write_evaluation(run.path, evaluation, splits.test, details)
+    write_evaluation(run.path, Predictions.of(evaluation, splits.test), details)
     if config.report:
         report_run(
             run.path,
@@ -93,7 +95,11 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False) -> T
             evaluation=evaluation,
             localization=localization,
             history=run.history(),
-            facts={"seed": config.seed, **{name: measured[name] for name in ("epochs", "seconds", "step_seconds")}},
+            facts={
+                "seed": config.seed,
+                **{name: measured[name] for name in ("epochs", "seconds", "step_seconds")},
+                **views_of(config.data),
+            },
         )
     return TrainResult(run.path, evaluation, measured)
 
@@ -133,10 +139,10 @@ class _Training:
         # Making these finds missing files, before anything is written.
         self.batches = TrainingBatches(splits.train, config, state.model, device)
         self.test = EvaluationBatches(splits.test, config, state.model, device)
-        self.watched_split, self.watched = splits.test.split, self.test
-        if splits.validation is not None:
-            self.watched_split = splits.validation.split
-            self.watched = EvaluationBatches(splits.validation, config, state.model, device)
+        watched = splits.validation or splits.test
+        self.watched_split, self.watched = watched.split, self.test
+        if watched is not splits.test or self.test.views > 1:
+            self.watched = EvaluationBatches(watched, config, state.model, device, once=True)
 
     def run_epochs(self, log: RunLog, interruption: Interruption) -> Evaluation:
         """Every epoch that is left, then the evaluation of the last checkpoint on the test split."""
@@ -198,7 +204,7 @@ class _Training:
         batch = self.batches.prepare(batch)
         with autocast(self.device, self.config.precision):
             output = state.model(batch.video)
-            terms = state.model.loss(output, batch.labels).named()
+            terms = state.model.loss(output, batch.targets).named()
         state.scaler.scale(terms["total"]).backward()
         losses, correct = self._checked(terms, (output.logits.argmax(1) == batch.labels).sum(), batch)
         for optimizer in state.optimizers:
@@ -266,6 +272,7 @@ class _Training:
                 batches,
                 device=self.device,
                 precision=self.config.precision,
+                groups=batches.groups,
                 should_stop=self.interruption.requested,
             )
         except Exception:  # EvaluationStopped, or as in _next

@@ -18,7 +18,6 @@ import numpy as np
 from jaxtyping import Int
 
 from art.data.clips import Clip, ClipSet
-from art.data.sampling import segment_indices
 from art.pretrained import VideoClassifier, evaluating
 
 from .body import HUMAN_BONES, Points, bone_indices
@@ -48,11 +47,6 @@ class Localization:
         return asdict(self)
 
 
-def centre_indices(count: int, num_frames: int) -> Int[np.ndarray, " t"]:
-    """The frames that evaluation shows of a clip of ``count``: the centres of T segments."""
-    return segment_indices(count, num_frames).numpy()
-
-
 def measure_localization(
     model: VideoClassifier,
     clip_set: ClipSet,
@@ -61,7 +55,7 @@ def measure_localization(
     joint_names: Sequence[str],
     defining: Sequence[str | None],
     bones: Sequence[tuple[str, str]] = HUMAN_BONES,
-    indices: Callable[[int, int], Int[np.ndarray, " t"]] = centre_indices,
+    indices: Callable[[int, int], Int[np.ndarray, " t"]] | None = None,
     radius: float = 0.1,
     reach: float = 0.5,
     read: ClipReader | None = None,
@@ -75,7 +69,7 @@ def measure_localization(
         defining: for each class the joint that tells it from its neighbours, or None where no joint does.
         bones: pairs of joint names between which the body extends.
         indices: which of n frames the model is shown, called with (n, T): must be the choice that ``read`` makes, and
-            by default is that of evaluation, the centre of each of T segments.
+            by default is that of evaluation, as the model samples.
         radius: how near is near, as a share of the image.
         reach: how far from the skeleton a cell still counts as body, in cells.
         read: reads a clip; by default as :func:`~art.visualize.samples.clip_reader` does.
@@ -89,6 +83,7 @@ def measure_localization(
     places = _places(defining, joint_names, clip_set)
     pairs = bone_indices(joint_names, bones)
     read = read or clip_reader(model)
+    chosen = indices or (lambda count, num_frames: model.sampling.indices(count, num_frames)[0].numpy())
     scores, grid = [], (0, 0)
     with evaluating(model) as device:
         for clip in clip_set:
@@ -98,7 +93,7 @@ def measure_localization(
             maps = model(read(clip)[None].to(device), return_maps=True).maps[0].float().cpu()
             grid = (maps.shape[-2], maps.shape[-1])
             positions = joints(clip)
-            positions = positions[indices(len(positions), model.num_frames)]
+            positions = positions[chosen(len(positions), model.num_frames)]
             peaks = map_peak(maps).double().numpy()
             name = joint_names[limb]
             scores.append(score_clip(peaks, positions, limb, pairs, grid, joint_name=name, radius=radius, reach=reach))

@@ -81,11 +81,11 @@ class SampleClip:
 
 
 def clip_reader(model: VideoClassifier) -> ClipReader:
-    """Reads clips as evaluation shows them to ``model``: the centre frame of each of T segments, the centre crop."""
+    """Reads clips as evaluation shows them to ``model`` once: the T frames of its sampling, the centre crop."""
     crop = model.centre_crop
 
     def read(clip: Clip) -> UInt8[Tensor, "t 3 height width"]:
-        video = read_clip(clip.path, model.num_frames, start=clip.start, end=clip.end)
+        video = read_clip(clip.path, model.num_frames, start=clip.start, end=clip.end, sampling=model.sampling)
         return crop(video[None])[0]
 
     return read
@@ -125,7 +125,7 @@ def collect_samples(
 ) -> list[SampleClip]:
     """Clips that the model predicted right, then such as it predicted wrong, with its maps where it has them.
 
-    The model runs in float32; after an evaluation in a lower precision a close decision may fall differently.
+    The answers are those of the evaluation; the model runs again, on one view of each clip, for its maps.
 
     Args:
         clip_set: the clips that were evaluated; ``evaluation.indices`` count in it.
@@ -148,7 +148,8 @@ def collect_samples(
     with evaluating(model) as device:
         for position in (*chosen[0], *chosen[1]):
             clip = clip_set.clips[int(evaluation.indices[position])]
-            samples.append(_sample(model, clip, read(clip), device, limb(clip) if limb else None))
+            answer = evaluation.probabilities[position]
+            samples.append(_sample(model, clip, read(clip), answer, device, limb(clip) if limb else None))
     return samples
 
 
@@ -156,18 +157,19 @@ def _sample(
     model: VideoClassifier,
     clip: Clip,
     video: UInt8[Tensor, "t 3 height width"],
+    probabilities: Float[np.ndarray, " y"],
     device: torch.device,
     joints: Float[np.ndarray, "t 2"] | None,
 ) -> SampleClip:
     has_maps = model.kind == "art"
-    out = model(video[None].to(device), return_maps=has_maps)
+    out = model(video[None].to(device), return_maps=True) if has_maps else None
     return SampleClip(
         path=clip.path,
         frames=video.permute(0, 2, 3, 1).contiguous().cpu().numpy(),
         label=clip.label,
-        probabilities=out.logits[0].float().softmax(0).cpu().numpy(),
-        maps=out.maps[0].float().cpu().numpy() if has_maps else None,
-        saliency=out.saliency[0].float().cpu().numpy() if has_maps else None,
-        selected=out.selected[0].cpu().numpy() if has_maps else None,
+        probabilities=probabilities,
+        maps=out.maps[0].float().cpu().numpy() if out is not None else None,
+        saliency=out.saliency[0].float().cpu().numpy() if out is not None else None,
+        selected=out.selected[0].cpu().numpy() if out is not None else None,
         joints=joints,
     )

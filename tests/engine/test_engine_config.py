@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from art.data.sampling import FrameSampling
 from art.engine.config import Config, ConfigError, config_from_dict, load_config, save_config, to_dict
 from art.options import ARTOptions
 
@@ -66,6 +67,16 @@ def test_a_saved_configuration_is_read_back_the_same(tmp_path):
         ("optim.clip_grad_norm=0", ["optim.clip_grad_norm: got 0.0", "above 0"]),
         ("data.max_bad_share=2", ["data.max_bad_share: got 2.0"]),
         ("data.crop_scale=[0.9, 0.5]", ["data.crop_scale: got [0.9, 0.5]"]),
+        ("data.sampling=dens", ["data.sampling: got 'dens'", "sparse, dense", "did you mean dense?"]),
+        ("data.stride=4", ["data.stride: got 4, expected 1 with data.sampling=sparse"]),
+        ("data.stride=0", ["data.stride: got 0, expected at least 1"]),
+        ("data.test_views=0", ["data.test_views: got 0, expected at least 1"]),
+        ("data.test_crops=2", ["data.test_crops: got 2, expected one of 1, 3"]),
+        ("data.crop_aspect=[2, 1]", ["data.crop_aspect: got [2.0, 1.0]"]),
+        ("data.rand_augment=-1", ["data.rand_augment: got -1"]),
+        ("data.rand_magnitude=11", ["data.rand_magnitude: got 11.0, expected a magnitude, 0 to 10"]),
+        ("data.mixup=-0.5", ["data.mixup: got -0.5"]),
+        ("data.mix_probability=2", ["data.mix_probability: got 2.0"]),
         ("model.num_frames=0", ["model: num_frames is 0"]),
         ("output=''", ["output: got ''"]),
         ("optim.lr", ["override 'optim.lr': expected dotted.key=value"]),
@@ -79,6 +90,21 @@ def test_a_mistake_is_named(override, told):
     message = str(error.value)
     assert all(part in message for part in told), message
     assert "\n" not in message
+
+
+def test_mixed_clips_need_pairs_and_no_contrast_of_classes():
+    mixed = ["data.mixup=0.2", "data.cutmix=1"]
+    with pytest.raises(ConfigError, match=r"optim\.batch_size: got 7, expected an even number with data\.mixup"):
+        load_config(None, [*mixed, "optim.batch_size=7"])
+    with pytest.raises(ConfigError, match=r"model\.weight_nce: got 1\.0, expected 0 with data\.mixup"):
+        load_config(None, [*mixed, "model.weight_nce=1"])
+    never = load_config(None, [*mixed, "optim.batch_size=7", "data.mix_probability=0"])
+    assert not never.data.mixes and load_config(None, mixed).data.mixes
+
+
+def test_how_frames_are_sampled():
+    config = load_config(None, ["data.sampling=dense", "data.stride=4"])
+    assert config.data.frame_sampling == FrameSampling("dense", 4)
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import torch
 
 from art.data.augment import CentreCrop
 from art.data.dataset import DataError
+from art.data.sampling import FrameSampling
 from art.data.video import read_clip
 from art.engine.batches import EvaluationBatches, open_split
 from art.engine.config import ConfigError
@@ -16,10 +17,10 @@ from art.engine.evaluate import (
     evaluate,
     evaluate_checkpoint,
     find_checkpoint,
-    table,
     write_evaluation,
 )
 from art.engine.metrics import ClassMismatch
+from art.engine.predictions import Predictions
 from art.pretrained import build_model, load_model
 from art.visualize.samples import clip_reader
 
@@ -60,6 +61,53 @@ def test_the_answer_is_the_one_that_predict_gives(setting):
         np.testing.assert_allclose(result.probabilities[row], expected, atol=1e-5)
 
 
+@pytest.mark.parametrize(("views", "crops"), [(2, 1), (1, 3), (3, 3)])
+@pytest.mark.parametrize("sampling", [FrameSampling(), FrameSampling("dense", 1)])
+def test_several_views_are_averaged_as_predict_averages_them(configured, tmp_path, views, crops, sampling):
+    overrides = [f"data.test_views={views}", f"data.test_crops={crops}", "kind=art"]
+    config = configured(tmp_path, *overrides, f"data.sampling={sampling.kind}")
+    clip_set = open_split(config, "test")
+    torch.manual_seed(0)
+    model = build_model("art", clip_set.class_names, config.model)
+    model.sampling = sampling
+    batches = EvaluationBatches(clip_set, config, model, CPU)
+    assert all(len(batch.video) <= config.optim.batch_size for batch in batches)
+    result = evaluate(model, batches, device=CPU)
+    assert result.indices.tolist() == list(range(6))
+    assert result.order.shape == (6 * views * crops, 3, 2)
+    for row, clip in enumerate(clip_set.clips):
+        told = dict(model.predict(clip.path, views=views, crops=crops))
+        np.testing.assert_allclose(result.probabilities[row], [told[n] for n in clip_set.class_names], atol=1e-5)
+    once = evaluate(model, EvaluationBatches(clip_set, config, model, CPU, once=True), device=CPU)
+    assert once.order.shape == (6, 3, 2)
+    assert views == 1 or not np.array_equal(once.probabilities, result.probabilities)
+
+
+def test_views_are_looked_at_one_by_one(configured, tmp_path, monkeypatch):
+    config = configured(tmp_path, "data.test_views=2", "optim.batch_size=3")
+    clip_set = open_split(config, "test")
+    model = build_model("backbone", clip_set.class_names, config.model)
+    (first, *_) = EvaluationBatches(clip_set, config, model, CPU)
+    assert first.indices.tolist() == first.labels.tolist() == [0, 0], "one clip: a second would be four views"
+    frames = read_clip(clip_set.clips[0].path, 3, views=2)
+    assert torch.equal(first.video.flatten(0, 1), model.centre_crop(frames[None])[0])
+
+
+def test_ranks_evaluate_every_clip_once(configured, tmp_path):
+    config = configured(tmp_path, "data.test_views=2")
+    clip_set = open_split(config, "test")
+    torch.manual_seed(0)
+    model = build_model("backbone", clip_set.class_names, config.model)
+    whole = evaluate(model, EvaluationBatches(clip_set, config, model, CPU), device=CPU)
+    found = {}
+    for rank in range(4):
+        batches = EvaluationBatches(clip_set, config, model, CPU, rank=rank, world_size=4)
+        part = evaluate(model, batches, device=CPU)
+        assert not found.keys() & set(part.indices.tolist())
+        found |= dict(zip(part.indices.tolist(), part.probabilities, strict=True))
+    np.testing.assert_allclose([found[index] for index in range(6)], whole.probabilities, atol=1e-6)
+
+
 def test_the_model_says_how_much_of_each_frame_is_shown(setting):
     model, clip_set, batches = setting
     frames = read_clip(clip_set.clips[0].path, model.num_frames)
@@ -98,7 +146,7 @@ def test_a_bad_clip_is_left_out_and_counted(clips, configured, tmp_path):
     model = build_model("backbone", clip_set.class_names, config.model)
     result = evaluate(model, EvaluationBatches(clip_set, config, model, CPU), device=CPU)
     assert result.indices.tolist() == [0, 1, 3, 4, 5]
-    write_evaluation(tmp_path / "out", result, clip_set, {"checkpoint": "x"})
+    write_evaluation(tmp_path / "out", Predictions.of(result, clip_set), {"checkpoint": "x"})
     assert json.loads((tmp_path / "out" / "evaluation.json").read_text())["unreadable_clips"] == 1
     strict = configured(tmp_path / "run", f"data.root={root}")
     with pytest.raises(DataError, match=r"test_1_0\.mp4"):
@@ -121,15 +169,6 @@ def test_it_counts_the_links_to_another_query(configured, tmp_path, monkeypatch)
     result = evaluate(model, batches, device=CPU)
     assert result.order.shape == (6, 3, 2)
     assert result.relinked == 1 / 2
-
-
-def test_the_table_adds_up(setting):
-    model, _, batches = setting
-    result = evaluate(model, batches, device=CPU)
-    lines = table(result).splitlines()
-    assert lines[0].startswith("move right")
-    assert f"{result.correct_top1} of 6" in " ".join(lines[-3].split())
-    assert f"{100 * result.mean_class_accuracy:.2f} %" in lines[-1]
 
 
 @pytest.mark.parametrize("kind", ["backbone", "art"])
@@ -161,6 +200,21 @@ def test_a_checkpoint_alone_needs_only_to_be_told_its_data(unbroken, clips, tmp_
     overrides = ["data.name=csv", f"data.root={clips}", "data.workers=0", "device=cpu"]
     result = evaluate_checkpoint(tmp_path / "published", split="train", overrides=overrides)
     assert result.total == 9
+
+
+def test_a_checkpoint_alone_knows_how_it_samples(unbroken, clips, tmp_path):
+    model = load_model(unbroken / "backbone" / "checkpoints" / "last")
+    model.sampling = FrameSampling("dense")
+    model.save_pretrained(tmp_path / "dense")
+    assert load_model(tmp_path / "dense").sampling == model.sampling
+    overrides = ["data.name=csv", f"data.root={clips}", "data.workers=0", "device=cpu"]
+    result = evaluate_checkpoint(tmp_path / "dense", overrides=overrides, report=tmp_path / "out")
+    told = json.loads((tmp_path / "out" / "evaluation.json").read_text())["views"]
+    assert told == {"sampling": "dense, stride 1", "views": 1, "crops": 1}
+    first = dict(model.predict(clips / "test_0_0.mp4"))
+    np.testing.assert_allclose(result.probabilities[0], [first[name] for name in model.class_names], atol=1e-5)
+    sparse = evaluate_checkpoint(tmp_path / "dense", overrides=[*overrides, "data.sampling=sparse"])
+    assert not np.array_equal(sparse.probabilities, result.probabilities)
 
 
 def test_what_belongs_to_the_checkpoint_cannot_be_overridden(unbroken):

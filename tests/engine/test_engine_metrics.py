@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from art.engine.metrics import ClassMismatch, check_same_classes, measure
+from art.engine.metrics import ClassMismatch, averaged_views, check_same_classes, measure
 
 NAMES = ("walk", "run", "jump")
 
@@ -53,8 +53,48 @@ def test_without_links_none_is_counted():
 
 def test_an_order_of_other_clips_is_refused():
     one = np.ones((2, 1), np.float32)
-    with pytest.raises(ValueError, match=r"order: got shape \(1, 3, 2\), expected \(2, T, K\)"):
-        measure(one, np.zeros(2, np.int64), np.arange(2), ["only"], np.zeros((1, 3, 2), np.int64))
+    for rows in (0, 1, 3):
+        with pytest.raises(ValueError, match=rf"order: got shape \({rows}, 3, 2\), expected \(2, T, K\) or a multiple"):
+            measure(one, np.zeros(2, np.int64), np.arange(2), ["only"], np.zeros((rows, 3, 2), np.int64))
+
+
+def test_links_are_counted_over_all_views():
+    one = np.ones((2, 1), np.float32)
+    order = np.array([[[0, 1], [0, 1]]] * 3 + [[[0, 1], [1, 0]]])
+    assert measure(one, np.zeros(2, np.int64), np.arange(2), ["only"], order).relinked == 2 / 8
+
+
+def test_accuracy_within_groups_by_hand():
+    names = ("flip", "twist", "leap", "hop", "beam")
+    called = [(0, 0), (0, 0), (0, 1), (1, 2), (2, 2), (2, 0)]  # true and called; hop and beam have no clip
+    labels, answers = (np.array(column) for column in zip(*called, strict=True))
+    probabilities = np.eye(5, dtype=np.float32)[answers]
+    result = measure(probabilities, labels, np.arange(6), names, groups=("VT", "VT", "FX", "FX", "BB"))
+    vault, floor, beam = result.per_group
+    assert (vault.name, vault.classes, vault.clips, vault.correct, vault.top1) == ("VT", 2, 4, 2, 2 / 4)
+    assert vault.mean_class_accuracy == pytest.approx((2 / 3 + 0) / 2)
+    assert (floor.name, floor.clips, floor.correct, floor.mean_class_accuracy) == ("FX", 2, 1, 1 / 2)
+    assert (beam.clips, beam.top1, beam.mean_class_accuracy) == (0, None, None)
+    told = result.summary()["per_group"]
+    assert told[1] == {
+        "name": "FX", "classes": 2, "clips": 2, "correct": 1, "mean_class_accuracy": 0.5, "top1": 0.5,
+    }  # fmt: skip
+    assert sum(group["correct"] for group in told) == result.correct_top1
+    with pytest.raises(ValueError, match="groups: got 1 names, expected one for each of 5 classes"):
+        measure(probabilities, labels, np.arange(6), names, groups=("VT",))
+    assert evaluation().summary()["per_group"] == []
+
+
+def test_views_are_averaged_by_hand():
+    views = np.array([[0.8, 0.2], [0.1, 0.9], [0.3, 0.7], [0.5, 0.5]], dtype=np.float32)
+    probabilities, labels, indices = averaged_views(views, np.array([1, 0, 1, 0]), np.array([7, 2, 7, 2]))
+    np.testing.assert_allclose(probabilities, [[0.55, 0.45], [0.3, 0.7]], rtol=1e-6)
+    assert probabilities.dtype == np.float32
+    assert (labels.tolist(), indices.tolist()) == ([1, 0], [7, 2])
+    once = averaged_views(views, np.arange(4), np.array([3, 1, 2, 0]))
+    assert np.array_equal(once[0], views) and once[2].tolist() == [3, 1, 2, 0], "one view stays as it is, bit for bit"
+    with pytest.raises(ValueError, match="clip 2 has 1 views and clip 7 has 2, expected as many each"):
+        averaged_views(views[:3], np.array([1, 0, 1]), np.array([7, 2, 7]))
 
 
 def test_top5_is_the_five_most_probable():

@@ -133,6 +133,31 @@ def test_splits_with_other_classes_are_refused(clips, configured, tmp_path, monk
         train(configured(tmp_path / "run"))
 
 
+@pytest.mark.parametrize("kind", ["backbone", "art"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_every_augmentation_at_once_trains(configured, recorded, tmp_path, kind, precision):
+    overrides = [
+        "data.mixup=0.8", "data.cutmix=1", "data.rand_augment=2", "data.crop_aspect=[0.75, 1.33]", "data.hue=20",
+        "data.sampling=dense", "data.stride=1", "data.test_views=2", "data.test_crops=3", "optim.epochs=2",
+    ]  # fmt: skip
+    result = train(configured(tmp_path / "run", f"kind={kind}", f"precision={precision}", *overrides))
+    losses = [line["loss/total"] for line in recorded(tmp_path / "run", "step")]
+    assert len(losses) == 2 * STEPS and all(np.isfinite(losses))
+    told = json.loads((tmp_path / "run" / "evaluation.json").read_text())
+    assert told["views"] == {"sampling": "dense, stride 1", "views": 2, "crops": 3}
+    assert load_model(tmp_path / "run" / "checkpoints" / "last").sampling.kind == "dense"
+    assert result.evaluation.total == 6
+
+
+def test_evaluation_during_training_looks_once_and_the_reported_one_as_often_as_asked(
+    configured, recorded, tmp_path, unbroken
+):
+    result = train(configured(tmp_path / "run", "data.test_views=3"))
+    assert recorded(tmp_path / "run", "epoch") == recorded(unbroken / "backbone", "epoch")
+    with np.load(unbroken / "backbone" / "predictions.npz") as once:
+        assert not np.array_equal(once["probabilities"], result.evaluation.probabilities)
+
+
 def test_the_validation_split_chooses_the_best_and_the_test_split_is_reported(configured, recorded, tmp_path):
     config = configured(tmp_path / "run", "data.validation_split=train", "optim.epochs=2")
     train(config)

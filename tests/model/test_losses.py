@@ -2,6 +2,7 @@
 
 import math
 
+import pytest
 import torch
 from torch.testing import assert_close
 
@@ -57,6 +58,26 @@ def test_contrast_of_the_tracklets_of_a_batch_by_hand():
     positives = {0: 1.2, 4: 1.2, 1: -2, 5: -2}
     expected = [math.log(sum(map(math.exp, others[i]))) - positives[i] for i in others]
     assert_close(loss, torch.tensor(sum(expected) / 4))
+
+
+def test_shares_of_classes_weigh_the_video_consistency_and_leave_the_prototypes():
+    bank = SemanticsBank(torch.randn(3, 4, 5, generator=torch.Generator().manual_seed(0)), 6, 0.9)
+    video, prototypes = torch.randn(2, 6), torch.randn(4, 6)
+
+    def terms(labels):
+        return semantic_consistency(bank, video, prototypes, labels, ARTOptions())
+
+    own, other = terms(torch.tensor([1, 3])), terms(torch.tensor([0, 2]))
+    shares = torch.tensor([[0.3, 0.7, 0, 0], [0, 0, 0.3, 0.7]])
+    mixed = terms(shares)
+    assert_close(mixed["video_consistency"], 0.7 * own["video_consistency"] + 0.3 * other["video_consistency"])
+    assert_close(mixed["prototype_consistency"], own["prototype_consistency"])
+    assert_close(mixed["sema"], mixed["video_consistency"] + mixed["prototype_consistency"])
+
+
+def test_the_contrast_of_a_batch_knows_no_shares():
+    with pytest.raises(ValueError, match=r"labels has shape \[3, 5\], the shares of mixed videos; .*weight_nce to 0"):
+        tracklet_contrast(torch.randn(3, 2, 4), torch.full((3, 5), 0.2), ARTOptions())
 
 
 def test_contrast_of_a_batch_of_different_classes_is_zero():

@@ -5,6 +5,7 @@ import torch
 from torch.testing import assert_close
 
 from art import ARTModel, BackboneClassifier, load_model
+from art.data.sampling import FrameSampling
 
 LABELS = torch.tensor([1, 3])
 METHODS = ("index", "optimal")
@@ -95,6 +96,42 @@ def test_the_contrast_across_the_batch_is_off_until_it_has_a_weight(make_art, vi
     assert_close(terms.total, without.loss(without(video), labels).total + 0.5 * terms.nce)
     (gradient,) = torch.autograd.grad(terms.nce, output.aggregated)
     assert gradient.isfinite().all() and (gradient != 0).any()
+
+
+@pytest.mark.parametrize("kind", ["art", "backbone"])
+def test_labels_may_be_shares_of_classes(make_art, make_baseline, video, kind):
+    model = (make_art if kind == "art" else make_baseline)()
+    output = model(video)
+    own, other = model.loss(output, torch.tensor([0, 2])), model.loss(output, torch.tensor([3, 1]))
+    shares = torch.tensor([[0.8, 0, 0, 0.2], [0, 0.2, 0.8, 0]])
+    mixed = model.loss(output, shares).named()
+    for name, value in mixed.items():
+        assert_close(value, 0.8 * own.named()[name] + 0.2 * other.named()[name])
+    assert mixed["video"] != own.video
+
+
+def test_a_prediction_averages_the_views_that_are_asked_for(make_art, monkeypatch):
+    frames = torch.randint(256, (6, 3, 40, 64), dtype=torch.uint8)
+    asked = []
+
+    def read(path, num_frames, **options):
+        asked.append((path, num_frames, options))
+        return frames[: num_frames * options["views"]]
+
+    monkeypatch.setattr("art.data.video.read_clip", read)
+    model = make_art().train()
+    model.sampling = FrameSampling("dense", 4)
+    told = dict(model.predict("a.mp4", 4, views=2, crops=3))
+    assert asked == [("a.mp4", 3, {"sampling": FrameSampling("dense", 4), "views": 2})]
+    assert model.training
+    shown = torch.stack([view[..., left : left + 40] for view in frames.split(3) for left in (0, 12, 24)])
+    with torch.no_grad():
+        expected = model.eval()(model.centre_crop(shown)).logits.softmax(1).mean(0)
+    assert_close(torch.tensor([told[name] for name in model.class_names]), expected)
+    model.predict("a.mp4")
+    assert asked[-1][2]["views"] == 1
+    with pytest.raises(ValueError, match="crops must be 1 or 3, got 2"):
+        model.predict("a.mp4", crops=2)
 
 
 def test_uint8_and_float_videos_agree(make_art):

@@ -5,6 +5,7 @@ import pytest
 import torch
 from visualize_blobs import FRAMES, GRID, SIZE, BlobModel, blob_path, read_blob
 
+from art.data.sampling import FrameSampling
 from art.visualize import samples as samples_module
 from art.visualize.samples import SampleClip, choose_clips, clip_reader, collect_samples
 
@@ -64,13 +65,15 @@ def test_limbs_come_from_the_clip(blob_clips, blob_evaluation):
 def test_clips_are_read_as_evaluation_reads_them(monkeypatch, blob_clips):
     calls = []
 
-    def fake(path, num_frames, *, start, end):
-        calls.append((path, num_frames, start, end))
+    def fake(path, num_frames, *, start, end, sampling):
+        calls.append((path, num_frames, start, end, sampling))
         return torch.arange(num_frames, dtype=torch.uint8)[:, None, None, None].expand(-1, 3, 40, 64).contiguous()
 
     monkeypatch.setattr(samples_module, "read_clip", fake)
-    video = clip_reader(BlobModel())(blob_clips.clips[1])
-    assert calls == [(Path("/clips/01.mp4"), FRAMES, None, None)]
+    model = BlobModel()
+    model.sampling = FrameSampling("dense", 2)
+    video = clip_reader(model)(blob_clips.clips[1])
+    assert calls == [(Path("/clips/01.mp4"), FRAMES, None, None, FrameSampling("dense", 2))]
     assert video.shape == (FRAMES, 3, SIZE, SIZE) and video.dtype == torch.uint8
     assert video[:, 0, 0, 0].tolist() == list(range(FRAMES))
 

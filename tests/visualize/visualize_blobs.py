@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from art.data.augment import CentreCrop
+from art.data.sampling import FrameSampling
 
 GRID, SIZE, FRAMES = 4, 32, 6
 NAMES = ("blob to the right", "blob downwards", "nothing moves")
@@ -35,6 +36,7 @@ class BlobModel(nn.Module):
         super().__init__()
         self.kind, self.tracklets = kind, tracklets
         self.num_frames, self.input_size, self.class_names = FRAMES, SIZE, list(NAMES)
+        self.sampling = FrameSampling()
         self.scale = nn.Parameter(torch.ones(()))
         self.modes = []
 
