@@ -157,10 +157,11 @@ def _read_elements(path: Path, classes: int) -> list[_Element]:
                 f"{where}: is {shown(line)}; expected the id of a sub-action and its label, such as "
                 "'A0xAXXysHUo_E_002184_002237_A_0035_0036 93'"
             )
-        element = _Element(match[0], match["video"], match["event"], match["segment"], 0, where)
+        index = class_index(label, where, classes)
+        element = _Element(match[0], match["video"], match["event"], match["segment"], index, where)
         if element.id in elements:
             raise ValueError(f"{where}: {element.id} is there already, in {elements[element.id].where}; remove one")
-        elements[element.id] = _Element(**{**vars(element), "label": class_index(label, where, classes)})
+        elements[element.id] = element
     if not elements:
         raise ValueError(f"{path} is empty; expected a sub-action and its label a line")
     return list(elements.values())

@@ -1,8 +1,8 @@
 """Kinetics-400 and Kinetics-600 (Kay et al., 2017; Carreira et al., 2018; https://github.com/cvdfoundation/kinetics-dataset).
 
-The published tables ``train.csv``, ``val.csv`` and ``test.csv`` lie in the root or in ``annotations``; videos are
-called ``<id>_<start>_<end>.mp4`` with six digits a second, and lie in a folder of their split, flat or in class folders
-(with spaces or underscores: only the name of the file counts): ``train/_dbcJuKJQNs_000040_000050.mp4``,
+The published tables ``train.csv``, ``val.csv`` and ``test.csv`` (or ``.txt``, as some of Kinetics-600 are handed out)
+lie in the root or in ``annotations``. Videos are called ``<id>_<start>_<end>.mp4``, times with six digits, and lie in a
+folder of their split, flat or in class folders (whose names do not count): ``train/_dbcJuKJQNs_000040_000050.mp4``,
 ``videos_train/air_drumming/_dbcJuKJQNs_000040_000050.mp4``.
 """
 
@@ -22,11 +22,9 @@ _LONG = {"train": "train", "val": "validate", "test": "test"}  # as the authors'
 
 
 def _table(classes: int, split: str, *needed_by: str) -> AnnotationFile:
-    names = tuple(
-        f"{front}{name}.csv"
-        for name in dict.fromkeys((split, _LONG[split]))
-        for front in ("", f"kinetics{classes}_", f"kinetics_{classes}_", f"kinetics-{classes}_", "kinetics_")
-    )
+    fronts = ("", f"kinetics{classes}_", f"kinetics_{classes}_", f"kinetics-{classes}_", "kinetics_")
+    words = tuple(dict.fromkeys((split, _LONG[split])))
+    names = tuple(f"{front}{word}{end}" for end in (".csv", ".txt") for word in words for front in fronts)
     source = f"https://s3.amazonaws.com/kinetics/{classes}/annotations/{split}.csv"
     return AnnotationFile(names, source, needed_by)
 

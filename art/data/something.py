@@ -108,7 +108,7 @@ def mirror_of(class_names: tuple[str, ...]) -> tuple[int, ...] | None:
 def _clip_set(
     name: str, split: str, root: Path, labels: Mapping[str, int], names: tuple[str, ...], archive: str, suffix: str
 ) -> ClipSet:
-    folders = (archive, "videos", "rawframes", "frames")
+    folders = (archive, f"videos/{archive}", "videos", "rawframes", "frames")
     found = find_videos(root, (*folders, ""), labels)
     expected = first_folder(root, folders)
     clips = tuple(Clip(found.get(id, expected / f"{id}{suffix}"), label) for id, label in labels.items())

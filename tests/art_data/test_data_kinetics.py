@@ -68,12 +68,12 @@ def test_missing_videos_are_expected_beside_the_others(root):
 def test_tables_in_annotations_and_of_other_names(root):
     (root / "annotations").mkdir()
     (root / "train.csv").rename(root / "annotations/kinetics-600_train.csv")
-    (root / "val.csv").rename(root / "annotations/validate.csv")
+    (root / "val.csv").rename(root / "annotations/validate.txt")
     assert len(open_dataset("kinetics600", root, "val")) == 1
     found = {file.splits: (file.found, file.path.name) for file in required_files("kinetics600", root)}
     assert found == {
         ("train", "val", "test"): (True, "kinetics-600_train.csv"),
-        ("val",): (True, "validate.csv"),
+        ("val",): (True, "validate.txt"),
         ("test",): (True, "test.csv"),
     }
 

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 
 from art.data import registry
@@ -68,6 +70,11 @@ def test_every_built_in_data_set_is_known_by_name(name, tmp_path):
         with pytest.raises((FileNotFoundError, ValueError), match=str(tmp_path)):
             open_dataset(name, tmp_path, "train")
     assert set(PUBLISHED) | {"folder", "csv", "list"} <= set(dataset_names())
+
+
+def test_the_documentation_names_every_data_set():
+    text = (Path(__file__).parents[2] / "docs/datasets.md").read_text(encoding="utf-8")
+    assert [name for name in (*PUBLISHED, "folder", "csv", "list") if f"`{name}`" not in text] == []
 
 
 def test_many_known_words_are_cut_short():

@@ -54,7 +54,7 @@ def paths(clip_set):
     return [clip_set.relative_path(i) for i in range(len(clip_set))]
 
 
-@pytest.mark.parametrize("folder", ["20bn-something-something-v1", "rawframes"])
+@pytest.mark.parametrize("folder", ["20bn-something-something-v1", "videos/20bn-something-something-v1", "rawframes"])
 def test_v1_is_folders_of_frames(folder, v1):
     (v1 / folder / "100218").mkdir(parents=True)
     (v1 / folder / "100218/00001.jpg").touch()
