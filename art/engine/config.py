@@ -18,6 +18,8 @@ from omegaconf.errors import OmegaConfBaseException
 from art.data.sampling import SAMPLINGS, FrameSampling
 from art.options import ARTOptions
 
+from .config_file import ConfigError, one_line, read_config_files
+
 
 @dataclass
 class DataConfig:
@@ -113,6 +115,7 @@ class OptimConfig:
         bank_lr: of the agent copy S_a of the semantics bank (that it has its own is our reading).
         momentum: of SGD.
         weight_decay: on matrices of backbone and head (our reading; the paper names none).
+        backbone_weight_decay: on those of the backbone; None: ``weight_decay``. AdamW wants another than SGD.
         epochs: passes over the training split.
         batch_size: clips a step.
         schedule: "step" (the paper's) or "cosine".
@@ -128,6 +131,7 @@ class OptimConfig:
     bank_lr: float = 0.01
     momentum: float = 0.9
     weight_decay: float = 1e-4
+    backbone_weight_decay: float | None = None
     epochs: int = 50
     batch_size: int = 8
     schedule: str = "step"
@@ -167,22 +171,18 @@ class Config:
     optim: OptimConfig = field(default_factory=OptimConfig)
 
 
-class ConfigError(ValueError):
-    """A configuration that cannot be meant; the message names the key, what came and what was expected."""
-
-
 def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> Config:
-    """Defaults, then the YAML file, then each ``dotted.key=value`` override, in this order.
+    """Defaults, what the YAML file includes, the file, and each ``dotted.key=value`` override, in this order.
 
     Args:
-        path: a YAML file; None: the defaults alone.
+        path: a YAML file, as :func:`~art.engine.config_file.read_config_files` reads it; None: the defaults alone.
         overrides: the value after "=" is read as YAML: ``optim.lr=0.1``, ``model.pretrained=null``.
 
     Raises:
         FileNotFoundError: if there is no such file.
         ConfigError: for an unknown key, a value of another type, or one that is out of range.
     """
-    sources = [] if path is None else [(str(path), _read(Path(path)))]
+    sources = [] if path is None else read_config_files(Path(path))
     for override in overrides:
         key, equals, _ = override.partition("=")
         if not equals or not key.strip():
@@ -249,23 +249,11 @@ def save_config(config: Config, path: Path) -> None:
     path.write_text(yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True), encoding="utf-8")
 
 
-def _read(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise FileNotFoundError(f"config: no file {path}; configs/motion.yaml is one to start from")
-    try:
-        content = OmegaConf.to_container(OmegaConf.load(path))
-    except (yaml.YAMLError, OmegaConfBaseException, OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read as YAML ({_one_line(error)})") from error
-    if not isinstance(content, dict):
-        raise ConfigError(f"{path}: holds a {type(content).__name__}, expected a mapping such as 'optim: {{lr: 0.01}}'")
-    return {str(key): value for key, value in content.items()}
-
-
 def _read_override(override: str) -> dict[str, Any]:
     try:
         content = OmegaConf.to_container(OmegaConf.from_dotlist([override]))
     except (yaml.YAMLError, OmegaConfBaseException) as error:
-        raise ConfigError(f"override {override!r}: the value cannot be read as YAML ({_one_line(error)})") from error
+        raise ConfigError(f"override {override!r}: the value cannot be read as YAML ({one_line(error)})") from error
     assert isinstance(content, dict)  # of from_dotlist
     return {str(key): value for key, value in content.items()}
 
@@ -275,22 +263,18 @@ def _merge(sources: Sequence[tuple[str, dict[str, Any]]]) -> Config:
     for source, values in sources:
         for key, value in _leaves(values):
             try:
-                OmegaConf.update(merged, key, value)
+                OmegaConf.update(merged, key, value, merge=value != {})  # options are added to; {} takes all away
             except OmegaConfBaseException as error:
                 raise ConfigError(f"{key}: got {value!r}, expected {_KEYS[key]} (from {source})") from error
     try:
         config = OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
-        raise ConfigError(f"config: {_one_line(error)}") from error
+        raise ConfigError(f"config: {one_line(error)}") from error
     except (ValueError, TypeError) as error:  # ARTOptions looks at its own values
         raise ConfigError(f"model: {error}") from error
     assert isinstance(config, Config)
     _check_values(config)
     return config
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
 
 
 def _leaves(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -354,7 +338,8 @@ _AT_LEAST_ONE = (
 )  # fmt: skip
 _NOT_NEGATIVE = (
     "seed", "data.workers", "data.rand_augment", "data.mixup", "data.cutmix", "optim.lr", "optim.backbone_lr",
-    "optim.bank_lr", "optim.momentum", "optim.weight_decay", "optim.warmup_epochs",
+    "optim.bank_lr", "optim.momentum", "optim.weight_decay",
+    "optim.backbone_weight_decay", "optim.warmup_epochs",
 )  # fmt: skip
 _SHARES = (
     "data.max_bad_share", "data.flip", "data.brightness", "data.contrast", "data.saturation", "data.permute_channels",

@@ -32,13 +32,16 @@ def build_optimizers(groups: Mapping[str, Sequence[nn.Parameter]], optim: OptimC
         "bank": optim.bank_lr,
     }
     kinds = {"backbone": optim.backbone_optimizer or optim.optimizer}
+    decays = {"backbone": optim.weight_decay, "head": optim.weight_decay, "bank": 0.0}
+    if optim.backbone_weight_decay is not None:
+        decays["backbone"] = optim.backbone_weight_decay
     by_kind: dict[str, list[dict[str, object]]] = {}
     for name, parameters in groups.items():
         trainable = [parameter for parameter in parameters if parameter.requires_grad]
-        decays = name != "bank" and optim.weight_decay > 0
-        matrices = [p for p in trainable if decays and p.ndim >= 2]
-        others = [p for p in trainable if not (decays and p.ndim >= 2)]
-        for members, weight_decay in ((matrices, optim.weight_decay), (others, 0.0)):
+        decay = decays[name]
+        matrices = [p for p in trainable if decay > 0 and p.ndim >= 2]
+        others = [p for p in trainable if not (decay > 0 and p.ndim >= 2)]
+        for members, weight_decay in ((matrices, decay), (others, 0.0)):
             if members:
                 rate = base_rates[name]
                 group = {"params": members, "name": name, "lr": rate, "base_lr": rate, "weight_decay": weight_decay}

@@ -15,7 +15,7 @@ from art.engine.runtime import autocast, provenance, resolve_device
 from art.model import ARTModel
 from art.pretrained import VideoClassifier, build_model
 from art.semantics import TEMPLATES
-from art.text import build_text_encoder
+from art.text import text_width
 
 from .count import count_stages
 from .measure import check_device, measure_stages
@@ -81,7 +81,7 @@ def _builder(config: Config, classes: int) -> Callable[[], VideoClassifier]:
     options = dataclasses.replace(config.model, pretrained=None)
     if config.kind == "backbone":
         return functools.partial(build_model, config.kind, names, options)
-    width = build_text_encoder(options.text_encoder, **options.text_options)(["an action"]).shape[-1]
+    width = text_width(options.text_encoder, **options.text_options)
     bank = torch.randn(len(options.templates or TEMPLATES), classes, width)
     return functools.partial(ARTModel, names, semantics=bank, **vars(options))
 

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import difflib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .protocol import TextEncoder
 
-__all__ = ["TEXT_ENCODERS", "TextEncoder", "build_text_encoder"]
+if TYPE_CHECKING:
+    from .clip import ClipText
+    from .wordllama import WordLlamaText
+
+__all__ = ["TEXT_ENCODERS", "TextEncoder", "build_text_encoder", "text_width"]
 
 TEXT_ENCODERS = ("wordllama", "clip")
 
@@ -18,14 +22,27 @@ def build_text_encoder(name: str, **options: Any) -> TextEncoder:
     Raises:
         ValueError: an unknown name.
     """
+    return _encoder_class(name)(**options)
+
+
+def text_width(name: str, **options: Any) -> int:
+    """C_t, the channels of what text encoder ``name`` gives. Nothing is downloaded; arguments as above.
+
+    Raises:
+        ValueError: an unknown name.
+    """
+    return _encoder_class(name).width_of(**options)
+
+
+def _encoder_class(name: str) -> type[WordLlamaText] | type[ClipText]:
     if name == "wordllama":
         from .wordllama import WordLlamaText
 
-        return WordLlamaText(**options)
+        return WordLlamaText
     if name == "clip":
         from .clip import ClipText
 
-        return ClipText(**options)
+        return ClipText
     near = difflib.get_close_matches(name, TEXT_ENCODERS, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     raise ValueError(f"text_encoder {name!r} is unknown; expected one of {', '.join(TEXT_ENCODERS)}{hint}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from types import ModuleType
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -37,11 +38,17 @@ class ClipText:
         batch_size: int = 256,
     ) -> None:
         open_clip = _import_open_clip()
-        if model not in open_clip.list_models():
-            raise ValueError(f"text_options.model {model!r} is not one of open_clip's; see open_clip.list_models()")
+        _check_model(open_clip, model)
         self._model = open_clip.create_model(model, pretrained=pretrained, device=device).eval()
         self._tokenizer = open_clip.get_tokenizer(model)
         self._normalize, self._device, self._batch_size = normalize, device, batch_size
+
+    @staticmethod
+    def width_of(model: str = "ViT-B-16", **_: Any) -> int:
+        """Channels of a text's vector, without the weights."""
+        open_clip = _import_open_clip()
+        _check_model(open_clip, model)
+        return int(open_clip.get_model_config(model)["embed_dim"])
 
     @torch.no_grad()
     def __call__(self, texts: Sequence[str]) -> Float[Tensor, "n c"]:
@@ -51,6 +58,11 @@ class ClipText:
             tokens = self._tokenizer(list(texts[start : start + self._batch_size])).to(self._device)
             vectors.append(self._model.encode_text(tokens, normalize=self._normalize).float().cpu())
         return torch.cat(vectors)
+
+
+def _check_model(open_clip: ModuleType, model: str) -> None:
+    if model not in open_clip.list_models():
+        raise ValueError(f"text_options.model {model!r} is not one of open_clip's; see open_clip.list_models()")
 
 
 def _import_open_clip() -> ModuleType:

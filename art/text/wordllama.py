@@ -18,6 +18,9 @@ _TABLE = Path("weights") / "l2_supercat_256.safetensors"
 _TOKENIZER = Path("tokenizers") / "l2_supercat_tokenizer_config.json"
 
 
+_WIDTH = 256
+
+
 class WordLlamaText:
     """Mean of pretrained token vectors; 32,000 tokens, C_t = 256. Word order does not matter to it."""
 
@@ -28,6 +31,11 @@ class WordLlamaText:
         folder = _package_folder()
         self._table = load_file(folder / _TABLE)["embedding.weight"].float()
         self._tokenizer = Tokenizer.from_file(str(folder / _TOKENIZER))
+
+    @staticmethod
+    def width_of() -> int:
+        """Channels of a text's vector."""
+        return _WIDTH
 
     def __call__(self, texts: Sequence[str]) -> Float[Tensor, "n c"]:
         """See :class:`~art.text.protocol.TextEncoder`.

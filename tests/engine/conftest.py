@@ -34,6 +34,11 @@ def write_clip(path: Path, label: int, row: int) -> None:
         container.mux(stream.encode())
 
 
+@pytest.fixture(scope="session", name="write_clip")
+def _write_clip():
+    return write_clip
+
+
 @pytest.fixture(scope="session")
 def clips(tmp_path_factory):
     """The root of the data set, in the form of the "csv" reader: nine clips to train on, six to test."""

@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from art.text import build_text_encoder
+from art.text import build_text_encoder, text_width
 
 
 def test_wordllama_is_the_mean_of_its_tokens():
     encode = build_text_encoder("wordllama")
     vectors = encode(["walk run", "walk", "run"])
-    assert vectors.shape == (3, 256)
+    assert vectors.shape == (3, 256) == (3, text_width("wordllama"))
     assert vectors.dtype == torch.float32
     assert_close(vectors[0], (vectors[1] + vectors[2]) / 2)
 
@@ -60,9 +60,16 @@ def test_clip_encodes_from_a_local_file(tmp_path):
     model = open_clip.create_model("small-test-tower")
     torch.save(model.state_dict(), weights)
     vectors = ClipText("small-test-tower", str(weights), batch_size=2)(["walk", "run", "jump"])
-    assert vectors.shape == (3, 16)
+    assert vectors.shape == (3, 16) == (3, text_width("clip", model="small-test-tower", pretrained=str(weights)))
     assert_close(vectors.norm(dim=1), torch.ones(3))
     tokens = open_clip.get_tokenizer("small-test-tower")(["walk", "run", "jump"])
     assert_close(vectors, model.eval().encode_text(tokens, normalize=True).detach())
     with pytest.raises(ValueError, match="is not one of open_clip's"):
         ClipText("no-such-model")
+    with pytest.raises(ValueError, match="is not one of open_clip's"):
+        text_width("clip", model="no-such-model")
+
+
+def test_the_width_of_clip_needs_no_weights():
+    pytest.importorskip("open_clip", reason="the extra [clip] is not installed")
+    assert (text_width("clip"), text_width("clip", model="ViT-L-14", pretrained="openai")) == (512, 768)
