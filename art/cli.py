@@ -381,6 +381,9 @@ def _profile(options: argparse.Namespace) -> int:
     from art.visualize.style import png_bytes
 
     config = load_config(options.config, options.overrides)
+    folder = options.out or Path(config.output) / "profile"
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"--out: {folder} is a file, expected a folder, which may be new")
     result = profile(
         config,
         clips=options.clips,
@@ -389,7 +392,6 @@ def _profile(options: argparse.Namespace) -> int:
         measure=not options.count,
     )
     print(as_table(result), end="")
-    folder = options.out or Path(config.output) / "profile"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "profile.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     figure = cost_figure(result["stages"])

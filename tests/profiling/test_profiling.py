@@ -155,6 +155,9 @@ def test_the_command_writes_table_json_and_picture(tmp_path, capsys):
     result = json.loads((tmp_path / "counted" / "profile.json").read_text())
     assert [stage["stage"] for stage in result["stages"]] == ["backbone", "heads", "loss"]
     assert "ms" not in result["stages"][0] and "ms" not in capsys.readouterr().out
+    assert main(["profile", str(config), "--count", "--out", str(config)]) == 2
+    said = capsys.readouterr()
+    assert said.out == "" and f"--out: {config} is a file, expected a folder" in said.err
 
 
 def test_nothing_to_draw():
