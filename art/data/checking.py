@@ -204,7 +204,7 @@ def problem_of(clip_set: ClipSet, index: int, kind: str, reason: str) -> Problem
 
 def as_table(check: DatasetCheck) -> str:
     """What was found, for people: counts by split and by what is wrong, and the first clips of each."""
-    rows = [("split", "clips", "files", "good", "missing", "broken", "bad")]
+    rows: list[tuple[str, ...]] = [("split", "clips", "files", "good", "missing", "broken", "bad")]
     for split in check.splits:
         if split.error is None:
             missing, broken = split.count("missing"), split.count("broken")

@@ -26,10 +26,13 @@ from .clips import Clip, ClipSet
 from .files import PARTIAL, write_whole
 from .parallel import cores, in_processes, stopping
 from .reencode import Encoding, Made, WriteError, check_encoder, reencode
-from .registry import required_files
+from .registry import open_dataset, required_files
+from .user_classes import CLASSES
 from .video import VideoError
 
 JOURNAL = "prepared.jsonl"
+
+_Key = tuple[Path, float | None, float | None]  # an original, and where the part of it begins and ends
 
 _ANNOTATIONS = (".json", ".txt", ".csv", ".list")
 _LIST_LINE = re.compile(r"(?P<path>.*\S)(?P<rest>\s*[\s,]\s*-?\d+\s*)")
@@ -97,6 +100,10 @@ def prepare_dataset(
     check = check_dataset(name, root, splits=splits, level=level, workers=workers, progress=progress)
     with _Journal(to) as journal:
         _copy_annotations(name, root, to, {job.source: job.target for job in jobs})
+        if name == "folder" and not (root / CLASSES).exists():
+            # Without this list, classes of which nothing can be read would be no classes of the new folder.
+            names = next(iter(opened.values())).class_names
+            write_whole(to / CLASSES, lambda path: path.write_text("".join(f"{n}\n" for n in names), encoding="utf-8"))
         waiting = [job for job in jobs if not journal.is_finished(job)]
         there = [job for job in waiting if job.source.exists()]
         gone = {job.key for job in waiting if not job.source.exists()}
@@ -104,7 +111,7 @@ def prepare_dataset(
     failed = {job.key: result for job, result in results.items() if isinstance(result, str)}
     made = [result for result in results.values() if isinstance(result, Made)]
     check = _with_failures(check, opened, failed, gone, cut)
-    _check_layout(name, to, planned, {*failed, *gone})
+    _check_layout(to, opened, planned, {*failed, *gone})
     return Preparation(check, len(made), len(jobs) - len(waiting), sum(result.frames for result in made))
 
 
@@ -127,7 +134,7 @@ class Job:
     encoding: Encoding
 
     @property
-    def key(self) -> tuple[Path, float | None, float | None]:
+    def key(self) -> _Key:
         """What it is made of."""
         return self.source, self.start, self.end
 
@@ -348,13 +355,13 @@ def _renamed(name: str, table: Path, root: Path, to: Path, targets: dict[Path, P
 def _with_failures(
     check: DatasetCheck,
     opened: dict[str, ClipSet],
-    failed: dict[tuple[Path, float | None, float | None], str],
-    gone: set[tuple[Path, float | None, float | None]],
+    failed: dict[_Key, str],
+    gone: set[_Key],
     cut: bool,
 ) -> DatasetCheck:
     """The check with what turned out when the files were made."""
 
-    def key(clip: Clip) -> tuple[Path, float | None, float | None]:
+    def key(clip: Clip) -> _Key:
         return (clip.path, clip.start, clip.end) if cut else (clip.path, None, None)
 
     splits = []
@@ -378,21 +385,15 @@ def _with_failures(
     return replace(check, splits=tuple(splits))
 
 
-def _check_layout(
-    name: str, to: Path, planned: dict[str, list[Job]], without: set[tuple[Path, float | None, float | None]]
-) -> None:
-    """Make sure that the reader finds the new files."""
-    for split, jobs in planned.items():
-        expected = {job.target for job in jobs if job.key not in without}
+def _check_layout(to: Path, opened: dict[str, ClipSet], planned: dict[str, list[Job]], without: set[_Key]) -> None:
+    """Make sure that the reader finds in ``to`` what has been written, under the same classes."""
+    for split, clip_set in opened.items():
+        labels = zip(planned[split], clip_set.labels, strict=True)
+        expected = {(job.target, label) for job, label in labels if job.key not in without}
         if not expected:
             continue
-        clips = open_splits(name, to, [split])[split]
-        found = {clip.path for clip in clips} if isinstance(clips, ClipSet) else set()
-        astray = sorted(expected - found)
-        if astray:
-            why = (
-                clips
-                if isinstance(clips, str)
-                else f"{len(astray)} files are looked for elsewhere, such as {astray[0]}"
-            )
-            raise RuntimeError(f"{to} does not open as {name!r}, split {split!r}: {why}")
+        new = open_dataset(clip_set.name, to, split)
+        astray = sorted(expected - {(clip.path, clip.label) for clip in new})
+        if astray or new.class_names != clip_set.class_names:
+            what = f"{len(astray)} clips, such as {astray[0][0]}" if astray else "its class names"
+            raise RuntimeError(f"{clip_set.name} in {to} is read otherwise than in {clip_set.root}: {what} (a bug)")
