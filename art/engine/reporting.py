@@ -13,7 +13,8 @@ from jaxtyping import Float
 from art.data.clips import Clip, ClipSet
 from art.data.motion import Joints, defining_joints, read_joints
 from art.pretrained import VideoClassifier
-from art.visualize import Localization, collect_samples, measure_localization, write_report
+from art.visualize import Localization, collect_pairs, collect_samples, measure_localization, write_report
+from art.visualize.samples import clip_reader
 
 from .metrics import Evaluation
 
@@ -75,6 +76,7 @@ def report_run(
         evaluation=evaluation,
         class_names=evaluation.class_names,
         samples=collect_samples(model, clip_set, evaluation, limb=defining_limb(clip_set, model)),
+        pairs=collect_pairs(clip_set, evaluation, clip_reader(model)),
         localization=localization,
         summary=summary,
     )

@@ -4,6 +4,7 @@ from .comparison import comparison_figure
 from .confusion import confusion_figure, most_confused
 from .curves import training_curves
 from .localization import Localization, measure_localization
+from .pairs import PairExamples, collect_pairs
 from .report import write_report
 from .response_maps import map_peak, overlay
 from .samples import SampleClip, collect_samples
@@ -11,7 +12,9 @@ from .tracklets import tracklet_sheet
 
 __all__ = [
     "Localization",
+    "PairExamples",
     "SampleClip",
+    "collect_pairs",
     "collect_samples",
     "comparison_figure",
     "confusion_figure",

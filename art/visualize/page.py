@@ -35,6 +35,7 @@ svg text { font-family: system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans
 .empty { color: var(--muted); padding: 26px 16px; text-align: center; }
 .scroll { overflow-x: auto; }
 .scroll svg { max-width: none; width: 100%; min-width: min(var(--natural), 620px); }
+.matrix svg { max-width: calc(var(--natural) * 1.3); }
 .wide svg { min-width: min(var(--natural), 1080px); }
 
 .facts { display: flex; flex-wrap: wrap; gap: 4px 20px; margin: 0; font-size: 14px; }
@@ -87,9 +88,39 @@ svg text { font-family: system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans
 .true .bar i, .bar.right i { background: var(--blue); }
 .called .bar i, .bar.wrong i { background: var(--vermilion); }
 .classes { display: block; columns: 330px; column-gap: 36px; }
-.classes li {
-  break-inside: avoid; margin-bottom: 5px; grid-template-columns: minmax(0, 1fr) minmax(50px, 24%) 66px;
+.classes li { display: block; break-inside: avoid; margin-bottom: 5px; }
+.classes .row {
+  display: grid; grid-template-columns: 11px minmax(0, 1fr) minmax(50px, 24%) 84px; gap: 8px; align-items: center;
 }
+.classes .row::before { content: ""; }
+.classes summary.row { cursor: pointer; list-style: none; }
+.classes summary.row::-webkit-details-marker { display: none; }
+.classes summary.row::before { content: "▸"; color: var(--muted); }
+.classes details[open] summary.row::before { content: "▾"; }
+.classes details[open] .name { white-space: normal; overflow-wrap: anywhere; }
+.classes details p { padding: 2px 0 6px 19px; overflow-wrap: anywhere; }
+
+.choose { font-size: 14px; line-height: 1.9; }
+.choose span { display: inline-block; min-width: 56px; color: var(--muted); }
+.choose label { cursor: pointer; white-space: nowrap; margin-right: 12px; }
+.choose input { margin: 0 5px 0 0; vertical-align: -1.5px; accent-color: var(--blue); }
+.pairs {
+  display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 400px), 1fr)); gap: 14px;
+  margin-top: 8px; align-items: start;
+}
+.pair { border-top: 3px solid var(--vermilion); display: grid; gap: 10px; min-width: 0; }
+.pair h3 { overflow-wrap: anywhere; }
+.pair h3 em { display: block; }
+.count { color: var(--muted); font-size: 13px; }
+.count b { color: var(--ink); font-size: 15px; }
+.count .bar { margin-top: 4px; }
+.strip { margin: 0; padding-left: 8px; border-left: 3px solid var(--vermilion); min-width: 0; }
+.strip.right { border-left-color: var(--blue); }
+.strip img { display: block; max-width: 100%; height: auto; border-radius: 4px; }
+.strip figcaption { font-size: 12.5px; line-height: 1.4; margin-top: 3px; overflow-wrap: anywhere; }
+.strip small { display: block; color: var(--muted); overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
+.all { margin-top: 14px; }
+.all summary { cursor: pointer; }
 
 table { border-collapse: collapse; width: 100%; font-size: 14px; }
 th, td { padding: 7px 10px; border-bottom: 1px solid var(--line); vertical-align: top; }

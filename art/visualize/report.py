@@ -11,12 +11,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from jaxtyping import Int
 
-from .confusion import check_confusion, class_accuracy, confusion_figure, most_confused
+from .confusion import check_confusion, class_accuracy, confusion_figure
 from .curves import training_curves
 from .limb_score import LimbScore, Shares
 from .localization import Localization
 from .page import bar, cell, document, number_card, percent, section, share_cell, table
+from .pair_explorer import pair_explorer
+from .pairs import PairExamples
 from .sample_card import sample_card
 from .samples import SampleClip
 from .style import to_svg
@@ -35,6 +38,7 @@ def write_report(
     evaluation: Evaluation,
     class_names: Sequence[str],
     samples: Sequence[SampleClip],
+    pairs: Sequence[PairExamples] = (),
     localization: Localization | None = None,
     summary: Mapping[str, Any] | None = None,
 ) -> Path:
@@ -43,9 +47,10 @@ def write_report(
     Args:
         title: heading of the page.
         history: the training history, see :mod:`art.visualize.curves`; may be empty.
-        evaluation: its accuracies and confusion matrix.
+        evaluation: its accuracies, confusion matrix and groups of classes.
         class_names: Y names, in the order of the labels.
         samples: clips to show, right and wrong ones in any order; may be empty.
+        pairs: clips of confused pairs of classes; pairs without are shown without.
         localization: whether tracklets follow the defining limb, where that was measured.
         summary: what else a reader should know of the run (model, data, seed, time), by name.
 
@@ -69,7 +74,8 @@ def write_report(
         _clips(samples, class_names),
         _limb(localization) if localization is not None else "",
         _curves(history),
-        _confusion(evaluation, class_names),
+        _groups(evaluation),
+        _confusion(evaluation, class_names, pairs),
         _classes(evaluation, class_names),
     ]
     folder = Path(folder)
@@ -222,30 +228,45 @@ def _curves(history: Sequence[Mapping[str, Any]]) -> str:
     return section("training", "Training", note, '<div class="charts">', *cards, "</div>")
 
 
-def _confusion(evaluation: Evaluation, class_names: Sequence[str]) -> str:
-    picture = confusion_figure(evaluation.confusion, class_names)
-    figure = to_svg(picture, label="confusion matrix, rows normalised", prefix="confusion")
+def _groups(evaluation: Evaluation) -> str:
+    if not evaluation.groups:
+        return ""
+    none = '<td class="share">–</td>'
     rows = [
         [
-            cell(class_names[pair.true]),
-            cell(class_names[pair.predicted]),
-            f'<td class="share">{pair.count} <small>of {pair.clips}</small>{bar(pair.share, "wrong")}</td>',
+            cell(group.name),
+            f'<td class="share">{group.classes}</td>',
+            f'<td class="share">{group.clips}</td>',
+            none if group.top1 is None else share_cell(group.top1, "right"),
+            none if group.mean_class_accuracy is None else share_cell(group.mean_class_accuracy, "right"),
         ]
-        for pair in most_confused(evaluation.confusion)
+        for group in evaluation.per_group
     ]
-    pairs = (
-        table(("true class", "taken for", "clips"), rows) if rows else '<p class="empty">No clip was misclassified.</p>'
-    )
+    note = "The clips of each group of classes apart. The model chose among all classes, not only those of the group."
+    body = f'<div class="card">{table(("group", "classes", "clips", "top-1", "mean over its classes"), rows)}</div>'
+    return section("groups", "Accuracy within each group", note, body)
+
+
+def _confusion(evaluation: Evaluation, class_names: Sequence[str], pairs: Sequence[PairExamples]) -> str:
+    picture = confusion_figure(evaluation.confusion, class_names)
+    figure = to_svg(picture, label="confusion matrix, rows normalised", prefix="confusion")
     note = (
         "Each row is a true class and sums to 100 %. Blue: right; orange: mistakes. Colour grows with the square root "
         "of the share, so that rare mistakes show."
     )
-    many = len(class_names) > 40
-    matrix = f'<div class="card scroll{" wide" * many}">{figure}</div>'
-    side = f'<div class="card"><h3>Most confused</h3>{pairs}</div>'
-    # A large matrix takes the whole width.
-    body = matrix + f'<div style="height:14px"></div>{side}' if many else f'<div class="split">{matrix}{side}</div>'
-    return section("confusion", "What is taken for what", note, body)
+    matrix = f'<div class="card scroll matrix{" wide" * (len(class_names) > 40)}">{figure}</div>'
+    explorer = pair_explorer(evaluation.confusion, class_names, evaluation.groups, pairs)
+    told = (
+        "Clips of one class that were called another: the surest mistakes, and below them the clip of either class "
+        "that was most surely right. Per cent after a clip: the probability of what it was called."
+        if pairs
+        else "Clips of one class that were called another."
+    )
+    return (
+        section("confusion", "What is taken for what", note, matrix)
+        + "\n"
+        + section("pairs", "The most confused pairs", told, explorer)
+    )
 
 
 def _classes(evaluation: Evaluation, class_names: Sequence[str]) -> str:
@@ -256,8 +277,25 @@ def _classes(evaluation: Evaluation, class_names: Sequence[str]) -> str:
         name = f'<span class="name" title="{escape(class_names[i])}">{escape(class_names[i])}</span>'
         if clips[i]:
             value = f"{evaluation.confusion[i, i]} of {clips[i]}"
-            lines.append(f'<li>{name}{bar(float(accuracy[i]), "right")}<span class="value">{value}</span></li>')
+            row = f'{name}{bar(float(accuracy[i]), "right")}<span class="value">{value}</span>'
         else:
-            lines.append(f'<li>{name}<span></span><span class="value">no clips</span></li>')
+            row = f'{name}<span></span><span class="value">no clips</span>'
+        mistakes = _mistakes(evaluation.confusion, i, class_names)
+        if mistakes:
+            lines.append(f'<li><details><summary class="row">{row}</summary>{mistakes}</details></li>')
+        else:
+            lines.append(f'<li><div class="row">{row}</div></li>')
     body = f'<div class="card"><ol class="bars classes">{"".join(lines)}</ol></div>'
-    return section("classes", "Accuracy of each class", "The worst first: clips predicted right.", body)
+    note = "The worst first: clips predicted right. Open a class to see what it is taken for, and what is taken for it."
+    return section("classes", "Accuracy of each class", note, body)
+
+
+def _mistakes(confusion: Int[np.ndarray, "y y"], index: int, class_names: Sequence[str]) -> str:
+    """What a class is taken for and what is taken for it, the most frequent first; nothing without mistakes."""
+    told = []
+    for title, counts in (("taken for", confusion[index]), ("taken for it", confusion[:, index])):
+        others = [i for i in np.argsort(-counts, kind="stable").tolist() if counts[i] and i != index]
+        if others:
+            named = "; ".join(f"{escape(class_names[i])} <b>{counts[i]}</b>" for i in others)
+            told.append(f"<p><em>{title}:</em> {named}</p>")
+    return "".join(told)

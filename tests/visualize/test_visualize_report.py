@@ -4,10 +4,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from visualize_blobs import FRAMES, NAMES, BlobModel, blob_path, blob_video, read_blob
 
+from art.data.clips import Clip, ClipSet
 from art.engine.metrics import measure
-from art.visualize import SampleClip, collect_samples, measure_localization, write_report
+from art.visualize import SampleClip, collect_pairs, collect_samples, measure_localization, write_report
 from art.visualize.report import wilson_interval
 
 HISTORY = [
@@ -201,6 +203,39 @@ def test_many_classes_and_awkward_names(tmp_path):
     assert names[129] in page.text
     assert "rank 130" in page.text, "the true class is listed although it is the least probable"
     assert "White diamond" in page.text
+
+
+def test_a_large_data_set_stays_of_a_sane_size(tmp_path):
+    rng = np.random.default_rng(0)
+    groups = [f"set {i // 20}" for i in range(288)]
+    names = [f"({group}) round-off, flic-flac on, stretched salto backward, {i}" for i, group in enumerate(groups)]
+    labels = rng.integers(288, size=6000)
+    called = np.where(rng.random(6000) < 0.2, rng.integers(288, size=6000), labels)
+    probabilities = np.eye(288, dtype=np.float32)[called]
+    evaluation = measure(probabilities, labels, np.arange(6000), names, groups=groups)
+    clips = tuple(Clip(Path(f"/clips/{i}.mp4"), int(label)) for i, label in enumerate(labels))
+    clip_set = ClipSet("gym", "val", Path("/clips"), clips, tuple(names))
+    noise = torch.randint(256, (8, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    pairs = collect_pairs(clip_set, evaluation, lambda clip: noise)
+    page = written(tmp_path, evaluation, names, [], pairs=pairs)
+    assert page.count["img"] == sum(len(pair.mistaken) + 2 for pair in pairs) > 36 * 3
+    assert (tmp_path / "report.html").stat().st_size < 4 * 2**20, "noise is the worst that can be asked to be packed"
+    assert "The first 500 of" in page.text
+    assert "set 14" in page.text and {"groups", "pairs", "pair-show-across"} <= set(page.ids)
+
+
+def test_accuracy_within_groups_and_the_mistakes_of_each_class(tmp_path):
+    evaluation = measure(
+        np.eye(3, dtype=np.float32)[[0, 1, 1, 1]], np.array([0, 0, 1, 2]), np.arange(4), NAMES, groups=("x", "x", "y")
+    )
+    page = written(tmp_path, evaluation, NAMES, [])
+    assert "Accuracy within each group" in page.text
+    assert "x 2 3 66.7 % 75.0 %" in page.text, "two of three clips; half of one class and all of the other"
+    assert "y 1 1 0.0 % 0.0 %" in page.text
+    assert f"taken for it: {NAMES[0]} 1 ; {NAMES[2]} 1" in page.text
+    assert page.text.count("taken for:") == 2
+    plain = written(tmp_path, evaluation_of([0, 1], [0, 1], NAMES), NAMES, [])
+    assert "groups" not in plain.ids and plain.count.get("details", 0) == 0
 
 
 def test_refuses_what_does_not_fit_and_writes_nothing(tmp_path):
