@@ -4,10 +4,14 @@ import json
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 import art
-from art.cli import build_parser, main
+from art.cli import DATA_SETS, build_parser, main
+from art.data import registry
+from art.data.motion.filming import write_video
+from art.data.video import read_frames
 
 COMMANDS = ("prepare", "train", "evaluate", "score", "predict", "compare", "profile")
 
@@ -75,6 +79,13 @@ def test_overrides_may_stand_on_either_side_of_options():
         (["compare", "CONFIG", "--over", "model.linkin=index,optimal"], "model.linkin: unknown key"),
         (["compare", "CONFIG", "--over", "model.linking=index"], "model.linking: got 1 values"),
         (["prepare", "motion", "--root", "x", "--size", "33"], "size must be even"),
+        (["prepare", "motion", "--root", "x", "--check", "open"], "--check is not for 'motion'"),
+        (["prepare", "csv", "--root", "x", "--train-per-class", "3"], "--train-per-class is for 'motion' only"),
+        (["prepare", "csv", "--root", "x", "--cut"], "--cut needs --to DIR"),
+        (["prepare", "csv", "--root", "x", "--max-bad-share", "2"], "--max-bad-share must lie in 0..1, got 2.0"),
+        (["prepare", "csv", "--root", "nowhere"], "root nowhere is not there"),
+        (["prepare", "csv", "--root", ".", "--to", "new", "--crf", "60"], "crf must lie in 0..51, got 60"),
+        (["prepare", "finegym9", "--root", "."], "did you mean 'finegym99'?"),
         (["profile", "CONFIG", "--clips", "0"], "clips: got 0, expected at least 1"),
         (["profile", "CONFIG", "--classes", "1"], "class_names has 1 names, expected at least 2"),
         (["profile", "CONFIG", "model.backbone=tinny"], "did you mean 'tiny'?"),
@@ -119,6 +130,49 @@ def test_ctrl_c_outside_of_training_is_exit_code_130(capsys, monkeypatch):
 
     monkeypatch.setattr("art.engine.config.load_config", interrupt)
     assert run(capsys, "train", "c.yaml")[0] == 130
+
+
+def test_prepare_knows_every_data_set():
+    assert sorted(DATA_SETS) == sorted(registry._BUILT_IN)
+
+
+@pytest.fixture
+def clips(tmp_path, monkeypatch):
+    """Four clips in a table, one of them missing."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").mkdir()
+    for i in range(3):
+        write_video(tmp_path / f"mine/{i}.mp4", np.zeros((15, 32, 64, 3), np.uint8), fps=12)
+    (tmp_path / "mine/train.csv").write_text("path,label\n" + "".join(f"{i}.mp4,{i % 2}\n" for i in range(4)))
+    return tmp_path
+
+
+def test_prepare_says_what_is_missing(capsys, clips):
+    code, out, _ = run(capsys, "prepare", "csv", "--root", "mine", "--workers", "1")
+    assert code == 1
+    assert "1 clip missing: there is no such file\n    3.mp4" in out
+    assert "everything is in runs/prepare-csv/prepare.json" in out
+    content = json.loads((clips / "runs/prepare-csv/prepare.json").read_text())
+    assert content["check"] == "open"
+    assert content["splits"]["train"]["missing"] == 1
+    options = ("--workers", "1", "--out", "there", "--check", "exist")
+    assert run(capsys, "prepare", "csv", "--root", "mine", *options, "--max-bad-share", "0.25")[0] == 0
+    assert run(capsys, "prepare", "csv", "--root", "mine", *options, "--max-bad-share", "0.24")[0] == 1
+    assert json.loads((clips / "there/prepare.json").read_text())["check"] == "exist"
+    assert sorted(path.name for path in (clips / "mine").iterdir()) == ["0.mp4", "1.mp4", "2.mp4", "train.csv"]
+
+
+def test_prepare_writes_the_videos_again(capsys, clips):
+    options = ("--to", "small", "--short-side", "16", "--keyframe-every", "5", "--workers", "1")
+    code, out, _ = run(capsys, "prepare", "csv", "--root", "mine", *options)
+    assert code == 1
+    assert "small: 3 videos made, 0 were there" in out
+    assert json.loads((clips / "small/prepare.json").read_text())["splits"]["train"]["missing"] == 1
+    assert read_frames(clips / "small/0.mp4").shape == (15, 3, 16, 32)
+    assert "0 videos made, 3 were there" in run(capsys, "prepare", "csv", "--root", "mine", *options)[1]
+    (clips / "mine/3.mp4").write_bytes((clips / "mine/0.mp4").read_bytes())
+    code, out, _ = run(capsys, "prepare", "csv", "--root", "mine", *options)
+    assert (code, "1 videos made, 3 were there" in out) == (0, True)
 
 
 @pytest.fixture(scope="module")
