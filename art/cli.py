@@ -259,13 +259,14 @@ def _prepare(options: argparse.Namespace) -> int:
 
 def _prepare_videos(options: argparse.Namespace, max_bad_share: float, encoded: dict[str, Any]) -> int:
     from art.data.checking import as_table, check_dataset
-    from art.data.files import write_whole
+    from art.data.files import check_writable, write_whole
     from art.data.preparing import prepare_dataset
     from art.data.reencode import Encoding
     from art.engine.interruption import ending_on_sigterm
 
     chosen: dict[str, Any] = {"splits": options.splits, "workers": options.workers}
     out = options.out or options.to or Path("runs") / f"prepare-{options.name}"
+    check_writable(out, "--out")
     with ending_on_sigterm():
         if options.to is None:
             check = check_dataset(options.name, options.root, level=options.check or "open", **chosen)
@@ -276,6 +277,9 @@ def _prepare_videos(options: argparse.Namespace, max_bad_share: float, encoded: 
             )
             check = result.check
     print(as_table(check))
+    opened = [split.split for split in check.splits if split.error is None]
+    if 0 < len(opened) < len(check.splits):
+        print(f"to leave out what cannot be opened: --splits {' '.join(opened)}\n")
     if options.to is not None:
         print(f"{options.to}: {result.made} videos made, {result.kept} were there")
     text = json.dumps(check.as_json(), indent=1, ensure_ascii=False) + "\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -24,3 +25,17 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+
+
+def check_writable(folder: Path, argument: str) -> None:
+    """Raise ValueError unless files can be written to ``folder``, which need not be there yet; nothing is made.
+
+    Args:
+        folder: the folder.
+        argument: what the user called it, for the error.
+    """
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise ValueError(f"{argument} {folder}: {there} is no folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise ValueError(f"{argument} {folder} cannot be written to; choose a folder of your own")

@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from .checking import DatasetCheck, Problem, check_dataset, open_splits
 from .clips import Clip, ClipSet
-from .files import PARTIAL, write_whole
+from .files import PARTIAL, check_writable, write_whole
 from .parallel import cores, in_processes, stopping
 from .reencode import Encoding, Made, WriteError, check_encoder, reencode
 from .registry import open_dataset, required_files
@@ -149,8 +149,7 @@ def _check_folders(root: Path, to: Path) -> None:
             f"--to {to} lies in --root {root}, or the other way round; expected separate folders: originals stay as "
             "they are"
         )
-    if to.exists() and not to.is_dir():
-        raise ValueError(f"--to {to} is no folder")
+    check_writable(to, "--to")
     if to.is_dir() and not (to / JOURNAL).is_file() and any(not p.name.startswith(".") for p in to.iterdir()):
         raise ValueError(f"--to {to} holds something else (there is no {JOURNAL}); expected a new or empty folder")
 
