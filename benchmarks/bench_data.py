@@ -12,8 +12,9 @@ Each reads 16 of 300 frames, the centres of as many equal segments, of H.264 fil
     art, decoder=torchcodec  the same with data.decoder=torchcodec
 
 Before anything is timed the frames are compared with those of a decoder that goes through the whole file. art gives one
-tensor [n, 3, h, w]; the others are timed up to what they give by themselves. Rates are of one core: several
-processes have as many times that as there are cores. Time to the first clip and memory are those of a new process.
+tensor [n, 3, h, w]; the others are timed up to what they give by themselves. Times are those of the cores, all threads
+together, so that a rate is that of one core, and several processes have as many times that as there are cores. Time to
+the first clip (by the clock) and memory are those of a new process.
 
 The loader is measured with each number of workers, by itself and against a model step: steps of given length that leave
 the CPU alone, as a GPU's does, and a training step of ART on the tiny backbone.

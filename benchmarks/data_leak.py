@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -58,7 +57,6 @@ def measure_leak(decodes: int, files: Sequence[Path], read: Callable[..., Any] =
         except VideoError:
             failed += 1
         if (i + 1) * _LOOKS // decodes > i * _LOOKS // decodes:
-            gc.collect()
             looks.append(resident_bytes() or 0)
     quarter = len(looks) // 4
     growth = int(statistics.median(looks[-quarter:]) - statistics.median(looks[quarter : 2 * quarter]))

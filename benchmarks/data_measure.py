@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,10 +20,10 @@ from benchmarks.data_providers import OURS, PROVIDERS
 from benchmarks.data_truth import check_frames, reference_frames
 from benchmarks.data_videos import CASES, FRAMES, VideoCase, write_video
 from benchmarks.findings import Findings
-from benchmarks.timing import Effort, effort_for, summarize, time_rounds
+from benchmarks.timing import Effort, effort_for, summarize
 
 #: Everything is to take less than five minutes.
-EFFORT = Effort(min_rounds=5, min_seconds=1.5, max_seconds=16.0, warmups=1)
+EFFORT = Effort(min_rounds=7, min_seconds=1.5, max_seconds=16.0, warmups=1)
 SAMPLED = 16
 LOADER_CASE = "320p-12"
 
@@ -144,8 +144,7 @@ def _measure_case(bench: _Bench, case: VideoCase) -> None:
             read = data_providers.build(provider, function)
             calls[provider, function] = lambda read=read: read(str(path), indices, size)
     del reference
-    rounds = time_rounds(calls, torch.device("cpu"), bench.effort)
-    timings = {key: summarize(seconds) for key, seconds in rounds.seconds.items()}
+    timings = {key: summarize(seconds) for key, seconds in cpu_rounds(calls, bench.effort).items()}
     rates = {provider: 1e3 / timing.median_ms for (provider, _), timing in timings.items()}
     for (provider, function), timing in timings.items():
         with bench.findings.recording_failure(measured="decode", case=case.name, provider=provider):
@@ -155,6 +154,28 @@ def _measure_case(bench: _Bench, case: VideoCase) -> None:
                 **compared(provider, rates), "mean_error": errors[provider], **vars(timing),
                 **(NOT_FRESH if bench.settings.quick else measure_fresh(provider, function, path, indices, size)),
             })  # fmt: skip
+
+
+def cpu_rounds(calls: Mapping[Any, Callable[[], Any]], effort: Effort) -> dict[Any, list[float]]:
+    """Seconds that the cores spend on each call of each round, all threads of the process together: what several
+    processes beside each other are limited by, whatever else runs on the machine.
+
+    Each round runs every call once, every other round in reverse order.
+    """
+    for call in calls.values():
+        call()
+    seconds: dict[Any, list[float]] = {key: [] for key in calls}
+    start, rounds = time.perf_counter(), 0
+    while rounds < effort.min_rounds or (
+        time.perf_counter() - start < effort.max_seconds and min(map(sum, seconds.values())) < effort.min_seconds
+    ):
+        for key, call in list(calls.items())[:: 1 if rounds % 2 == 0 else -1]:
+            before = time.process_time()
+            result = call()
+            seconds[key].append(time.process_time() - before)
+            del result
+        rounds += 1
+    return seconds
 
 
 def _fastest(
@@ -170,9 +191,9 @@ def _fastest(
         except ArithmeticError as problem:
             wrong = problem
             continue
-        start = time.perf_counter()
+        start = time.process_time()
         read(path, indices, size)
-        found[function] = time.perf_counter() - start, error
+        found[function] = time.process_time() - start, error
     if not found:
         raise wrong or ArithmeticError("has no function")
     best = min(found, key=lambda function: found[function][0])

@@ -10,7 +10,7 @@ _DECODE: tuple[Column, ...] = (
     ("provider", -23, lambda record: record["provider"]),
     ("function", -12, lambda record: record["function"]),
     ("clips/s", 8, lambda record: f"{record['clips_per_second']:.3g}"),
-    ("ms", 7, lambda record: f"{record['median_ms']:.4g}"),
+    ("core ms", 7, lambda record: f"{record['median_ms']:.4g}"),
     ("20-80 %", 15, lambda record: f"{record['p20_ms']:.4g}-{record['p80_ms']:.4g}"),
     ("vs best other", 13, lambda record: times(record["speedup_over_best_other"])),
     ("first clip, s", 13, lambda record: _seconds(record["first_clip_seconds"])),

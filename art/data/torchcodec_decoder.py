@@ -44,10 +44,11 @@ def probe() -> str | None:
         frames = decoder.get_frames_at(list(range(_PROBE_FRAMES))).data
     except Exception as error:
         return f"does not decode a probe ({type(error).__name__}: {str(error)[:300]})"
-    means = frames.float().mean(dim=(1, 2, 3)).tolist() if len(frames) == _PROBE_FRAMES else []
-    if any(abs(mean - grey) > 8 for mean, grey in zip(means, _probe_greys(), strict=bool(means))) or not means:
-        return "decodes a probe wrongly"
-    return None
+    means = frames.float().mean(dim=(1, 2, 3)).tolist()
+    right = len(means) == _PROBE_FRAMES and all(
+        abs(mean - grey) < 10 for mean, grey in zip(means, _probe_greys(), strict=True)
+    )
+    return None if right else "decodes a probe wrongly"
 
 
 def _probe_greys() -> list[int]:

@@ -14,15 +14,17 @@ SQUARE = 16
 HEIGHT, WIDTH = 2 * SQUARE, 4 * SQUARE
 
 
-def picture(number, height=HEIGHT, width=WIDTH):
+def draw(number, height=HEIGHT, width=WIDTH):
     """[height, width, 3] uint8: bit i of the number in square i, row by row."""
     bits = np.array([(number >> i) & 1 for i in range(8)], dtype=np.uint8).reshape(2, 4) * 255
     grey = np.kron(bits, np.ones((height // 2, width // 4), dtype=np.uint8))
+    grey = np.pad(grey, ((0, height % 2), (0, width % 4)), mode="edge")
     return np.repeat(grey[..., None], 3, axis=2)
 
 
 def numbers(video):
     """The numbers shown by the frames of ``video`` [t, 3, h, w]."""
+    video = video[..., : video.shape[2] // 2 * 2, : video.shape[3] // 4 * 4]
     t, _, h, w = video.shape
     squares = video.float().reshape(t, 3, 2, h // 2, 4, w // 4).mean(dim=(1, 3, 5)).reshape(t, 8)
     assert ((squares < 64) | (squares > 192)).all(), "the squares are neither black nor white"
@@ -39,7 +41,7 @@ def write(path, count=24, *, codec="libx264", gop=12, times=None, options=None, 
         stream.codec_context.thread_count = 1
         stream.options = {"crf": "18", **(options or {})} if codec == "libx264" else options or {}
         for i in range(count):
-            frame = av.VideoFrame.from_ndarray(picture(i, *size), format="rgb24")
+            frame = av.VideoFrame.from_ndarray(draw(i, *size), format="rgb24")
             frame.pts, frame.time_base = first + (times[i] if times else i), Fraction(1, rate)
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
@@ -49,6 +51,11 @@ def write(path, count=24, *, codec="libx264", gop=12, times=None, options=None, 
 @pytest.fixture
 def numbered():
     return write
+
+
+@pytest.fixture
+def picture():
+    return draw
 
 
 @pytest.fixture
