@@ -6,7 +6,7 @@ import functools
 import json
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -117,11 +117,17 @@ class OptimConfig:
         weight_decay: on matrices of backbone and head (our reading; the paper names none).
         backbone_weight_decay: on those of the backbone; None: ``weight_decay``. AdamW wants another than SGD.
         epochs: passes over the training split.
-        batch_size: clips a step.
+        batch_size: clips a step, of the whole run.
+        accumulate: each batch goes through the model in so many equal parts, and their gradients are added up: less
+            memory, the same step but for what a layer sees of the whole batch (batch normalisation) or draws (dropout).
         schedule: "step" (the paper's) or "cosine".
         step_epochs: "step" divides by 10 after each so many epochs.
         warmup_epochs: linear warm-up from 0, in epochs (may be a fraction; 0: none).
         clip_grad_norm: largest norm of all gradients together; None: no clipping.
+        layer_decay: the rate of each layer of the backbone is this many times (0..1) that of the layer after it, whose
+            last has ``backbone_lr``; None: one rate for all of them.
+        ema: decay (0..1) of a moving average of all weights, which is what is evaluated and saved for use; it begins
+            smaller, (1 + steps) / (10 + steps), our reading. None: the weights themselves.
     """
 
     optimizer: str = "sgd"
@@ -134,10 +140,37 @@ class OptimConfig:
     backbone_weight_decay: float | None = None
     epochs: int = 50
     batch_size: int = 8
+    accumulate: int = 1
     schedule: str = "step"
     step_epochs: int = 20
     warmup_epochs: float = 0.0
     clip_grad_norm: float | None = None
+    layer_decay: float | None = None
+    ema: float | None = None
+
+
+@dataclass
+class LogConfig:
+    """Where the numbers of a training go beside ``metrics.jsonl``, and which of them cost something.
+
+    Attributes:
+        tensorboard: write the folder ``tensorboard`` of the run.
+        wandb: name of a Weights & Biases project to write to (extra ``[wandb]``).
+        mlflow: tracking URI of MLflow to write to (extra ``[mlflow]``): "http://host:5000", "sqlite:///runs.db".
+        mlflow_experiment: the experiment there.
+        gradient_norms: each ``log_every`` steps, norms of the gradients, of all and by group, before clipping.
+        histograms_every: each so many steps, how alike the semantics of two classes are, and x_cls and the semantics of
+            its class and of the others, as the bank of kind "art" has them; null: never.
+        profile: [first, last]: trace these steps with torch.profiler into the folder ``trace`` of the run; null: none.
+    """
+
+    tensorboard: bool = True
+    wandb: str | None = None
+    mlflow: str | None = None
+    mlflow_experiment: str = "art"
+    gradient_norms: bool = True
+    histograms_every: int | None = None
+    profile: list[int] | None = None
 
 
 @dataclass
@@ -150,12 +183,16 @@ class Config:
         kind: "art", or "backbone": the backbone alone with a linear head, to compare with.
         device: "auto" (CUDA where present, else CPU), "cpu", "cuda", "cuda:<number>" or "mps".
         precision: "fp32", or mixed: "bf16" or "fp16" (with loss scaling).
+        tf32: let CUDA round the factors of float32 products and convolutions to TF32 (10 bits of mantissa); off, they
+            are taken in float32.
+        compile: compile the model's forward and backward pass with ``torch.compile`` in training.
         eval_every: evaluate each so many epochs (the last epoch always).
         log_every: write the losses each so many steps.
         report: write ``report.html`` at the end.
         data: the clips.
         model: the options of :class:`art.ARTModel`.
         optim: the optimisation.
+        log: the observers.
     """
 
     seed: int = 0
@@ -163,12 +200,15 @@ class Config:
     kind: str = "art"
     device: str = "auto"
     precision: str = "fp32"
+    tf32: bool = False
+    compile: bool = False
     eval_every: int = 1
     log_every: int = 10
     report: bool = True
     data: DataConfig = field(default_factory=DataConfig)
     model: ARTOptions = field(default_factory=ARTOptions)
     optim: OptimConfig = field(default_factory=OptimConfig)
+    log: LogConfig = field(default_factory=LogConfig)
 
 
 def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> Config:
@@ -334,7 +374,7 @@ _CHOICES = {
 }
 _AT_LEAST_ONE = (
     "eval_every", "log_every", "data.frame_size", "data.stride", "data.test_views", "optim.epochs", "optim.batch_size",
-    "optim.step_epochs",
+    "optim.accumulate", "optim.step_epochs", "log.histograms_every",
 )  # fmt: skip
 _NOT_NEGATIVE = (
     "seed", "data.workers", "data.rand_augment", "data.mixup", "data.cutmix", "optim.lr", "optim.backbone_lr",
@@ -371,6 +411,13 @@ def _check_values(config: Config) -> None:
         check(key, value(key) is None or 0 <= value(key) < math.inf, "a finite number, 0 or more")
     clip = config.optim.clip_grad_norm
     check("optim.clip_grad_norm", clip is None or 0 < clip < math.inf, "a number above 0, or null for no clipping")
+    for key in ("optim.layer_decay", "optim.ema"):
+        check(key, value(key) is None or 0 < value(key) < 1, "a number above 0 and below 1, or null for none")
+    _check_parts(config, check)
+    for key in ("log.wandb", "log.mlflow", "log.mlflow_experiment"):
+        check(key, value(key) is None or value(key).strip() != "", "a name, or null for none")
+    steps = config.log.profile
+    check("log.profile", steps is None or (len(steps) == 2 and 1 <= steps[0] <= steps[1]), "[first step, last step]")
     for key in _SHARES:
         check(key, 0 <= value(key) <= 1, "a share, 0 to 1")
     check("data.hue", 0 <= config.data.hue <= 180, "degrees, 0 to 180")
@@ -386,3 +433,17 @@ def _check_values(config: Config) -> None:
     scale = config.data.crop_scale
     check("data.crop_scale", len(scale) == 2 and 0 < scale[0] <= scale[1] <= 1, "[smallest, largest] shares in (0, 1]")
     check("output", config.output.strip() != "", "the path of the run folder")
+
+
+def _check_parts(config: Config, check: Callable[[str, bool, str], None]) -> None:
+    """Whether a batch can be taken in parts."""
+    parts, clips = config.optim.accumulate, config.optim.batch_size
+    check("optim.accumulate", clips % parts == 0, f"a divisor of optim.batch_size={clips}")
+    pairs = parts == 1 or clips // parts % 2 == 0 or not config.data.mixes
+    check(
+        "optim.accumulate",
+        pairs,
+        f"parts of an even number of clips with data.mixup or data.cutmix, not {clips}/{parts}",
+    )
+    whole = parts == 1 or config.model.weight_nce == 0 or config.kind != "art"
+    check("optim.accumulate", whole, "1 with model.weight_nce, which compares the tracklets of a whole batch")

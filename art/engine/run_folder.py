@@ -10,8 +10,14 @@ from typing import Any
 from .checkpoints import TRAINING_STATE, recover
 from .config import Config, ConfigError, config_from_dict, save_config, to_dict
 
-#: What may differ between a run and its continuation: none of it changes what is computed at a step.
-MAY_CHANGE = ("output", "device", "eval_every", "log_every", "report", "data.root", "data.workers", "data.cache")
+#: What may differ between a run and its continuation: none of it changes what is computed at a step, but for rounding
+#: (and, of parts of a batch, but for what batch normalisation sees, as with another number of devices).
+MAY_CHANGE = (
+    "output", "device", "eval_every", "log_every", "report", "data.root", "data.workers", "data.cache", "compile",
+    "optim.accumulate",
+    "log.tensorboard", "log.wandb", "log.mlflow", "log.mlflow_experiment", "log.gradient_norms",
+    "log.histograms_every", "log.profile",
+)  # fmt: skip
 
 
 class RunExists(FileExistsError):

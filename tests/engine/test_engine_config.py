@@ -65,6 +65,15 @@ def test_a_saved_configuration_is_read_back_the_same(tmp_path):
         ("optim.lr=-1", ["optim.lr: got -1.0"]),
         ("optim.lr=.nan", ["optim.lr: got nan"]),
         ("optim.clip_grad_norm=0", ["optim.clip_grad_norm: got 0.0", "above 0"]),
+        ("optim.layer_decay=1", ["optim.layer_decay: got 1.0", "above 0 and below 1"]),
+        ("optim.ema=0", ["optim.ema: got 0.0", "above 0 and below 1"]),
+        ("optim.accumulate=0", ["optim.accumulate: got 0, expected at least 1"]),
+        ("optim.accumulate=3", ["optim.accumulate: got 3, expected a divisor of optim.batch_size=8"]),
+        ("log.wandb=''", ["log.wandb: got ''", "a name, or null"]),
+        ("log.histograms_every=0", ["log.histograms_every: got 0, expected at least 1"]),
+        ("log.profile=[3]", ["log.profile: got [3], expected [first step, last step]"]),
+        ("log.profile=[3, 2]", ["log.profile: got [3, 2]"]),
+        ("log.tensorbord=false", ["nearest known key is log.tensorboard"]),
         ("data.max_bad_share=2", ["data.max_bad_share: got 2.0"]),
         ("data.crop_scale=[0.9, 0.5]", ["data.crop_scale: got [0.9, 0.5]"]),
         ("data.sampling=dens", ["data.sampling: got 'dens'", "sparse, dense", "did you mean dense?"]),
@@ -100,6 +109,15 @@ def test_mixed_clips_need_pairs_and_no_contrast_of_classes():
         load_config(None, [*mixed, "model.weight_nce=1"])
     never = load_config(None, [*mixed, "optim.batch_size=7", "data.mix_probability=0"])
     assert not never.data.mixes and load_config(None, mixed).data.mixes
+
+
+def test_parts_of_a_batch_keep_pairs_together_and_need_no_contrast_of_the_whole():
+    with pytest.raises(ConfigError, match=r"optim\.accumulate: got 8, expected parts of an even number .* not 8/8"):
+        load_config(None, ["data.mixup=0.2", "optim.accumulate=8"])
+    with pytest.raises(ConfigError, match=r"optim\.accumulate: got 2, expected 1 with model\.weight_nce"):
+        load_config(None, ["optim.accumulate=2", "model.weight_nce=1"])
+    assert load_config(None, ["data.mixup=0.2", "optim.accumulate=4"]).optim.accumulate == 4
+    assert load_config(None, ["kind=backbone", "optim.accumulate=2", "model.weight_nce=1"]).optim.accumulate == 2
 
 
 def test_how_frames_are_sampled():
