@@ -115,45 +115,57 @@ class TrainAugment:
         if self.mirror is not None:
             flipped = (draws[:, 0] < self.flip).to(labels.device, non_blocking=True)
             labels = torch.where(flipped, self.mirror.to(labels.device, non_blocking=True)[labels], labels)
-        result = video.new_empty((*video.shape[:3], self.size, self.size), dtype=self.dtype)
-        for changed, clip, own in zip(result, video, draws.tolist(), strict=True):
-            self._augment(clip, own, changed)
-        return result, labels
-
-    def _augment(self, clip: Shaped[Tensor, "t 3 h w"], draws: list[float], result: Shaped[Tensor, "t 3 s s"]) -> None:
-        pixels = clip.float() if clip.dtype == torch.uint8 else clip.float() * 255.0
-        pixels = self._crop(pixels, draws[1:5], flipped=self.mirror is not None and draws[0] < self.flip)
-        pixels = self._colour(pixels, draws[5:_OWN_DRAWS])
+        own = draws.tolist()
+        pixels = video.float() if video.dtype == torch.uint8 else video.float() * 255.0
+        pixels = self._crop(pixels, own)
+        if any((self.brightness, self.contrast, self.saturation, self.hue, self.permute_channels)):
+            pixels = self._colour(pixels, own)
         if self.rand_augment is not None:
-            pixels = self.rand_augment(pixels, draws[_OWN_DRAWS:])
-        if self.dtype == torch.uint8:
-            result.copy_(pixels.round_())
-        else:
-            torch.mul(pixels, 1 / 255, out=result)
+            for clip, numbers in zip(pixels, own, strict=True):
+                clip.copy_(self.rand_augment(clip, numbers[_OWN_DRAWS:]))
+        return (pixels.mul_(1 / 255) if self.dtype == torch.float32 else pixels.round_().to(torch.uint8)), labels
 
     def _crop(
-        self, pixels: Float[Tensor, "t 3 h w"], draws: Sequence[float], *, flipped: bool
-    ) -> Float[Tensor, "t 3 size size"]:
-        """One bilinear sampling for crop, scaling and flip: the frames of the clip are its channels."""
+        self, pixels: Float[Tensor, "b t 3 h w"], draws: Sequence[Sequence[float]]
+    ) -> Float[Tensor, "b t 3 size size"]:
+        """One bilinear sampling for crop, scaling and flip of the whole batch: a clip's frames are its channels."""
         pixels = _shrunk(pixels, round(self.size * _MAX_SHRINK))
-        t, c, h, w = pixels.shape
-        least, greatest = self.scale
-        side = math.sqrt(least + (greatest - least) * draws[0]) * min(h, w)
-        stretch = math.sqrt(self.aspect[0] * (self.aspect[1] / self.aspect[0]) ** draws[3])
-        width, height = min(side * stretch, w), min(side / stretch, h)
+        b, t, c, h, w = pixels.shape
+        boxes = torch.tensor([self._box(own, h, w) for own in draws]).view(b, 4).to(pixels.device, non_blocking=True)
+        left, width, top, height = boxes.unsqueeze(-1).unbind(1)
         centres = torch.arange(self.size, device=pixels.device, dtype=torch.float32).add_(0.5) / self.size
-        # Where the columns and rows come from, in pixels from the left and the top.
-        x = (w - width) * draws[1] + width * (centres.flip(0) if flipped else centres)
-        y = (h - height) * draws[2] + height * centres
-        grid = torch.stack(torch.broadcast_tensors((2 * x / w - 1)[None], (2 * y / h - 1)[:, None]), dim=-1)
-        frames = pixels.view(1, t * c, h, w)
-        sampled = F.grid_sample(frames, grid[None], padding_mode="border", align_corners=False)
-        return sampled.view(t, c, self.size, self.size)
+        x, y = left + width * centres, top + height * centres  # [b, size]: where the columns and rows come from
+        grid = torch.stack(torch.broadcast_tensors((2 * x / w - 1)[:, None, :], (2 * y / h - 1)[:, :, None]), dim=-1)
+        sampled = F.grid_sample(pixels.view(b, t * c, h, w), grid, padding_mode="border", align_corners=False)
+        return sampled.view(b, t, c, self.size, self.size)
 
-    def _colour(self, pixels: Float[Tensor, "t 3 s s"], draws: Sequence[float]) -> Float[Tensor, "t 3 s s"]:
-        """All changes of colour are one linear map."""
-        if not any((self.brightness, self.contrast, self.saturation, self.hue, self.permute_channels)):
-            return pixels
+    def _box(self, draws: Sequence[float], h: int, w: int) -> tuple[float, float, float, float]:
+        """Left, width, top and height of a clip's crop in pixels. A flipped one begins at the right and goes back."""
+        least, greatest = self.scale
+        side = math.sqrt(least + (greatest - least) * draws[1]) * min(h, w)
+        stretch = math.sqrt(self.aspect[0] * (self.aspect[1] / self.aspect[0]) ** draws[4])
+        width, height = min(side * stretch, w), min(side / stretch, h)
+        left, top = (w - width) * draws[2], (h - height) * draws[3]
+        flipped = self.mirror is not None and draws[0] < self.flip
+        return (left + width, -width, top, height) if flipped else (left, width, top, height)
+
+    def _colour(
+        self, pixels: Float[Tensor, "b t 3 s s"], draws: Sequence[Sequence[float]]
+    ) -> Float[Tensor, "b t 3 s s"]:
+        """All changes of colour are one linear map a clip."""
+        maps = [self._colour_map(own[5:_OWN_DRAWS]) for own in draws]
+        b, t, c, h, w = pixels.shape
+        matrices = torch.from_numpy(np.array([matrix for matrix, _ in maps], dtype=np.float32).reshape(b, 3, 3))
+        matrices = matrices.to(pixels.device, non_blocking=True)
+        mapped = torch.empty_like(pixels)
+        # Clip by clip: sums over a batch may be rounded differently in batches of another size.
+        for clip, matrix, (_, share), result in zip(pixels, matrices, maps, mapped, strict=True):
+            flat, offset = clip.view(t, c, h * w), (clip.mean() * share).expand(t, c, 1)
+            torch.baddbmm(offset, matrix.expand(t, 3, 3), flat, out=result.view(t, c, h * w))
+        return mapped.clamp_(0, 255)
+
+    def _colour_map(self, draws: Sequence[float]) -> tuple[Float64[np.ndarray, "3 3"], float]:
+        """A matrix, and a multiple of the clip's mean to be added."""
         brightness, contrast, saturation = (
             1 + strength * (2 * draw - 1)
             for strength, draw in zip((self.brightness, self.contrast, self.saturation), draws, strict=False)
@@ -162,12 +174,8 @@ class TrainAugment:
         matrix = grey + saturation * (_turned_hue(math.radians(self.hue * (2 * draws[3] - 1))) - grey)
         if draws[4] < self.permute_channels:
             matrix = matrix[:, _PERMUTATIONS[min(int(draws[5] * 6), 5)]]
-        t, c, h, w = pixels.shape
         # None of the above changes the mean grey, so that contrast can be taken about the mean of what came in.
-        offset = (1 - contrast) * brightness * pixels.mean()
-        scaled = torch.tensor(matrix * brightness * contrast, dtype=torch.float32).to(pixels.device, non_blocking=True)
-        mapped = torch.baddbmm(offset.expand(t, c, 1), scaled.expand(t, 3, 3), pixels.view(t, c, h * w))
-        return mapped.clamp_(0, 255).view(t, c, h, w)
+        return matrix * brightness * contrast, (1 - contrast) * brightness
 
 
 class CentreCrop:
@@ -230,13 +238,14 @@ def _resized(frames: Float[Tensor, "t 3 h w"], size: tuple[int, int]) -> Float[T
     return F.interpolate(frames, size=size, mode="bilinear", antialias=True, align_corners=False)
 
 
-def _shrunk(pixels: Float[Tensor, "t 3 h w"], short_side: int) -> Float[Tensor, "t 3 h2 w2"]:
+def _shrunk(pixels: Float[Tensor, "b t 3 h w"], short_side: int) -> Float[Tensor, "b t 3 h2 w2"]:
     """The same frames with a shorter side of at most ``short_side`` pixels."""
     h, w = pixels.shape[-2:]
     factor = short_side / min(h, w)
     if factor >= 1:
         return pixels
-    return _resized(pixels, (max(short_side, round(h * factor)), max(short_side, round(w * factor))))
+    size = (max(short_side, round(h * factor)), max(short_side, round(w * factor)))
+    return torch.stack([_resized(clip, size) for clip in pixels])
 
 
 def _turned_hue(angle: float) -> Float64[np.ndarray, "3 3"]:

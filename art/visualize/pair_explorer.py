@@ -91,22 +91,20 @@ def _rules(shown: Sequence[ConfusedPair], groups: Sequence[str]) -> str:
 
 def _places(shown: Sequence[ConfusedPair], confusion: Int[np.ndarray, "y y"]) -> list[dict[str, int]]:
     """For each pair its place in each order."""
-    rules = {
-        "clips": lambda pair: (-pair.count, -pair.share),
-        "share": lambda pair: (-pair.share, -pair.count),
-        # Both ways of a pair come together.
-        "both": lambda pair: (
-            -pair.count - int(confusion[pair.predicted, pair.true]),
-            min(pair.true, pair.predicted),
-            max(pair.true, pair.predicted),
-        ),
-        "name": lambda pair: (pair.true, pair.predicted),
-    }
-    places: list[dict[str, int]] = [{} for _ in shown]
-    for name, rule in rules.items():
-        for place, i in enumerate(sorted(range(len(shown)), key=lambda i, rule=rule: rule(shown[i]))):
-            places[i][name] = place
-    return places
+
+    def ranks(pair: ConfusedPair) -> dict[str, tuple[float, ...]]:
+        both = pair.count + int(confusion[pair.predicted, pair.true])
+        return {
+            "clips": (-pair.count, -pair.share),
+            "share": (-pair.share, -pair.count),
+            # Both ways of a pair come together.
+            "both": (-both, min(pair.true, pair.predicted), max(pair.true, pair.predicted)),
+            "name": (pair.true, pair.predicted),
+        }
+
+    of_pair = [ranks(pair) for pair in shown]
+    orders = {name: sorted(range(len(shown)), key=[own[name] for own in of_pair].__getitem__) for name in _ORDERS}
+    return [{name: order.index(i) for name, order in orders.items()} for i in range(len(shown))]
 
 
 def _card(

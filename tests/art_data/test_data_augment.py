@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from art.data.augment import CentreCrop, TrainAugment
+from art.data.mix import PairMix
 from art.data.rand_augment import RandAugment
 
 
@@ -225,6 +226,19 @@ def test_a_crop_that_would_reach_out_of_the_frame_is_cut():
     left, right, top, bottom = (value[0].item() for value in crop_of(out[0]))
     assert (right - left) * 16 / 15 == pytest.approx(60, abs=0.5)
     assert (bottom - top) * 16 / 15 == pytest.approx(20, abs=0.5)
+
+
+def test_nothing_is_asked_of_the_device():
+    """On "meta" there are no values: what would have to wait for some is an error there."""
+    augment = TrainAugment(24, **EVERYTHING)
+    draws = torch.cat([torch.rand(14, augment.num_draws - 4), torch.rand(14, 4)], dim=1)
+    draws[:, -4] = (torch.arange(14) + 0.5) / 14  # each operation of RandAugment once
+    video = torch.empty(14, 3, 3, 90, 70, dtype=torch.uint8, device="meta")
+    labels = torch.empty(14, dtype=torch.int64, device="meta")
+    out, mirrored = augment(video, labels, draws)
+    assert out.shape == (14, 3, 3, 24, 24) and out.dtype == torch.float32 and out.device.type == "meta"
+    mixed, shares = PairMix(2, mixup=1.0, cutmix=1.0)(out, mirrored, torch.rand(14, 5))
+    assert mixed.device.type == shares.device.type == "meta" and shares.shape == (14, 2)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
