@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import stat
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TypedDict
 
@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 from .augment import three_squares
 from .cache import FrameCache
 from .clips import ClipSet
-from .decoding import find_decoder
+from .decoding import StoredClip, find_decoder
 from .loader import BatchOrder, ClipLoader
 from .sampling import SPARSE, FrameSampling
 from .video import VideoError, read_clip
@@ -136,7 +136,7 @@ class ClipDataset(Dataset[Sample]):
         self._cache = FrameCache(cache_limit) if cache else None
         self._known: dict[int, str] = {}  # bad clips that this process has met: they are not tried again
         self._bad: dict[int, str] = {}  # those that have been counted
-        self.record(check_clip_set(clip_set))
+        self.record(self._missing())
         self._known.update(self._bad)
 
     def __len__(self) -> int:
@@ -167,8 +167,7 @@ class ClipDataset(Dataset[Sample]):
             failed on the way, as :meth:`record` takes them.
         """
         failures: dict[int, str] = {}
-        for step in range(len(self) if self.train else 1):
-            candidate = (index + step) % len(self)
+        for candidate in self._candidates(index) if self.train else (index,):
             if candidate not in self._known:
                 # Seeded by the index that was asked for: a clip that stands in for others is not sampled alike.
                 generator = self._generator(epoch, index) if self.train else None
@@ -226,6 +225,18 @@ class ClipDataset(Dataset[Sample]):
             "draws": torch.stack([sample["draws"] for sample in samples]),
         }
 
+    def _missing(self) -> dict[int, str]:
+        """The clips that are known to be bad before the first is read."""
+        return check_clip_set(self.clip_set)
+
+    def _candidates(self, index: int) -> Iterable[int]:
+        """A clip and, in the order in which they are tried, those that may stand in for it."""
+        return ((index + step) % len(self) for step in range(len(self)))
+
+    def _source(self, index: int) -> Path | StoredClip:
+        """What a clip is read from."""
+        return self.clip_set.clips[index].path
+
     def _generator(self, epoch: int, index: int) -> torch.Generator:
         state = np.random.SeedSequence([self.seed, epoch, index]).generate_state(1, np.uint64)
         return torch.Generator().manual_seed(int(state[0]))
@@ -238,7 +249,7 @@ class ClipDataset(Dataset[Sample]):
             frames = frames[chosen.flatten()]
         else:
             frames = read_clip(
-                clip.path,
+                self._source(index),
                 self.num_frames,
                 start=clip.start,
                 end=clip.end,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from .dataset import ClipDataset, Sample
 
     _Draw = tuple[Sample | None, dict[int, str]]
+    Collated = dict[str, Tensor] | list[Sample] | None
 
 
 class ClipLoader:
@@ -138,10 +139,16 @@ class _Draws(Dataset[Any]):
     def __getitem__(self, item: tuple[int, int]) -> _Draw:
         return self._dataset.draw(*item)
 
-    def collate(self, draws: list[_Draw]) -> tuple[dict[str, Tensor] | list[Sample] | None, dict[int, str]]:
-        samples = [sample for sample, _ in draws if sample is not None]
-        failures = {index: reason for _, failed in draws for index, reason in failed.items()}
-        if not samples:
-            return None, failures
-        alike = len({sample["video"].shape for sample in samples}) == 1
-        return self._dataset.stack(samples) if alike else samples, failures
+    def collate(self, draws: list[_Draw]) -> tuple[Collated, dict[int, str]]:
+        return collate(self._dataset, draws)
+
+
+def collate(dataset: ClipDataset, draws: Sequence[_Draw]) -> tuple[Collated, dict[int, str]]:
+    """A batch of what :meth:`.dataset.ClipDataset.draw` gave (unstacked where the sizes differ, None where all failed),
+    and the clips that failed."""
+    samples = [sample for sample, _ in draws if sample is not None]
+    failures = {index: reason for _, failed in draws for index, reason in failed.items()}
+    if not samples:
+        return None, failures
+    alike = len({sample["video"].shape for sample in samples}) == 1
+    return dataset.stack(samples) if alike else samples, failures
