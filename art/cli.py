@@ -164,7 +164,9 @@ def _add_prepare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "few frames. Originals are only read. The same command goes on where it was stopped."
     )
     prepare.add_argument("name", metavar="NAME", help="the data set: " + ", ".join(DATA_SETS))
-    prepare.add_argument("--root", type=Path, required=True, metavar="DIR", help="the folder that holds it")
+    prepare.add_argument(
+        "--root", type=Path, required=True, metavar="DIR", help="the folder that holds it; motion: to put it into"
+    )
     prepare.add_argument("--workers", type=int, metavar="N", help="processes (default: one for each core)")
     check = prepare.add_argument_group("check")
     check.add_argument("--splits", nargs="+", metavar="SPLIT", help="which splits (default: all)")

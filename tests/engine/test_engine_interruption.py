@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from art.engine.interruption import Interruption
+from art.engine.interruption import Interrupted, Interruption, ending_on_sigterm
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -49,3 +49,24 @@ def test_outside_the_main_thread_it_does_nothing():
     thread.start()
     thread.join()
     assert seen == [False]
+
+
+def test_sigterm_may_end_work_as_an_error_that_cleans_up():
+    former = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(Interrupted, match="what is finished stays") as caught, ending_on_sigterm():
+        signal.raise_signal(signal.SIGTERM)
+    assert caught.value.signal_number == signal.SIGTERM
+    assert signal.getsignal(signal.SIGTERM) is former
+
+
+def test_outside_the_main_thread_sigterm_stays_as_it_is():
+    former, seen = signal.getsignal(signal.SIGTERM), []
+
+    def work():
+        with ending_on_sigterm():
+            seen.append(signal.getsignal(signal.SIGTERM))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert seen == [former]
