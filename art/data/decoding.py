@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -16,6 +17,19 @@ _log = logging.getLogger(__name__)
 
 #: What ``data.decoder`` may be.
 DECODERS = ("pyav", "torchcodec", "auto")
+
+
+@dataclass(frozen=True)
+class StoredClip:
+    """A clip that is in memory, as it came out of an archive.
+
+    Attributes:
+        name: what it is called in errors.
+        files: the content of its one video file, or of its frames, by their names.
+    """
+
+    name: str
+    files: Mapping[str, bytes]
 
 
 class FrameSpan(Protocol):
@@ -57,9 +71,10 @@ class FrameSpan(Protocol):
 
 
 class Decoder(Protocol):
-    """Opens a video and finds the frames from ``start`` (included) to ``end`` (excluded), seconds since the first."""
+    """Opens a video, a file or the content of one, and finds the frames from ``start`` (included) to ``end``
+    (excluded), seconds since the first."""
 
-    def __call__(self, path: Path, start: float | None, end: float | None) -> AbstractContextManager[FrameSpan]:
+    def __call__(self, file: Path | bytes, start: float | None, end: float | None) -> AbstractContextManager[FrameSpan]:
         """A context in which the frames can be read.
 
         Raises:

@@ -12,7 +12,7 @@ import contextlib
 import itertools
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import av
@@ -30,24 +30,34 @@ _LISTED = 3  # so many names are given in an error
 
 
 @contextlib.contextmanager
-def open_folder(path: Path, start: float | None, end: float | None) -> Iterator[FolderSpan]:
-    """A :class:`~art.data.decoding.Decoder` of folders."""
+def open_folder(path: Path, start: float | None, end: float | None) -> Iterator[PicturesSpan]:
+    """What a :class:`~art.data.decoding.Decoder` does, for folders."""
+    _check_no_span(start, end)
+    yield PicturesSpan(numbered_frames(os.listdir(path)), lambda name: (path / name).read_bytes())
+
+
+@contextlib.contextmanager
+def open_pictures(files: Mapping[str, bytes], start: float | None, end: float | None) -> Iterator[PicturesSpan]:
+    """Likewise of pictures that are in memory, by their names."""
+    _check_no_span(start, end)
+    yield PicturesSpan(numbered_frames(files), files.__getitem__)
+
+
+def _check_no_span(start: float | None, end: float | None) -> None:
     if start is not None or end is not None:
         raise Unreadable(
             "is a folder of frames, in which nothing tells the time: a part by seconds cannot be found; make a folder "
             "of that part, or give the video file"
         )
-    yield FolderSpan(path, numbered_frames(path))
 
 
-def numbered_frames(folder: Path) -> list[str]:
-    """The names of the frames in a folder, in the order of their numbers.
+def numbered_frames(files: Iterable[str]) -> list[str]:
+    """Of the names of files, those of frames, in the order of their numbers.
 
     Raises:
         Unreadable: there is none, or they are no whole series; the message names the files.
     """
-    with os.scandir(folder) as entries:
-        names = sorted(entry.name for entry in entries if not entry.name.startswith("."))
+    names = sorted(name for name in files if not name.startswith("."))
     frames: dict[int, str] = {}
     for name in names:
         stem, dot, suffix = name.rpartition(".")
@@ -81,12 +91,17 @@ def _check_steps(numbers: Sequence[int]) -> None:
         )
 
 
-class FolderSpan:
-    """A :class:`~art.data.decoding.FrameSpan`."""
+class PicturesSpan:
+    """A :class:`~art.data.decoding.FrameSpan` of pictures.
 
-    def __init__(self, folder: Path, names: Sequence[str]) -> None:
-        self._folder = folder
+    Args:
+        names: of them, in order.
+        load: gives the content of one.
+    """
+
+    def __init__(self, names: Sequence[str], load: Callable[[str], bytes]) -> None:
         self._names = names
+        self._load = load
 
     @property
     def count(self) -> int:
@@ -112,7 +127,7 @@ class FolderSpan:
         return pictures.clip
 
     def _decode(self, name: str) -> VideoFrame:
-        content = (self._folder / name).read_bytes()
+        content = self._load(name)
         codec = next((codec for codec, (head, _) in _FORMATS.items() if content.startswith(head)), None)
         if codec is None:
             raise Unreadable(f"holds {name}, which is {'no JPEG or PNG picture' if content else 'empty (0 bytes)'}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,22 +26,23 @@ _RESTART_GAIN, _SEEK_GAIN = 2, 4
 
 
 @contextlib.contextmanager
-def open_span(path: Path, start: float | None, end: float | None) -> Iterator[PyAVSpan]:
+def open_span(file: Path | bytes, start: float | None, end: float | None) -> Iterator[PyAVSpan]:
     """A :class:`~art.data.decoding.Decoder`: the first video stream of a file that PyAV's FFmpeg can decode."""
-    with open_source(path) as source:
+    with open_source(file) as source:
         yield PyAVSpan(source, source.list_frames(start, end))
 
 
 @contextlib.contextmanager
-def open_source(path: Path) -> Iterator[Source]:
-    """The first video stream of a file that can be decoded.
+def open_source(file: Path | bytes) -> Iterator[Source]:
+    """The first video stream that can be decoded of a file, or of the content of one.
 
     Raises:
         Unreadable: there is none, or FFmpeg finds something wrong with the file, now or later.
     """
     try:
         # "file:", or a colon in the name would be taken for a protocol.
-        with av.open(f"file:{path}", metadata_errors="replace") as container:
+        opened = io.BytesIO(file) if isinstance(file, bytes) else f"file:{file}"
+        with av.open(opened, metadata_errors="replace") as container:
             streams = [s for s in container.streams.video if s.codec_context is not None and not _is_cover(s)]
             if not streams:
                 kinds = {"cover" if _is_cover(stream) else stream.type for stream in container.streams}

@@ -71,23 +71,23 @@ def _probe_video() -> bytes:
 
 
 @contextlib.contextmanager
-def open_span(path: Path, start: float | None, end: float | None) -> Iterator[TorchcodecSpan]:
+def open_span(file: Path | bytes, start: float | None, end: float | None) -> Iterator[TorchcodecSpan]:
     """A :class:`~art.data.decoding.Decoder`."""
-    with open_source(path) as source:
+    with open_source(file) as source:
         if source.counted and source.stream.codec_context.has_b_frames:
             raise Unreadable(f"is an AVI file with reordered frames, whose times torchcodec cannot know: {_INSTEAD}")
         listing = source.list_frames(start, end)
         skipped = 0
         if start is not None:
             skipped = bisect.bisect_left(source.list_frames(None, end).times, listing.times[0])
-        yield TorchcodecSpan(path, source, listing, skipped)
+        yield TorchcodecSpan(file, source, listing, skipped)
 
 
 class TorchcodecSpan:
     """A :class:`~art.data.decoding.FrameSpan`."""
 
-    def __init__(self, path: Path, source: Source, listing: Listing, skipped: int) -> None:
-        self._path = path
+    def __init__(self, file: Path | bytes, source: Source, listing: Listing, skipped: int) -> None:
+        self._file = file
         self._source = source
         self._listing = listing
         self._skipped = skipped  # frames of the file before the span
@@ -112,7 +112,7 @@ class TorchcodecSpan:
         wanted = sorted(set(positions))
         try:
             decoder = importlib.import_module("torchcodec.decoders").VideoDecoder(
-                self._path, num_ffmpeg_threads=1, stream_index=self._source.stream.index
+                self._file, num_ffmpeg_threads=1, stream_index=self._source.stream.index
             )  # one thread, as everywhere: a worker has a core
             found = decoder.get_frames_at([self._skipped + position for position in wanted])
         except (RuntimeError, IndexError, ValueError) as error:

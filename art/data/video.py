@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
-from .decoding import FrameSpan, find_decoder, scaled_size
-from .frame_folder import open_folder
+from .annotations import FRAME_SUFFIXES
+from .decoding import Decoder, FrameSpan, StoredClip, find_decoder, scaled_size
+from .frame_folder import open_folder, open_pictures
 from .packets import Unreadable
 from .pictures import ONE_THREAD
 from .pyav_decoder import ShownFrame, open_frames
@@ -46,7 +48,7 @@ class VideoError(Exception):
 
 
 def read_clip(
-    path: _Path,
+    path: _Path | StoredClip,
     num_frames: int,
     *,
     start: float | None = None,
@@ -60,7 +62,7 @@ def read_clip(
     """``num_frames`` frames of a clip, or so many for each of several views; no other frame is converted to RGB.
 
     Args:
-        path: a video file, or a folder of frames (see :mod:`art.data.frame_folder`).
+        path: a video file, a folder of frames (see :mod:`art.data.frame_folder`), or either in memory.
         num_frames: T, how many frames to return; a shorter clip repeats some.
         start: where the clip starts, seconds since the first frame; None is the beginning of the file.
         end: where the clip ends (that frame is excluded); None is the end of the file.
@@ -87,7 +89,7 @@ def read_clip(
 
 
 def read_chosen(
-    path: _Path,
+    path: _Path | StoredClip,
     choose: Callable[[int], Sequence[int]],
     *,
     start: float | None = None,
@@ -146,10 +148,14 @@ def frame_times(path: _Path, *, start: float | None = None, end: float | None = 
 
 
 @contextlib.contextmanager
-def _opened(path: _Path, start: float | None, end: float | None, decoder: str) -> Iterator[FrameSpan]:
+def _opened(path: _Path | StoredClip, start: float | None, end: float | None, decoder: str) -> Iterator[FrameSpan]:
     """The span of a clip."""
-    file = Path(path)
     open_file = find_decoder(decoder)
+    if isinstance(path, StoredClip):
+        with _naming(path.name), _opened_content(path.files, start, end, open_file) as span:
+            yield span
+        return
+    file = Path(path)
     with _naming(path):
         folder = file.is_dir()
         if not folder:
@@ -167,6 +173,17 @@ def _naming(path: _Path) -> Iterator[None]:
         raise VideoError(path, str(error)) from error.__cause__
     except OSError as error:
         raise VideoError(path, f"cannot be read: {error.strerror or error}") from error
+
+
+def _opened_content(
+    files: Mapping[str, bytes], start: float | None, end: float | None, open_file: Decoder
+) -> AbstractContextManager[FrameSpan]:
+    name, *others = files
+    if others or name.lower().endswith(FRAME_SUFFIXES):
+        return open_pictures(files, start, end)
+    if not files[name]:
+        raise Unreadable("is empty (0 bytes)")
+    return open_file(files[name], start, end)
 
 
 def _check_file(file: Path) -> None:
