@@ -139,6 +139,10 @@ class ClipDataset(Dataset[Sample]):
         self.record(self._missing())
         self._known.update(self._bad)
 
+    #: Of :func:`build_loader`: what puts clips into batches, and what loads them.
+    order_type: type[BatchOrder] = BatchOrder
+    loader_type: type[ClipLoader] = ClipLoader
+
     def __len__(self) -> int:
         return len(self.clip_set)
 
@@ -289,6 +293,17 @@ def _problem(path: Path) -> str | None:
     return "is empty (0 bytes)" if stat.S_ISREG(status.st_mode) and status.st_size == 0 else None
 
 
+def dataset_of(clip_set: ClipSet) -> type[ClipDataset]:
+    """The kind of data set that reads ``clip_set``: from files, or from shards."""
+    from .shards import ShardSet
+
+    if not isinstance(clip_set, ShardSet):
+        return ClipDataset
+    from .shard_loader import ShardDataset
+
+    return ShardDataset
+
+
 def build_loader(
     dataset: ClipDataset,
     batch_size: int,
@@ -335,5 +350,5 @@ def build_loader(
             "a clip in the last step; use drop_last or another batch_size"
         )
     shuffled = dataset.train if shuffle is None else shuffle
-    order = BatchOrder(dataset, batch_size, shuffled, drop_last, rank, world_size)
-    return ClipLoader(dataset, order, workers, pin_memory)
+    order = dataset.order_type(dataset, batch_size, shuffled, drop_last, rank, world_size)
+    return dataset.loader_type(dataset, order, workers, pin_memory)

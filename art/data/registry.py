@@ -59,6 +59,7 @@ _BUILT_IN = {
     "folder": "art.data.folder",
     "csv": "art.data.table",
     "list": "art.data.path_list",
+    "shards": "art.data.shards",
     **dict.fromkeys(("finegym99", "finegym288", "finegym99_v1.0", "finegym288_v1.0"), "art.data.finegym"),
     "diving48": "art.data.diving48",
     **dict.fromkeys(("ntu60_xsub", "ntu60_xview", "ntu120_xsub", "ntu120_xset"), "art.data.ntu"),

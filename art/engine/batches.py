@@ -12,7 +12,7 @@ from torch import Tensor
 
 from art.data.augment import TrainAugment
 from art.data.clips import ClipSet
-from art.data.dataset import ClipDataset, build_loader
+from art.data.dataset import build_loader, dataset_of
 from art.data.mix import PairMix
 from art.data.rand_augment import RandAugment
 from art.data.registry import open_dataset
@@ -106,7 +106,7 @@ class TrainingBatches:
             if data.mixes
             else None
         )
-        dataset = ClipDataset(
+        dataset = dataset_of(clip_set)(
             clip_set,
             model.num_frames,
             train=True,
@@ -200,7 +200,7 @@ class EvaluationBatches:
     ) -> None:
         check_same_classes(model.class_names, clip_set.class_names)
         data = config.data
-        dataset = ClipDataset(
+        dataset = dataset_of(clip_set)(
             clip_set,
             model.num_frames,
             train=False,
