@@ -6,7 +6,7 @@ import functools
 import json
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -260,12 +260,27 @@ def variants(config: Config, over: str) -> dict[str, Config]:
         raise ConfigError(f"{key}: got {len(alternatives)} values to compare ({values!r}), expected at least 2")
     found: dict[str, Config] = {}
     for alternative in alternatives:
-        variant = _merge([("the configuration", to_dict(config)), (f"over {over!r}", _nested(key, alternative))])
+        variant = with_values(config, {key: alternative}, f"over {over!r}")
         name = _file_name(_value(variant, key))
         if name in found:
             raise ConfigError(f"{key}: got the value {name} twice in {values!r}, expected values that differ")
         found[name] = variant
     return found
+
+
+def with_values(config: Config, values: Mapping[str, Any], source: str) -> Config:
+    """The configuration with other values at some dotted keys.
+
+    Args:
+        config: gives everything else.
+        values: by dotted key.
+        source: what named them, for the error.
+
+    Raises:
+        ConfigError: for an unknown key, or a value that does not fit it.
+    """
+    changes = [(source, _nested(key, value)) for key, value in values.items()]
+    return _merge([("the configuration", to_dict(config)), *changes])
 
 
 def _nested(key: str, value: Any) -> dict[str, Any]:
