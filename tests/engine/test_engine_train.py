@@ -4,12 +4,13 @@ import numpy as np
 import pytest
 import torch
 
+from art.engine import train as training_module
 from art.engine.checkpoints import load_training_state
 from art.engine.config import ConfigError, load_config
 from art.engine.metrics import ClassMismatch
 from art.engine.run_folder import RunExists, read_history
 from art.engine.train import NonFiniteLoss, train
-from art.pretrained import load_model
+from art.pretrained import VideoClassifier, load_model
 
 STEPS = 2  # an epoch: nine clips in batches of four, the last of which is left out
 
@@ -150,12 +151,38 @@ def test_every_augmentation_at_once_trains(configured, recorded, tmp_path, kind,
 
 
 def test_evaluation_during_training_looks_once_and_the_reported_one_as_often_as_asked(
-    configured, recorded, tmp_path, unbroken
+    configured, tmp_path, unbroken, monkeypatch
 ):
+    views = []
+    original = training_module.evaluate
+
+    def evaluate(model, batches, **options):
+        views.append(batches.views)
+        return original(model, batches, **options)
+
+    monkeypatch.setattr(training_module, "evaluate", evaluate)
     result = train(configured(tmp_path / "run", "data.test_views=3"))
-    assert recorded(tmp_path / "run", "epoch") == recorded(unbroken / "backbone", "epoch")
+    assert views == [1, 1, 1, 3]
     with np.load(unbroken / "backbone" / "predictions.npz") as once:
         assert not np.array_equal(once["probabilities"], result.evaluation.probabilities)
+    views.clear()
+    train(configured(tmp_path / "plain"))
+    assert views == [1, 1, 1], "the last is the reported one"
+
+
+@pytest.mark.parametrize("kind", ["backbone", "art"])
+def test_the_loss_is_taken_of_the_shares_of_mixed_clips(configured, tmp_path, monkeypatch, kind):
+    seen = []
+    original = VideoClassifier.kinds[kind].loss
+
+    def loss(self, output, labels):
+        seen.append(labels)
+        return original(self, output, labels)
+
+    monkeypatch.setattr(VideoClassifier.kinds[kind], "loss", loss)
+    train(configured(tmp_path / "run", f"kind={kind}", "data.mixup=1", "optim.epochs=1"))
+    assert [labels.shape for labels in seen] == [(4, 3)] * STEPS
+    assert any(((labels > 0) & (labels < 1)).any() for labels in seen)
 
 
 def test_the_validation_split_chooses_the_best_and_the_test_split_is_reported(configured, recorded, tmp_path):

@@ -32,6 +32,8 @@ def test_every_order_by_hand():
     assert in_order(text, "clips") == [("walk", "run"), ("jump", "hop"), ("run", "walk"), ("hop", "run")]
     assert in_order(text, "share") == [("jump", "hop"), ("run", "walk"), ("hop", "run"), ("walk", "run")]
     assert in_order(text, "both") == [("walk", "run"), ("run", "walk"), ("jump", "hop"), ("hop", "run")]
+    often = pair_explorer(np.array([[0, 3, 0], [2, 0, 0], [0, 4, 0]]), NAMES[:3], (), ())
+    assert in_order(often, "both") == [("walk", "run"), ("run", "walk"), ("jump", "run")], "5 both ways, then 4"
     assert in_order(text, "name") == [("walk", "run"), ("run", "walk"), ("jump", "hop"), ("hop", "run")]
     for name in ("clips", "share", "both", "name"):
         assert f".explorer:has(#pair-order-{name}:checked) .pair {{ order: var(--{name}); }}" in text
