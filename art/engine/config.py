@@ -174,6 +174,43 @@ class LogConfig:
 
 
 @dataclass
+class ParallelConfig:
+    """How several processes train together. One process alone needs none of it.
+
+    Attributes:
+        strategy: "ddp": each rank has the whole model; or "fsdp" (FSDP2): each has a share of every parameter, of its
+            gradient and of the optimizer's state, and gets the rest when it is needed.
+        fsdp_block: parameters from which on a layer (a member of a ModuleList or a Sequential) is put together alone,
+            just before it is needed; all smaller ones are together at once with the rest of the model.
+        sync_batch_norm: batch normalisation takes means and variances over the clips of all ranks, as one process
+            would; off, of each rank's alone, and the running ones are those of rank 0.
+        unused_parameters: look in each step for parameters that no loss reaches ("ddp" waits for them otherwise).
+        timeout: seconds that a rank waits for another before it gives up.
+    """
+
+    strategy: str = "ddp"
+    fsdp_block: int = 1_000_000
+    sync_batch_norm: bool = True
+    unused_parameters: bool = False
+    timeout: float = 1800.0
+
+
+@dataclass
+class CheckpointConfig:
+    """When the state of a training is saved, and how much of it is kept. It is saved after each epoch in any case.
+
+    Attributes:
+        every_steps: also each so many steps; null: not.
+        keep: the last so many: ``checkpoints/last``, and those before as ``checkpoints/step-<number>``.
+        asynchronous: write in the background while training goes on.
+    """
+
+    every_steps: int | None = None
+    keep: int = 1
+    asynchronous: bool = False
+
+
+@dataclass
 class Config:
     """One run.
 
@@ -192,6 +229,8 @@ class Config:
         data: the clips.
         model: the options of :class:`art.ARTModel`.
         optim: the optimisation.
+        parallel: several processes.
+        checkpoints: what is saved.
         log: the observers.
     """
 
@@ -208,6 +247,8 @@ class Config:
     data: DataConfig = field(default_factory=DataConfig)
     model: ARTOptions = field(default_factory=ARTOptions)
     optim: OptimConfig = field(default_factory=OptimConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    checkpoints: CheckpointConfig = field(default_factory=CheckpointConfig)
     log: LogConfig = field(default_factory=LogConfig)
 
 
@@ -384,12 +425,14 @@ _CHOICES = {
     "optim.optimizer": ("sgd", "adamw"),
     "optim.backbone_optimizer": (None, "sgd", "adamw"),
     "optim.schedule": ("step", "cosine"),
+    "parallel.strategy": ("ddp", "fsdp"),
     "data.sampling": SAMPLINGS,
     "data.test_crops": (1, 3),
 }
 _AT_LEAST_ONE = (
     "eval_every", "log_every", "data.frame_size", "data.stride", "data.test_views", "optim.epochs", "optim.batch_size",
-    "optim.accumulate", "optim.step_epochs", "log.histograms_every",
+    "optim.accumulate", "optim.step_epochs", "log.histograms_every", "parallel.fsdp_block", "checkpoints.every_steps",
+    "checkpoints.keep",
 )  # fmt: skip
 _NOT_NEGATIVE = (
     "seed", "data.workers", "data.rand_augment", "data.mixup", "data.cutmix", "optim.lr", "optim.backbone_lr",
@@ -425,6 +468,8 @@ def _check_values(config: Config) -> None:
     for key in _NOT_NEGATIVE:
         check(key, value(key) is None or 0 <= value(key) < math.inf, "a finite number, 0 or more")
     clip = config.optim.clip_grad_norm
+    seconds = config.parallel.timeout
+    check("parallel.timeout", 0 < seconds < math.inf, "a number of seconds above 0")
     check("optim.clip_grad_norm", clip is None or 0 < clip < math.inf, "a number above 0, or null for no clipping")
     for key in ("optim.layer_decay", "optim.ema"):
         check(key, value(key) is None or 0 < value(key) < 1, "a number above 0 and below 1, or null for none")

@@ -17,6 +17,8 @@ MAY_CHANGE = (
     "optim.accumulate",
     "log.tensorboard", "log.wandb", "log.mlflow", "log.mlflow_experiment", "log.gradient_norms",
     "log.histograms_every", "log.profile",
+    "parallel.strategy", "parallel.fsdp_block", "parallel.unused_parameters", "parallel.timeout",
+    "checkpoints.every_steps", "checkpoints.keep", "checkpoints.asynchronous",
 )  # fmt: skip
 
 
