@@ -21,6 +21,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from .backbones.interface import Backbone
 from .data.augment import CentreCrop, three_squares
 from .data.sampling import SPARSE, FrameSampling
 from .losses import Labels, LossTerms
@@ -44,6 +45,7 @@ class VideoClassifier(nn.Module, ABC):
     kind: ClassVar[str]
     kinds: ClassVar[dict[str, type[VideoClassifier]]] = {}
     input_size: int
+    backbone: Backbone
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)

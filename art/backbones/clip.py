@@ -14,8 +14,8 @@ from art.extras import import_extra
 
 from .adapted import AdaptedBackbone, Colours, check_tiling, chosen_colours, is_tag
 from .checkpoint import load_by_name, read_checkpoint
-from .interface import Features, register_backbone
-from .timm_vit import is_timm_vit, load_timm, timm_features
+from .interface import Features, layered, register_backbone
+from .timm_vit import is_timm_vit, load_timm, timm_features, timm_layers
 from .uniformerv2_weights import interpolated
 
 # The usual sizes have names of their own; every other model of open_clip is an option of ``clip_vit``.
@@ -48,6 +48,8 @@ class ClipViT(AdaptedBackbone):
         quick_gelu: the activation x · sigmoid(1.702 x), as in OpenAI's weights; None is the model's own. It must be
             that of the tag.
         frozen: no gradients, no dropout.
+        gradient_checkpointing: keep only the input of each block in training and compute the block again in the
+            backward pass: less memory, more time, the same result.
         colour_mean: of red, green and blue; None is that of the tag, else that of all the model's tags where they
             agree, else OpenAI's.
         colour_std: likewise, the deviations.
@@ -68,6 +70,7 @@ class ClipViT(AdaptedBackbone):
         input_size: int | None = None,
         quick_gelu: bool | None = None,
         frozen: bool = False,
+        gradient_checkpointing: bool = False,
         colour_mean: Sequence[float] | None = None,
         colour_std: Sequence[float] | None = None,
     ) -> None:
@@ -79,6 +82,7 @@ class ClipViT(AdaptedBackbone):
         if tagged:
             _check_activation(open_clip, model, str(pretrained), config["quick_gelu"])
         tower, size, patch_size, channels = _tower(open_clip, model, config, input_size, pretrained if tagged else None)
+        tower.set_grad_checkpointing(gradient_checkpointing)
         super().__init__(
             tower,
             channels=channels,
@@ -104,6 +108,16 @@ class ClipViT(AdaptedBackbone):
         tokens, pooled = self._features(video.flatten(0, 1))
         frames = video.shape[:2]
         return Features(tokens.unflatten(0, frames), pooled.unflatten(0, frames).mean(1), self.grid)
+
+    def parameters_by_depth(self) -> list[list[nn.Parameter]]:
+        """The embedding, and each block; or layers as timm counts them, of a tower of timm."""
+        if self.of_timm:
+            return timm_layers(self.model)
+        embedding = ("conv1.", "class_embedding", "positional_embedding", "ln_pre.")
+        tower: Any = self.model
+        return layered(
+            tower, embedding, [f"transformer.resblocks.{i}." for i in range(len(tower.transformer.resblocks))]
+        )
 
     def _features(
         self, frames: Float[Tensor, "bt 3 height width"]
@@ -150,7 +164,7 @@ def _known_vit(open_clip: Any, model: str) -> dict[str, Any]:
 
 def _tower(
     open_clip: Any, model: str, config: dict[str, Any], input_size: int | None, tag: str | None
-) -> tuple[nn.Module, int, int, int]:
+) -> tuple[Any, int, int, int]:
     """The image tower without its projection, the size of a frame and of a patch in pixels, and its channels."""
     vision, quick_gelu = config["vision_cfg"], config["quick_gelu"]
     size = vision.get("image_size", 224) if input_size is None else input_size

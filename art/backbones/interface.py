@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -45,6 +45,26 @@ class Backbone(nn.Module, ABC):
     def video_head(self, num_classes: int) -> nn.Linear:
         """A linear head on ``class_token``; a backbone that can keep its checkpoint's overrides this."""
         return nn.Linear(self.channels, num_classes)
+
+    def parameters_by_depth(self) -> list[list[nn.Parameter]] | None:
+        """Every parameter once, in layers from the pixels on, for learning rates that fall towards them; None where the
+        backbone does not say. See :func:`layered`."""
+        return None
+
+
+def layered(module: nn.Module, before: Sequence[str], layers: Sequence[str]) -> list[list[nn.Parameter]]:
+    """The parameters of ``module`` by the beginnings of their names.
+
+    Args:
+        module: what has the parameters.
+        before: of what comes before the first layer, and makes one of its own.
+        layers: of each layer, in order. Everything else comes after them, and belongs to the last.
+    """
+    groups: list[list[nn.Parameter]] = [[] for _ in range(1 + len(layers))]
+    for name, parameter in module.named_parameters():
+        found = [i for i, start in enumerate(layers, start=1) if name.startswith(start)]
+        groups[0 if name.startswith(tuple(before)) else found[0] if found else -1].append(parameter)
+    return [group for group in groups if group]
 
 
 Maker = Callable[..., Backbone]

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from .checkpoint import load_by_name, read_checkpoint
-from .interface import Backbone, Features, as_unit_range, register_backbone
+from .interface import Backbone, Features, as_unit_range, layered, register_backbone
 
 DEPTHS = (3, 4, 6, 3)
 SCALES = 4  # pieces of a block's channels
@@ -233,6 +233,10 @@ class TEA50(Backbone):
             for norm in self._norms():
                 norm.eval()
         return self
+
+    def parameters_by_depth(self) -> list[list[nn.Parameter]]:
+        """The first convolution, and each of the four stages."""
+        return layered(self, ("conv1.", "bn1."), [f"layer{i}." for i in range(1, 5)])
 
     def _norms(self) -> Iterator[nn.BatchNorm2d]:
         return (module for module in self.modules() if isinstance(module, nn.BatchNorm2d))

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jaxtyping import Float, Shaped
-from torch import Tensor
+from torch import Tensor, nn
 
 from art.extras import import_extra
 
@@ -46,6 +46,8 @@ class TimmViT(AdaptedBackbone):
         input_size: height and width of a frame in pixels, a multiple of the patch size; None is the model's own.
         drop_path: stochastic depth of the last block, rising from 0 at the first.
         frozen: no gradients, no dropout.
+        gradient_checkpointing: keep only the input of each block in training and compute the block again in the
+            backward pass: less memory, more time, the same result.
         colour_mean: of red, green and blue; None is that of the tag, or of the model's first tag.
         colour_std: likewise, the deviations.
 
@@ -65,6 +67,7 @@ class TimmViT(AdaptedBackbone):
         input_size: int | None = None,
         drop_path: float = 0.0,
         frozen: bool = False,
+        gradient_checkpointing: bool = False,
         colour_mean: Sequence[float] | None = None,
         colour_std: Sequence[float] | None = None,
     ) -> None:
@@ -76,6 +79,7 @@ class TimmViT(AdaptedBackbone):
         size = timm.get_pretrained_cfg(name).input_size[-1] if input_size is None else input_size
         options: dict[str, Any] = {"num_classes": 0, "img_size": size, "drop_path_rate": drop_path}
         vit = timm.create_model(f"{name}.{pretrained}" if tagged else model, pretrained=tagged, **options)
+        vit.set_grad_checkpointing(gradient_checkpointing)
         cfg = vit.pretrained_cfg
         super().__init__(
             vit,
@@ -99,6 +103,25 @@ class TimmViT(AdaptedBackbone):
         tokens, pooled = timm_features(self.model, video.flatten(0, 1))
         frames = video.shape[:2]
         return Features(tokens.unflatten(0, frames), pooled.unflatten(0, frames).mean(1), self.grid)
+
+    def parameters_by_depth(self) -> list[list[nn.Parameter]]:
+        """Layers as timm counts them."""
+        return timm_layers(self.model)
+
+
+def timm_layers(vit: Any) -> list[list[nn.Parameter]]:
+    """The parameters of a transformer of timm by depth; what comes after its blocks is with the last of them."""
+    from timm.models import group_parameters
+
+    parameters = dict(vit.named_parameters())
+    groups = group_parameters(vit, vit.group_matcher(coarse=False))  # layer number -> names
+    layers: list[list[nn.Parameter]] = []
+    for number in sorted(groups):
+        behind = len(layers) > 1 and not any(name.startswith("blocks.") for name in groups[number])
+        if not behind:
+            layers.append([])
+        layers[-1] += [parameters[name] for name in groups[number]]
+    return layers
 
 
 def timm_features(

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
-from .interface import Backbone, Features, as_unit_range, register_backbone
+from .interface import Backbone, Features, as_unit_range, layered, register_backbone
 
 
 class FactorisedBlock(nn.Module):
@@ -100,3 +100,8 @@ class Tiny(Backbone):
         tokens = torch.cat([fine, around], dim=1).permute(0, 2, 3, 1).reshape(b, t, h * w, self.channels)
         pooled = torch.cat([scale.mean((2, 3)).unflatten(0, (b, t)).mean(1) for scale in (fine, coarse)], dim=1)
         return Features(tokens, self.norm(pooled), (h, w))
+
+    def parameters_by_depth(self) -> list[list[nn.Parameter]]:
+        """The stem, and each block of each stage."""
+        blocks = [f"stages.{i}.{j}." for i, stage in enumerate(self.stages) for j, _ in enumerate(stage.children())]
+        return layered(self, ("stem",), blocks)

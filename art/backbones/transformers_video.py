@@ -20,7 +20,7 @@ from art.extras import import_extra
 
 from .adapted import IMAGENET_COLOURS, AdaptedBackbone, Colours, check_tiling, chosen_colours
 from .checkpoint import load_by_name
-from .interface import Features, register_backbone
+from .interface import Features, layered, register_backbone
 
 # Fields of a configuration that this file sets, and that concern parts that are not used here.
 SET_HERE = ("num_frames", "image_size", "num_channels")
@@ -135,6 +135,8 @@ class TransformersVideo(AdaptedBackbone):
             frames; ViViT's fit only the checkpoint's of both.
         input_size: height and width of a frame in pixels, a multiple of the patch size; None is 224.
         frozen: no gradients, no dropout.
+        gradient_checkpointing: keep only the input of each block in training and compute the block again in the
+            backward pass: less memory, more time, the same result.
         colour_mean: of red, green and blue; None is the checkpoint's, where it says, else that of the published
             training.
         colour_std: likewise, the deviations.
@@ -156,6 +158,7 @@ class TransformersVideo(AdaptedBackbone):
         pretrained: str | None = None,
         input_size: int | None = None,
         frozen: bool = False,
+        gradient_checkpointing: bool = False,
         colour_mean: Sequence[float] | None = None,
         colour_std: Sequence[float] | None = None,
         **config: Any,
@@ -170,6 +173,10 @@ class TransformersVideo(AdaptedBackbone):
         told = None if pretrained is None else _checked_source(pretrained, family, settings)
         whole = maker(settings)
         whole.classifier = nn.Identity()
+        if gradient_checkpointing:
+            # transformers renames it on the way to version 6.
+            newer = getattr(whole, "activation_checkpointing_enable", None)
+            (newer or whole.gradient_checkpointing_enable)({"use_reentrant": False})
         super().__init__(
             whole,
             channels=settings.hidden_size,
@@ -202,6 +209,13 @@ class TransformersVideo(AdaptedBackbone):
         if self.tubelet > 1:
             tokens = tokens.repeat_interleave(self.tubelet, dim=1)
         return Features(tokens, class_token if norm is None else norm(class_token), self.grid)
+
+    def parameters_by_depth(self) -> list[list[nn.Parameter]]:
+        """The embedding, and each block."""
+        whole: Any = self.model
+        base, count = whole.base_model_prefix, whole.config.num_hidden_layers
+        layers = f"{base}.layers" if hasattr(whole.base_model, "layers") else f"{base}.encoder.layer"
+        return layered(whole, (f"{base}.embeddings.",), [f"{layers}.{i}." for i in range(count)])
 
 
 def _configuration(config_class: Any, given: Mapping[str, Any], **set_here: int) -> Any:

@@ -21,7 +21,7 @@ from torch.utils.checkpoint import checkpoint
 from art_kernels import RegionCrossAttention
 
 from . import uniformerv2_weights as published
-from .interface import Backbone, Features, as_unit_range, register_backbone
+from .interface import Backbone, Features, as_unit_range, layered, register_backbone
 
 # The colours that the published models were trained on, also those that began with CLIP's weights.
 COLOUR_MEAN, COLOUR_STD = 0.45, 0.225
@@ -409,6 +409,11 @@ class UniFormerV2(Backbone):
                 )
             head.load_state_dict(self._kept)
         return head
+
+    def parameters_by_depth(self) -> list[list[nn.Parameter]]:
+        """The embedding, and each local block; with the last, what makes x_cls: the global blocks."""
+        embedding = ("conv1.", "class_embedding", "positional_embedding", "ln_pre.")
+        return layered(self, embedding, [f"transformer.resblocks.{i}." for i in range(self.architecture.layers)])
 
     def _check_frames(self, num_frames: int) -> None:
         if self.architecture.temporal_downsample and num_frames % 2:

@@ -108,7 +108,12 @@ class TrainingState:
     def _around(cls, model: VideoClassifier, config: Config, device: torch.device) -> TrainingState:
         model.sampling = config.data.frame_sampling
         scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
-        return cls(model, build_optimizers(model.parameter_groups(), config.optim), scaler, Position())
+        return cls(
+            model,
+            build_optimizers(model.parameter_groups(), config.optim, model.backbone.parameters_by_depth()),
+            scaler,
+            Position(),
+        )
 
     def __post_init__(self) -> None:
         self._random_state: dict[str, Any] | None = None
