@@ -12,6 +12,7 @@ from jaxtyping import Float
 
 from art.data.clips import Clip, ClipSet
 from art.data.motion import Joints, defining_joints, read_joints
+from art.data.shards import ShardSet
 from art.pretrained import VideoClassifier
 from art.visualize import Localization, collect_pairs, collect_samples, measure_localization, write_report
 from art.visualize.samples import clip_reader
@@ -23,10 +24,10 @@ def localize(model: VideoClassifier, clip_set: ClipSet) -> Localization | None:
     """Whether the tracklets follow the limb that tells a class from its neighbours.
 
     Returns:
-        None where that cannot be asked: of a model without response maps, or of data without known joints (only those
-        of "motion" are known).
+        None where that cannot be asked: of a model without response maps, of data without known joints (only those
+        of "motion" are known), or in shards.
     """
-    if model.kind != "art" or clip_set.name != "motion":
+    if model.kind != "art" or clip_set.name != "motion" or not _one_by_one(clip_set):
         return None
     joints = read_joints(clip_set.root)
     return measure_localization(
@@ -48,7 +49,7 @@ def report_run(
     history: Sequence[Mapping[str, Any]] = (),
     facts: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Writes ``report.html`` into ``folder``.
+    """Writes ``report.html`` into ``folder``; of clips in shards, which are not read one by one, without pictures.
 
     Args:
         folder: of the run.
@@ -62,6 +63,10 @@ def report_run(
     Returns:
         The file.
     """
+    samples, pairs = [], []
+    if _one_by_one(clip_set):
+        samples = collect_samples(model, clip_set, evaluation, limb=defining_limb(clip_set, model))
+        pairs = collect_pairs(clip_set, evaluation, clip_reader(model))
     summary = {
         "model": model.kind,
         "backbone": model.options.backbone,
@@ -75,11 +80,16 @@ def report_run(
         history=history,
         evaluation=evaluation,
         class_names=evaluation.class_names,
-        samples=collect_samples(model, clip_set, evaluation, limb=defining_limb(clip_set, model)),
-        pairs=collect_pairs(clip_set, evaluation, clip_reader(model)),
+        samples=samples,
+        pairs=pairs,
         localization=localization,
         summary=summary,
     )
+
+
+def _one_by_one(clip_set: ClipSet) -> bool:
+    """Whether a clip can be read without those beside it."""
+    return not isinstance(clip_set, ShardSet)
 
 
 def _shown(joints: Joints, clip: Clip, model: VideoClassifier) -> Float[np.ndarray, "n joints 2"]:

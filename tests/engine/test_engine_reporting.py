@@ -5,7 +5,10 @@ import pytest
 import torch
 
 from art.data.clips import Clip, ClipSet
+from art.data.shards import write_shards
+from art.engine.batches import open_split
 from art.engine.reporting import defining_limb
+from art.engine.train import train
 from art.pretrained import build_model
 
 NAMES = ["walk", "kick with the right leg"]
@@ -29,3 +32,17 @@ def test_the_limb_is_marked_where_the_crop_shows_it(motion, configured, tmp_path
     limb = defining_limb(motion, model)
     assert limb(motion.clips[0]) is None, "nothing tells a walk from its neighbours"
     np.testing.assert_allclose(limb(motion.clips[1]), np.stack([expected] * 2, axis=1))
+
+
+def test_a_report_shows_the_clips_of_confused_pairs_and_none_of_shards(configured, clips, tmp_path):
+    pytest.importorskip("webdataset")
+    for split in ("train", "test"):
+        write_shards(open_split(configured(tmp_path), split), tmp_path / "shards")
+    pages = {}
+    for name, root in (("csv", clips), ("shards", tmp_path / "shards")):
+        overrides = [f"data.name={name}", f"data.root={root}", "report=true", "optim.epochs=1", "kind=art"]
+        result = train(configured(tmp_path / name, *overrides))
+        pages[name] = (tmp_path / name / "report.html").read_text()
+        assert result.evaluation.correct_top1 < 6, "there is something to show"
+    assert 'alt="3 frames of test_' in pages["csv"] and "Where it looked" in pages["csv"]
+    assert "<img" not in pages["shards"] and "taken for" in pages["shards"]
