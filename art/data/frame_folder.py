@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -33,7 +32,7 @@ _LISTED = 3  # so many names are given in an error
 def open_folder(path: Path, start: float | None, end: float | None) -> Iterator[PicturesSpan]:
     """What a :class:`~art.data.decoding.Decoder` does, for folders."""
     _check_no_span(start, end)
-    yield PicturesSpan(numbered_frames(os.listdir(path)), lambda name: (path / name).read_bytes())
+    yield PicturesSpan(numbered_frames(entry.name for entry in path.iterdir()), lambda name: (path / name).read_bytes())
 
 
 @contextlib.contextmanager

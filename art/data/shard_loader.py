@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import itertools
-import os
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -48,12 +48,12 @@ class ShardDataset(ClipDataset):
 
     def _missing(self) -> dict[int, str]:
         """Nothing is known before a shard is opened, but whether it is there where it is a file."""
-        gone = [
-            shard
-            for shard, place in enumerate(self.clip_set.shards)
-            if ":" not in place and not os.path.exists(place)  # noqa: PTH110
-        ]
-        return {i: f"its shard {self.clip_set.shards[shard]} is not there" for shard in gone for i in self.members[shard]}
+        return {
+            index: f"its shard {place} is not there"
+            for place, members in zip(self.clip_set.shards, self.members, strict=True)
+            if ":" not in place and not Path(place).exists()
+            for index in members
+        }
 
     def _candidates(self, index: int) -> Iterable[int]:
         """The clips of the same shard, from this one on."""
@@ -70,7 +70,8 @@ class ShardDataset(ClipDataset):
         self._held.move_to_end(shard)
         clips, problem = self._held[shard]
         if key not in clips:
-            raise VideoError(self.clip_set.clips[index].path, problem or "is not in its shard")
+            problem = problem or f"shard {self.clip_set.shards[shard]} ends without it"
+            raise VideoError(self.clip_set.clips[index].path, problem)
         return clips[key]
 
     def release(self, shard: int) -> None:

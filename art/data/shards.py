@@ -91,7 +91,12 @@ def write_shards(
                 missing += 1
                 continue
             key = f"{i:08d}"
-            about = {"label": clip.label, "class": clip_set.class_names[clip.label], "path": clip_set.relative_path(i)}
+            about: dict[str, Any] = {
+                "label": clip.label,
+                "class": clip_set.class_names[clip.label],
+                "path": clip_set.relative_path(i),
+            }
+            about["files"] = sorted(files)
             shard = shards.add({"__key__": key, **files, "json": about})
             clips.append([shard, key, clip.label])
     if not clips:
@@ -106,7 +111,7 @@ def _files(path: Path) -> dict[str, bytes]:
     """What is stored of a clip, by the ending of its name in the shard."""
     if not path.is_dir():
         return {path.suffix.lower().lstrip(".") or "video": path.read_bytes()}
-    names = numbered_frames(os.listdir(path))
+    names = numbered_frames(entry.name for entry in path.iterdir())
     numbered = (f"{i:06d}{Path(name).suffix.lower()}" for i, name in enumerate(names))
     return {stored: (path / name).read_bytes() for stored, name in zip(numbered, names, strict=True)}
 
@@ -213,8 +218,10 @@ def read_shard(place: str) -> Iterator[tuple[str, StoredClip]]:
 
     try:
         for sample in tarfile_samples([{"url": place}]):
+            key, about = sample["__key__"], json.loads(sample.get("json", "{}"))
             files = {name: value for name, value in sample.items() if not name.startswith("__") and name != "json"}
-            yield sample["__key__"], StoredClip(f"{place}/{sample['__key__']}", files)
+            if files and sorted(files) == about.get("files"):  # else the shard ends within the clip
+                yield key, StoredClip(f"{place}/{key}", files)
     except Exception as error:  # of tarfile, of webdataset's openers and of what they call: no common base
         reason = " ".join(str(error.args[0] if error.args else error).split())[:300]
         raise OSError(f"shard {place} cannot be read: {type(error).__name__}: {reason}") from error
@@ -223,5 +230,3 @@ def read_shard(place: str) -> Iterator[tuple[str, StoredClip]]:
 def keys(clip_set: ShardSet, clips: Sequence[int]) -> list[str]:
     """What some clips are called in their shards."""
     return [clip_set.clips[index].path.name for index in clips]
-
-
