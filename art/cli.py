@@ -78,6 +78,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", metavar="command", title="commands")
 
     _add_prepare(commands)
+    _add_shards(commands)
 
     train = _command(commands, "train", _train, "train a model", "art train configs/motion.yaml optim.epochs=20")
     train.description = (
@@ -201,6 +202,25 @@ def _add_prepare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
 
 
+def _add_shards(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    example = "art shards csv --root data/mine --to data/mine-shards --splits train test"
+    shards = _command(commands, "shards", _shards, "write a data set into tar shards", example)
+    shards.description = (
+        "Write the clips of a data set, whatever it is, into tar files of some tens of megabytes each, for storage "
+        "that is far away. Train from them with data.name=shards data.root=DIR. Originals are only read."
+    )
+    shards.add_argument("name", metavar="NAME", help="the data set, as data.name has it")
+    shards.add_argument("--root", type=Path, required=True, metavar="DIR", help="the folder that holds it")
+    shards.add_argument("--to", type=Path, required=True, metavar="DIR", help="the folder to write into")
+    shards.add_argument("--splits", nargs="+", metavar="SPLIT", help="which splits (default: all)")
+    shards.add_argument("--shard-mib", type=float, default=32.0, metavar="N", help="MiB of a shard (default 32)")
+    shards.add_argument("--seed", type=int, default=0, metavar="N", help="of the order of the clips (default 0)")
+    shards.add_argument(
+        "--url", default="", metavar="URL",
+        help="where the shards will be read, if not in DIR: https://host/set, or 'pipe:aws s3 cp s3://bucket/{} -'",
+    )  # fmt: skip
+
+
 class _Version(argparse.Action):
     """Looks the version up only when it is asked for."""
 
@@ -235,6 +255,28 @@ def _command(
 _RENDERED = ("seed", "size", "frames", "fps", "train_per_class", "test_per_class", "force")
 _CHECKED = ("splits", "check", "max_bad_share", "out", "to")
 _ENCODED = ("cut", "short_side", "keyframe_every", "crf")
+
+
+def _shards(options: argparse.Namespace) -> int:
+    from art.data.registry import dataset_splits, open_dataset
+    from art.data.shards import write_shards
+
+    splits = options.splits or dataset_splits(options.name, options.root)
+    if not splits:
+        raise ValueError(f"--splits: {options.name} does not tell which splits {options.root} has; name them")
+    clip_sets = [open_dataset(options.name, options.root, split) for split in splits]
+    for clip_set in clip_sets:
+        shards = write_shards(
+            clip_set, options.to, shard_bytes=int(options.shard_mib * 2**20), seed=options.seed, url=options.url
+        )
+        left_out = len(clip_set) - len(shards)
+        print(
+            f"{clip_set.split}: {len(shards)} clips in {len(shards.shards)} shards"
+            + (f", {left_out} could not be read" if left_out else ""),
+            flush=True,
+        )
+    print(f"train from them with data.name=shards data.root={options.to}")
+    return 0
 
 
 def _prepare(options: argparse.Namespace) -> int:
