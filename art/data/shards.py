@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import os
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -227,6 +227,19 @@ def read_shard(place: str) -> Iterator[tuple[str, StoredClip]]:
         raise OSError(f"shard {place} cannot be read: {type(error).__name__}: {reason}") from error
 
 
-def keys(clip_set: ShardSet, clips: Sequence[int]) -> list[str]:
-    """What some clips are called in their shards."""
-    return [clip_set.clips[index].path.name for index in clips]
+def find_stored_clip(path: Path) -> StoredClip:
+    """One clip of a :class:`ShardSet` by its path. Its shard is read up to it: for a few clips, not for many.
+
+    Raises:
+        Unreadable: the shard does not hold it, or there is no index.
+        OSError: the shard cannot be read.
+    """
+    root, name = path.parent.parent, path.parent.name
+    index = root / f"{name.rpartition('-')[0]}.json"
+    if not index.is_file():
+        raise Unreadable(f"is in a shard without an index: there is no {index}")
+    place = _place(root, json.loads(index.read_text(encoding="utf-8"))["url"], name)
+    for key, clip in read_shard(place):
+        if key == path.name:
+            return clip
+    raise Unreadable(f"is not there: shard {place} ends without it")

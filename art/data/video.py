@@ -62,7 +62,8 @@ def read_clip(
     """``num_frames`` frames of a clip, or so many for each of several views; no other frame is converted to RGB.
 
     Args:
-        path: a video file, a folder of frames (see :mod:`art.data.frame_folder`), or either in memory.
+        path: a video file, a folder of frames (see :mod:`art.data.frame_folder`), either in memory, or the path of a
+            clip in shards (see :mod:`art.data.shards`), which reads its shard up to there.
         num_frames: T, how many frames to return; a shorter clip repeats some.
         start: where the clip starts, seconds since the first frame; None is the beginning of the file.
         end: where the clip ends (that frame is excluded); None is the end of the file.
@@ -151,6 +152,11 @@ def frame_times(path: _Path, *, start: float | None = None, end: float | None = 
 def _opened(path: _Path | StoredClip, start: float | None, end: float | None, decoder: str) -> Iterator[FrameSpan]:
     """The span of a clip."""
     open_file = find_decoder(decoder)
+    if not isinstance(path, StoredClip) and Path(path).parent.suffix == ".tar":
+        from .shards import find_stored_clip
+
+        with _naming(path):
+            path = find_stored_clip(Path(path))
     if isinstance(path, StoredClip):
         with _naming(path.name), _opened_content(path.files, start, end, open_file) as span:
             yield span

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from art.cli import main
 from art.data.clips import Clip, ClipSet
 from art.data.dataset import ClipDataset, DataError, build_loader, dataset_of
 from art.data.decoding import StoredClip
@@ -269,3 +270,32 @@ def test_an_interruption_leaves_no_half_shard(many, tmp_path, monkeypatch):
 
 def test_files_are_still_read_by_the_other_kind(many):
     assert dataset_of(many) is ClipDataset
+
+
+def test_a_clip_is_found_by_its_path(shards, many, tmp_path):
+    clip = shards.clips[9]
+    expected = read_clip(many.clips[int(clip.path.name)].path, 3)
+    assert torch.equal(read_clip(clip.path, 3), expected)
+    with pytest.raises(VideoError, match="ends without it"):
+        read_clip(clip.path.with_name("99999999"), 3)
+    with pytest.raises(VideoError, match="is in a shard without an index"):
+        read_clip(tmp_path / "test-000000.tar" / "00000000", 3)
+    Path(shards.shards[shards.shard_of[9]]).unlink()
+    with pytest.raises(VideoError, match=r"cannot be read: .*FileNotFoundError"):
+        read_clip(clip.path, 3)
+
+
+def test_the_command_writes_every_split(many, tmp_path, capsys):
+    for split, first in (("train", 0), ("test", 30)):
+        rows = "".join(f"{clip.path},{clip.label}\n" for clip in many.clips[first : first + 10])
+        (tmp_path / f"{split}.csv").write_text("path,label\n" + rows)
+    (tmp_path / "classes.txt").write_text("a\nb\nc\n")
+    many.clips[32].path.unlink()
+    arguments = ["shards", "csv", "--root", str(tmp_path), "--to", str(tmp_path / "out"), "--shard-mib", "0.004"]
+    assert main([*arguments, "--splits", "train", "test"]) == 0
+    shown = capsys.readouterr().out
+    assert "test: 9 clips in" in shown and "1 could not be read" in shown and "data.name=shards" in shown
+    assert dataset_splits("shards", tmp_path / "out") == ("test", "train")
+    assert len(open_dataset("shards", tmp_path / "out", "train")) == 10
+    assert main([*arguments, "--splits", "train"]) == 2
+    assert "is there already" in capsys.readouterr().err
