@@ -86,6 +86,7 @@ def test_overrides_may_stand_on_either_side_of_options():
         (["prepare", "csv", "--root", "nowhere"], "root nowhere is not there"),
         (["prepare", "csv", "--root", ".", "--to", "new", "--crf", "60"], "crf must lie in 0..51, got 60"),
         (["prepare", "finegym9", "--root", "."], "did you mean 'finegym99'?"),
+        (["prepare", "shards", "--root", "."], "check the data set that they are written from"),
         (["profile", "CONFIG", "--clips", "0"], "clips: got 0, expected at least 1"),
         (["profile", "CONFIG", "--classes", "1"], "class_names has 1 names, expected at least 2"),
         (["profile", "CONFIG", "model.backbone=tinny"], "did you mean 'tiny'?"),
@@ -133,7 +134,7 @@ def test_ctrl_c_outside_of_training_is_exit_code_130(capsys, monkeypatch):
 
 
 def test_prepare_knows_every_data_set():
-    assert sorted(DATA_SETS) == sorted(registry._BUILT_IN)
+    assert sorted([*DATA_SETS, "shards"]) == sorted(registry._BUILT_IN)
 
 
 @pytest.fixture

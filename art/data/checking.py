@@ -128,8 +128,10 @@ def open_splits(name: str, root: Path, splits: Sequence[str] | None = None) -> d
 
     Raises:
         FileNotFoundError: ``root`` is no folder.
-        ValueError: the data set is unknown, or has none of the splits.
+        ValueError: the data set is unknown, has none of the splits, or is in shards.
     """
+    if name == "shards":
+        raise ValueError("shards have no files to look at; check the data set that they are written from, and write it")
     known = dataset_splits(name, root)
     unknown = [split for split in splits or () if split not in known]
     if unknown or not known:

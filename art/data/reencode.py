@@ -68,7 +68,7 @@ class Encoding:
 
     def size(self, width: int, height: int) -> tuple[int, int]:
         """Width and height that a picture gets: in proportion, even, not above its own."""
-        factor = min(1.0, self.short_side / min(width, height))
+        factor = self.short_side / min(width, height)
         return _even(width, factor), _even(height, factor)
 
 
@@ -242,6 +242,7 @@ def _upright(frame: VideoFrame, quarter_turns: int) -> VideoFrame:
 
 
 def _even(length: int, factor: float) -> int:
+    """The even number next to ``length * factor``, and not above ``length``."""
     return max(2, min(2 * round(length * factor / 2), length // 2 * 2))
 
 

@@ -182,6 +182,8 @@ def test_a_folder_keeps_classes_of_which_nothing_can_be_read(tmp_path, numbered)
     assert result.made == 2
     new = open_dataset("folder", tmp_path / "new", "train")
     assert (new.class_names, new.labels) == (("a", "b"), (1,))
+    prepare(root, tmp_path / "test", "folder", splits=["test"])
+    assert open_dataset("folder", tmp_path / "test", "test").class_names == ("a", "b")
     train = next(split for split in result.check.splits if split.split == "train")
     (problem,) = train.problems
     assert (problem.clip, problem.kind) == ("train/a/broken.mp4", "broken")

@@ -157,6 +157,7 @@ def test_colours_stay(pixel_format, codec, tags, rotation, tmp_path, target):
     with av.open(str(target)) as container:
         context = container.streams.video[0].codec_context
         assert context.format.name in ("yuv420p", "yuvj420p")
+        assert context.colorspace != 0, "that of RGB"
         for name, value in tags.items():
             assert getattr(context, name) == value
 
