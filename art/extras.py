@@ -38,6 +38,8 @@ def _declare_missing_torchvision_operators() -> None:
     """
     try:
         importlib.import_module("torchvision")
+    except ModuleNotFoundError:
+        return  # a library that needs it says so itself
     except RuntimeError as error:
         if "torchvision::" not in str(error):
             raise

@@ -28,11 +28,12 @@ class RunExists(FileExistsError):
 
 class RunFolder:
     """Paths of a run: ``config.yaml``, ``classes.txt``, ``metrics.jsonl``, ``tensorboard/``, ``checkpoints/last`` and
-    ``best``, ``evaluation.json``, ``predictions.npz``, ``report.html``."""
+    ``best``, ``evaluation.json``, ``predictions.npz``, ``report.html``; where they are asked for, ``observers.json``,
+    ``wandb/`` and ``trace/``."""
 
     _CONTENTS = (
         "config.yaml", "classes.txt", "metrics.jsonl", "tensorboard", "checkpoints", "evaluation.json",
-        "predictions.npz", "report.html",
+        "predictions.npz", "report.html", "observers.json", "wandb", "trace",
     )  # fmt: skip
 
     def __init__(self, path: str | Path) -> None:
@@ -41,6 +42,8 @@ class RunFolder:
         self.classes = self.path / "classes.txt"
         self.metrics = self.path / "metrics.jsonl"
         self.tensorboard = self.path / "tensorboard"
+        self.observers = self.path / "observers.json"
+        self.trace = self.path / "trace"
         self.last = self.path / "checkpoints" / "last"
         self.best = self.path / "checkpoints" / "best"
         self.evaluation = self.path / "evaluation.json"
