@@ -216,7 +216,8 @@ def as_table(check: DatasetCheck) -> str:
     if len(rows) > 1:
         lines += [*_aligned(rows), ""]
     lines += [f"{split.split} cannot be opened: {split.error}" for split in check.splits if split.error]
-    absent = [file for file in check.annotations if not file.found and file.splits]
+    told = " ".join(split.error or "" for split in check.splits)
+    absent = [file for file in check.annotations if not file.found and file.splits and file.path.name not in told]
     lines += [f"no {file.path} (for {', '.join(file.splits)}), from {file.source}" for file in absent]
     for kind in ("missing", "broken", "doubtful"):
         groups: dict[str, list[Problem]] = {}

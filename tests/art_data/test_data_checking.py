@@ -131,7 +131,8 @@ def test_folders_of_frames(tmp_path):
 
 def test_a_split_that_cannot_be_opened_is_told_with_what_is_missing(tmp_path, root):
     def files(folder):
-        listed = ((folder / "test.csv", ("test",)), (folder / "extra.json", ("train", "test")))
+        names = {"test.csv": ("test",), "extra.json": ("train", "test"), "test.json": ("test",)}
+        listed = [(folder / name, splits) for name, splits in names.items()]
         return tuple(RequiredFile(path, path.exists(), "https://example.org/x", splits) for path, splits in listed)
 
     def opener(folder, split):
@@ -148,6 +149,7 @@ def test_a_split_that_cannot_be_opened_is_told_with_what_is_missing(tmp_path, ro
     assert "test cannot be opened: test.json is not there" in table
     assert f"no {root / 'extra.json'} (for train, test), from https://example.org/x" in table
     assert "test.csv" not in table
+    assert table.count("test.json") == 1, "what the error says need not be said again"
     assert result.as_json()["annotation_files"][0]["found"] is True
 
 
