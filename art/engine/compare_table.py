@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from .markdown import head, percent, row, seconds
+
 _ACCURACY = {"top1": "top-1", "mean_class_accuracy": "mean class accuracy"}
 _TRACKLETS = {
     "relinked": "links to another query",
@@ -21,11 +23,11 @@ def as_markdown(result: Mapping[str, Any]) -> str:
     A comparison of "kind" calls its rows by what they are, another one by key and value.
     """
     told, seeds = result["provenance"], ", ".join(map(str, result["seeds"]))
-    head = (
+    first_line = (
         f"Last checkpoint of each run on {result['runs'][0]['clips']} test clips; seeds {seeds}; "
         f"torch {told['torch']}, {told['machine']}, {told['date']}."
     )
-    lines = [head, "", *_accuracy_table(result), ""]
+    lines = [first_line, "", *_accuracy_table(result), ""]
     if any("relinked" in summary for summary in result["summary"].values()):
         lines += [*_tracklet_table(result), ""]
     return "\n".join([*lines, *_by_seed(result)]) + "\n"
@@ -33,26 +35,26 @@ def as_markdown(result: Mapping[str, Any]) -> str:
 
 def _accuracy_table(result: Mapping[str, Any]) -> list[str]:
     titles = [f"{title}, %" for title in _ACCURACY.values()]
-    lines = _head(*titles, "seconds a step", "waiting for data, s a step", "parameters")
+    lines = head(*titles, "seconds a step", "waiting for data, s a step", "parameters")
     for value, summary in result["summary"].items():
-        shares = [_percent(summary[name]) for name in _ACCURACY]
-        times = [_seconds(summary[name]["mean"]) for name in ("step_seconds", "data_seconds")]
-        lines.append(_row(_title(result, value), *shares, *times, f"{summary['parameters']['mean']:,.0f}"))
+        shares = [percent(summary[name]) for name in _ACCURACY]
+        times = [seconds(summary[name]["mean"]) for name in ("step_seconds", "data_seconds")]
+        lines.append(row(_title(result, value), *shares, *times, f"{summary['parameters']['mean']:,.0f}"))
     for title, paired in _pairs(result).items():
-        lines.append(_row(title, *(_percent(paired[name], signed=True) for name in _ACCURACY), "", "", ""))
+        lines.append(row(title, *(percent(paired[name], signed=True) for name in _ACCURACY), "", "", ""))
     return lines
 
 
 def _tracklet_table(result: Mapping[str, Any]) -> list[str]:
     with_tracklets = {value: summary for value, summary in result["summary"].items() if "relinked" in summary}
     names = [name for name in _TRACKLETS if any(name in summary for summary in with_tracklets.values())]
-    lines = _head(*(f"{_TRACKLETS[name]}, %" for name in names))
+    lines = head(*(f"{_TRACKLETS[name]}, %" for name in names))
     for value, summary in with_tracklets.items():
-        lines.append(_row(_title(result, value), *(_percent(summary.get(name)) for name in names)))
+        lines.append(row(_title(result, value), *(percent(summary.get(name)) for name in names)))
     lines += _chances(result, with_tracklets, names)
     for title, paired in _pairs(result).items():
         if "relinked" in paired:
-            lines.append(_row(title, *(_percent(paired.get(name), signed=True) for name in names)))
+            lines.append(row(title, *(percent(paired.get(name), signed=True) for name in names)))
     return lines
 
 
@@ -61,12 +63,12 @@ def _chances(
 ) -> list[str]:
     """What random regions on the body would reach: one row where all values of the key have the same chances."""
     cells = {
-        value: [_percent(summary.get(f"{name}_chance")) for name in names] for value, summary in with_tracklets.items()
+        value: [percent(summary.get(f"{name}_chance")) for name in names] for value, summary in with_tracklets.items()
     }
-    known = {_title(result, value): row for value, row in cells.items() if any(row)}
-    if len({tuple(row) for row in known.values()}) == 1:
-        return [_row("random regions on the body", *next(iter(known.values())))]
-    return [_row(f"random regions on the body, {title}", *row) for title, row in known.items()]
+    known = {_title(result, value): own for value, own in cells.items() if any(own)}
+    if len({tuple(own) for own in known.values()}) == 1:
+        return [row("random regions on the body", *next(iter(known.values())))]
+    return [row(f"random regions on the body, {title}", *own) for title, own in known.items()]
 
 
 def _by_seed(result: Mapping[str, Any]) -> list[str]:
@@ -90,23 +92,3 @@ def _pairs(result: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 def _title(result: Mapping[str, Any], value: str) -> str:
     return _KINDS[value] if result["over"] == "kind" else f"{result['over']}={value}"
-
-
-def _head(*titles: str) -> list[str]:
-    return [_row("", *titles), _row(*["---"] * (len(titles) + 1))]
-
-
-def _row(*cells: str) -> str:
-    return "|" + "|".join(f" {cell} " if cell else " " for cell in cells) + "|"
-
-
-def _percent(spread: Mapping[str, float] | None, *, signed: bool = False) -> str:
-    if spread is None:
-        return ""
-    form = "+.2f" if signed else ".2f"
-    deviation = "" if spread["std"] is None else f" ± {100 * spread['std']:.2f}"
-    return f"{100 * spread['mean']:{form}}{deviation} ({100 * spread['min']:{form}} … {100 * spread['max']:{form}})"
-
-
-def _seconds(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3g}"

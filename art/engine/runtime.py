@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import resource
 import sys
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from datetime import datetime, timezone
 
@@ -32,6 +33,30 @@ def resolve_device(name: str) -> torch.device:
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise ValueError(f"device: got {name!r}, but torch sees no MPS device here")
     return device
+
+
+def devices_at_once(names: Sequence[str], jobs: int = 1) -> list[str]:
+    """The device of each process that works at the same time as the others.
+
+    Args:
+        names: devices as :func:`resolve_device` takes them; "auto" and "cuda" are all CUDA devices there are, and
+            "auto" the CPU where there is none.
+        jobs: processes on each of them.
+
+    Raises:
+        ValueError: for a device that is not there or is named twice, or for fewer than one job.
+    """
+    if jobs < 1:
+        raise ValueError(f"jobs: got {jobs}, expected at least 1")
+    found: list[str] = []
+    for name in names:
+        device = resolve_device(name)
+        several = device.type == "cuda" and device.index is None
+        found += [f"cuda:{index}" for index in range(torch.cuda.device_count())] if several else [str(device)]
+    twice = sorted({name for name in found if found.count(name) > 1})
+    if twice:
+        raise ValueError(f"devices: got {twice[0]} twice in {', '.join(names)}; more processes on each are jobs")
+    return found * jobs
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:

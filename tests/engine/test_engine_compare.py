@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from art.engine import compare as comparing
+from art.engine import trainings
 from art.engine.compare import compare
 from art.engine.compare_table import as_markdown
 from art.engine.config import ConfigError
@@ -50,7 +50,7 @@ def untrained(monkeypatch):
     def refuse(*_, **__):
         raise AssertionError("a run was trained")
 
-    monkeypatch.setattr(comparing, "train", refuse)
+    monkeypatch.setattr(trainings, "train", refuse)
 
 
 @pytest.fixture
