@@ -99,6 +99,11 @@ def prepare_dataset(
     jobs = _distinct([job for plan in planned.values() for job in plan], to)
     check = check_dataset(name, root, splits=splits, level=level, workers=workers, progress=progress)
     with _Journal(to) as journal:
+        if not cut and journal.holds_cuts():
+            raise ValueError(
+                f"--to {to} holds sub-actions that were cut, which would be read in place of whole videos; give --cut, "
+                "or choose another folder"
+            )
         _copy_annotations(name, root, to, {job.source: job.target for job in jobs})
         if name == "folder" and not (root / CLASSES).exists():
             # Without this list, classes of which nothing can be read would be no classes of the new folder.
@@ -230,6 +235,10 @@ class _Journal:
             return bool(entry["encoding"] == str(job.encoding))
         made_of = (_state(job.source), job.start, job.end, str(job.encoding))
         return (entry["source"], entry["start"], entry["end"], entry["encoding"]) == made_of
+
+    def holds_cuts(self) -> bool:
+        """Whether a file is a part of its original."""
+        return any((entry["start"], entry["end"]) != (None, None) for entry in self._entries.values())
 
     def note(self, job: Job, made: Made) -> None:
         """Write down that the file of ``job`` is finished."""
@@ -395,4 +404,4 @@ def _check_layout(to: Path, opened: dict[str, ClipSet], planned: dict[str, list[
         astray = sorted(expected - {(clip.path, clip.label) for clip in new})
         if astray or new.class_names != clip_set.class_names:
             what = f"{len(astray)} clips, such as {astray[0][0]}" if astray else "its class names"
-            raise RuntimeError(f"{clip_set.name} in {to} is read otherwise than in {clip_set.root}: {what} (a bug)")
+            raise RuntimeError(f"{clip_set.name} in {to} is read otherwise than in {clip_set.root}: {what}")

@@ -134,6 +134,14 @@ def test_without_cutting_files_stay_whole_and_keep_their_places(gym, tmp_path, r
     assert read_numbers(read_frames(vault.path, start=vault.start, end=vault.end)) == list(range(6, 24))
 
 
+def test_whole_videos_may_become_cut_ones_and_not_the_other_way_round(gym, tmp_path, made):
+    prepare(gym, tmp_path / "new", "finegym99")
+    made.clear()
+    prepare(gym, tmp_path / "new", "finegym99", cut=True)
+    assert sorted(made) == [f"{TURN}.mp4", f"{VAULT}.mp4"]
+    refused(gym, tmp_path / "new", "holds sub-actions that were cut", "finegym99")
+
+
 def test_lists_of_one_data_set_share_their_files(gym, tmp_path, made):
     prepare(gym, tmp_path / "new", "finegym99", cut=True)
     for name in ("gym288_categories.txt", "gym288_train_element_v1.1.txt", "gym288_val_element.txt"):
