@@ -49,7 +49,8 @@ def report_run(
     history: Sequence[Mapping[str, Any]] = (),
     facts: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Writes ``report.html`` into ``folder``; of clips in shards, which are not read one by one, without pictures.
+    """Writes ``report.html`` into ``folder``. Of clips in shards it shows a few, and none of each confused pair: for
+    each of them a shard is read up to it.
 
     Args:
         folder: of the run.
@@ -63,10 +64,6 @@ def report_run(
     Returns:
         The file.
     """
-    samples, pairs = [], []
-    if _one_by_one(clip_set):
-        samples = collect_samples(model, clip_set, evaluation, limb=defining_limb(clip_set, model))
-        pairs = collect_pairs(clip_set, evaluation, clip_reader(model))
     summary = {
         "model": model.kind,
         "backbone": model.options.backbone,
@@ -80,8 +77,8 @@ def report_run(
         history=history,
         evaluation=evaluation,
         class_names=evaluation.class_names,
-        samples=samples,
-        pairs=pairs,
+        samples=collect_samples(model, clip_set, evaluation, limb=defining_limb(clip_set, model)),
+        pairs=collect_pairs(clip_set, evaluation, clip_reader(model)) if _one_by_one(clip_set) else [],
         localization=localization,
         summary=summary,
     )
@@ -106,7 +103,7 @@ def defining_limb(
     Returns:
         a function of a clip, which gives None for a class without such a limb; None for data without known joints.
     """
-    if clip_set.name != "motion":
+    if clip_set.name != "motion" or not _one_by_one(clip_set):
         return None
     joints, defining = read_joints(clip_set.root), defining_joints(clip_set.class_names)
 

@@ -34,7 +34,7 @@ def test_the_limb_is_marked_where_the_crop_shows_it(motion, configured, tmp_path
     np.testing.assert_allclose(limb(motion.clips[1]), np.stack([expected] * 2, axis=1))
 
 
-def test_a_report_shows_the_clips_of_confused_pairs_and_none_of_shards(configured, clips, tmp_path):
+def test_a_report_shows_the_clips_of_confused_pairs_where_they_are_at_hand(configured, clips, tmp_path):
     pytest.importorskip("webdataset")
     for split in ("train", "test"):
         write_shards(open_split(configured(tmp_path), split), tmp_path / "shards")
@@ -44,5 +44,6 @@ def test_a_report_shows_the_clips_of_confused_pairs_and_none_of_shards(configure
         result = train(configured(tmp_path / name, *overrides))
         pages[name] = (tmp_path / name / "report.html").read_text()
         assert result.evaluation.correct_top1 < 6, "there is something to show"
-    assert 'alt="3 frames of test_' in pages["csv"] and "Where it looked" in pages["csv"]
-    assert "<img" not in pages["shards"] and "taken for" in pages["shards"]
+    assert all("Where it looked" in page and "taken for" in page for page in pages.values())
+    assert 'class="strip wrong"' in pages["csv"] and 'alt="3 frames of test_' in pages["csv"]
+    assert 'class="strip' not in pages["shards"]
