@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-CLIPS = 10
+CLIPS = 4
 #: In place of what `measure_fresh` finds, where it was not asked.
 NOT_FRESH = {"first_clip_seconds": None, "peak_bytes": None}
 

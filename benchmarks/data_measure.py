@@ -23,7 +23,7 @@ from benchmarks.findings import Findings
 from benchmarks.timing import Effort, effort_for, summarize
 
 #: Everything is to take less than five minutes.
-EFFORT = Effort(min_rounds=7, min_seconds=1.5, max_seconds=16.0, warmups=1)
+EFFORT = Effort(min_rounds=7, min_seconds=1.0, max_seconds=12.0, warmups=1)
 SAMPLED = 16
 LOADER_CASE = "320p-12"
 

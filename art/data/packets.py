@@ -66,7 +66,8 @@ class Source:
     frame.
 
     AVI holds no time of display, and what the demuxer makes up for it is wrong where frames are reordered. There,
-    frames are ``counted``: the time is the frame's number, and the file is always read from its beginning.
+    frames are ``counted``: the time is the frame's number, and the file is always read from its beginning. Each stands
+    in a slot of the frame rate, and some slots may be empty: then the picture before stays.
     """
 
     def __init__(self, container: InputContainer, stream: VideoStream) -> None:
@@ -76,15 +77,22 @@ class Source:
         self._first = self.origin
         self._early = self.origin - int(10 / self.time_base)
         self.counted = False
+        self._slots: list[int] = []  # of each counted frame, once they have been listed
         if container.format.name == "avi":
             rate = stream.average_rate
             if not rate:
                 raise Unreadable("is an AVI file without a frame rate")
             self.counted, self.time_base, self.origin = True, 1 / Fraction(rate), 0
 
+    def ticks(self, time: int) -> int:
+        """Ticks of ``time_base`` since the first frame."""
+        if self.counted and self._slots:
+            return self._slots[min(time, len(self._slots) - 1)] - self._slots[0]
+        return time - self.origin
+
     def seconds(self, time: int) -> float:
         """Seconds since the first frame."""
-        return float((time - self.origin) * self.time_base)
+        return float(self.ticks(time) * self.time_base)
 
     def packets_from(self, time: int) -> Iterator[av.Packet]:
         """The packets from the last keyframe at or before ``time`` on; from the first of all where frames are counted.
@@ -138,6 +146,7 @@ class Source:
         packets: list[Packet] = []
         held: list[av.Packet] | None = []
         held_bytes = 0
+        slots: list[int] = []
         for packet in self.packets_from(self.origin + int(start / self.time_base)):
             if packet.size == 0:
                 continue
@@ -148,11 +157,13 @@ class Source:
                 raise Unreadable(f"is truncated or damaged at {self.seconds(time):.2f} s")
             if end is not None and not self.counted and packet.dts is not None and self.seconds(packet.dts) >= end:
                 break  # no frame is shown before it is decoded
+            slots.append(time if packet.dts is None else packet.dts)
             packets.append(Packet(time, packet.is_keyframe, not packet.is_discard))
             held_bytes += packet.size
             if held is not None:
                 held.append(packet)
                 held = None if held_bytes > HELD_BYTES else held
+        self._slots = sorted(slots) if self.counted else []  # what is shown as k-th has the k-th slot
         return packets, held
 
     def _check_length(self, packets: Sequence[Packet]) -> None:
@@ -160,11 +171,12 @@ class Source:
         announced = self._announced_end()
         if announced is None or not packets:
             return
-        times = [packet.time for packet in packets]
+        times = self._slots or [packet.time for packet in packets]
         interval = (max(times) - min(times)) / max(len(times) - 1, 1)
         end = max(times) + interval
         if announced - end > (HELD_BACK + 0.5) * interval:
-            there, header = ((time - self.origin) * self.time_base for time in (end, announced))
+            first = self._slots[0] if self._slots else self.origin
+            there, header = ((time - first) * self.time_base for time in (end, announced))
             raise Unreadable(f"is truncated: it ends after {float(there):.2f} s, its header says {float(header):.2f} s")
 
     def _announced_end(self) -> float | None:

@@ -80,7 +80,7 @@ def open_frames(path: Path, start: float | None, end: float | None) -> Iterator[
         listing = source.list_frames(start, end)
         for time, frame in _CarefulWalk(source, listing).frames(listing.times):
             _check_whole(source, time, frame)
-            yield ShownFrame(time - source.origin, frame, source)
+            yield ShownFrame(source.ticks(time), frame, source)
 
 
 def _is_cover(stream: Stream) -> bool:

@@ -89,6 +89,14 @@ def test_frames_of_avi_are_counted(source):
     assert [opened.seconds(time) for time in (0, 12)] == [0.0, 1.0]
 
 
+def test_slots_of_avi_may_be_empty(tmp_path, numbered, read_numbers):
+    times = [0, 1, 2, 5, 6, 10, 20, 21, 22, 40]
+    path = numbered(tmp_path / "uneven.avi", 10, times=times, codec="mpeg4", gop=4, options={"b": "2M"})
+    assert frame_times(path) == pytest.approx([t / 12 for t in times])
+    assert read_numbers(read_frames(path, start=5 / 12, end=21 / 12)) == [3, 4, 5, 6]
+    assert read_numbers(read_clip(path, 10)) == list(range(10))
+
+
 def test_what_cannot_be_listed(source):
     opened = source("a.mp4")
     with pytest.raises(Unreadable, match="has no video frame from 0 s to 0"):
