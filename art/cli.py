@@ -8,13 +8,15 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 #: The data sets that come with this package, as art.data.registry knows them: help must not import that.
 DATA_SETS = (
     "motion", "finegym99", "finegym288", "finegym99_v1.0", "finegym288_v1.0", "diving48", "ntu60_xsub", "ntu60_xview",
     "ntu120_xsub", "ntu120_xset", "kinetics400", "kinetics600", "something_v1", "something_v2", "folder", "csv", "list",
 )  # fmt: skip
+#: As art.ablation.tables knows them, for the same reason.
+ABLATIONS = ("components", "mtc", "bank", "tracklets", "margin")
 _OVERRIDE_HELP = "dotted.key=value, over the configuration: optim.lr=0.02 model.num_tracklets=3"
 _EXITS = """exit codes: 0 done; 1 predict: a clip could not be read, prepare: clips are missing or broken;
 2 wrong usage, configuration, data or files;
@@ -56,12 +58,14 @@ def _exit_code(error: Exception) -> int | None:
     """The exit code of an error that the user can mend or asked for; None: a bug, which keeps its traceback."""
     from art.data.dataset import DataError
     from art.data.video import VideoError
+    from art.engine.distributed import OtherRankError
     from art.engine.interruption import Interrupted
     from art.engine.train import NonFiniteLoss
+    from art.engine.trainings import RunsFailed
 
     if isinstance(error, Interrupted):
         return 128 + error.signal_number
-    expected = (ValueError, OSError, ImportError, DataError, VideoError, NonFiniteLoss)
+    expected = (ValueError, OSError, ImportError, DataError, VideoError, NonFiniteLoss, OtherRankError, RunsFailed)
     return 2 if isinstance(error, expected) else None
 
 
@@ -83,11 +87,17 @@ def build_parser() -> argparse.ArgumentParser:
     train = _command(commands, "train", _train, "train a model", "art train configs/motion.yaml optim.epochs=20")
     train.description = (
         "Train a model. What is reported at the end is the last checkpoint on the test split: nothing is chosen on it. "
-        "checkpoints/best is for data with a validation split (data.validation_split)."
+        "checkpoints/best is for data with a validation split (data.validation_split). On several devices or machines: "
+        "torchrun --nproc-per-node N -m art train CONFIG."
     )
     train.add_argument("config", type=Path, help="a YAML file, such as configs/motion.yaml")
     train.add_argument("overrides", nargs="*", metavar="key=value", help=_OVERRIDE_HELP)
     train.add_argument("--resume", action="store_true", help="continue the run in the output folder where it was saved")
+    train.add_argument(
+        "--auto-resume", action="store_true",
+        help="continue the run in the output folder if one was begun, else begin it: for launchers and schedulers that "
+        "start the same command again",
+    )  # fmt: skip
     train.add_argument("--overwrite", action="store_true", help="replace the run in the output folder")
 
     example = "art evaluate --checkpoint runs/motion/checkpoints/last --report runs/motion/test"
@@ -136,6 +146,8 @@ def build_parser() -> argparse.ArgumentParser:
         help="what is compared, the first value being the one to compare with (default kind=backbone,art)",
     )  # fmt: skip
     compare.add_argument("--epochs", type=int, help="short for optim.epochs=N")
+
+    _add_ablate(commands)
 
     example = "art profile configs/motion.yaml model.enhancement_layers=4 --count"
     profile = _command(commands, "profile", _profile, "count and measure a model stage by stage", example)
@@ -200,6 +212,27 @@ def _add_prepare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     motion.add_argument(
         "--force", action="store_true", default=None, help="make it again where it was made with other settings"
     )
+
+
+def _add_ablate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    example = "art ablate configs/motion.yaml model.enhancement_layers=1 --seeds 3 --dry-run"
+    ablate = _command(commands, "ablate", _ablate, "train the paper's ablations, and compare", example)
+    ablate.description = (
+        "Train the model with parts of the method left out, with other values of K and λ, and with several seeds, and "
+        "compare row by row. The configuration is the whole method. Finished runs are not repeated, a stopped one is "
+        "continued, and what two tables have in common is trained once. Writes ablate.json, ablate.md and ablate.png."
+    )
+    ablate.add_argument("config", type=Path, help="a YAML file, such as configs/motion.yaml")
+    ablate.add_argument("overrides", nargs="*", metavar="key=value", help=_OVERRIDE_HELP)
+    ablate.add_argument("--seeds", type=int, default=3, help="runs of each row (default 3)")
+    ablate.add_argument("--only", metavar="TABLE,TABLE", help=f"some of {','.join(ABLATIONS)} (default: all)")
+    _add_devices(ablate, "the configuration's; auto is all CUDA devices there are, else the CPU")
+    ablate.add_argument("--dry-run", action="store_true", help="list the runs and how long they may take, and stop")
+
+
+def _add_devices(parser: argparse.ArgumentParser, default: str) -> None:
+    parser.add_argument("--devices", metavar="DEVICE,DEVICE", help=f"where to work at once (default: {default})")
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="processes on each device (default 1)")
 
 
 def _add_shards(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -343,10 +376,14 @@ def _flag(name: str) -> str:
 def _train(options: argparse.Namespace) -> int:
     from art.engine.accuracy_table import table
     from art.engine.config import load_config
+    from art.engine.distributed import is_main_process
     from art.engine.train import train
 
     config = load_config(options.config, options.overrides)
-    result = train(config, resume=options.resume, overwrite=options.overwrite)
+    resume: bool | Literal["auto"] = "auto" if options.auto_resume else options.resume
+    result = train(config, resume=resume, overwrite=options.overwrite)
+    if not is_main_process():
+        return 0
     measured = result.measured
     print(table(result.evaluation))
     print(
@@ -420,6 +457,29 @@ def _compare(options: argparse.Namespace) -> int:
     print(as_markdown(compare(config, options.seeds, options.over)), end="")
     print(f"written to {config.output}: compare.json, compare.md, compare.png")
     return 0
+
+
+def _ablate(options: argparse.Namespace) -> int:
+    from art.ablation import ablate, make_plan
+    from art.ablation.markdown import as_markdown
+    from art.ablation.plan import as_list
+    from art.engine.config import load_config
+    from art.engine.runtime import devices_at_once
+
+    config = load_config(options.config, options.overrides)
+    only = _listed(options.only)
+    devices = devices_at_once(_listed(options.devices) or [config.device], options.jobs)
+    if options.dry_run:
+        print(as_list(make_plan(config, options.seeds, only), len(devices)), end="")
+        return 0
+    print(as_markdown(ablate(config, options.seeds, only, devices)), end="")
+    print(f"written to {config.output}: ablate.json, ablate.md, ablate.png")
+    return 0
+
+
+def _listed(text: str | None) -> list[str]:
+    """The parts of ``one,two``."""
+    return [] if text is None else [part.strip() for part in text.split(",")]
 
 
 def _profile(options: argparse.Namespace) -> int:

@@ -13,7 +13,7 @@ from art.data import registry
 from art.data.motion.filming import write_video
 from art.data.video import read_frames
 
-COMMANDS = ("prepare", "train", "evaluate", "score", "predict", "compare", "profile")
+COMMANDS = ("prepare", "train", "evaluate", "score", "predict", "compare", "ablate", "profile")
 
 
 def run(capsys, *arguments):
@@ -78,6 +78,11 @@ def test_overrides_may_stand_on_either_side_of_options():
         (["compare", "CONFIG", "--seeds", "0"], "seeds: got 0"),
         (["compare", "CONFIG", "--over", "model.linkin=index,optimal"], "model.linkin: unknown key"),
         (["compare", "CONFIG", "--over", "model.linking=index"], "model.linking: got 1 values"),
+        (["ablate", "CONFIG", "--seeds", "0"], "seeds: got 0"),
+        (["ablate", "CONFIG", "--only", "bank,K"], "only: got 'K', expected some of components"),
+        (["ablate", "CONFIG", "--devices", "cpu,gpu"], "device: got 'gpu'"),
+        (["ablate", "CONFIG", "--devices", "cpu,cpu"], "devices: got cpu twice"),
+        (["ablate", "CONFIG", "--jobs", "0"], "jobs: got 0"),
         (["prepare", "motion", "--root", "x", "--size", "33"], "size must be even"),
         (["prepare", "motion", "--root", "x", "--check", "open"], "--check is not for 'motion'"),
         (["prepare", "csv", "--root", "x", "--train-per-class", "3"], "--train-per-class is for 'motion' only"),
@@ -301,6 +306,13 @@ class TestARound:
         assert code == 0
         assert "| ART on it |" in out
         assert json.loads((place / "both" / "compare.json").read_text())["seeds"] == [0]
+
+    def test_ablation(self, capsys, place):
+        arguments = [place / "tiny.yaml", f"output={place / 'ablation'}", "--seeds", "1", "--only", "bank"]
+        code, out, _ = run(capsys, "ablate", *arguments, "--dry-run")
+        assert code == 0
+        assert "4 configurations, 1 seeds: 4 runs, 4 left" in out
+        assert not (place / "ablation").exists()
 
     def test_comparison_over_a_key(self, capsys, place):
         arguments = ["--seeds", "1", "--over", "model.linking=index,optimal", f"output={place / 'linking'}"]
