@@ -17,7 +17,7 @@ from benchmarks.attention_shapes import PASSES, SHAPES, AttentionShape, floor
 from benchmarks.bandwidth import copy_bandwidth_gbs
 from benchmarks.findings import DTYPES, OUT_OF_TIME, Findings
 from benchmarks.memory import peak_extra_bytes
-from benchmarks.timing import Effort, Timing, effort_for, time_calls
+from benchmarks.timing import REHEARSAL, Effort, Timing, effort_for, time_calls
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,7 @@ class Settings:
         passes: of `PASSES`.
         quick: few repetitions and an eighth of the frames, to see that it works; the times mean little.
         crossing: also measure over the number of queries where the two routes cross, in the first dtype.
+        rehearsal: as little of everything as runs each step, on a CPU.
     """
 
     device: str = "cpu"
@@ -39,6 +40,7 @@ class Settings:
     passes: tuple[str, ...] = PASSES
     quick: bool = False
     crossing: bool = False
+    rehearsal: bool = False
 
 
 @dataclass(frozen=True)
@@ -70,14 +72,14 @@ def run(settings: Settings, *, deadline: float | None = None, report: Report | N
         None, all of it fit for JSON.
     """
     device = torch.device(settings.device)
-    effort = effort_for(device, quick=settings.quick)
+    effort = REHEARSAL if settings.rehearsal else effort_for(device, quick=settings.quick)
     copy_gbs = copy_bandwidth_gbs(device, effort)
     findings = Findings()
     reasons = {provider: refusal(provider, device) for provider in PROVIDERS}
     findings.left_out += [{"provider": name, "reason": reason} for name, reason in reasons.items() if reason]
     for dtype in settings.dtypes:
         for name in settings.shapes:
-            shape, before = SHAPES[name].on(device, quick=settings.quick), len(findings.records)
+            shape, before = _sized(name, settings), len(findings.records)
             with findings.recording_failure(shape=name, dtype=dtype):
                 _measure_shape(shape, dtype, settings, effort, copy_gbs, deadline, findings)
             if report is not None and len(findings.records) > before:
@@ -88,11 +90,24 @@ def run(settings: Settings, *, deadline: float | None = None, report: Report | N
     if settings.crossing:
         with findings.recording_failure(shape="crossing", dtype=settings.dtypes[0]):
             crossing = measure_crossing(
-                device, DTYPES[settings.dtypes[0]], effort, quick=settings.quick, deadline=deadline
+                device,
+                DTYPES[settings.dtypes[0]],
+                effort,
+                quick=settings.quick,
+                rehearsal=settings.rehearsal,
+                deadline=deadline,
             )
             if crossing["queries_left_out"]:
                 findings.left_out.append({"shape": "crossing", "dtype": settings.dtypes[0], "reason": OUT_OF_TIME})
     return findings.result("region_attention", device, settings, effort, copy_bandwidth_gbs=copy_gbs, crossing=crossing)
+
+
+def _sized(name: str, settings: Settings) -> AttentionShape:
+    return (
+        SHAPES[name].tiny()
+        if settings.rehearsal
+        else SHAPES[name].on(torch.device(settings.device), quick=settings.quick)
+    )
 
 
 def _measure_shape(

@@ -16,12 +16,19 @@ from benchmarks.timing import Effort, time_calls
 REGIONS, CHANNELS, HEADS = 196, 256, 8
 QUERIES = (1, 2, 4, 8, 16, 20, 24, 28, 30, 31, 32, 36, 40, 48, 64, 96, 128, 192, 256)
 QUICK_QUERIES = (1, 16, 64)
+REHEARSED_QUERIES = (1, 3)
 FRAMES = {"cpu": 16, "cuda": 128}
 PASSES = ("forward", "both")
 
 
 def measure_crossing(
-    device: torch.device, dtype: torch.dtype, effort: Effort, *, quick: bool = False, deadline: float | None = None
+    device: torch.device,
+    dtype: torch.dtype,
+    effort: Effort,
+    *,
+    quick: bool = False,
+    rehearsal: bool = False,
+    deadline: float | None = None,
 ) -> dict[str, Any]:
     """Both routes over the number of queries K, at N=196, C=E=256, 8 heads.
 
@@ -30,6 +37,7 @@ def measure_crossing(
         dtype: of everything.
         effort: of each measurement.
         quick: three numbers of queries and two frames.
+        rehearsal: two numbers of queries and one frame.
         deadline: of `time.monotonic()`, in seconds, after which no other K is begun.
 
     Returns:
@@ -37,10 +45,10 @@ def measure_crossing(
         pass and route with its time in ms; "measured", for each pass what `judge` says of them; and
         "queries_left_out", the K for which no time was left.
     """
-    frames = 2 if quick else FRAMES[device.type]
+    frames = 1 if rehearsal else 2 if quick else FRAMES[device.type]
     points: list[dict[str, Any]] = []
     left_out = []
-    for queries in QUICK_QUERIES if quick else QUERIES:
+    for queries in REHEARSED_QUERIES if rehearsal else QUICK_QUERIES if quick else QUERIES:
         if deadline is not None and time.monotonic() > deadline:
             left_out.append(queries)
         else:

@@ -38,6 +38,11 @@ class AttentionShape:
         frames = self.cpu_frames if device.type == "cpu" else self.frames
         return replace(self, frames=max(1, frames // 8) if quick else frames)
 
+    def tiny(self) -> AttentionShape:
+        """As many channels and heads over as little else as still is a case of its own: for Triton's interpreter."""
+        regions, queries = min(self.regions, 19), min(self.queries, 3)
+        return replace(self, frames=1, cpu_frames=1, queries=queries, regions=regions)
+
 
 #: By name: few queries over many tokens, as ART, UniFormerV2's global blocks, DETR, BLIP-2 and pooling heads ask.
 SHAPES = {

@@ -69,9 +69,13 @@ def main(arguments: list[str] | None = None) -> int:
     return conclude(result, options, draw)
 
 
-def run_on_gpu(deadline: float) -> dict[str, Any]:
-    """What `python -m benchmarks.gpu` runs of this benchmark; nothing is begun after `deadline` (`time.monotonic`)."""
-    result = run(Settings(device="cuda"), deadline=deadline, report=print_records)
+def run_on_gpu(deadline: float, *, rehearsal: bool = False) -> dict[str, Any]:
+    """What `python -m benchmarks.gpu` runs of this benchmark; nothing is begun after `deadline` (`time.monotonic`).
+
+    A rehearsal is a quick run on a CPU.
+    """
+    settings = Settings(device="cpu", quick=True) if rehearsal else Settings(device="cuda")
+    result = run(settings, deadline=deadline, report=print_records)
     print_summary(result)
     return result
 

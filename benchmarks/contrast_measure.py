@@ -16,7 +16,7 @@ from benchmarks.findings import DTYPES, OUT_OF_TIME, Findings
 from benchmarks.limits import Limits, measure_limits
 from benchmarks.memory import peak_extra_bytes
 from benchmarks.replay import replay
-from benchmarks.timing import Effort, Timing, effort_for, time_calls
+from benchmarks.timing import REHEARSAL, Effort, Timing, effort_for, time_calls
 
 #: An error so many times that of the first provider in the same dtype is a mistake, and no rounding.
 WORST_ERROR_RATIO = 20.0
@@ -34,6 +34,7 @@ class Settings:
         dtypes: names of `DTYPES`.
         passes: of `PASSES`.
         quick: few repetitions and an eighth of the sizes, to see that it works; the times mean little.
+        rehearsal: as little of everything as runs each step, on a CPU.
     """
 
     device: str = "cpu"
@@ -41,6 +42,7 @@ class Settings:
     dtypes: tuple[str, ...] = ("float32",)
     passes: tuple[str, ...] = PASSES
     quick: bool = False
+    rehearsal: bool = False
 
 
 Report = Callable[[ContrastShape, str, list[dict[str, Any]]], None]
@@ -60,11 +62,15 @@ def run(settings: Settings, *, deadline: float | None = None, report: Report | N
     """
     device = torch.device(settings.device)
     effort = CPU_EFFORT if device.type == "cpu" and not settings.quick else effort_for(device, quick=settings.quick)
+    if settings.rehearsal:
+        effort = REHEARSAL
     limits = measure_limits(device, {name: DTYPES[name] for name in settings.dtypes}, effort)
     findings = Findings()
     for dtype in settings.dtypes:
         for name in settings.shapes:
             shape, before = SHAPES[name].on(device, quick=settings.quick), len(findings.records)
+            if settings.rehearsal:
+                shape = SHAPES[name].tiny()
             if shape is None:
                 findings.left_out.append({"shape": name, "dtype": dtype, "reason": "it would take minutes on a CPU"})
                 continue

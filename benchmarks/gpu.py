@@ -5,6 +5,11 @@
 Writes `benchmarks/results/<device>.json` with the outcome of the tests and all measurements, from which tables and
 pictures are drawn. The tests run the kernels compiled, not interpreted, and on the CPU too; those of the kernels come
 first. Such a machine often has no network: tests that need a package it lacks are left out, and named in the file.
+
+    python -m benchmarks.gpu --dry-run
+
+rehearses all of it without a GPU: some of the tests, and every benchmark on the CPU, the kernels in Triton's
+interpreter, in sizes that mean nothing. It shows that each step runs, so that a GPU loses no minute.
 """
 
 from __future__ import annotations
@@ -44,6 +49,13 @@ TESTS: dict[str, tuple[list[str], float]] = {
     "kernels": (["tests/kernels"], 0.45),
     "the rest": (["tests", "--ignore=tests/kernels"], 0.6),
 }
+#: Of the same, what a rehearsal runs.
+REHEARSED_TESTS: dict[str, tuple[list[str], float]] = {
+    "kernels": (["tests/kernels", "-k", "kernels_public or kernels_checks"], 0.3),
+    "the rest": (["tests", "--ignore=tests/kernels", "-k", "test_package"], 0.5),
+}
+#: Benchmarks whose kernels are Triton's, and so can be interpreted.
+INTERPRETED = ("region_attention", "contrast")
 #: Seconds kept for what a benchmark has begun when its time is over.
 RESERVE_SECONDS = 40.0
 #: More processes than this share one GPU badly.
@@ -64,14 +76,18 @@ def main(arguments: list[str] | None = None) -> int:
         0 where all tests passed and every benchmark ran, 1 where not, 2 where there is no GPU.
     """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=_minutes, default=8.0, help="for everything together (default: 8)")
+    parser.add_argument("--minutes", type=_minutes, help="for everything together (default: 8, of a dry run 5)")
+    parser.add_argument("--dry-run", action="store_true", help="rehearse every step without a GPU; measures nothing")
     parser.add_argument("--out", type=Path, metavar="FILE.json", help="instead of benchmarks/results/<device>.json")
     options = parser.parse_args(arguments)
+    if options.dry_run:
+        return rehearse(60 * (options.minutes or 5.0), options.out)
     if not torch.cuda.is_available():
         print(
             f"benchmarks.gpu: torch {torch.__version__} sees no CUDA device here, so nothing was run.", file=sys.stderr
         )
         print("On a CPU: python benchmarks/bench_region_attention.py --device cpu", file=sys.stderr)
+        print("Whether all is ready for a GPU: python -m benchmarks.gpu --dry-run", file=sys.stderr)
         return 2
     for name in FOREIGN_VARIABLES:
         if os.environ.get(name):
@@ -79,25 +95,54 @@ def main(arguments: list[str] | None = None) -> int:
                 f"the environment variable {name} is set to {os.environ[name]!r}: unset it to test the kernels"
             )
     start = time.monotonic()
-    seconds = 60 * options.minutes
+    seconds = 60 * (options.minutes or 8.0)
     device = torch.device("cuda")
-    result: dict[str, Any] = {**provenance(device), "tests": run_all_tests(start, seconds)}
+    result: dict[str, Any] = {**provenance(device), "tests": run_all_tests(start, seconds, TESTS)}
     result["benchmarks"] = run_benchmarks(start + seconds - RESERVE_SECONDS)
     result["seconds"] = time.monotonic() - start
     path = options.out or ROOT / "benchmarks" / "results" / f"{slug(device_name(device))}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(result, indent=1) + "\n")
-    print_summary(result, path)
+    write(result, path)
+    print_summary(result)
+    print(f"wrote {path}")
     return 1 if failed(result) else 0
 
 
-def run_all_tests(start: float, seconds: float) -> dict[str, Any]:
-    """What :func:`run_tests` says of each of :data:`TESTS`, in the order in which they are given."""
-    tests = {}
-    for name, (arguments, share) in TESTS.items():
+def rehearse(seconds: float, out: Path | None) -> int:
+    """Every step on the CPU, in sizes that mean nothing; the result goes to ``out`` alone.
+
+    Returns:
+        0 where each step ran, else 1.
+    """
+    if importlib.util.find_spec("triton") is None:
+        print("benchmarks.gpu: a dry run needs Triton, whose interpreter runs the kernels", file=sys.stderr)
+        return 1
+    os.environ["TRITON_INTERPRET"] = "1"  # before any kernel is imported
+    start = time.monotonic()
+    tests = run_all_tests(start, seconds, REHEARSED_TESTS)
+    result: dict[str, Any] = {**provenance(torch.device("cpu")), "rehearsal": True, "tests": tests}
+    result["benchmarks"] = run_benchmarks(start + seconds, rehearsal=True)
+    result["seconds"] = time.monotonic() - start
+    with tempfile.TemporaryDirectory() as scratch:
+        write(result, out or Path(scratch) / "rehearsal.json")
+    print_summary(result)
+    ready = not failed(result) and result["seconds"] <= seconds
+    print("a rehearsal: each step ran, nothing was measured" if ready else "a rehearsal: NOT ready for a GPU")
+    return 0 if ready else 1
+
+
+def write(result: dict[str, Any], path: Path) -> None:
+    """As JSON."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(result, indent=1) + "\n")
+
+
+def run_all_tests(start: float, seconds: float, tests: dict[str, tuple[list[str], float]]) -> dict[str, Any]:
+    """What :func:`run_tests` says of each kind of tests, in the order in which they are given."""
+    found = {}
+    for name, (arguments, share) in tests.items():
         print(f"\n== tests: {name}", flush=True)
-        tests[name] = run_tests(start + share * seconds - time.monotonic(), arguments)
-    return tests
+        found[name] = run_tests(start + share * seconds - time.monotonic(), arguments)
+    return found
 
 
 def run_tests(limit_seconds: float, arguments: Sequence[str]) -> dict[str, Any]:
@@ -171,13 +216,15 @@ def _is_installed(name: str) -> bool:
         return False
 
 
-def run_benchmarks(deadline: float) -> dict[str, Any]:
+def run_benchmarks(deadline: float, *, rehearsal: bool = False) -> dict[str, Any]:
     """What each benchmark returns, by name; of one that broke, what broke it."""
     results: dict[str, Any] = {}
     for name, module in BENCHMARKS.items():
         print(f"\n== {name}", flush=True)
+        if rehearsal:
+            os.environ["ART_KERNELS_BACKEND"] = "triton" if name in INTERPRETED else ""  # empty: none is asked for
         try:
-            results[name] = importlib.import_module(module).run_on_gpu(deadline)
+            results[name] = importlib.import_module(module).run_on_gpu(deadline, rehearsal=rehearsal)
         except Exception as error:
             traceback.print_exc()
             results[name] = _broken(error)
@@ -197,7 +244,7 @@ def failed(result: dict[str, Any]) -> bool:
     return broken or any(tests["outcome"] != "passed" for tests in result["tests"].values())
 
 
-def print_summary(result: dict[str, Any], path: Path) -> None:
+def print_summary(result: dict[str, Any]) -> None:
     """A few lines at the end."""
     print(f"\n== {result['machine']['device']}, {result['seconds']:.0f} s")
     for kind, tests in result["tests"].items():
@@ -215,7 +262,6 @@ def print_summary(result: dict[str, Any], path: Path) -> None:
         )
         for reason in sorted({entry["reason"] for entry in benchmark.get("left_out", []) if "reason" in entry}):
             print(f"  left out: {reason}")
-    print(f"wrote {path}")
 
 
 def _minutes(text: str) -> float:

@@ -28,7 +28,7 @@ from benchmarks.model_peers import (
     build,
     build_all,
 )
-from benchmarks.timing import Effort, effort_for, summarize, time_rounds
+from benchmarks.timing import REHEARSAL, Effort, effort_for, summarize, time_rounds
 
 PASSES = ("forward", "both")
 #: Logits may differ so much, as a share of the largest.
@@ -50,6 +50,7 @@ class Settings:
         dtypes: names of `TOLERANCE`; "bfloat16" is mixed precision.
         passes: of `PASSES`.
         quick: few repetitions, and nothing large is counted.
+        rehearsal: hardly any repetition.
     """
 
     device: str = "cpu"
@@ -57,6 +58,7 @@ class Settings:
     dtypes: tuple[str, ...] = ("float32",)
     passes: tuple[str, ...] = PASSES
     quick: bool = False
+    rehearsal: bool = False
 
 
 Report = Callable[[Model, str, list[dict[str, Any]]], None]
@@ -77,7 +79,7 @@ def run(settings: Settings, *, deadline: float | None = None, report: Report | N
     device = torch.device(settings.device)
     effort = CPU_EFFORT if device.type == "cpu" else GPU_EFFORT
     if settings.quick:
-        effort = effort_for(device, quick=True)
+        effort = REHEARSAL if settings.rehearsal else effort_for(device, quick=True)
     findings = Findings()
     counts: dict[str, dict[str, list[dict[str, Any]]]] = {}
     for name in dict.fromkeys((*settings.models, *(() if settings.quick else (COUNTED,)))):

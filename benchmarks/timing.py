@@ -41,6 +41,10 @@ _EFFORTS = {
 }
 
 
+#: Of a rehearsal, which only shows that each step runs: kernels in Triton's interpreter take seconds.
+REHEARSAL = Effort(min_rounds=2, min_seconds=0.0, max_seconds=0.0, warmups=0)
+
+
 def effort_for(device: torch.device, *, quick: bool) -> Effort:
     """The effort of a benchmark on "cpu" or "cuda"; `quick` is enough to see that it works."""
     return _EFFORTS[device.type, quick]

@@ -1,5 +1,6 @@
 import importlib
 import json
+import os
 import re
 import sys
 from types import SimpleNamespace
@@ -7,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from benchmarks import gpu
+from benchmarks import attention_shapes, contrast_shapes, gpu
 
 REPORT = """<testsuites><testsuite errors="2" failures="4" skipped="2" tests="12">
 <testcase classname="tests.a" name="good"/><testcase classname="tests.a" name="bad"><failure>no</failure></testcase>
@@ -111,12 +112,13 @@ def test_every_test_is_run_and_those_of_the_kernels_first():
 
 
 def test_everything_goes_into_one_file(tmp_path, monkeypatch, capsys):
-    def broken(deadline):
+    def broken(deadline, *, rehearsal):
+        assert not rehearsal
         raise RuntimeError("out of memory")
 
     measured = {"records": [1, 2], "left_out": [], "failures": []}
     benchmarks = {"good": "good_benchmark", "broken": "broken_benchmark", "lacking": "wordllama_of_nobody"}
-    for name, run in (("good", lambda deadline: measured), ("broken", broken)):
+    for name, run in (("good", lambda deadline, *, rehearsal: measured), ("broken", broken)):
         monkeypatch.setitem(sys.modules, benchmarks[name], SimpleNamespace(run_on_gpu=run))
     monkeypatch.setattr(gpu, "MAY_BE_MISSING", ("wordllama_of_nobody",))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -145,3 +147,47 @@ def test_everything_goes_into_one_file(tmp_path, monkeypatch, capsys):
     assert gpu.main([]) == 0
     outcomes["tests"]["outcome"] = "out of time"
     assert gpu.main([]) == 1
+
+
+def test_a_dry_run_rehearses_every_step_without_a_gpu(tmp_path, monkeypatch, capsys):
+    asked = []
+
+    def step(deadline, *, rehearsal):
+        asked.append((rehearsal, os.environ["TRITON_INTERPRET"], os.environ["ART_KERNELS_BACKEND"]))
+        return {"records": [1], "left_out": [], "failures": failures}
+
+    failures = []
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
+    monkeypatch.setenv("ART_KERNELS_BACKEND", "native")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(gpu, "BENCHMARKS", {"contrast": "a_step", "linking": "a_step"})
+    monkeypatch.setitem(sys.modules, "a_step", SimpleNamespace(run_on_gpu=step))
+    tests = {"outcome": "passed", "seconds": 1.0, "run": 3, "failed": 0}
+    monkeypatch.setattr(gpu, "run_tests", lambda limit, arguments: tests)
+    monkeypatch.setattr(gpu, "ROOT", tmp_path)
+    assert gpu.main(["--dry-run"]) == 0
+    assert asked == [(True, "1", "triton"), (True, "1", "")]
+    assert "a rehearsal: each step ran, nothing was measured" in capsys.readouterr().out
+    assert list(tmp_path.iterdir()) == []  # above all no file of results
+    assert gpu.main(["--dry-run", "--out", str(tmp_path / "rehearsal.json")]) == 0
+    assert json.loads((tmp_path / "rehearsal.json").read_text())["rehearsal"] is True
+    failures.append({"error": "a kernel"})
+    assert gpu.main(["--dry-run"]) == 1
+    assert "NOT ready" in capsys.readouterr().out
+
+
+def test_what_a_dry_run_tests_is_there():
+    for arguments, _ in gpu.REHEARSED_TESTS.values():
+        wanted = arguments[arguments.index("-k") + 1].split(" or ")
+        assert [name for name in wanted if not list(gpu.ROOT.glob(f"{arguments[0]}/**/*{name}*.py"))] == []
+
+
+def test_shapes_of_a_rehearsal_are_tiny_but_keep_their_channels():
+    for shape in attention_shapes.SHAPES.values():
+        tiny = shape.tiny()
+        assert (tiny.region_dim, tiny.embed_dim, tiny.norm_regions) == (
+            shape.region_dim, shape.embed_dim, shape.norm_regions,
+        )  # fmt: skip
+        assert tiny.frames == 1 and tiny.regions < 20 and tiny.queries < 4
+    for shape in contrast_shapes.SHAPES.values():
+        assert shape.tiny().sizes[-1] == shape.sizes[-1] and max(shape.tiny().sizes[:-1]) < 22
