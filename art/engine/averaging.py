@@ -51,6 +51,10 @@ class WeightAverage:
             follow(averages, currents, 0)
         self.steps += 1
 
+    def buffers(self, model: nn.Module) -> list[Tensor]:
+        """The averages of the model's buffers."""
+        return [self.values[name] for name, _ in model.named_buffers() if name in self.values]
+
     @contextmanager
     def in_place_of(self, model: nn.Module) -> Iterator[None]:
         """In its block the model has the average as its weights and buffers; afterwards its own again."""

@@ -59,6 +59,11 @@ def devices_at_once(names: Sequence[str], jobs: int = 1) -> list[str]:
     return found * jobs
 
 
+def allow_tf32(allowed: bool) -> None:
+    """Whether CUDA may round the factors of float32 products and convolutions to TF32, here and in ``art_kernels``."""
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
+
+
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
     """Mixed precision for "bf16" and "fp16"; nothing for "fp32"."""
     return torch.autocast(device.type, _AUTOCAST[precision]) if precision in _AUTOCAST else nullcontext()
