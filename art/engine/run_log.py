@@ -81,9 +81,14 @@ class RunLog:
 
     def histograms(self, step: int, histograms: Mapping[str, Float32[np.ndarray, " n"]]) -> None:
         """Shows the observers many values of each kind."""
-        self._tell(lambda observer: [observer.histogram(step, *entry) for entry in histograms.items()])
 
-    def _tell(self, message: Callable[[Observer], object]) -> None:
+        def show(observer: Observer) -> None:
+            for name, values in histograms.items():
+                observer.histogram(step, name, values)
+
+        self._tell(show)
+
+    def _tell(self, message: Callable[[Observer], None]) -> None:
         for observer in list(self._observers):
             try:
                 message(observer)
