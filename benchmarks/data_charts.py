@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator, PercentFormatter
 
 from art.visualize.style import INK, LINE_COLOURS, MUTED, new_figure, quiet_axes
 from benchmarks.charts import Records, bars, distinct, save, title
@@ -77,8 +77,11 @@ def waiting_figure(records: Records, place: str) -> Figure:
         for record in own:
             if record["step"] != ASLEEP:
                 axes.plot(record["step_seconds"], record["waiting_share"], color=colour, marker="*", markersize=10)
-    axes.set_ylim(0, 1)
-    axes.set_xlim(left=0)
+    axes.set_ylim(-0.03, 1)
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.xaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))
     axes.set_xlabel("seconds of a model step that leaves the CPU alone (★: ART's own on this CPU)", color=MUTED)
     axes.set_ylabel("share of time that the model waits", color=MUTED)
