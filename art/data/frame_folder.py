@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import av
+from av.video.codeccontext import VideoCodecContext
 from av.video.frame import VideoFrame
 from jaxtyping import UInt8
 from torch import Tensor
@@ -132,7 +133,8 @@ class PicturesSpan:
             raise Unreadable(f"holds {name}, which is {'no JPEG or PNG picture' if content else 'empty (0 bytes)'}")
         if _FORMATS[codec][1] not in content[-1024:]:
             raise Unreadable(f"holds {name}, which is truncated")
-        context = av.CodecContext.create(codec, "r")
+        context = VideoCodecContext.create(codec, "r")
+        assert isinstance(context, VideoCodecContext)  # of these codecs
         context.thread_count = 1
         try:
             frames = [*context.decode(av.Packet(content)), *context.decode(None)]

@@ -42,7 +42,7 @@ def open_source(file: Path | bytes) -> Iterator[Source]:
     try:
         # "file:", or a colon in the name would be taken for a protocol.
         opened = io.BytesIO(file) if isinstance(file, bytes) else f"file:{file}"
-        with av.open(opened, metadata_errors="replace") as container:
+        with av.open(opened, "r", metadata_errors="replace") as container:
             streams = [s for s in container.streams.video if s.codec_context is not None and not _is_cover(s)]
             if not streams:
                 kinds = {"cover" if _is_cover(stream) else stream.type for stream in container.streams}

@@ -172,7 +172,6 @@ def shard_splits(root: Path) -> tuple[str, ...]:
     return tuple(sorted(path.stem for path in root.glob("*.json") if _FORMAT in path.read_text("utf-8")[:100]))
 
 
-@register_dataset("shards", description="clips in tar files that `art shards` has written", splits=shard_splits)
 def open_shards(root: str | os.PathLike[str], split: str) -> ShardSet:
     """A split that :func:`write_shards` has written; no shard is opened.
 
@@ -190,7 +189,9 @@ def open_shards(root: str | os.PathLike[str], split: str) -> ShardSet:
         content = json.loads(path.read_text(encoding="utf-8"))
         if content["format"] != _FORMAT:
             raise ValueError(f"its format is {content['format']!r}, expected {_FORMAT!r}")
-        kept = {name: value if value is None else tuple(value) for name, value in content.items() if name in _KEPT}
+        kept: dict[str, Any] = {
+            name: value if value is None else tuple(value) for name, value in content.items() if name in _KEPT
+        }
         names, url = content["shards"], content["url"]
         clips = tuple(Clip(root / names[shard] / key, label) for shard, key, label in content["clips"])
         shard_of = tuple(shard for shard, *_ in content["clips"])
@@ -198,6 +199,11 @@ def open_shards(root: str | os.PathLike[str], split: str) -> ShardSet:
         return ShardSet(content["name"], split, root, clips, shards=places, shard_of=shard_of, **kept)
     except (KeyError, TypeError, IndexError, ValueError) as error:
         raise ValueError(f"{path} is no index of shards: {type(error).__name__}: {error}") from error
+
+
+register_dataset("shards", description="clips in tar files that `art shards` has written", splits=shard_splits)(
+    open_shards
+)
 
 
 def _place(root: Path, url: str, name: str) -> str:
