@@ -9,6 +9,7 @@ from typing import Any
 import torch.nn.functional as F
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup
 
 from .backbones import build_backbone
 from .losses import Labels, LossTerms
@@ -68,7 +69,7 @@ class BackboneClassifier(VideoClassifier):
         logits = self.video_head(F.dropout(class_token, self.options.dropout, self.training))
         return BackboneOutput(logits, class_token)
 
-    def loss(self, output: BackboneOutput, labels: Labels) -> LossTerms:
+    def loss(self, output: BackboneOutput, labels: Labels, group: ProcessGroup | None = None) -> LossTerms:
         """L_v alone."""
         video = F.cross_entropy(output.logits, labels)
         return LossTerms(total=video, video=video)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -97,11 +98,14 @@ def semantic_consistency(
     return {"video_consistency": video_term, "prototype_consistency": prototype_term, "sema": sema}
 
 
-def tracklet_contrast(aggregated: Float[Tensor, "b k d"], labels: Labels, options: ARTOptions) -> Float[Tensor, ""]:
+def tracklet_contrast(
+    aggregated: Float[Tensor, "b k d"], labels: Labels, options: ARTOptions, group: dist.ProcessGroup | None = None
+) -> Float[Tensor, ""]:
     """Beyond the paper: the supervised contrast of all tracklets of a batch, by cosine.
 
     Tracklets of the same index in videos of the same class attract each other; all others in the batch, those of the
-    same video among them, repel. A tracklet alone of its kind takes no part but to be repelled from.
+    same video among them, repel. A tracklet alone of its kind takes no part but to be repelled from. The batch is that
+    of all processes of ``group``, over which the mean of the results is to be taken; None: that of this one.
 
     Raises:
         ValueError: ``labels`` are shares of classes: a tracklet of a mixed video is of no kind.
@@ -114,5 +118,16 @@ def tracklet_contrast(aggregated: Float[Tensor, "b k d"], labels: Labels, option
     tracklets = F.normalize(aggregated, dim=-1).flatten(0, 1)
     index = torch.arange(aggregated.shape[1], device=labels.device)
     kinds = (labels[:, None] * aggregated.shape[1] + index).flatten()
-    itself = torch.arange(tracklets.shape[0], device=labels.device)
-    return tracklet_nce(tracklets, tracklets, (kinds, kinds), temperature=options.nce_temperature, excluded=itself)
+    itself = torch.arange(tracklets.shape[0], device=labels.device) + _rows_before(tracklets, group)
+    return tracklet_nce(
+        tracklets, tracklets, (kinds, kinds), temperature=options.nce_temperature, excluded=itself, group=group
+    )
+
+
+def _rows_before(rows: Tensor, group: dist.ProcessGroup | None) -> Int[Tensor, ""] | int:
+    """How many rows the processes before this one have."""
+    if group is None:
+        return 0
+    counts = torch.empty(dist.get_world_size(group), 1, dtype=torch.int64, device=rows.device)
+    dist.all_gather(list(counts), counts.new_tensor([len(rows)]), group=group)
+    return counts[: dist.get_rank(group)].sum()

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup
 
 from .backbones import build_backbone
 from .losses import Labels, LossTerms, multilevel_contrast, semantic_consistency, tracklet_contrast
@@ -156,7 +157,7 @@ class ARTModel(VideoClassifier):
             maps=None if maps is None else maps.unflatten(-1, grid),
         )
 
-    def loss(self, output: ARTOutput, labels: Labels) -> LossTerms:
+    def loss(self, output: ARTOutput, labels: Labels, group: ProcessGroup | None = None) -> LossTerms:
         """L = L_v + L_con + 5·L_MTC + 5·L_sema, weighted by the options; and L_nce where it has a weight.
 
         Raises:
@@ -176,7 +177,7 @@ class ARTModel(VideoClassifier):
         )
         nce = None
         if o.weight_nce != 0:
-            nce = tracklet_contrast(output.aggregated, labels, o)
+            nce = tracklet_contrast(output.aggregated, labels, o, group)
             total = total + o.weight_nce * nce
         return LossTerms(total=total, video=video, contextual=contextual, **contrast, **sema, nce=nce)
 

@@ -9,7 +9,7 @@ import os
 import shutil
 import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -20,9 +20,10 @@ from jaxtyping import Shaped
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup
 
 from .backbones.interface import Backbone
-from .data.augment import CentreCrop, three_squares
+from .data.augment import CentreCrop
 from .data.sampling import SPARSE, FrameSampling
 from .losses import Labels, LossTerms
 from .options import ARTOptions
@@ -72,8 +73,10 @@ class VideoClassifier(nn.Module, ABC):
         """The model's output for ``video``, with ``.logits``."""
 
     @abstractmethod
-    def loss(self, output: Any, labels: Labels) -> LossTerms:
-        """The objective of this model for its own output; ``labels`` as in :data:`.losses.Labels`."""
+    def loss(self, output: Any, labels: Labels, group: ProcessGroup | None = None) -> LossTerms:
+        """The objective of this model for its own output; ``labels`` as in :data:`.losses.Labels`. ``group`` are the
+        processes among which the clips of a batch are divided: each takes the loss of its own, and the mean is that of
+        the batch where they have as many each; None: this process has them all."""
 
     @classmethod
     @abstractmethod
@@ -95,10 +98,14 @@ class VideoClassifier(nn.Module, ABC):
                 "num_frames is fixed when the model is built"
             )
 
-    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
+    def save_pretrained(self, folder: str | os.PathLike[str], weights: Mapping[str, Tensor] | None = None) -> None:
         """Write ``config.json`` and ``model.safetensors`` into ``folder``.
 
         Both are written beside it first, so that an interruption leaves no half of a model.
+
+        Args:
+            folder: made if need be.
+            weights: what to write, by the names of ``state_dict``; None: the model's own.
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
@@ -108,7 +115,7 @@ class VideoClassifier(nn.Module, ABC):
             "sampling": asdict(self.sampling),
             "options": asdict(self.options),
         }
-        state = {name: value.detach().cpu().contiguous() for name, value in self.state_dict().items()}
+        state = {name: value.detach().cpu().contiguous() for name, value in (weights or self.state_dict()).items()}
         staging = Path(tempfile.mkdtemp(prefix=".saving-", dir=folder))
         try:
             save_file(state, staging / WEIGHTS_FILE, metadata={"format": "pt"})
@@ -146,17 +153,11 @@ class VideoClassifier(nn.Module, ABC):
             art.data.video.VideoError: the file cannot be decoded.
             ValueError: ``views`` is below 1, or ``crops`` is neither 1 nor 3.
         """
-        from .data.video import read_clip
+        from .data.shown import ShownViews
 
-        if crops not in (1, 3):
-            raise ValueError(f"crops must be 1 or 3, got {crops}")
-        frames = read_clip(clip, self.num_frames, sampling=self.sampling, views=views)
-        shown = torch.cat(three_squares(frames)) if crops == 3 else frames
+        shown = ShownViews(self.num_frames, self.centre_crop, self.sampling, views, crops)(clip)
         with evaluating(self) as device:
-            answers = [
-                self(self.centre_crop(view[None].to(device))).logits[0].float().softmax(0)
-                for view in shown.split(self.num_frames)
-            ]
+            answers = [self(view[None].to(device)).logits[0].float().softmax(0) for view in shown]
             probabilities = torch.stack(answers).mean(0)
         best = probabilities.topk(min(top_k, len(self.class_names)))
         return [(self.class_names[i], p) for p, i in zip(best.values.tolist(), best.indices.tolist(), strict=True)]

@@ -100,7 +100,10 @@ class SemanticsBank(nn.Module):
     @torch.no_grad()
     def follow_agent(self) -> None:
         """S ← μS + (1−μ)S_a."""
-        self.bank.lerp_(self.agent.detach(), 1 - self.momentum)
+        agent = self.agent.detach()
+        if hasattr(agent, "full_tensor"):  # a DTensor: FSDP has sharded it
+            agent = agent.full_tensor()
+        self.bank.lerp_(agent, 1 - self.momentum)
 
 
 def cosine(vectors: Float[Tensor, "n d"], semantics: Float[Tensor, "p y d"]) -> Float[Tensor, "n p y"]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float32, Int64, Shaped
@@ -18,7 +19,8 @@ from art.data.rand_augment import RandAugment
 from art.data.registry import open_dataset
 from art.pretrained import VideoClassifier
 
-from .config import Config
+from .config import Config, ConfigError
+from .distributed import Ranks
 from .metrics import ClassMismatch, check_same_classes
 from .randomness import untouched_random_state
 
@@ -45,6 +47,15 @@ class Batch:
     def targets(self) -> Tensor:
         """What the loss is taken of: the labels, or the shares of mixed clips."""
         return self.labels if self.shares is None else self.shares
+
+    def split(self, size: int) -> list[Batch]:
+        """In parts of ``size`` clips, of which the last may have fewer."""
+        own = [getattr(self, attribute.name) for attribute in fields(self)]
+        parts: list[list[Any]] = [
+            [None if values is None else values[start : start + size] for values in own]
+            for start in range(0, len(self.labels), size)
+        ]
+        return [Batch(*values) for values in parts]
 
 
 def open_split(config: Config, split: str) -> ClipSet:
@@ -82,11 +93,14 @@ class Splits:
 class TrainingBatches:
     """The augmented batches of the training split, epoch by epoch.
 
-    Of several ranks each makes its part of batches of ``batch_size`` · ``world_size`` clips; the clips are the same for
-    any number of ranks and workers, bit for bit (on one kind of device).
+    Of several ranks each makes its part of every batch; the clips are the same for any number of ranks and workers, bit
+    for bit (on one kind of device).
 
     A last batch that is not full is left out (batch normalisation does not like small batches), unless it is the only
     one: our reading.
+
+    Raises:
+        ConfigError: the clips of a batch cannot be divided among the ranks.
     """
 
     def __init__(
@@ -96,10 +110,9 @@ class TrainingBatches:
         model: VideoClassifier,
         device: torch.device,
         *,
-        rank: int = 0,
-        world_size: int = 1,
+        ranks: Ranks | None = None,
     ) -> None:
-        data = config.data
+        data, ranks = config.data, ranks or Ranks(device)
         self._augment = _augmentation(clip_set, config, model)
         self._mix = (
             PairMix(len(clip_set.class_names), mixup=data.mixup, cutmix=data.cutmix, probability=data.mix_probability)
@@ -119,17 +132,20 @@ class TrainingBatches:
             decoder=data.decoder,
         )
         size = config.optim.batch_size
+        _check_divides(ranks, min(size, len(dataset)), in_pairs=self._mix is not None)
         self._loader = build_loader(
             dataset,
-            size,
-            workers=data.workers,
-            drop_last=len(dataset) >= size * world_size,
+            -(-size // ranks.world_size),
+            workers=ranks.workers(data.workers),
+            drop_last=len(dataset) >= size,
             pin_memory=device.type == "cuda",
-            rank=rank,
-            world_size=world_size,
+            rank=ranks.rank,
+            world_size=ranks.world_size,
         )
         self._batches = len(self._loader)
         self._device = device
+        #: Clips that go through the model at once.
+        self.part_size = max(1, size // ranks.world_size // config.optim.accumulate)
 
     def __len__(self) -> int:
         """Batches a whole epoch."""
@@ -155,6 +171,17 @@ class TrainingBatches:
             return Batch(video, labels, batch.indices)
         video, shares = self._mix(video, labels, of_pair)
         return Batch(video, shares.argmax(1), batch.indices, shares=shares)
+
+
+def _check_divides(ranks: Ranks, clips: int, *, in_pairs: bool) -> None:
+    """A mean over the ranks is that over the clips of a batch only where each has as many."""
+    parts = ranks.world_size * (2 if in_pairs else 1)
+    if ranks.several and clips % parts:
+        pairs = ", and data.mixup and data.cutmix need pairs" if in_pairs else ""
+        raise ConfigError(
+            f"optim.batch_size: a step has {clips} clips for {ranks.world_size} ranks, expected a multiple of {parts}: "
+            f"it counts the clips of the whole run, each rank takes as many{pairs}"
+        )
 
 
 def _augmentation(clip_set: ClipSet, config: Config, model: VideoClassifier) -> TrainAugment:
@@ -195,9 +222,9 @@ class EvaluationBatches:
         device: torch.device,
         *,
         once: bool = False,
-        rank: int = 0,
-        world_size: int = 1,
+        ranks: Ranks | None = None,
     ) -> None:
+        ranks = ranks or Ranks(device)
         check_same_classes(model.class_names, clip_set.class_names)
         data = config.data
         dataset = dataset_of(clip_set)(
@@ -214,14 +241,14 @@ class EvaluationBatches:
         )
         self.groups = clip_set.groups
         self.views = dataset.views * dataset.crops
-        self._size = config.optim.batch_size
+        self._size = max(1, config.optim.batch_size // ranks.world_size // config.optim.accumulate)
         self._loader = build_loader(
             dataset,
             max(1, self._size // self.views),
-            workers=data.workers,
+            workers=ranks.workers(data.workers),
             pin_memory=device.type == "cuda",
-            rank=rank,
-            world_size=world_size,
+            rank=ranks.rank,
+            world_size=ranks.world_size,
         )
         self._crop = model.centre_crop
         self._device = device

@@ -8,22 +8,34 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Float
+from torch import Tensor, nn
 
 from art.pretrained import CONFIG_FILE, VideoClassifier, load_model
 
 from .batches import Batch, EvaluationBatches, open_split
 from .checkpoints import recover
 from .config import ConfigError, DataConfig, load_config
+from .distributed import Ranks
 from .metrics import Evaluation, averaged_views, measure
+from .parallel import Objective
 from .predictions import Predictions
 from .randomness import untouched_random_state
 from .reporting import localize, report_run
 from .run_folder import RunFolder
-from .runtime import autocast, provenance, resolve_device
+from .runtime import allow_tf32, autocast, provenance, resolve_device
 
 
 class EvaluationStopped(Exception):
-    """``should_stop`` said so between two batches."""
+    """``should_stop`` said so between two batches.
+
+    Attributes:
+        signal_number: what it said.
+    """
+
+    def __init__(self, signal_number: int) -> None:
+        super().__init__(signal_number)
+        self.signal_number = signal_number
 
 
 def evaluate(
@@ -32,10 +44,14 @@ def evaluate(
     *,
     device: torch.device,
     precision: str = "fp32",
-    should_stop: Callable[[], bool] = lambda: False,
+    should_stop: Callable[[], int] = lambda: 0,
     groups: Sequence[str] = (),
+    ranks: Ranks | None = None,
+    objective: nn.Module | None = None,
 ) -> Evaluation:
     """Runs the model over all batches in eval mode and counts; leaves its mode and the random generators as they were.
+
+    Of several ranks each runs batches of its own, and all get the same result: every clip once, in the set's order.
 
     Args:
         model: on ``device``.
@@ -43,34 +59,49 @@ def evaluate(
             several times, in as many views as the others, the probabilities are averaged.
         device: for mixed precision.
         precision: "fp32", "bf16" or "fp16"; the softmax is float32 in each.
-        should_stop: asked before each batch.
+        should_stop: asked before each batch for the signal that has come, 0 for none.
         groups: for each class the group that it is counted in (``ClipSet.groups``).
+        ranks: who evaluates; None: this process alone.
+        objective: ``model`` as :func:`.parallel.answering` gives it, which may be sharded; None: ``model`` itself.
 
     Raises:
-        EvaluationStopped: when ``should_stop`` returns True.
+        EvaluationStopped: when ``should_stop`` returned a signal, on one of the ranks.
         ValueError: when no clip came, some came in more views than others, or a probability is not finite.
     """
-    probabilities, labels, indices, orders = [], [], [], []
-    was_training = model.training
-    model.eval()
+    ranks, objective = ranks or Ranks(device), objective or Objective(model)
+    answered: list[tuple[Tensor, ...]] = []
+    was_training = objective.training
+    objective.eval()
     try:
         with untouched_random_state(), torch.no_grad():
-            for batch in batches:
-                if should_stop():
-                    raise EvaluationStopped
+            own_batches = iter(batches)
+            while True:
+                batch, turn = ranks.turn(own_batches, should_stop)
+                if turn.signal:
+                    raise EvaluationStopped(turn.signal)
+                if not turn.anything:
+                    break
+                # A rank whose clips are done goes on with an empty picture: shards are put together by all.
+                video = _nothing(model, device) if batch is None else batch.video
                 with autocast(device, precision):
-                    output = model(batch.video)
-                probabilities.append(output.logits.float().softmax(dim=1).cpu())
-                if model.kind == "art":
-                    orders.append(output.order.cpu())
-                labels.append(batch.labels.cpu())
-                indices.append(batch.indices)
+                    answers, _ = objective(video)
+                if batch is not None:
+                    own = (answers["logits"].float().softmax(dim=1), batch.labels, batch.indices)
+                    answered.append(tuple(t.cpu() for t in (*own, *([answers["order"]] if "order" in answers else []))))
     finally:
-        model.train(was_training)
-    if not labels:
+        objective.train(was_training)
+    if not (answered := [part for of_rank in ranks.gather_objects(answered) for part in of_rank]):
         raise ValueError("batches: got no clip that could be read, expected at least one")
-    of_clips = averaged_views(*(torch.cat(parts).numpy() for parts in (probabilities, labels, indices)))
-    return measure(*of_clips, model.class_names, torch.cat(orders).numpy() if orders else None, groups)
+    probabilities, labels, indices, *order = (torch.cat(parts).numpy() for parts in zip(*answered, strict=True))
+    if ranks.several:
+        place = indices.argsort(kind="stable")
+        probabilities, labels, indices, *order = (rows[place] for rows in (probabilities, labels, indices, *order))
+    of_clips = averaged_views(probabilities, labels, indices)
+    return measure(*of_clips, model.class_names, order[0] if order else None, groups)
+
+
+def _nothing(model: VideoClassifier, device: torch.device) -> Float[Tensor, "1 t 3 size size"]:
+    return torch.zeros(1, model.num_frames, 3, model.input_size, model.input_size, device=device)
 
 
 def find_checkpoint(folder: Path) -> Path:
@@ -94,7 +125,8 @@ def evaluate_checkpoint(
     Args:
         checkpoint: see :func:`find_checkpoint`. The configuration is that of the run it lies in, else the defaults.
         split: None takes ``data.test_split``.
-        overrides: of ``data.*``, ``device``, ``precision`` and ``optim.batch_size``; the rest is the checkpoint's.
+        overrides: of ``data.*``, ``device``, ``precision``, ``tf32`` and ``optim.batch_size``; the rest is as it was
+            trained.
         report: where to write ``evaluation.json``, ``predictions.npz`` and ``report.html``; None writes nothing.
 
     Raises:
@@ -103,16 +135,19 @@ def evaluate_checkpoint(
     """
     for override in overrides:
         key = override.partition("=")[0]
-        if not key.startswith("data.") and key not in ("device", "precision", "optim.batch_size"):
-            raise ConfigError(f"{key}: is the checkpoint's; expected data.*, device, precision or optim.batch_size")
+        if not key.startswith("data.") and key not in ("device", "precision", "tf32", "optim.batch_size"):
+            raise ConfigError(f"{key}: is the checkpoint's; expected data.*, device, precision, tf32, optim.batch_size")
     checkpoint = find_checkpoint(checkpoint)
     run = RunFolder(checkpoint.parent.parent)
     of_run = run.config if checkpoint.parent.name == "checkpoints" and run.config.is_file() else None
     model = load_model(checkpoint)
     # A run says how it samples; a checkpoint alone knows it too.
     own = [] if of_run else [f"data.sampling={model.sampling.kind}", f"data.stride={model.sampling.stride}"]
+    if any(override.startswith("optim.batch_size=") for override in overrides):
+        own.append("optim.accumulate=1")  # nothing is added up here: as many clips at once as were asked for
     config = load_config(of_run, [*own, *overrides])
     device = resolve_device(config.device)
+    allow_tf32(config.tf32)
     clip_set = open_split(config, split or config.data.test_split)
     model.sampling = config.data.frame_sampling
     model = model.to(device)

@@ -52,6 +52,10 @@ class Interruption:
         """Whether a signal has come."""
         return self.signal_number is not None
 
+    def arrived(self) -> int:
+        """The number of the signal that has come, 0 for none."""
+        return self.signal_number or 0
+
     def _note(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._owner:  # a forked data worker: the parent decides when it ends
             if number != signal.SIGINT:

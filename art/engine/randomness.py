@@ -18,6 +18,11 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
+def seed_of_rank(seed: int, rank: int, step: int = 0) -> int:
+    """What a rank that begins at ``step`` seeds its generators with, so that dropout draws other masks on each."""
+    return int(np.random.SeedSequence([seed, rank, step]).generate_state(1, np.uint32)[0])
+
+
 def random_state() -> dict[str, Any]:
     """The global generators' states as plain containers and tensors."""
     version, words, gauss = random.getstate()

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+from art.data.files import write_whole
 
 from .checkpoints import TRAINING_STATE, recover
 from .config import Config, ConfigError, config_from_dict, save_config, to_dict
@@ -20,6 +23,12 @@ MAY_CHANGE = (
     "parallel.strategy", "parallel.fsdp_block", "parallel.unused_parameters", "parallel.timeout",
     "checkpoints.every_steps", "checkpoints.keep", "checkpoints.asynchronous",
 )  # fmt: skip
+
+
+#: Whether to continue a run; "auto": if there is one.
+Resume = bool | Literal["auto"]
+
+_SECONDS_TO_BE_SEEN = 10.0
 
 
 class RunExists(FileExistsError):
@@ -58,8 +67,11 @@ class RunFolder:
         recover(self.last)
         return (self.last / TRAINING_STATE).is_file()
 
-    def check(self, config: Config, *, resume: bool, overwrite: bool) -> None:
+    def check(self, config: Config, *, resume: Resume, overwrite: bool) -> bool:
         """Whether this run may start here. Changes nothing.
+
+        Returns:
+            Whether it is resumed; "auto" is yes where a run was begun.
 
         Raises:
             RunExists: a run is here, and neither ``resume`` nor ``overwrite``.
@@ -68,6 +80,8 @@ class RunFolder:
         """
         if resume and overwrite:
             raise ConfigError("resume and overwrite: got both, expected at most one")
+        if resume == "auto":
+            resume = self.config.is_file()
         if self.path.exists() and not self.path.is_dir():
             raise ConfigError(f"output: {self.path} is a file, expected a folder or a path that is free")
         if resume:
@@ -79,6 +93,22 @@ class RunFolder:
                 f"{self.path}: already holds a run; continue it with --resume, replace it with --overwrite, "
                 "or choose another folder with output=..."
             )
+        return bool(resume)
+
+    def check_visible(self) -> None:
+        """Whether this rank sees what :meth:`begin` wrote on rank 0; a file system on a network may take a moment.
+
+        Raises:
+            ConfigError: it does not.
+        """
+        deadline = time.monotonic() + _SECONDS_TO_BE_SEEN
+        while not self.config.is_file():
+            if time.monotonic() > deadline:
+                raise ConfigError(
+                    f"output: rank 0 has written {self.config}, and another rank does not see it; expected a folder on "
+                    "a file system that all machines of the run share, because every rank writes into checkpoints"
+                )
+            time.sleep(0.1)
 
     def _check_same(self, config: Config) -> None:
         former = to_dict(config_from_dict(read_yaml(self.config), str(self.config)))
@@ -99,8 +129,8 @@ class RunFolder:
                 path = self.path / name
                 shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
         self.path.mkdir(parents=True, exist_ok=True)
-        save_config(config, self.config)
-        self.classes.write_text("".join(f"{name}\n" for name in class_names), encoding="utf-8")
+        write_whole(self.config, lambda path: save_config(config, path))  # first: with it a run is begun
+        write_whole(self.classes, lambda path: path.write_text("".join(f"{name}\n" for name in class_names), "utf-8"))
 
     def history(self) -> list[dict[str, Any]]:
         """The lines of ``metrics.jsonl``; a last line that a crash cut short is left out."""

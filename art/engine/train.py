@@ -5,30 +5,41 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
+from art.model import ARTModel
+from art.pretrained import load_model
+
 from .batches import Batch, EvaluationBatches, Splits, TrainingBatches
-from .checkpoints import copy_checkpoint
+from .checkpoints import CheckpointWriter, copy_checkpoint
 from .config import Config, to_dict
-from .evaluate import evaluate, views_of, write_evaluation
+from .distributed import Ranks, joined
+from .evaluate import EvaluationStopped, evaluate, views_of, write_evaluation
+from .gradients import Gradients
 from .interruption import Interrupted, Interruption
 from .metrics import Evaluation
+from .observers import open_observers, require_observers
 from .optimizers import set_learning_rates
+from .pace import Pace
+from .parallel import adding_up, answering
+from .parts import PartOutcomes, StepOutcome
 from .predictions import Predictions
 from .randomness import seed_everything
 from .reporting import localize, report_run
-from .run_folder import RunFolder
-from .run_log import RunLog
-from .runtime import autocast, peak_device_memory_bytes, peak_memory_bytes, resolve_device
+from .run_folder import Resume, RunFolder
+from .run_log import NoLog, RunLog
+from .runtime import allow_tf32, autocast, peak_device_memory_bytes, peak_memory_bytes, resolve_device
 from .schedule import learning_rate_factor
+from .similarities import bank_similarities, quantiles
 from .state import TrainingState
+from .trace import StepTrace
 
 
 class NonFiniteLoss(ArithmeticError):
@@ -44,7 +55,7 @@ class TrainResult:
         evaluation: of the last checkpoint on the test split.
         measured: "epochs", "steps", "parameters", "seconds" (wall time over every stretch of the run),
             "step_seconds" and "data_seconds" (medians over the logged steps: computing, and waiting for data),
-            "peak_memory_bytes" and "peak_device_memory_bytes" (of this process; None off CUDA).
+            "peak_memory_bytes" and "peak_device_memory_bytes" (of this process; None off CUDA). Empty but on rank 0.
     """
 
     output: Path
@@ -52,8 +63,8 @@ class TrainResult:
     measured: dict[str, Any]
 
 
-def train(config: Config, *, resume: bool = False, overwrite: bool = False) -> TrainResult:
-    """Trains, evaluates, and writes the run folder.
+def train(config: Config, *, resume: Resume = False, overwrite: bool = False) -> TrainResult:
+    """Trains, evaluates, and writes the run folder. Started by torchrun, on all ranks together: rank 0 writes.
 
     The reported evaluation is that of the *last* checkpoint: nothing is chosen on the test split. ``checkpoints/best``
     is for users who have a validation split.
@@ -62,23 +73,44 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False) -> T
         config: the run.
         resume: continue the run in ``config.output`` exactly where it was saved (from the start if it never was): on
             the CPU, with the same number of threads, the losses are those of a run that never stopped, bit for bit.
+            "auto": if a run was begun there, else begin it.
         overwrite: replace the run in ``config.output``.
 
     Raises:
         RunExists, FileNotFoundError, ConfigError: see :meth:`.run_folder.RunFolder.check`.
-        Interrupted: on SIGINT or SIGTERM, after the step under way and with the state saved.
+        Interrupted: on SIGINT or SIGTERM, on any rank, after the step under way and with the state saved.
+        OtherRankError: another rank ended with an error of its own.
         NonFiniteLoss: before the step that would have spoiled the weights; ``checkpoints/last`` stays as it was.
     """
     run = RunFolder(config.output)
-    run.check(config, resume=resume, overwrite=overwrite)
-    training = _Training.opened(config, run, resume=resume)
-    state, splits = training.state, training.splits
-    run.begin(config, splits.train.class_names, resume=resume)
-    position = state.position
-    with Interruption() as interruption, RunLog(run, epochs=position.epoch, step=position.step) as log:
-        evaluation = training.run_epochs(log, interruption)
-    measured = _measured(run, state, training.device)
-    localization = localize(state.model, splits.test)
+    with joined(config) as ranks:
+        resuming = ranks.on_main(lambda: run.check(config, resume=resume, overwrite=overwrite))
+        training = _Training.opened(config, run, ranks, resume=resuming)
+        ranks.on_main(lambda: run.begin(config, training.splits.train.class_names, resume=resuming))
+        with ranks.together():
+            run.check_visible()
+        position = training.state.position
+        log: RunLog | NoLog = NoLog()
+        if ranks.is_main:
+            observers = open_observers(config, run, step=position.step)
+            log = RunLog(run, epochs=position.epoch, step=position.step, observers=observers)
+        with Interruption() as interruption, log, training.writer, closing(training.trace):
+            evaluation = training.run_epochs(log, interruption)
+    if not ranks.is_main:
+        return TrainResult(run.path, evaluation, {})
+    measured = _measured(run, training.state, training.device)
+    _write_results(training, evaluation, measured)
+    return TrainResult(run.path, evaluation, measured)
+
+
+def _write_results(training: _Training, evaluation: Evaluation, measured: dict[str, Any]) -> None:
+    """What the last checkpoint answered on the test split, and the report."""
+    config, run, test = training.config, training.run, training.splits.test
+    model = training.state.model
+    sharded = training.ranks.several and config.parallel.strategy == "fsdp"
+    if sharded or training.state.average is not None:  # the model here is not the one that was evaluated
+        model = load_model(run.last).to(training.device)
+    localization = localize(model, test)
     details = {
         "checkpoint": "checkpoints/last",
         "views": views_of(config.data),
@@ -86,12 +118,12 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False) -> T
         "localization": None if localization is None else localization.to_dict(),
         "config": to_dict(config),
     }
-    write_evaluation(run.path, Predictions.of(evaluation, splits.test), details)
+    write_evaluation(run.path, Predictions.of(evaluation, test), details)
     if config.report:
         report_run(
             run.path,
-            model=state.model,
-            clip_set=splits.test,
+            model=model,
+            clip_set=test,
             evaluation=evaluation,
             localization=localization,
             history=run.history(),
@@ -101,7 +133,6 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False) -> T
                 **views_of(config.data),
             },
         )
-    return TrainResult(run.path, evaluation, measured)
 
 
 def check_trainable(config: Config) -> None:
@@ -111,40 +142,49 @@ def check_trainable(config: Config) -> None:
         Exception: what :func:`train` would raise before its first step.
     """
     run = RunFolder(config.output)
-    resume = run.exists()
-    run.check(config, resume=resume, overwrite=False)
-    _Training.opened(config, run, resume=resume)
+    resume = run.check(config, resume="auto", overwrite=False)
+    _Training.opened(config, run, Ranks(resolve_device(config.device)), resume=resume)
 
 
 class _Training:
     """The loop over epochs, and within it the loop over batches."""
 
     @classmethod
-    def opened(cls, config: Config, run: RunFolder, *, resume: bool) -> _Training:
+    def opened(cls, config: Config, run: RunFolder, ranks: Ranks, *, resume: bool) -> _Training:
         """With its data, and a model that is new or as ``run`` saved it; seeds the global generators."""
-        device = resolve_device(config.device)
-        splits = Splits.open(config)
+        allow_tf32(config.tf32)
+        with ranks.together():
+            require_observers(config.log)
+            splits = Splits.open(config)
         class_names = splits.train.class_names
         seed_everything(config.seed)
-        if resume and run.has_checkpoint():
-            state = TrainingState.continued(run.last, config, class_names, device)
+        if resume and ranks.on_main(run.has_checkpoint):
+            state = TrainingState.continued(run.last, config, class_names, ranks)
         else:
-            state = TrainingState.fresh(config, class_names, device, splits.train.prompts)
-        return cls(config, run, device, splits, state)
+            state = TrainingState.fresh(config, class_names, ranks, splits.train.prompts)
+        with ranks.together():
+            return cls(config, run, splits, state)
 
-    def __init__(
-        self, config: Config, run: RunFolder, device: torch.device, splits: Splits, state: TrainingState
-    ) -> None:
-        self.config, self.run, self.device, self.splits, self.state = config, run, device, splits, state
+    def __init__(self, config: Config, run: RunFolder, splits: Splits, state: TrainingState) -> None:
+        self.config, self.run, self.splits, self.state = config, run, splits, state
+        self.ranks, self.device = state.ranks, state.ranks.device
+        kept = config.checkpoints
+        self.writer = CheckpointWriter(run.last, self.ranks, keep=kept.keep, asynchronous=kept.asynchronous)
+        self.gradients = Gradients(state.model.parameter_groups(), config.optim.clip_grad_norm)
+        self.pace = Pace(self.device)
+        self.trace = StepTrace(
+            run.trace, config.log.profile, self.device, self.ranks.rank if self.ranks.several else None
+        )
         # Making these finds missing files, before anything is written.
-        self.batches = TrainingBatches(splits.train, config, state.model, device)
-        self.test = EvaluationBatches(splits.test, config, state.model, device)
+        among: dict[str, Any] = {"ranks": self.ranks}
+        self.batches = TrainingBatches(splits.train, config, state.model, self.device, **among)
+        self.test = EvaluationBatches(splits.test, config, state.model, self.device, **among)
         watched = splits.validation or splits.test
         self.watched_split, self.watched = watched.split, self.test
         if watched is not splits.test or self.test.views > 1:
-            self.watched = EvaluationBatches(watched, config, state.model, device, once=True)
+            self.watched = EvaluationBatches(watched, config, state.model, self.device, once=True, **among)
 
-    def run_epochs(self, log: RunLog, interruption: Interruption) -> Evaluation:
+    def run_epochs(self, log: RunLog | NoLog, interruption: Interruption) -> Evaluation:
         """Every epoch that is left, then the evaluation of the last checkpoint on the test split."""
         self.log, self.interruption = log, interruption
         self._began = time.perf_counter() - self.state.position.seconds
@@ -161,8 +201,10 @@ class _Training:
             if (position.epoch + 1) % self.config.eval_every == 0 or position.epoch + 1 == epochs:
                 evaluation = self._evaluate_epoch(numbers)
             self.log.write("epoch", position.epoch + 1, position.step, numbers)
-            tqdm.write(f"epoch {position.epoch + 1}/{epochs}  {_told(numbers)}")
+            if self.ranks.is_main:
+                tqdm.write(f"epoch {position.epoch + 1}/{epochs}  {_told(numbers)}")
             position.next_epoch()
+        self.writer.wait()
         if evaluation is None or self.watched is not self.test:
             evaluation = self._evaluate(self.test)
         position.seconds = time.perf_counter() - self._began
@@ -173,87 +215,106 @@ class _Training:
         self.state.model.train()
         batches = self.batches.epoch(position.epoch, start=position.batch)
         self.state.restore_randomness()  # only now: making the loader may draw from the global generators
-        interval = {"steps": 0, "seconds/step": 0.0, "seconds/data": 0.0}
         title = f"epoch {position.epoch + 1}/{epochs}"
-        with tqdm(total=len(self.batches), initial=position.batch, desc=title, disable=None, leave=False) as bar:
+        hidden = None if self.ranks.is_main else True  # None: where there is no terminal
+        with tqdm(total=len(self.batches), initial=position.batch, desc=title, disable=hidden, leave=False) as bar:
             while position.batch < len(self.batches):
+                self.trace.before(position.step + 1)
                 asked = time.perf_counter()
                 batch = self._next(batches)
                 came = time.perf_counter()
-                losses, rates = self._step(batch)
+                numbers, clips = self._step(batch)
                 done = time.perf_counter()
                 position.epoch_seconds += done - asked
-                interval["steps"] += 1
-                interval["seconds/step"] += done - came
-                interval["seconds/data"] += came - asked
-                if position.step % self.config.log_every == 0:
-                    steps = interval.pop("steps")
-                    means = {name: value / steps for name, value in interval.items()}
-                    interval = {"steps": 0, "seconds/step": 0.0, "seconds/data": 0.0}
-                    self.log.write("step", position.epoch + 1, position.step, {**losses, **rates, **means})
+                self.pace.count(clips, waiting=came - asked, computing=done - came)
+                self.trace.after(position.step)
+                if self._is_logged(position.step):
+                    numbers |= self.pace.numbers()
+                    self.log.write("step", position.epoch + 1, position.step, numbers)
                 bar.update()
-                bar.set_postfix(loss=f"{losses['loss/total']:.3f}")
-                if self.interruption.requested():
+                bar.set_postfix(loss=f"{numbers['loss/total']:.3f}")
+                every = self.config.checkpoints.every_steps
+                if every is not None and position.step % every == 0 and position.batch < len(self.batches):
                     self._save()
-                    raise self._interrupted()
 
-    def _step(self, batch: Batch) -> tuple[dict[str, float], dict[str, float]]:
-        """One optimizer step: the losses and the learning rates, by the names of the log."""
+    def _step(self, batch: Batch) -> tuple[dict[str, float], int]:
+        """One optimizer step: what the log has of it, by name, and how many clips it took."""
         config, state, position = self.config.optim, self.state, self.state.position
         rates = set_learning_rates(state.optimizers, learning_rate_factor(config, position.step, len(self.batches)))
-        batch = self.batches.prepare(batch)
-        with autocast(self.device, self.config.precision):
-            output = state.model(batch.video)
-            terms = state.model.loss(output, batch.targets).named()
-        state.scaler.scale(terms["total"]).backward()
-        losses, correct = self._checked(terms, (output.logits.argmax(1) == batch.labels).sum(), batch)
+        outcomes, parts = PartOutcomes(), batch.split(self.batches.part_size)
+        for number, part in enumerate(parts, start=1):
+            with adding_up(state.objective) if number < len(parts) else nullcontext():
+                part = self.batches.prepare(part)
+                with autocast(self.device, self.config.precision):
+                    answers, terms = state.objective(part.video, part.targets)
+                # Terms are means over clips: each part counts by its share of the batch.
+                state.scaler.scale(terms["total"] * (len(part.labels) / len(batch.labels))).backward()
+            outcomes.add(terms, answers, part)
+        outcome = self._checked(outcomes.fetched(self.ranks))
         for optimizer in state.optimizers:
             state.scaler.unscale_(optimizer)
-        if config.clip_grad_norm is not None:
-            torch.nn.utils.clip_grad_norm_(state.model.parameters(), config.clip_grad_norm)
+        measure = self.config.log.gradient_norms and self._is_logged(position.step + 1)
+        told = self.gradients.clip(measure=measure) | self._similarities(position.step + 1, outcomes)
         for optimizer in state.optimizers:
             state.scaler.step(optimizer)
             optimizer.zero_grad(set_to_none=True)
         state.scaler.update()
-        state.model.after_step()
+        state.after_step()
         position.step += 1
         position.batch += 1
-        position.clips += len(batch.labels)
-        position.correct += correct
-        position.loss_sum += losses["loss/total"] * len(batch.labels)
-        return losses, {f"lr/{name}": rate for name, rate in rates.items()}
+        position.clips += outcome.clips
+        position.correct += outcome.correct
+        position.loss_sum += outcome.losses["loss/total"] * outcome.clips
+        return {**outcome.losses, **{f"lr/{name}": rate for name, rate in rates.items()}, **told}, outcome.clips
 
-    def _checked(self, terms: dict[str, Tensor], correct: Tensor, batch: Batch) -> tuple[dict[str, float], int]:
-        """The terms as numbers, fetched from the device at once."""
-        *values, right = torch.stack([*(term.detach().float() for term in terms.values()), correct.float()]).tolist()
-        losses = {f"loss/{name}": value for name, value in zip(terms, values, strict=True)}
-        wrong = {name: value for name, value in losses.items() if not math.isfinite(value)}
+    def _checked(self, outcome: StepOutcome) -> StepOutcome:
+        wrong = {name: value for name, value in outcome.losses.items() if not math.isfinite(value)}
         if wrong:
-            position = self.state.position
-            clips = ", ".join(str(self.splits.train.clips[i]) for i in batch.indices.tolist())
-            kept = (
-                f"{self.run.last} holds the last good state" if self.run.has_checkpoint() else "nothing was saved yet"
-            )
-            told = ", ".join(f"{name} is {value}" for name, value in wrong.items())
-            raise NonFiniteLoss(
-                f"{told} at step {position.step + 1} (epoch {position.epoch + 1}), clips: {clips}. {kept}; a smaller "
-                "optim.lr, optim.clip_grad_norm=1 or precision=fp32 may help"
-            )
-        return losses, int(right)
+            raise self._non_finite(wrong, outcome.suspects)
+        return outcome
+
+    def _is_logged(self, step: int) -> bool:
+        return step % self.config.log_every == 0 or self._shows_histograms(step)
+
+    def _shows_histograms(self, step: int) -> bool:
+        every = self.config.log.histograms_every
+        return every is not None and step % every == 0 and isinstance(self.state.model, ARTModel)
+
+    def _similarities(self, step: int, outcomes: PartOutcomes) -> dict[str, float]:
+        """Of rank 0's clips; nothing where it is not their turn."""
+        model = self.state.model
+        if not self._shows_histograms(step):
+            return {}
+        assert isinstance(model, ARTModel)
+        histograms = bank_similarities(model.semantics, outcomes.video_latent, outcomes.labels)
+        self.log.histograms(step, histograms)
+        return quantiles(histograms)
+
+    def _non_finite(self, wrong: dict[str, float], indices: list[int]) -> NonFiniteLoss:
+        """On all ranks the same; ``indices`` are this rank's clips, if one of its terms is not finite."""
+        position = self.state.position
+        clips = ", ".join(str(self.splits.train.clips[i]) for own in self.ranks.gather_objects(indices) for i in own)
+        self.writer.wait()
+        saved = self.ranks.on_main(self.run.has_checkpoint)
+        kept = f"{self.run.last} holds the last good state" if saved else "nothing was saved yet"
+        told = ", ".join(f"{name} is {value}" for name, value in wrong.items())
+        return NonFiniteLoss(
+            f"{told} at step {position.step + 1} (epoch {position.epoch + 1}), clips: {clips}. {kept}; a smaller "
+            "optim.lr, optim.clip_grad_norm=1 or precision=fp32 may help"
+        )
 
     def _next(self, batches: Iterator[Batch]) -> Batch:
-        try:
-            return next(batches)
-        except Exception:  # a data worker that got the same signal is gone, and may have left half a batch behind
-            if not self.interruption.requested():
-                raise
+        """The next batch; saves and stops where a signal came to one of the ranks."""
+        batch, turn = self.ranks.turn(batches, self.interruption.arrived)
+        if turn.signal:
             self._save()
-            raise self._interrupted() from None
+            raise self._interrupted(turn.signal)
+        assert batch is not None  # all ranks have as many
+        return batch
 
     def _evaluate_epoch(self, numbers: dict[str, float]) -> Evaluation:
         began = time.perf_counter()
         split = self.watched_split
-        former = [line[f"top1/{split}"] for line in self.run.history() if f"top1/{split}" in line]
         evaluation = self._evaluate(self.watched)
         numbers |= {
             f"top1/{split}": evaluation.top1,
@@ -261,32 +322,39 @@ class _Training:
             f"mean_class_accuracy/{split}": evaluation.mean_class_accuracy,
             "epoch_seconds/evaluation": time.perf_counter() - began,
         }
-        if evaluation.top1 > max(former, default=-1.0):
-            copy_checkpoint(self.run.last, self.run.best)
+        self.writer.wait()
+        self.ranks.on_main(lambda: self._keep_best(f"top1/{split}", evaluation.top1))
         return evaluation
 
+    def _keep_best(self, name: str, top1: float) -> None:
+        former = [line[name] for line in self.run.history() if name in line]
+        if top1 > max(former, default=-1.0):
+            copy_checkpoint(self.run.last, self.run.best)
+
     def _evaluate(self, batches: EvaluationBatches) -> Evaluation:
+        self.state.share_buffers()
         try:
-            return evaluate(
-                self.state.model,
-                batches,
-                device=self.device,
-                precision=self.config.precision,
-                groups=batches.groups,
-                should_stop=self.interruption.requested,
-            )
-        except Exception:  # EvaluationStopped, or as in _next
-            if not self.interruption.requested():
-                raise
-            raise self._interrupted() from None  # the epoch was saved before: resuming evaluates it again
+            with self.state.evaluated():
+                return evaluate(
+                    self.state.model,
+                    batches,
+                    device=self.device,
+                    precision=self.config.precision,
+                    groups=batches.groups,
+                    should_stop=self.interruption.arrived,
+                    ranks=self.ranks,
+                    objective=answering(self.state.objective),
+                )
+        except EvaluationStopped as stopped:  # the epoch was saved before: resuming evaluates it again
+            raise self._interrupted(stopped.signal_number) from None
 
     def _save(self) -> None:
         self.state.position.seconds = time.perf_counter() - self._began
-        self.state.save(self.run.last)
+        self.state.save(self.writer)
 
-    def _interrupted(self) -> Interrupted:
-        position, number = self.state.position, self.interruption.signal_number
-        assert number is not None
+    def _interrupted(self, number: int) -> Interrupted:
+        self.writer.wait()
+        position = self.state.position
         return Interrupted(
             number,
             f"stopped by signal {number} after step {position.step}, {position.batch} of {len(self.batches)} batches "

@@ -3,6 +3,8 @@ import torch
 
 from art.engine import batches as batches_module
 from art.engine.batches import EvaluationBatches, TrainingBatches, open_split
+from art.engine.config import ConfigError
+from art.engine.distributed import Ranks
 from art.pretrained import build_model
 
 CPU = torch.device("cpu")
@@ -25,7 +27,7 @@ def prepared(configured, tmp_path):
         model = build_model("backbone", clip_set.class_names, config.model)
         model.sampling = config.data.frame_sampling
         ranks = [
-            TrainingBatches(clip_set, config, model, CPU, rank=rank, world_size=world_size)
+            TrainingBatches(clip_set, config, model, CPU, ranks=Ranks(CPU, rank, world_size))
             for rank in range(world_size)
         ]
         steps = zip(*([own.prepare(batch) for batch in own.epoch(epoch)] for own in ranks), strict=True)
@@ -47,8 +49,8 @@ def same(first, second):
 def test_one_process_and_two_ranks_see_the_same_clips_bit_for_bit(prepared, mixed):
     whole = prepared(8, *AUGMENTED, *mixed)
     assert len(whole) == 1 and len(whole[0][0]) == 8
-    assert same(prepared(4, *AUGMENTED, *mixed, world_size=2), whole)
-    assert same(prepared(2, *AUGMENTED, *mixed, world_size=4), whole)
+    assert same(prepared(8, *AUGMENTED, *mixed, world_size=2), whole)
+    assert same(prepared(8, *AUGMENTED, *mixed, world_size=4), whole)
     assert same(prepared(8, *AUGMENTED, *mixed, "data.workers=2"), whole)
     assert not same(prepared(8, *AUGMENTED, *mixed, epoch=1), whole)
     assert not same(prepared(8, *AUGMENTED, *mixed, "seed=1"), whole)
@@ -103,5 +105,18 @@ def test_mixed_labels_are_shares_and_the_larger_one_is_the_label(prepared):
 
 
 def test_fewer_clips_than_all_ranks_take_are_one_step(prepared):
-    (step,) = prepared(8, world_size=2)
+    (step,) = prepared(18, world_size=3)
     assert sorted(step[2].tolist()) == list(range(9))
+
+
+@pytest.mark.parametrize(
+    ("size", "ranks", "overrides", "told"),
+    [
+        (4, 3, [], "a step has 4 clips for 3 ranks, expected a multiple of 3"),
+        (18, 2, [], "a step has 9 clips for 2 ranks, expected a multiple of 2"),
+        (6, 2, MIXED, "a step has 6 clips for 2 ranks, expected a multiple of 4: .* need pairs"),
+    ],
+)
+def test_clips_that_cannot_be_divided_among_the_ranks_are_refused(prepared, size, ranks, overrides, told):
+    with pytest.raises(ConfigError, match=rf"optim\.batch_size: {told}"):
+        prepared(size, *overrides, world_size=ranks)

@@ -12,6 +12,7 @@ from art.data.sampling import FrameSampling
 from art.data.video import read_clip
 from art.engine.batches import EvaluationBatches, open_split
 from art.engine.config import ConfigError
+from art.engine.distributed import Ranks
 from art.engine.evaluate import (
     EvaluationStopped,
     evaluate,
@@ -101,7 +102,7 @@ def test_ranks_evaluate_every_clip_once(configured, tmp_path):
     whole = evaluate(model, EvaluationBatches(clip_set, config, model, CPU), device=CPU)
     found = {}
     for rank in range(4):
-        batches = EvaluationBatches(clip_set, config, model, CPU, rank=rank, world_size=4)
+        batches = EvaluationBatches(clip_set, config, model, CPU, ranks=Ranks(CPU, rank, 4))
         part = evaluate(model, batches, device=CPU)
         assert not found.keys() & set(part.indices.tolist())
         found |= dict(zip(part.indices.tolist(), part.probabilities, strict=True))
@@ -118,10 +119,17 @@ def test_the_model_says_how_much_of_each_frame_is_shown(setting):
 
 def test_it_can_be_stopped_between_batches(setting):
     model, _, batches = setting
-    asked = []
-    with pytest.raises(EvaluationStopped):
-        evaluate(model, batches, device=CPU, should_stop=lambda: asked.append(1) or len(asked) == 2)
-    assert len(asked) == 2
+    taken = []
+
+    def counted():
+        for batch in batches:
+            taken.append(batch)
+            yield batch
+
+    with pytest.raises(EvaluationStopped) as stopped:
+        evaluate(model, counted(), device=CPU, should_stop=lambda: 15 if taken else 0)
+    assert len(taken) == 1
+    assert stopped.value.signal_number == 15
 
 
 def test_no_batch_at_all_is_an_error(setting):

@@ -24,7 +24,7 @@ def test_a_run_folder_holds_what_it_should(unbroken, clips):
     }  # fmt: skip
     for name in ("last", "best"):
         files = {path.name for path in (folder / "checkpoints" / name).iterdir()}
-        assert files == {"config.json", "model.safetensors", "training_state.pt"}
+        assert files == {"config.json", "model.safetensors", "training_state.pt", "training_state"}
     assert (folder / "classes.txt").read_text() == (clips / "classes.txt").read_text()
     assert load_config(folder / "config.yaml").output == str(folder)
     assert any(path.name.startswith("events") for path in (folder / "tensorboard").iterdir())
