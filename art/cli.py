@@ -122,15 +122,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--report", type=Path, metavar="DIR", help="where to write evaluation.json, predictions.npz and report.html"
     )
 
-    example = "art predict clip.mp4 --checkpoint runs/motion/checkpoints/last --top-k 3"
-    predict = _command(commands, "predict", _predict, "name the action in video files", example)
-    predict.add_argument("clips", nargs="+", type=Path, metavar="CLIP", help="a video file")
-    predict.add_argument("--checkpoint", type=Path, required=True, metavar="DIR", help="a checkpoint, or a run folder")
-    predict.add_argument("--top-k", type=int, default=5, help="classes to name (default 5)")
-    predict.add_argument("--views", type=int, default=1, help="views of a clip to average over (default 1)")
-    predict.add_argument("--crops", type=int, default=1, help="crops of each view, 1 or 3 (default 1)")
-    predict.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:<number> or mps (default auto)")
-    predict.add_argument("--json", action="store_true", help="print JSON")
+    _add_predict(commands)
 
     example = "art compare configs/motion.yaml --seeds 3 --over model.linking=index,optimal"
     compare = _command(commands, "compare", _compare, "train with several seeds each way, and compare", example)
@@ -214,6 +206,37 @@ def _add_prepare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
 
 
+def _add_predict(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    example = (
+        "art predict clip.mp4 --checkpoint runs/motion/checkpoints/last --top-k 3\n"
+        "  art predict clips.csv --checkpoint runs/motion --out predictions --devices cuda:0,cuda:1"
+    )
+    predict = _command(commands, "predict", _predict, "name the action in video files", example)
+    predict.description = (
+        "Name the action in video files, and print it; or, for many, write it to Parquet files on several devices. "
+        "The same command goes on where it was stopped."
+    )
+    predict.add_argument(
+        "clips", nargs="+", type=Path, metavar="CLIP",
+        help="a video file; a folder of them, at any depth; a .csv table with a column path; a .txt list of paths; "
+        "or shards: a .tar, or the .json index of a split",
+    )  # fmt: skip
+    predict.add_argument("--checkpoint", type=Path, required=True, metavar="DIR", help="a checkpoint, or a run folder")
+    predict.add_argument("--top-k", type=int, default=5, help="classes to name (default 5)")
+    predict.add_argument("--views", type=int, default=1, help="views of a clip to average over (default 1)")
+    predict.add_argument("--crops", type=int, default=1, help="crops of each view, 1 or 3 (default 1)")
+    predict.add_argument("--batch-size", type=int, default=8, metavar="N", help="views at once (default 8)")
+    predict.add_argument("--workers", type=int, default=0, metavar="N", help="processes that decode, for each device")
+    predict.add_argument("--precision", default="fp32", help="fp32, bf16 or fp16 (default fp32)")
+    predict.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:<number> or mps (default auto)")
+    predict.add_argument("--json", action="store_true", help="print JSON")
+    many = predict.add_argument_group("to Parquet")
+    many.add_argument("--out", type=Path, metavar="DIR", help="write there, and print no answers")
+    many.add_argument("--all-probabilities", action="store_true", help="write those of all classes, too")
+    many.add_argument("--part-clips", type=int, default=512, metavar="N", help="clips a file (default 512)")
+    _add_devices(many, "that of --device")
+
+
 def _add_ablate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     example = "art ablate configs/motion.yaml model.enhancement_layers=1 --seeds 3 --dry-run"
     ablate = _command(commands, "ablate", _ablate, "train the paper's ablations, and compare", example)
@@ -230,7 +253,7 @@ def _add_ablate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     ablate.add_argument("--dry-run", action="store_true", help="list the runs and how long they may take, and stop")
 
 
-def _add_devices(parser: argparse.ArgumentParser, default: str) -> None:
+def _add_devices(parser: argparse._ActionsContainer, default: str) -> None:
     parser.add_argument("--devices", metavar="DEVICE,DEVICE", help=f"where to work at once (default: {default})")
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="processes on each device (default 1)")
 
@@ -418,33 +441,56 @@ def _score(options: argparse.Namespace) -> int:
 
 
 def _predict(options: argparse.Namespace) -> int:
-    from art.data.video import VideoError
-    from art.engine.evaluate import find_checkpoint
-    from art.engine.runtime import resolve_device
-    from art.pretrained import load_model
+    from art.prediction import ClipPredictor, PredictionSettings, find_sources
 
-    for name in ("top_k", "views"):
-        if getattr(options, name) < 1:
-            raise ValueError(f"--{name.replace('_', '-')}: got {getattr(options, name)}, expected at least 1")
+    for name, least in (("top_k", 1), ("views", 1), ("batch_size", 1), ("workers", 0), ("part_clips", 1)):
+        if getattr(options, name) < least:
+            raise ValueError(f"{_flag(name)}: got {getattr(options, name)}, expected at least {least}")
     if options.crops not in (1, 3):
         raise ValueError(f"--crops: got {options.crops}, expected 1 or 3")
-    model = load_model(find_checkpoint(options.checkpoint)).to(resolve_device(options.device))
-    answers: list[dict[str, object]] = []
+    names = ("checkpoint", "top_k", "views", "crops", "batch_size", "workers", "precision")
+    settings = PredictionSettings(**{name: getattr(options, name) for name in names})
+    if options.out is not None:
+        return _predict_to_parquet(options, settings)
+    if options.devices or options.jobs != 1 or options.all_probabilities:
+        raise ValueError("--devices, --jobs and --all-probabilities need --out DIR, the folder of the Parquet files")
+    predictor = ClipPredictor(settings, options.device)
+    sources = find_sources(options.clips, options.part_clips)
+    told: list[dict[str, object]] = []
     failed = False
-    for clip in options.clips:
-        try:
-            predictions = model.predict(clip, options.top_k, views=options.views, crops=options.crops)
-        except (VideoError, OSError) as error:
+    for answer in (answer for source in sources for answer in predictor(source.open())):
+        clip = answer.item.name
+        if answer.error is not None:
             failed = True
-            answers.append({"clip": str(clip), "error": str(error)})
-            print(f"art: skipped {clip}: {error}", file=sys.stderr)
+            told.append({"clip": clip, "error": f"{clip}: {answer.error}"})
+            print(f"art: skipped {clip}: {answer.error}", file=sys.stderr)
             continue
-        answers.append({"clip": str(clip), "predictions": [{"class": n, "probability": p} for n, p in predictions]})
+        best = answer.best(predictor.class_names, options.top_k)
+        told.append({"clip": clip, "predictions": [{"class": n, "probability": p} for n, p in best]})
         if not options.json:
-            print(clip, *(f"  {100 * p:6.2f} %  {name}" for name, p in predictions), sep="\n", flush=True)
+            print(clip, *(f"  {100 * p:6.2f} %  {name}" for name, p in best), sep="\n", flush=True)
     if options.json:
-        print(json.dumps(answers, indent=2, ensure_ascii=False))
+        print(json.dumps(told, indent=2, ensure_ascii=False))
     return 1 if failed else 0
+
+
+def _predict_to_parquet(options: argparse.Namespace, settings: Any) -> int:
+    from art.engine.runtime import devices_at_once
+    from art.prediction.parquet import predict_to_parquet
+
+    if options.json:
+        raise ValueError("--json: prints answers, expected without --out, which writes them")
+    written = predict_to_parquet(
+        options.clips,
+        settings,
+        options.out,
+        devices=devices_at_once(_listed(options.devices) or [options.device], options.jobs),
+        every_probability=options.all_probabilities,
+        part_clips=options.part_clips,
+    )
+    print(f"{written.clips} clips in {written.parts} files ({written.kept} were there), {written.errors} not readable")
+    print(f"written to {options.out}")
+    return 1 if written.errors else 0
 
 
 def _compare(options: argparse.Namespace) -> int:

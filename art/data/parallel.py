@@ -7,10 +7,11 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import wait as wait_for
+from multiprocessing.queues import SimpleQueue
 from multiprocessing.synchronize import Event
 from typing import TypeVar
 
@@ -19,6 +20,7 @@ _Result = TypeVar("_Result")
 
 _AHEAD = 4  # items that wait for each process: a list of all of them would fill the memory
 _stop: Event | None = None
+_slot: str | None = None
 
 
 class Stopped(Exception):
@@ -35,8 +37,19 @@ def stopping() -> bool:
     return _stop is not None and _stop.is_set()
 
 
+def slot() -> str:
+    """Which of the ``slots`` of :func:`in_processes` this process has.
+
+    Raises:
+        RuntimeError: it was given none.
+    """
+    if _slot is None:
+        raise RuntimeError("slot: this process has none, expected to be called within in_processes(..., slots=...)")
+    return _slot
+
+
 def in_processes(
-    function: Callable[[_Item], _Result], items: Iterable[_Item], workers: int
+    function: Callable[[_Item], _Result], items: Iterable[_Item], workers: int, slots: Sequence[str] = ()
 ) -> Generator[tuple[_Item, _Result], None, None]:
     """``(item, function(item))`` for each item, as they are done. Close it to stop the processes.
 
@@ -44,19 +57,30 @@ def in_processes(
         function: a function of a module; it is called in other processes, with one worker in this one.
         items: what it is called with.
         workers: how many processes.
+        slots: something for each process to have for itself, such as a device: see :func:`slot`. None, or as many as
+            processes; the same may be there several times.
 
     Raises:
         RuntimeError: a process ended unexpectedly.
         Exception: whatever the function raises; the others are stopped before.
     """
+    global _slot
+    if slots and len(slots) != workers:
+        raise ValueError(f"slots: got {len(slots)} for {workers} workers, expected one for each")
     if workers == 1:
+        _slot = slots[0] if slots else None
         for item in items:
             yield item, function(item)
         return
     # Processes of their own from the start: a copy of one that has begun threads (PyTorch's, say) may hang.
     context = multiprocessing.get_context("spawn")
     stop = context.Event()
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start, initargs=(stop,))
+    free = context.SimpleQueue()
+    for one in slots:
+        free.put(one)
+    pool = ProcessPoolExecutor(
+        workers, mp_context=context, initializer=_start, initargs=(stop, free if slots else None)
+    )
     pending: dict[Future[_Result], _Item] = {}
     rest = iter(items)
     try:
@@ -77,10 +101,11 @@ def in_processes(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _start(stop: Event) -> None:
+def _start(stop: Event, free: SimpleQueue[str] | None) -> None:
     """Set up a process: it is stopped by the event, not by Ctrl-C in the terminal, and does not outlive its parent."""
-    global _stop
+    global _stop, _slot
     _stop = stop
+    _slot = None if free is None else free.get()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     end_with_parent()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -104,15 +104,25 @@ def _read_rows(table: Path) -> list[_Row]:
         for column in ("path", "label"):
             if not values[column]:
                 raise ValueError(f"{table}:{line}: {column} is empty")
-        start, end = (
-            _seconds(values.get(column, ""), f"{table}:{line}: {column}") for column in ("time_start", "time_end")
-        )
-        if (start or 0.0) < 0 or (end is not None and end <= (start or 0.0)):
-            raise ValueError(
-                f"{table}:{line}: the clip from {start} s to {end} s has no duration; expected 0 <= start < end"
-            )
+        start, end = time_span(values, f"{table}:{line}")
         rows.append(_Row(table, line, values["path"], values["label"], start, end))
     return rows
+
+
+def time_span(values: Mapping[str, str], where: str) -> tuple[float | None, float | None]:
+    """``time_start`` and ``time_end`` of a line of a table, seconds; None where it says nothing.
+
+    Args:
+        values: by column.
+        where: file and line, for the error.
+
+    Raises:
+        ValueError: one of them is no number, or nothing lies between them.
+    """
+    start, end = (_seconds(values.get(column, ""), f"{where}: {column}") for column in ("time_start", "time_end"))
+    if (start or 0.0) < 0 or (end is not None and end <= (start or 0.0)):
+        raise ValueError(f"{where}: the clip from {start} s to {end} s has no duration; expected 0 <= start < end")
+    return start, end
 
 
 def _seconds(value: str, where: str) -> float | None:
