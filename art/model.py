@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
-from torch.distributed import ProcessGroup
 
 from .backbones import build_backbone
 from .losses import Labels, LossTerms, multilevel_contrast, semantic_consistency, tracklet_contrast
@@ -20,6 +19,9 @@ from .regions import RegionActivation, SpatialSemanticEnhancement, sine_position
 from .semantics import TEMPLATES, SemanticsBank, encode_prompts
 from .text import build_text_encoder
 from .tracklets import aggregate, link
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 
 @dataclass(frozen=True)

@@ -13,20 +13,22 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import torch
 from jaxtyping import Shaped
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.distributed import ProcessGroup
 
 from .backbones.interface import Backbone
 from .data.augment import CentreCrop
 from .data.sampling import SPARSE, FrameSampling
 from .losses import Labels, LossTerms
 from .options import ARTOptions
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
