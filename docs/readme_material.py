@@ -2,9 +2,10 @@
 
     python docs/readme_material.py --run runs/motion --compare runs/compare --more runs/more
     python docs/readme_material.py --linking runs/linking --without-residual runs/linking-without-residual
+    python docs/readme_material.py --ablation runs/ablate
 
 Writes ``docs/pictures/*.png`` and ``docs/results/motion*.json`` and ``linking*.json`` (and the tables of comparisons as
-Markdown), of the folders that are given.
+Markdown, those of ablations into ``docs/ablations.md``), of the folders that are given.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from art import load_model
+from art.ablation.markdown import as_markdown
 from art.data.clips import ClipSet
 from art.data.registry import open_dataset
 from art.engine.config import load_config
@@ -26,6 +28,7 @@ from art.visualize import SampleClip, collect_samples, confusion_figure, trackle
 from art.visualize.style import png_bytes
 
 DOCS = Path(__file__).parent
+TABLES_BEGIN, TABLES_END = "<!-- tables: begin -->", "<!-- tables: end -->"
 
 
 def main() -> None:
@@ -39,6 +42,7 @@ def main() -> None:
     )  # fmt: skip
     parser.add_argument("--linking", type=Path, help="the same --over model.linking=index,optimal")
     parser.add_argument("--without-residual", type=Path, help="that with model.response_residual=false")
+    parser.add_argument("--ablation", type=Path, help="the output of: art ablate configs/motion.yaml")
     arguments = parser.parse_args()
     if not any(vars(arguments).values()):
         parser.error("no folder is given, expected at least one")
@@ -55,6 +59,19 @@ def main() -> None:
         copy_comparison(arguments.linking, picture="linking", result="linking-compare")
     if arguments.without_residual:
         copy_comparison(arguments.without_residual, result="linking-without-residual")
+    if arguments.ablation:
+        copy_ablation(arguments.ablation)
+
+
+def copy_ablation(folder: Path) -> None:
+    """The picture and the numbers of ablations, and their tables into the page about them."""
+    shutil.copy(folder / "ablate.png", DOCS / "pictures" / "ablation.png")
+    ablation = _without_places(json.loads((folder / "ablate.json").read_text()))
+    (DOCS / "results" / "motion-ablation.json").write_text(json.dumps(ablation, indent=1) + "\n")
+    page = DOCS / "ablations.md"
+    before, _, after = page.read_text().partition(TABLES_BEGIN)
+    after = after.partition(TABLES_END)[2]
+    page.write_text(f"{before}{TABLES_BEGIN}\n\n{as_markdown(ablation)}\n{TABLES_END}{after}")
 
 
 def copy_comparison(folder: Path, *, result: str, picture: str | None = None) -> None:
@@ -62,12 +79,19 @@ def copy_comparison(folder: Path, *, result: str, picture: str | None = None) ->
     if picture is not None:
         shutil.copy(folder / "compare.png", DOCS / "pictures" / f"{picture}.png")
     shutil.copy(folder / "compare.md", DOCS / "results" / f"{result}.md")
-    comparison = json.loads((folder / "compare.json").read_text())
-    # Where the folders lay on that machine says nothing to a reader.
-    for place in (comparison["config"], *comparison["runs"]):
-        del place["output"]
-    del comparison["config"]["data"]["root"]
+    comparison = _without_places(json.loads((folder / "compare.json").read_text()))
     (DOCS / "results" / f"{result}.json").write_text(json.dumps(comparison, indent=1) + "\n")
+
+
+def _without_places(result: dict[str, Any]) -> dict[str, Any]:
+    """Where the folders lay on that machine says nothing to a reader."""
+    config = result["config"]
+    for place in (config, *result["runs"]):
+        del place["output"]
+    del config["data"]["root"]
+    if config["model"]["pretrained"] is not None:
+        config["model"]["pretrained"] = Path(config["model"]["pretrained"]).name
+    return result
 
 
 def further_clips(folder: Path) -> dict[str, Any]:

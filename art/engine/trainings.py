@@ -108,7 +108,11 @@ def _beside_each_other(configs: Mapping[str, Config], devices: Sequence[str]) ->
     threads = max(1, cores() // len(free))
     under_way: dict[str, tuple[SpawnProcess, Config]] = {}
     failures: dict[str, Exception] = {}
-    with Interruption() as interruption, contextlib.ExitStack() as ending, _progress(len(configs)) as bar:
+    with (
+        Interruption() as interruption,
+        contextlib.ExitStack() as ending,
+        tqdm(total=len(configs), desc="trainings", unit="run", disable=None) as bar,
+    ):
         ending.callback(_stop, under_way)
         while pending or under_way:
             while pending and free:
@@ -129,10 +133,6 @@ def _beside_each_other(configs: Mapping[str, Config], devices: Sequence[str]) ->
                     failures[name] = _failure(process, config)
                     tqdm.write(f"{name} failed: {failures[name]}")
     return failures
-
-
-def _progress(total: int) -> tqdm[None]:
-    return tqdm(total=total, desc="trainings", unit="run", disable=None)
 
 
 def _started(config: Config, threads: int) -> tuple[SpawnProcess, Config]:
