@@ -221,6 +221,13 @@ def test_frames_that_do_not_come_out_are_looked_for_with_care(tmp_path, numbered
     assert len(walked) == 1
 
 
+def test_a_frame_that_no_packet_gives_is_not_found(tmp_path, numbered):
+    with pyav_decoder.open_source(numbered(tmp_path / "a.mp4", 6)) as source:
+        walk = pyav_decoder._LeanWalk(source, source.list_frames(None, None))
+        with pytest.raises(pyav_decoder._NotFound):
+            list(walk._decode(0, 5, [-1]))
+
+
 def test_files_larger_than_what_is_held_are_read_twice(tmp_path, numbered, monkeypatch):
     path = numbered(tmp_path / "a.mp4", 60, gop=10)
     expected = read_clip(path, 7)
