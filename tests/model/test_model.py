@@ -118,11 +118,12 @@ def test_a_prediction_averages_the_views_that_are_asked_for(make_art, monkeypatc
         asked.append((path, num_frames, options))
         return frames[: num_frames * options["views"]]
 
-    monkeypatch.setattr("art.data.video.read_clip", read)
+    monkeypatch.setattr("art.data.shown.read_clip", read)
     model = make_art().train()
     model.sampling = FrameSampling("dense", 4)
     told = dict(model.predict("a.mp4", 4, views=2, crops=3))
-    assert asked == [("a.mp4", 3, {"sampling": FrameSampling("dense", 4), "views": 2})]
+    whole = {"start": None, "end": None, "decoder": "pyav"}
+    assert asked == [("a.mp4", 3, {"sampling": FrameSampling("dense", 4), "views": 2, **whole})]
     assert model.training
     shown = torch.stack([view[..., left : left + 40] for view in frames.split(3) for left in (0, 12, 24)])
     with torch.no_grad():
