@@ -153,12 +153,12 @@ def test_a_compiled_model_trains_as_it_does_otherwise_and_its_checkpoint_is_plai
     original = nn.Module.compile
     # Graphs are captured and run as they are: generating code for them takes half a minute.
     monkeypatch.setattr(nn.Module, "compile", lambda self: compiled.append(self) or original(self, backend="eager"))
-    config = configured(tmp_path / "run", "kind=art", "compile=true", "optim.epochs=1", "model.dropout=0")
+    config = configured(tmp_path / "run", "compile=true", "optim.epochs=1", "model.dropout=0")
     train(config)
     assert len(compiled) == 1
-    train(configured(tmp_path / "plain", "kind=art", "optim.epochs=1", "model.dropout=0"))
+    train(configured(tmp_path / "plain", "optim.epochs=1", "model.dropout=0"))
     assert_close_runs(tmp_path / "run", tmp_path / "plain", recorded, 1e-3)
-    assert weights(tmp_path / "run").keys() == weights(unbroken / "art").keys()
+    assert weights(tmp_path / "run").keys() == weights(unbroken / "backbone").keys()
 
 
 @pytest.fixture
