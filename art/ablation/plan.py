@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from art.engine.batches import open_split
-from art.engine.config import Config, ConfigError, to_dict, with_values
+from art.engine.config import Config, to_dict, with_values
 from art.engine.outcomes import outcome
 from art.engine.trainings import finished
 from art.profiling import profile
@@ -86,16 +86,8 @@ def make_plan(config: Config, seeds: int, only: Sequence[str] = ()) -> Plan:
             if table in tables:
                 variants[name] = variant
         if table in tables:
-            _check_distinct(table, own)
             of_row[table.name] = tuple(own)
     return Plan(tables, variants, of_row, tuple(range(config.seed, config.seed + seeds)))
-
-
-def _check_distinct(table: Table, names: Sequence[str]) -> None:
-    for place, name in enumerate(names):
-        if name in names[:place]:
-            one, other = table.rows[names.index(name)].title, table.rows[place].title
-            raise ConfigError(f"the ablation {table.name!r}: the rows {one!r} and {other!r} are the same configuration")
 
 
 @dataclass(frozen=True)

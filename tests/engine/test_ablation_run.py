@@ -2,14 +2,16 @@
 
 import json
 import statistics
+from pathlib import Path
 
 import pytest
 
-from art.ablation import ablate
+from art.ablation import ablate, make_plan
+from art.ablation.ablate import results
 from art.ablation.markdown import as_markdown
 from art.cli import main
 from art.engine import trainings
-from art.engine.config import ConfigError, save_config
+from art.engine.config import ConfigError, save_config, to_dict
 
 
 def test_two_tables_with_a_row_in_common(configured, tmp_path, monkeypatch, capsys):
@@ -54,6 +56,24 @@ def test_two_tables_with_a_row_in_common(configured, tmp_path, monkeypatch, caps
     assert [row["run"] for row in again["tables"][1]["rows"]].count("components-bank") == 1
     assert len(again["runs"]) == 7
     assert len((folder / "ablate.md").read_text().split("### ")) == 3
+
+
+def test_parts_are_compared_with_the_row_before(configured, tmp_path):
+    config = configured(tmp_path, "kind=art")
+    plan = make_plan(config, 1, ["components", "tracklets"])
+    for place, (run,) in enumerate(plan.members().values()):
+        told = {"clips": 6, "top1": place**2 / 100, "mean_class_accuracy": 0.5, "localization": None}
+        told |= {"training": {"parameters": 1, "step_seconds": 1.0, "data_seconds": 1.0}, "config": to_dict(run)}
+        Path(run.output).mkdir()
+        (Path(run.output) / "evaluation.json").write_text(json.dumps(told))
+    parts, values = results(config, plan)["tables"]
+
+    def points(table):
+        made = [row["difference"] and row["difference"]["top1"]["by_seed"] for row in table["rows"]]
+        return [own and round(100 * own[0]) for own in made]
+
+    assert points(parts) == [None, 1, 3, 5, 7, 9]
+    assert points(values) == [None, 25 - 36, 49 - 36, 64 - 36], "with the first row"
 
 
 def test_what_cannot_be_trained_stops_before_any_training(configured, tmp_path, monkeypatch):
