@@ -124,6 +124,8 @@ def build_parser() -> argparse.ArgumentParser:
 
     _add_predict(commands)
 
+    _add_export(commands)
+
     example = "art compare configs/motion.yaml --seeds 3 --over model.linking=index,optimal"
     compare = _command(commands, "compare", _compare, "train with several seeds each way, and compare", example)
     compare.description = (
@@ -235,6 +237,32 @@ def _add_predict(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     many.add_argument("--all-probabilities", action="store_true", help="write those of all classes, too")
     many.add_argument("--part-clips", type=int, default=512, metavar="N", help="clips a file (default 512)")
     _add_devices(many, "that of --device")
+
+
+def _add_export(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    example = (
+        "art export --checkpoint runs/motion --format onnx --out motion.onnx\n"
+        "  art export --checkpoint DIR --format torch --out motion.pt2 --outputs logits,maps --clips a.mp4 b.mp4"
+    )
+    export = _command(commands, "export", _export, "write a model as a file that needs no ART to run", example)
+    export.description = (
+        "Write a checkpoint as a torch.export program or as ONNX with standard operators, for any number of clips at "
+        "once. The file takes frames as uint8 RGB and holds class names, number and size of frames and their sampling. "
+        "Before it takes its name, what it says of real clips is compared with the model."
+    )
+    export.add_argument("--checkpoint", type=Path, required=True, metavar="DIR", help="a checkpoint, or a run folder")
+    export.add_argument("--format", required=True, help="torch (a .pt2 file) or onnx (needs the extra [onnx])")
+    export.add_argument("--out", type=Path, required=True, metavar="FILE", help="the file, .pt2 or .onnx")
+    export.add_argument(
+        "--outputs",
+        default="logits",
+        metavar="NAME,NAME",
+        help="logits, and after it class_token, maps (default logits)",
+    )
+    export.add_argument(
+        "--clips", nargs="+", type=Path, default=[], metavar="CLIP",
+        help="what to check it with, as art predict takes clips (default: some of the test split of the run)",
+    )  # fmt: skip
 
 
 def _add_ablate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -491,6 +519,19 @@ def _predict_to_parquet(options: argparse.Namespace, settings: Any) -> int:
     print(f"{written.clips} clips in {written.parts} files ({written.kept} were there), {written.errors} not readable")
     print(f"written to {options.out}")
     return 1 if written.errors else 0
+
+
+def _export(options: argparse.Namespace) -> int:
+    from art.export import export_checkpoint
+
+    outputs = tuple(_listed(options.outputs))
+    exported = export_checkpoint(options.checkpoint, options.out, options.format, outputs=outputs, clips=options.clips)
+    check = exported.facts["check"]
+    differences = ", ".join(f"{name} {value:.1e}" for name, value in check["difference"].items())
+    batches = ", ".join(map(str, check["batches"]))
+    print(f"checked on {check['clips']} clips, {batches} at once: differs from the model by {differences}")
+    print(f"written to {options.out}: {options.out.stat().st_size / 2**20:.1f} MiB")
+    return 0
 
 
 def _compare(options: argparse.Namespace) -> int:

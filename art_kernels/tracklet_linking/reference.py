@@ -35,7 +35,7 @@ def greedy_assignment(cost: Float[Tensor, "... k k"], *, maximize: bool = False)
     size = cost.shape[-1]
     left = (-cost if maximize else cost).double().flatten(0, -3).clone()  # [P, K, K]
     columns = torch.empty(left.shape[:2], dtype=torch.int64, device=cost.device)
-    problems = torch.arange(len(left), device=cost.device)
+    problems = torch.arange(left.shape[0], device=cost.device)  # len() would fix it in a traced graph
     for _ in range(size):
         at = left.flatten(1).argmin(1)
         row, column = at // size, at % size
