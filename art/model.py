@@ -95,7 +95,8 @@ class ARTModel(VideoClassifier):
             raise ValueError(f"prompts has {len(prompts)} texts, expected one for each of the {num_classes} classes")
         if semantics is None:
             encoder = build_text_encoder(o.text_encoder, **o.text_options)
-            semantics = encode_prompts(encoder, prompts or self.class_names, o.templates or TEMPLATES)
+            self.prompts = list(prompts or self.class_names)
+            semantics = encode_prompts(encoder, self.prompts, o.templates or TEMPLATES)
         self.backbone = build_backbone(
             o.backbone, num_frames=o.num_frames, pretrained=o.pretrained, **o.backbone_options
         )

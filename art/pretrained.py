@@ -43,12 +43,15 @@ class VideoClassifier(nn.Module, ABC):
         class_names: Y names; the order is the order of the logits.
         options: how the model was built.
         sampling: which frames of a clip it is shown, in training and after: saved with it, sparse unless changed.
+        prompts: what the templates said of each class when the semantics were made, saved with it; None: nothing was
+            said, or it is not known.
     """
 
     kind: ClassVar[str]
     kinds: ClassVar[dict[str, type[VideoClassifier]]] = {}
     input_size: int
     backbone: Backbone
+    prompts: list[str] | None = None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -114,6 +117,7 @@ class VideoClassifier(nn.Module, ABC):
         config = {
             "kind": self.kind,
             "class_names": self.class_names,
+            "prompts": self.prompts,
             "sampling": asdict(self.sampling),
             "options": asdict(self.options),
         }
@@ -219,6 +223,7 @@ def load_model(folder: str | os.PathLike[str]) -> VideoClassifier:
     except RuntimeError as error:
         raise ValueError(f"{folder / WEIGHTS_FILE} does not fit its {CONFIG_FILE}: {error}") from error
     model.options = ARTOptions(**config["options"])
+    model.prompts = config.get("prompts")
     model.sampling = FrameSampling(**config.get("sampling", {}))  # a folder without it was written when there was one
     return model.eval()
 
