@@ -49,9 +49,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code = _exit_code(error)
         if code is None or options.traceback:
             traceback.print_exc()
-        if code is not None:
+        if code is not None and _tells(error):
             print(f"art: {'error: ' if code == 2 else ''}{error}", file=sys.stderr)
         return code or 1
+
+
+def _tells(error: Exception) -> bool:
+    """Whether this process prints it: of what all ranks of a training were asked for, rank 0 tells."""
+    from art.engine.distributed import is_main_process
+    from art.engine.interruption import Interrupted
+
+    return is_main_process() or not isinstance(error, Interrupted)
 
 
 def _exit_code(error: Exception) -> int | None:

@@ -15,8 +15,8 @@ from art.data.shown import ShownViews
 from art.engine.config import load_config
 from art.engine.evaluate import find_checkpoint
 from art.engine.run_folder import RunFolder
-from art.pretrained import VideoClassifier, load_model
 from art.prediction import find_sources
+from art.pretrained import VideoClassifier, load_model
 
 from .model import CHECKED_BATCHES, Exported, check_export, export_model
 

@@ -37,6 +37,7 @@ class FileFormat(ABC):
 
     def check(self, weights_bytes: int) -> None:
         """Raise, before any work, where this format cannot be written."""
+        return
 
     @abstractmethod
     def convert(self, program: ExportedProgram, outputs: Sequence[str]) -> Any:

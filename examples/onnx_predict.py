@@ -1,0 +1,50 @@
+"""Name the action in a clip with onnxruntime, PyAV and NumPy alone: neither torch nor this package is needed.
+
+    art export --checkpoint runs/motion --format onnx --out motion.onnx
+    python examples/onnx_predict.py motion.onnx clip.mp4
+
+The file says which frames it wants and how large; they go in as they are decoded, uint8 RGB.
+"""
+
+import json
+import sys
+
+import av
+import numpy as np
+import onnxruntime
+
+
+def shown(count, frames, sampling):
+    """Which of `count` frames the model is shown."""
+    if sampling["kind"] == "sparse":
+        return (2 * np.arange(frames) + 1) * count // (2 * frames)  # the centres of so many segments
+    start = (max(count - frames * sampling["stride"], 0) + 1) // 2
+    return np.minimum(start + sampling["stride"] // 2 + sampling["stride"] * np.arange(frames), count - 1)
+
+
+def scaling(size, new):
+    """[new, size]: bilinear weights; where it shrinks, each pixel is the mean of all that it stands for."""
+    centres = (np.arange(new) + 0.5) * size / new - 0.5
+    weights = np.maximum(1 - abs(np.arange(size) - centres[:, None]) / max(size / new, 1), 0)
+    return weights / weights.sum(1, keepdims=True)
+
+
+def main(model, clip):
+    session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+    facts = json.loads(session.get_modelmeta().custom_metadata_map["art"])
+    with av.open(clip) as container:
+        frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    video = np.stack([frames[i] for i in shown(len(frames), facts["num_frames"], facts["sampling"])])
+    height, width = video.shape[1:3]
+    side = max(1, round(min(height, width) * facts["crop"]["share"]))
+    top, left, resize = (height - side) // 2, (width - side) // 2, scaling(side, facts["input_size"])
+    square = video[:, top : top + side, left : left + side].transpose(0, 3, 1, 2)
+    video = np.clip(np.round(resize @ square @ resize.T), 0, 255).astype(np.uint8)
+    logits = session.run(["logits"], {"video": video[None]})[0][0]
+    odds = np.exp(logits - logits.max())
+    for index in np.argsort(-odds)[:5]:
+        print(f"{100 * odds[index] / odds.sum():6.2f} %  {facts['class_names'][index]}")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:3])
