@@ -63,7 +63,7 @@ def frame_strip(
     height, width = frames.shape[1:3]
     high = round(pixels * height / width)
     figure = new_figure(len(shown) * pixels / 100, high / 100, dpi=100, layout=None)
-    _draw_strip(figure.add_axes((0, 0, 1, 1)), frames, shown, path, colour, limb)
+    draw_strip(figure.add_axes((0, 0, 1, 1)), frames, shown, path, colour, limb)
     return figure
 
 
@@ -122,22 +122,25 @@ def tracklet_sheet(
     rows = figure.subplots(2 * tracklets, 1, squeeze=False, height_ratios=[high, 0.3] * tracklets)[:, 0]
     for k in range(tracklets):
         strip, bars = rows[2 * k], rows[2 * k + 1]
-        _draw_strip(strip, tinted[k], shown, paths[:, k], tracklet_colour(k), limb)
+        draw_strip(strip, tinted[k], shown, paths[:, k], tracklet_colour(k), limb)
         strip.set_title(f"tracklet {k + 1}, queried by “{texts[k]}”", loc="left", fontsize=10, color=INK)
         _draw_saliency(bars, saliency, k, shown)
         bars.set_ylabel("saliency", rotation=0, ha="right", va="center")
     return figure
 
 
-def _draw_strip(
+def draw_strip(
     axes: Axes,
     frames: UInt8[np.ndarray, "t height width 3"],
     shown: Int[np.ndarray, " n"],
     path: Float[np.ndarray, "t 2"] | None,
     colour: str,
-    limb: Float[np.ndarray, "t 2"] | None,
+    limb: Float[np.ndarray, "t 2"] | None = None,
 ) -> None:
-    """Column i of the axes (x from i to i + 1, y from 0 at the top to 1) is frame ``shown[i]``."""
+    """Frames side by side, see :func:`frame_strip`.
+
+    Column i of the axes (x from i to i + 1, y from 0 at the top to 1) is frame ``shown[i]``.
+    """
     height, width = frames.shape[1:3]
     blank_axes(axes)
     axes.imshow(np.concatenate(list(frames[shown]), axis=1), extent=(0, len(shown), 1, 0), aspect=height / width)
