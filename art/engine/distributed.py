@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
+import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ T = TypeVar("T")
 
 #: Under this name a rank leaves what ended it, for those that notice no more than that it is gone.
 _LAST_WORDS = "art/last_words"
-_SECONDS_FOR_LAST_WORDS = 5.0
+_SECONDS_FOR_LAST_WORDS = 2.0
 
 
 class OtherRankError(RuntimeError):
@@ -204,12 +205,54 @@ def _join(config: Config) -> dist.Store:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     timeout = timedelta(seconds=config.parallel.timeout)
-    store, rank, world_size = next(iter(dist.rendezvous("env://", timeout=timeout)))
+    rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    store = _store(rank, world_size, timeout)
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     # The group has names of its own in the store, as init_process_group gives it where it makes the store itself.
     prefixed = dist.PrefixStore("default_pg", store)
     dist.init_process_group(backend, store=prefixed, rank=rank, world_size=world_size, timeout=timeout)
     return store
+
+
+def _store(rank: int, world_size: int, timeout: timedelta) -> dist.Store:
+    """Where ranks find each other: what torchrun keeps, or else the one that rank 0 opens at MASTER_ADDR."""
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        store, _, _ = next(iter(dist.rendezvous("env://", rank=rank, world_size=world_size, timeout=timeout)))
+        return store
+    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    kept = dist.TCPStore(host, port, is_master=False, timeout=timeout, wait_for_workers=False)
+    return dist.PrefixStore(f"art/{_start(kept, rank, world_size, timeout)}", kept)
+
+
+def _start(store: dist.Store, rank: int, world_size: int, timeout: timedelta) -> str:
+    """A name that all ranks of this start have in common and no other start had: torchrun's store outlives restarts.
+
+    torchrun's own name for it, the number of restarts, is another on the node that lost a rank than on those whose
+    ranks are restarted with it, which then look for each other in different places. Here each rank leaves a name of its
+    own and waits for an answer to that; rank 0 answers until all have said that they got it.
+    """
+    own = uuid.uuid4().hex
+    store.set(f"art/hello/{rank}", own)
+    if rank != 0:
+        store.wait([f"art/answer/{own}"], timeout)
+        name = store.get(f"art/answer/{own}").decode()
+        store.set(f"art/here/{name}/{rank}", "")
+        return name
+    missing, answered = set(range(1, world_size)), set()
+    deadline = time.monotonic() + timeout.total_seconds()
+    while missing:
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"ranks {sorted(missing)[:10]} of {world_size} did not come within {timeout}")
+        for other in sorted(missing):
+            if store.check([f"art/here/{own}/{other}"]):
+                missing.remove(other)
+            elif store.check([f"art/hello/{other}"]):
+                theirs = store.get(f"art/hello/{other}").decode()  # perhaps of a rank that is gone: it is asked again
+                if theirs not in answered:
+                    store.set(f"art/answer/{theirs}", own)
+                    answered.add(theirs)
+        time.sleep(0.01)
+    return own
 
 
 def _of_group(config: Config) -> Ranks:

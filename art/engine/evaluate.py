@@ -18,7 +18,7 @@ from .checkpoints import recover
 from .config import ConfigError, DataConfig, load_config
 from .distributed import Ranks
 from .metrics import Evaluation, averaged_views, measure
-from .parallel import Objective
+from .parallel import Objective, put_away
 from .predictions import Predictions
 from .randomness import untouched_random_state
 from .reporting import localize, report_run
@@ -90,6 +90,7 @@ def evaluate(
                     answered.append(tuple(t.cpu() for t in (*own, *([answers["order"]] if "order" in answers else []))))
     finally:
         objective.train(was_training)
+        put_away(objective)
     if not (answered := [part for of_rank in ranks.gather_objects(answered) for part in of_rank]):
         raise ValueError("batches: got no clip that could be read, expected at least one")
     probabilities, labels, indices, *order = (torch.cat(parts).numpy() for parts in zip(*answered, strict=True))

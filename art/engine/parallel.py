@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
@@ -59,13 +60,15 @@ def parallelized(model: VideoClassifier, ranks: Ranks, parallel: ParallelConfig)
     if parallel.strategy == "fsdp":
         _shard(objective, ranks, parallel.fsdp_block)
         return objective
-    return DistributedDataParallel(
-        objective,
-        device_ids=None if ranks.device.type == "cpu" else [ranks.device],
-        broadcast_buffers=False,  # they are the same, or are shared when they are asked for: share_buffers
-        find_unused_parameters=parallel.unused_parameters,
-        gradient_as_bucket_view=True,
-    )
+    with warnings.catch_warnings():  # the new name of broadcast_buffers is not known to PyTorch 2.9
+        warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated")
+        return DistributedDataParallel(
+            objective,
+            device_ids=None if ranks.device.type == "cpu" else [ranks.device],
+            broadcast_buffers=False,  # they are the same, or are shared when they are asked for: share_buffers
+            find_unused_parameters=parallel.unused_parameters,
+            gradient_as_bucket_view=True,
+        )
 
 
 def answering(objective: nn.Module) -> nn.Module:
@@ -78,6 +81,13 @@ def share_buffers(model: nn.Module, ranks: Ranks, others: Iterable[Tensor] = ())
     alone differ."""
     if any(isinstance(module, _BatchNorm) and not is_synchronized(module) for module in model.modules()):
         ranks.share([*model.buffers(), *others])
+
+
+def put_away(objective: nn.Module) -> None:
+    """Leaves each rank with its shards after answers without gradients; where nothing is sharded, does nothing."""
+    for module in objective.modules():
+        if (reshard := getattr(module, "reshard", None)) is not None:  # of FSDP
+            reshard()
 
 
 @contextmanager
@@ -100,6 +110,8 @@ def _shard(objective: Objective, ranks: Ranks, from_parameters: int) -> None:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import FSDPModule, fully_shard
 
+    # It warns of views that later operations may change in place: the terms of the loss are some, and none is changed.
+    warnings.filterwarnings("ignore", message=r"FSDP2-wrapped module \(FSDPObjective\) returned a view")
     mesh = init_device_mesh(ranks.device.type, (ranks.world_size,))
     for parameter in objective.parameters():
         parameter.data = parameter.data.contiguous()  # FSDP takes no other; of tiny they are channels last

@@ -207,11 +207,13 @@ class TrainingState:
     def _optimizer_states(self) -> dict[str, dict[str, Any]]:
         """What the optimizers keep for each trained parameter, by its name; an entry is made where there is none."""
         owner = {id(p): optimizer for optimizer in self.optimizers for g in optimizer.param_groups for p in g["params"]}
-        return {
+        states = {
             f"optimizer.{name}": owner[id(parameter)].state[parameter]
             for name, parameter in self.model.named_parameters()
             if id(parameter) in owner
         }
+        assert len(states) == len(owner)  # FSDP has other parameters while they are put together
+        return states
 
     def _awaited_tensors(self, folder: Path) -> dict[str, Tensor]:
         """Room for all that is saved in ``folder``, where :meth:`tensors` has it."""

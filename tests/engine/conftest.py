@@ -59,8 +59,8 @@ def clips(tmp_path_factory):
 def configured(clips):
     """Makes configurations of runs that take a fraction of a second: ``configured(output, *overrides)``."""
 
-    def make(output: Path, *overrides: str) -> Config:
-        small = [
+    def small(output: Path) -> list[str]:
+        return [
             f"output={output}",
             "kind=backbone",
             "device=cpu",
@@ -79,8 +79,11 @@ def configured(clips):
             "optim.epochs=3",
             "optim.batch_size=4",
         ]
-        return load_config(None, [*small, *overrides])
 
+    def make(output: Path, *overrides: str) -> Config:
+        return load_config(None, [*small(output), *overrides])
+
+    make.small = small
     return make
 
 
