@@ -131,15 +131,27 @@ class VideoClassifier(nn.Module, ABC):
         finally:
             shutil.rmtree(staging, ignore_errors=True)
 
+    def push_to_hub(self, repository: str, **options: Any) -> str:
+        """Put this model on the Hugging Face Hub; ``options`` as in :func:`art.hub.push_to_hub`. Gives the address."""
+        from .hub import push_to_hub
+
+        return push_to_hub(self, repository, **options)
+
     @classmethod
-    def from_pretrained(cls: type[C], folder: str | os.PathLike[str]) -> C:
-        """The model that :meth:`save_pretrained` wrote, in eval mode. Needs no text encoder and no network.
+    def from_pretrained(cls: type[C], folder: str | os.PathLike[str], *, revision: str | None = None) -> C:
+        """The model that :meth:`save_pretrained` wrote, in eval mode. Needs no text encoder.
+
+        Args:
+            folder: a local folder, which needs no network; or, as a string under which there is no local path,
+                "user/name" on the Hugging Face Hub.
+            revision: on the Hub: branch, tag or commit; None is the newest.
 
         Raises:
-            FileNotFoundError: the folder lacks one of the two files.
+            FileNotFoundError: the folder lacks one of the two files; there is no such repository.
             ValueError: it holds a model of another kind, or weights of other names or shapes.
+            OSError: the Hub cannot be reached.
         """
-        model = load_model(folder)
+        model = load_model(folder, revision=revision)
         if not isinstance(model, cls):
             raise ValueError(f"{folder} holds a model of kind {model.kind!r}; load it with {type(model).__name__}")
         return model
@@ -200,12 +212,17 @@ def _class_of(kind: object) -> type[VideoClassifier]:
     return VideoClassifier.kinds[str(kind)]
 
 
-def load_model(folder: str | os.PathLike[str]) -> VideoClassifier:
+def load_model(folder: str | os.PathLike[str], *, revision: str | None = None) -> VideoClassifier:
     """The model that ``save_pretrained`` wrote into ``folder``, whatever its kind, in eval mode.
 
-    Raises:
-        FileNotFoundError, ValueError: as :meth:`VideoClassifier.from_pretrained`.
+    Arguments and errors as of :meth:`VideoClassifier.from_pretrained`.
     """
+    from .hub import download, is_repository
+
+    if is_repository(folder):
+        folder = download(str(folder), revision=revision)
+    elif revision is not None:
+        raise ValueError(f"revision is {revision!r}, but {folder} is a local path; leave it out")
     folder = Path(folder)
     for name in (CONFIG_FILE, WEIGHTS_FILE):
         if not (folder / name).is_file():

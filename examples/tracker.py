@@ -2,9 +2,9 @@
 
     python examples/tracker.py
 
-A detector gives a feature vector for each of its boxes, in another order in every frame. Linking by likeness of adjacent
-frames finds which box continues which track; a track ends where the likeness falls below `min_similarity`, and a new one
-begins there. Boxes here are made up: five objects drift, and one leaves the scene halfway while another comes.
+A detector gives a feature vector for each of its boxes, in another order in every frame. Linking by likeness of
+adjacent frames finds which box continues which track; a track ends where the likeness falls below `min_similarity`, and
+a new one begins there. Boxes here are made up: five objects drift, and one leaves halfway while another comes.
 """
 
 import torch
