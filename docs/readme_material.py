@@ -2,7 +2,7 @@
 
     python docs/readme_material.py --run runs/motion --compare runs/compare --more runs/more
     python docs/readme_material.py --linking runs/linking --without-residual runs/linking-without-residual
-    python docs/readme_material.py --ablation runs/ablate
+    python docs/readme_material.py --ablation runs/ablate --ablation-seeds runs/ablate-seeds
 
 Writes ``docs/pictures/*.png`` and ``docs/results/motion*.json`` and ``linking*.json`` (and the tables of comparisons as
 Markdown, those of ablations into ``docs/ablations.md``), of the folders that are given.
@@ -28,7 +28,6 @@ from art.visualize import SampleClip, collect_samples, confusion_figure, trackle
 from art.visualize.style import png_bytes
 
 DOCS = Path(__file__).parent
-TABLES_BEGIN, TABLES_END = "<!-- tables: begin -->", "<!-- tables: end -->"
 
 
 def main() -> None:
@@ -42,7 +41,8 @@ def main() -> None:
     )  # fmt: skip
     parser.add_argument("--linking", type=Path, help="the same --over model.linking=index,optimal")
     parser.add_argument("--without-residual", type=Path, help="that with model.response_residual=false")
-    parser.add_argument("--ablation", type=Path, help="the output of: art ablate configs/motion.yaml")
+    parser.add_argument("--ablation", type=Path, help="the output of art ablate, as docs/ablations.md calls it")
+    parser.add_argument("--ablation-seeds", type=Path, help="the same --only components with three seeds")
     arguments = parser.parse_args()
     if not any(vars(arguments).values()):
         parser.error("no folder is given, expected at least one")
@@ -60,18 +60,20 @@ def main() -> None:
     if arguments.without_residual:
         copy_comparison(arguments.without_residual, result="linking-without-residual")
     if arguments.ablation:
-        copy_ablation(arguments.ablation)
+        copy_ablation(arguments.ablation, "ablation")
+    if arguments.ablation_seeds:
+        copy_ablation(arguments.ablation_seeds, "ablation-seeds")
 
 
-def copy_ablation(folder: Path) -> None:
-    """The picture and the numbers of ablations, and their tables into the page about them."""
-    shutil.copy(folder / "ablate.png", DOCS / "pictures" / "ablation.png")
+def copy_ablation(folder: Path, name: str) -> None:
+    """The picture and the numbers of ablations, and their tables into the page about them, between its marks."""
+    shutil.copy(folder / "ablate.png", DOCS / "pictures" / f"{name}.png")
     ablation = _without_places(json.loads((folder / "ablate.json").read_text()))
-    (DOCS / "results" / "motion-ablation.json").write_text(json.dumps(ablation, indent=1) + "\n")
-    page = DOCS / "ablations.md"
-    before, _, after = page.read_text().partition(TABLES_BEGIN)
-    after = after.partition(TABLES_END)[2]
-    page.write_text(f"{before}{TABLES_BEGIN}\n\n{as_markdown(ablation)}\n{TABLES_END}{after}")
+    (DOCS / "results" / f"motion-{name}.json").write_text(json.dumps(ablation, indent=1) + "\n")
+    page, begin, end = DOCS / "ablations.md", f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
+    before, _, rest = page.read_text().partition(begin)
+    after = rest.partition(end)[2]
+    page.write_text(f"{before}{begin}\n\n{as_markdown(ablation)}\n{end}{after}")
 
 
 def copy_comparison(folder: Path, *, result: str, picture: str | None = None) -> None:

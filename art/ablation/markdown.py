@@ -15,7 +15,7 @@ def as_markdown(result: Mapping[str, Any]) -> str:
     seeds = ", ".join(map(str, result["seeds"]))
     lines = [
         f"Last checkpoint of each of {len(result['runs'])} runs of {result['config']['optim']['epochs']} epochs, on "
-        f"{clips:,} test clips; seeds {seeds}; torch {told['torch']}, {told['machine']}, {told['date'][:10]}. "
+        f"{clips:,} test clips; {'seeds' if len(result['seeds']) > 1 else 'seed'} {seeds}; torch {told['torch']}, {told['machine']}, {told['date'][:10]}. "
         f"One clip is {100 / clips:.2g} points.",
     ]
     for table in result["tables"]:

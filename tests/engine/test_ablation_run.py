@@ -110,3 +110,10 @@ def test_the_table_by_hand():
     assert "top-1 to the row before, points" in lines[4]
     assert lines[6] == "| a | 50.00 ± 1.00 | 40.00 | | | | 0.25 | 1,234,567 |"
     assert lines[7] == "| b | 49.50 ± 1.00 | 40.00 | -0.50 ± 2.00 | +1.00 | -2.00 | 0.25 | 1,234,567 |"
+
+
+@pytest.mark.parametrize("name", ["ablation", "ablation-seeds"])
+def test_the_page_about_ablations_quotes_its_results(name):
+    docs = Path(__file__).parents[2] / "docs"
+    result = json.loads((docs / "results" / f"motion-{name}.json").read_text())
+    assert as_markdown(result) in (docs / "ablations.md").read_text(), "see docs/readme_material.py"
