@@ -12,10 +12,10 @@ def as_markdown(result: Mapping[str, Any]) -> str:
     """What :func:`.ablate.ablate` returns, as Markdown: means ± sample standard deviations over seeds, and the
     differences seed by seed."""
     told, clips = result["provenance"], result["runs"][0]["clips"]
-    seeds = ", ".join(map(str, result["seeds"]))
+    seeds = ("seeds " if len(result["seeds"]) > 1 else "seed ") + ", ".join(map(str, result["seeds"]))
     lines = [
         f"Last checkpoint of each of {len(result['runs'])} runs of {result['config']['optim']['epochs']} epochs, on "
-        f"{clips:,} test clips; {'seeds' if len(result['seeds']) > 1 else 'seed'} {seeds}; torch {told['torch']}, {told['machine']}, {told['date'][:10]}. "
+        f"{clips:,} test clips; {seeds}; torch {told['torch']}, {told['machine']}, {told['date'][:10]}. "
         f"One clip is {100 / clips:.2g} points.",
     ]
     for table in result["tables"]:

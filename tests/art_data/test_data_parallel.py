@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from art.data.parallel import Stopped, cores, in_processes, stopping
+from art.data.parallel import Stopped, cores, in_processes, slot, stopping
 
 
 def square(value):
@@ -23,6 +23,11 @@ def fail_or_wait(path):
         time.sleep(0.01)
     path.write_text("stopped")
     raise Stopped
+
+
+def whose_slot(_):
+    time.sleep(0.05)  # so that each process has its turn
+    return slot(), os.getpid()
 
 
 def end_abruptly(_):
@@ -47,6 +52,19 @@ def test_every_item_is_done_elsewhere_and_few_are_taken_ahead():
     done += results
     assert sorted((item, value) for item, (value, _) in done) == [(i, i * i) for i in range(50)]
     assert os.getpid() not in {process for _, (_, process) in done}
+
+
+def test_each_process_has_a_slot_for_itself():
+    assert list(in_processes(whose_slot, [1], 1, ["only"])) == [(1, ("only", os.getpid()))]
+    told = {value for _, value in in_processes(whose_slot, range(40), 2, ["one", "two"])}
+    assert {name for name, _ in told} <= {"one", "two"}
+    assert len({process for _, process in told}) == len(told), "a process keeps its slot"
+    assert len({name for name, _ in told}) == len(told), "no two have the same"
+    with pytest.raises(ValueError, match="slots: got 1 for 2 workers"):
+        next(in_processes(whose_slot, [1], 2, ["only"]))
+    list(in_processes(square, [1], 1))
+    with pytest.raises(RuntimeError, match="this process has none"):
+        slot()
 
 
 def test_an_error_stops_the_others(tmp_path):
