@@ -18,7 +18,7 @@ from art.engine.train import train
 from art.pretrained import load_model
 
 KILLS = int(os.environ.get("ART_TEST_KILLS", "3"))
-RUN = ("kind=art", "optim.epochs=4", "optim.optimizer=adamw", "checkpoints.every_steps=1", "checkpoints.keep=2")
+RUN = ("kind=art", "optim.epochs=3", "optim.optimizer=adamw", "checkpoints.every_steps=1", "checkpoints.keep=2")
 
 
 def run(config):
