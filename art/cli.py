@@ -131,6 +131,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
 
     _add_predict(commands)
+    _add_explain(commands)
 
     _add_export(commands)
 
@@ -271,6 +272,35 @@ def _add_export(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         "--clips", nargs="+", type=Path, default=[], metavar="CLIP",
         help="what to check it with, as art predict takes clips (default: some of the test split of the run)",
     )  # fmt: skip
+
+
+def _add_explain(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    example = "art explain clip.mp4 --checkpoint runs/motion --out runs/explain"
+    explain = _command(commands, "explain", _explain, "show what a model looks at in a video", example)
+    explain.description = (
+        "Draw a video with each tracklet's response, centre, box and path, the text that asks for it, its saliency and "
+        "the class probabilities over time; beside it Grad-CAM and attention roll-out of the backbone. Writes film.mp4, "
+        "film.gif, sheet.png and explanation.json."
+    )
+    explain.add_argument("clip", type=Path, metavar="CLIP", help="a video file")
+    explain.add_argument("--checkpoint", type=Path, required=True, metavar="DIR", help="a checkpoint, or a run folder")
+    explain.add_argument("--out", type=Path, metavar="DIR", help="where to write (default: runs/explain-CLIP)")
+    explain.add_argument("--top-k", type=int, default=5, help="classes in the chart (default 5)")
+    explain.add_argument(
+        "--moments", type=int, default=24, metavar="N",
+        help="points of the chart: so many beginnings of the clip are classified; 0 is no chart (default 24)",
+    )  # fmt: skip
+    explain.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:<number> or mps (default auto)")
+
+    example = "art bank --checkpoint runs/motion --out runs/bank"
+    bank = _command(commands, "bank", _bank, "show the texts of the classes before and after training", example)
+    bank.description = (
+        "Draw the semantics bank of a checkpoint before and after fine-tuning: its texts as points (t-SNE and UMAP, with "
+        "the extra 'embed'), the similarity of the classes, and which prompt wins for each. Writes embedding.png, "
+        "similarity.png, prompts.png and bank.json."
+    )
+    bank.add_argument("--checkpoint", type=Path, required=True, metavar="DIR", help="a checkpoint, or a run folder")
+    bank.add_argument("--out", type=Path, metavar="DIR", help="where to write (default: runs/bank-CHECKPOINT)")
 
 
 def _add_ablate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -508,6 +538,31 @@ def _predict(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps(told, indent=2, ensure_ascii=False))
     return 1 if failed else 0
+
+
+def _explain(options: argparse.Namespace) -> int:
+    from art.explain import explain_to_folder
+    from art.explain.write import FILES
+
+    out = options.out or Path("runs") / f"explain-{options.clip.stem}"
+    explanation = explain_to_folder(
+        options.clip, options.checkpoint, out, top_k=options.top_k, moments=options.moments, device=options.device
+    )
+    for c in explanation.best(options.top_k):
+        print(f"  {100 * float(explanation.probabilities[c]):6.2f} %  {explanation.class_names[c]}")
+    for name, reason in explanation.missing.items():
+        print(f"no {name} of this backbone: {reason}")
+    print(f"written to {out}: {', '.join(FILES)}")
+    return 0
+
+
+def _bank(options: argparse.Namespace) -> int:
+    from art.bank import bank_to_folder
+
+    out = options.out or Path("runs") / f"bank-{options.checkpoint.resolve().name}"
+    _, files = bank_to_folder(options.checkpoint, out, lambda said: print(f"art: {said}", file=sys.stderr))
+    print(f"written to {out}: {', '.join(file.name for file in files)}")
+    return 0
 
 
 def _predict_to_parquet(options: argparse.Namespace, settings: Any) -> int:

@@ -24,7 +24,12 @@ def response_boxes(maps: Float[np.ndarray, "t k h w"], level: float = 0.5) -> Fl
         weights = maps[index]
         average = weights.mean()
         rows, columns = np.nonzero(_around_peak(weights, weights >= average + level * (weights.max() - average)))
-        boxes[index] = columns.min() / width, rows.min() / height, (columns.max() + 1) / width, (rows.max() + 1) / height
+        boxes[index] = (
+            columns.min() / width,
+            rows.min() / height,
+            (columns.max() + 1) / width,
+            (rows.max() + 1) / height,
+        )
     return boxes
 
 

@@ -46,10 +46,16 @@ def contact_sheet(explanation: Explanation, *, count: int = 8, top_k: int = 5) -
     if len(e.beginnings):
         blocks.append(_Block(_CAPTION + _CHART + 0.4, _chart(top_k)))
     lines = legend_lines(e, views)
+    if e.num_tracklets:
+        lines[0] = lines[0].replace(
+            "line: path", "line: path · bars: saliency, how much the frame weighs in the tracklet"
+        )
     foot = _FOOT + 0.17 * (len(lines) - 1)
     sheet = _Sheet(e, shown, strip, _TITLE + sum(block.height for block in blocks) + foot)
     best = e.best(3)
-    sheet.text(_EDGE, 0.2, f"“{e.class_names[best[0]]}”  {100 * float(e.probabilities[best[0]]):.0f} %", 13, weight="bold")
+    sheet.text(
+        _EDGE, 0.2, f"“{e.class_names[best[0]]}”  {100 * float(e.probabilities[best[0]]):.0f} %", 13, weight="bold"
+    )
     others = ", ".join(f"{e.class_names[c]} {100 * float(e.probabilities[c]):.0f} %" for c in best[1:])
     sheet.text(_EDGE, 0.44, f"is the model's answer to {e.clip.name}; after it {others}", 8.5, color=MUTED)
     top = _TITLE
@@ -101,15 +107,13 @@ class _Sheet:
 
     def axes(self, top: float, high: float, left: float = _EDGE, width: float = _WIDTH - 2 * _EDGE) -> Axes:
         """Axes over the width of the sheet, or a part of it."""
-        return self.figure.add_axes(
-            (left / _WIDTH, 1 - (top + high) / self.height, width / _WIDTH, high / self.height)
-        )
+        return self.figure.add_axes((left / _WIDTH, 1 - (top + high) / self.height, width / _WIDTH, high / self.height))
 
     def text(self, x: float, y: float, text: str, size: float, room: float | None = None, **style: object) -> None:
         """A line with its middle at y, cut to ``room`` inches, by default to the edge of the sheet."""
         room = _WIDTH - _EDGE - x if room is None else room
         tenths = round(size * 10)  # the widths of letters grow with their size
-        text = fitted(text, tenths, room * 720 * (0.92 if style.get("weight") == "bold" else 1.0))
+        text = fitted(text, tenths, room * 720, bold=style.get("weight") == "bold")
         style = {"color": INK, "va": "center_baseline", **style}
         self.figure.text(x / _WIDTH, 1 - y / self.height, text, fontsize=size, **style)  # type: ignore[arg-type]
 
@@ -160,7 +164,6 @@ def _bars_below(axes: Axes, sheet: _Sheet, k: int) -> None:
             0.5, 0.62 * float(saliency[frame, k] / saliency.max()), left=column + 0.02, height=0.5, color=tracklet_colour(k)
         )  # fmt: skip
         axes.text(column + 0.67, 0.5, f"{100 * float(saliency[frame, k]):.0f} %", fontsize=7, color=MUTED, va="center")
-    axes.text(len(sheet.shown) - 0.01, 0.5, "saliency", fontsize=6.5, color=MUTED, va="center", ha="right")
 
 
 def _backbone(name: str) -> Callable[[_Sheet, float], None]:
@@ -195,7 +198,9 @@ def _chart(top_k: int) -> Callable[[_Sheet, float], None]:
     def draw(sheet: _Sheet, top: float) -> None:
         e = sheet.explanation
         classes = shown_classes(e, top_k)
-        sheet.text(_EDGE, top + 0.15, "probabilities over time: the answer had the clip ended there", 9.5, weight="bold")
+        sheet.text(
+            _EDGE, top + 0.15, "probabilities over time: the answer had the clip ended there", 9.5, weight="bold"
+        )
         draw_probabilities(sheet.axes(top + _CAPTION, _CHART, _EDGE + 0.4, 5.9), e, classes)
         heights = {c: 100 * float(e.probabilities_over_time[-1, c]) for c in classes}
         lines = {c: LINE_COLOURS[i % len(LINE_COLOURS)] for i, c in enumerate(classes)}

@@ -53,7 +53,9 @@ def grad_cam(
         gradients = torch.autograd.grad(logit, outputs, allow_unused=True)
         for output, gradient in zip(outputs, gradients, strict=True):
             if gradient is not None and (change := blocks.patches(gradient)).any():
-                return over_frames(_weighted(blocks.patches(output), change.mean((1, 2)))[0], video.shape[1], features.grid)
+                return over_frames(
+                    _weighted(blocks.patches(output), change.mean((1, 2)))[0], video.shape[1], features.grid
+                )
     raise NotAvailable("no patch of its last two blocks reaches the class")
 
 
@@ -83,7 +85,9 @@ def _of_pooled(backbone: Backbone, head: nn.Module, video: Tensor, target: int) 
     if not torch.allclose(features.tokens.mean((1, 2)), pooled[0], rtol=1e-2, atol=1e-3):
         raise NotAvailable(f"{type(backbone).__name__} does not average its tokens")
     (gradient,) = torch.autograd.grad(logits[0, target], pooled)
-    return over_frames(_weighted(features.tokens, gradient / features.tokens[0, :, :, 0].numel())[0], video.shape[1], features.grid)
+    return over_frames(
+        _weighted(features.tokens, gradient / features.tokens[0, :, :, 0].numel())[0], video.shape[1], features.grid
+    )
 
 
 @contextmanager

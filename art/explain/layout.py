@@ -68,9 +68,7 @@ def film_layout(aspect: float, panels: int, tracklets: int, *, chart: bool, note
     row_width = panels * panel_width + (panels - 1) * _GAP
     width = min(MOST_WIDTH, max(1100, _even(row_width + 2 * _EDGE)))
     left, top = (width - row_width) // 2, header + _CAPTION
-    places = tuple(
-        Rect(left + i * (panel_width + _GAP), top, panel_width, panel_height) for i in range(panels)
-    )
+    places = tuple(Rect(left + i * (panel_width + _GAP), top, panel_width, panel_height) for i in range(panels))
     y = top + panel_height + legend
     axis = width - 2 * _EDGE - _TEXTS - 44
     strips = tuple(Rect(_EDGE + 44, y + k * row, axis, row - 10) for k in range(tracklets))

@@ -103,7 +103,9 @@ def with_tracklets(
         corners = (np.concatenate([origin, origin]) + boxes[k] * np.tile(extent, 2)) * _FINER
         left, top, right, bottom = (corners + np.array([1, 1, -1, -1]) * 1.5 * unit * (1 + k)).tolist()
         if right > left and bottom > top:
-            draw.rounded_rectangle((left, top, right, bottom), 3 * unit, outline=(*_CASING, 200), width=round(2.6 * unit))
+            draw.rounded_rectangle(
+                (left, top, right, bottom), 3 * unit, outline=(*_CASING, 200), width=round(2.6 * unit)
+            )
             inner = 0.7 * unit
             draw.rounded_rectangle(
                 (left + inner, top + inner, right - inner, bottom - inner), 3 * unit, outline=(*colour, 255),

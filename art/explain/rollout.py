@@ -70,7 +70,9 @@ def _through(weights: Float[Tensor, "f l l"], before: Float[Tensor, "f l l"] | N
 def _timm_attention(backbone: Any, video: Tensor) -> list[Tensor]:
     """Of each block, in a pass without fused attention, where the weights come by the attention's dropout."""
     modules = [getattr(block, "attn", None) for block in getattr(backbone.model, "blocks", ())]
-    if not modules or not all(hasattr(m, "fused_attn") and isinstance(getattr(m, "attn_drop", None), nn.Dropout) for m in modules):
+    if not modules or not all(
+        hasattr(m, "fused_attn") and isinstance(getattr(m, "attn_drop", None), nn.Dropout) for m in modules
+    ):
         raise NotAvailable("its blocks do not show attention weights")
     found: list[Tensor] = []
     fused = [module.fused_attn for module in modules]  # type: ignore[union-attr]
@@ -117,8 +119,9 @@ def _of_uniformer(backbone: UniFormerV2, video: Tensor) -> Tensor:
         read = torch.einsum("ti,til->tl", weights.view(arrived.shape[:2]), arrived)
         asked = read / 2 if asked is None else (asked + read) / 2
 
-    with _watched([block.attn for block in transformer.resblocks], local), _watched(
-        [block.attn for block in transformer.dec], of_query
+    with (
+        _watched([block.attn for block in transformer.resblocks], local),
+        _watched([block.attn for block in transformer.dec], of_query),
     ):
         backbone(video)
     assert arrived is not None and asked is not None

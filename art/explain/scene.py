@@ -24,11 +24,7 @@ from .painting import crop_pixels, heated, tinted, with_tracklets
 
 _TRAIL = 0.35  # share of the clip after which a path has vanished
 _TRAIL_SECONDS = 2.0  # and at most so long
-_NAMED = {
-    "tracklets": ("tracklets", "tracklets"),
-    "grad_cam": ("backbone alone: Grad-CAM", "backbone: Grad-CAM"),
-    "rollout": ("backbone alone: attention roll-out", "backbone: roll-out"),
-}
+_NAMED = {"grad_cam": "backbone: Grad-CAM", "rollout": "backbone: attention roll-out", "tracklets": "ART"}
 
 
 def views_of(explanation: Explanation) -> list[str]:
@@ -151,7 +147,9 @@ class Scene:
         if layout.legend is not None:
             self._legend(figure, layout.legend)
         if layout.chart is not None and layout.names is not None:
-            draw_probabilities(self._axes(figure, layout.chart), self.explanation, shown_classes(self.explanation, self.top_k))
+            draw_probabilities(
+                self._axes(figure, layout.chart), self.explanation, shown_classes(self.explanation, self.top_k)
+            )
             self._names(figure, layout.names)
         return figure_pixels(figure)
 
@@ -161,7 +159,7 @@ class Scene:
 
     def _text(self, figure: Figure, x: float, y: float, text: str, size: int, room: float, **style: object) -> float:
         """Write at the pixel (x, y), the middle of the line on the left; gives the x behind it."""
-        text = fitted(text, size, room)
+        text = fitted(text, size, room, bold=style.get("fontweight") == "bold")
         style = {"color": INK, "va": "center_baseline", **style}
         figure.text(x / self.layout.width, 1 - y / self.layout.height, text, fontsize=size * 0.72, **style)  # type: ignore[arg-type]
         return x + text_width(text, size, bold=style.get("fontweight") == "bold")
@@ -173,7 +171,7 @@ class Scene:
         answer = f"“{e.class_names[e.predicted]}”"
         share = f"  {100 * float(e.probabilities[e.predicted]):.0f} %"
         room = header.width - text_width(share, large, bold=True)
-        x = self._text(figure, header.left, y, answer, large, room * 0.93, fontweight="bold")
+        x = self._text(figure, header.left, y, answer, large, room, fontweight="bold")
         x = self._text(figure, x, y, share, large, 200, color=MUTED, fontweight="bold")
         if self.layout.legend is not None:
             others = ", ".join(f"{e.class_names[c]} {100 * float(e.probabilities[c]):.0f} %" for c in e.best(3)[1:])
@@ -182,12 +180,13 @@ class Scene:
 
     def _caption(self, figure: Figure, name: str, panel: Rect) -> None:
         e, size = self.explanation, self.layout.text
-        caption = _NAMED[name][self.layout.legend is None]
+        captions = [_NAMED[name]]
         if name == "tracklets":
-            caption = f"ART: {e.num_tracklets} tracklet{'s' * (e.num_tracklets != 1)}"
+            captions = [f"ART: {e.num_tracklets} tracklet{'s' * (e.num_tracklets != 1)}"]
         if name == "grad_cam" and self.layout.legend is not None:
-            caption += f" of “{e.class_names[e.target]}”"
-        self._text(figure, panel.left, panel.top - size * 0.75, caption, size, panel.width, fontweight="bold")
+            captions.insert(0, f"{_NAMED[name]} of “{e.class_names[e.target]}”")
+        fit = [c for c in captions if text_width(c, size, bold=True) <= panel.width] or captions
+        self._text(figure, panel.left, panel.top - size * 0.75, fit[0], size, panel.width, fontweight="bold")
 
     def _strip(self, figure: Figure, k: int, strip: Rect, label: Rect) -> None:
         e, size = self.explanation, self.layout.text
@@ -197,7 +196,10 @@ class Scene:
         if self.layout.legend is None:  # one line above the strip
             y = label.top + label.height / 2
             x = self._text(figure, label.left, y, "■ ", size, 40, **dot)
-            self._text(figure, x, y, f"asks for “{query.name}”", size, label.left + label.width - x)
+            x = self._text(figure, x, y, f"asks for “{query.name}”", size, label.left + label.width - x)
+            right, note = label.left + label.width, "how much each frame weighs"
+            if text_width(note, size - 2) + 12 < right - x:
+                self._text(figure, right, y, note, size - 2, right - x, color=MUTED, ha="right")
             return
         lines = 2 if label.height >= 2 * size + 4 else 1
         y = label.top + label.height * (0.28 if lines == 2 else 0.5)
@@ -233,7 +235,9 @@ class Scene:
             self._text(figure, rect.left + rect.width, y, share, size, 52, color=MUTED, ha="right")
         if len(classes) * step + 26 <= rect.height:
             y = rect.top + rect.height - 8
-            self._text(figure, rect.left, y, "what it answers to the clip up to each time", size - 2, rect.width, color=MUTED)
+            self._text(
+                figure, rect.left, y, "what it answers to the clip up to each time", size - 2, rect.width, color=MUTED
+            )
 
 
 def draw_probabilities(axes: Axes, explanation: Explanation, classes: list[int]) -> None:
@@ -258,7 +262,9 @@ def draw_saliency(axes: Axes, explanation: Explanation, k: int) -> None:
     at_seconds = e.times[e.sampled]
     between = (at_seconds[1:] + at_seconds[:-1]) / 2
     half = float(np.diff(at_seconds).mean()) / 2 if len(at_seconds) > 1 else float(e.times[-1])
-    edges = np.concatenate([[at_seconds[0] - half], between, [at_seconds[-1] + half]]).clip(0, max(float(e.times[-1]), 1e-9))
+    edges = np.concatenate([[at_seconds[0] - half], between, [at_seconds[-1] + half]]).clip(
+        0, max(float(e.times[-1]), 1e-9)
+    )
     axes.set_axis_off()
     axes.axhspan(0, 1, color=GRID, alpha=0.5, linewidth=0)
     wide = np.diff(edges)
@@ -267,11 +273,11 @@ def draw_saliency(axes: Axes, explanation: Explanation, k: int) -> None:
     axes.set(xlim=(0, max(float(e.times[-1]), 1e-9)), ylim=(0, 1))
 
 
-def fitted(text: str, size: int, room: float) -> str:
+def fitted(text: str, size: int, room: float, *, bold: bool = False) -> str:
     """The text, with … for what does not fit into ``room`` pixels."""
-    if text_width(text, size) <= room:
+    if text_width(text, size, bold=bold) <= room:
         return text
-    while text and text_width(text + "…", size) > room:
+    while text and text_width(text + "…", size, bold=bold) > room:
         text = text[:-1]
     return text.rstrip() + "…"
 
