@@ -279,7 +279,7 @@ def _add_explain(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     explain = _command(commands, "explain", _explain, "show what a model looks at in a video", example)
     explain.description = (
         "Draw a video with each tracklet's response, centre, box and path, the text that asks for it, its saliency and "
-        "the class probabilities over time; beside it Grad-CAM and attention roll-out of the backbone. Writes film.mp4, "
+        "class probabilities over time; beside it Grad-CAM and attention roll-out of the backbone. Writes film.mp4, "
         "film.gif, sheet.png and explanation.json."
     )
     explain.add_argument("clip", type=Path, metavar="CLIP", help="a video file")
@@ -295,7 +295,7 @@ def _add_explain(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     example = "art bank --checkpoint runs/motion --out runs/bank"
     bank = _command(commands, "bank", _bank, "show the texts of the classes before and after training", example)
     bank.description = (
-        "Draw the semantics bank of a checkpoint before and after fine-tuning: its texts as points (t-SNE and UMAP, with "
+        "Draw the semantics bank of a checkpoint before and after fine-tuning: its texts as points (t-SNE and UMAP, of "
         "the extra 'embed'), the similarity of the classes, and which prompt wins for each. Writes embedding.png, "
         "similarity.png, prompts.png and bank.json."
     )

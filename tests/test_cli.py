@@ -13,7 +13,19 @@ from art.data import registry
 from art.data.motion.filming import write_video
 from art.data.video import read_frames
 
-COMMANDS = ("prepare", "train", "evaluate", "score", "predict", "export", "compare", "ablate", "profile")
+COMMANDS = (
+    "prepare",
+    "train",
+    "evaluate",
+    "score",
+    "predict",
+    "explain",
+    "bank",
+    "export",
+    "compare",
+    "ablate",
+    "profile",
+)
 
 
 def run(capsys, *arguments):

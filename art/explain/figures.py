@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from art.visualize.style import INK, LINE_COLOURS, MUTED, new_figure, tracklet_colour
+from art.visualize.style import GRID, INK, LINE_COLOURS, MUTED, new_figure, tracklet_colour
 from art.visualize.tracklets import draw_strip, shown_frames, tinted_frames
 
 from .explanation import Explanation
@@ -158,12 +158,12 @@ def _bars_below(axes: Axes, sheet: _Sheet, k: int) -> None:
     assert saliency is not None
     axes.set_axis_off()
     axes.set(xlim=(0, len(sheet.shown)), ylim=(0, 1))
+    colour = tracklet_colour(k)
     for column, frame in enumerate(sheet.shown):
-        axes.barh(0.5, 0.62, left=column + 0.02, height=0.5, color="#d9dce3", alpha=0.6)
-        axes.barh(
-            0.5, 0.62 * float(saliency[frame, k] / saliency.max()), left=column + 0.02, height=0.5, color=tracklet_colour(k)
-        )  # fmt: skip
-        axes.text(column + 0.67, 0.5, f"{100 * float(saliency[frame, k]):.0f} %", fontsize=7, color=MUTED, va="center")
+        share = float(saliency[frame, k])
+        axes.barh(0.5, 0.62, left=column + 0.02, height=0.5, color=GRID, alpha=0.6)
+        axes.barh(0.5, 0.62 * share / float(saliency.max()), left=column + 0.02, height=0.5, color=colour)
+        axes.text(column + 0.67, 0.5, f"{100 * share:.0f} %", fontsize=7, color=MUTED, va="center")
 
 
 def _backbone(name: str) -> Callable[[_Sheet, float], None]:
