@@ -122,12 +122,13 @@ def _compared(plain: VideoClassifier, run: Run, clips: Tensor, outputs: Sequence
             for name in outputs:
                 wanted = getattr(expected, name)
                 scale = max(1.0, wanted.abs().max().item())
-                worst[name] = max(worst[name], ((found[name] - wanted).abs().max() / scale).item())
-                if not worst[name] <= TOLERANCE:  # written so that NaN fails
+                difference = ((found[name] - wanted).abs().max() / scale).item()
+                if not difference <= TOLERANCE:  # written so that NaN fails
                     raise ExportMismatch(
-                        f"with {len(batch)} clips at once {name} differs by {worst[name]:.2g} from the model's, at "
+                        f"with {len(batch)} clips at once {name} differs by {difference:.2g} from the model's, at "
                         f"most {TOLERANCE:g} is allowed; no file was written"
                     )
+                worst[name] = max(worst[name], difference)
     return {
         "clips": len(clips),
         "batches": sorted({len(batch) for batch in batches}),

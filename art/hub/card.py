@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, fields
+from pathlib import Path
 from typing import Any
 
 from art.extras import import_extra
@@ -125,6 +126,8 @@ def _options(options: ARTOptions) -> str:
     """What is not at its default, as a list."""
     defaults = {f.name: f.default_factory() if f.default is MISSING else f.default for f in fields(ARTOptions)}  # type: ignore[misc]
     chosen = {name: value for name, value in asdict(options).items() if value != defaults[name]}
+    if options.pretrained is not None:
+        chosen["pretrained"] = Path(options.pretrained).name  # where it lay is nobody's business
     return "\n".join(f"- `{name}`: `{value}`" for name, value in chosen.items()) or "None."
 
 
