@@ -46,18 +46,19 @@ class SyncedBatchNorm(_BatchNorm):
         """In training with the statistics of all ranks, which then must all call this."""
         if not self.training:
             return super().forward(input)
+        x = input.to(torch.promote_types(input.dtype, torch.float32))  # under autocast it is half as wide
         others = [d for d in range(input.ndim) if d != 1]
         shape = [1, -1] + [1] * (input.ndim - 2)
-        sums = torch.cat([input.sum(others), input.new_tensor([input.numel() / input.shape[1]])])
+        sums = torch.cat([x.sum(others), x.new_tensor([x.numel() / x.shape[1]])])
         *_, count = sums = _summed(sums)
         mean = sums[:-1] / count
-        centred = input - mean.view(shape)
+        centred = x - mean.view(shape)
         variance = _summed(centred.square().sum(others)) / count
         self._follow(mean.detach(), variance.detach(), count.detach())
         normed = centred * (variance + self.eps).rsqrt().view(shape)
-        if not self.affine:
-            return normed
-        return normed * self.weight.view(shape) + self.bias.view(shape)
+        if self.affine:
+            normed = normed * self.weight.view(shape) + self.bias.view(shape)
+        return normed.to(input.dtype)
 
     @torch.no_grad()
     def _follow(self, mean: Float[Tensor, " c"], variance: Float[Tensor, " c"], count: Float[Tensor, ""]) -> None:

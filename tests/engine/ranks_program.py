@@ -30,7 +30,7 @@ FIFTY_STEPS = "optim.epochs=25"
 EXACT = (
     "kind=art", "model.backbone=plain", "model.backbone_options={}", "model.dropout=0", "model.weight_nce=0.5",
     "model.temperature=0.1", "optim.lr=0.0003", "optim.bank_lr=0.0003", "optim.clip_grad_norm=20", "eval_every=25",
-    FIFTY_STEPS,
+    "data.cache=true", "log.tensorboard=false", FIFTY_STEPS,
 )  # fmt: skip
 #: Whole where they are many parameters, else with the rest: both kinds are there in a small model.
 SHARDED = ("parallel.strategy=fsdp", "parallel.fsdp_block=1000")
@@ -122,7 +122,14 @@ class Program:
             shutil.copytree(self.folder / "four", self.folder / "four-to-one")
         dist.barrier()
         train(self.config("four", *EXACT, "parallel.strategy=ddp"), resume=True)
-        kept = ["kind=art", "checkpoints.keep=2", "checkpoints.every_steps=1", "optim.optimizer=adamw"]
+        kept = [
+            "kind=art",
+            "precision=bf16",
+            "optim.clip_grad_norm=1",
+            "checkpoints.keep=2",
+            "checkpoints.every_steps=1",
+            "optim.optimizer=adamw",
+        ]
         train(self.config("unbroken", *kept))
         stopped = self.config("stopped", *kept, "checkpoints.asynchronous=true")
         with in_step(3, lambda _: self.rank == 1 and signal.raise_signal(signal.SIGINT)):
@@ -194,6 +201,9 @@ class Program:
             part = slice(None) if synced else own
             results.append([out[part], shown.grad[part], *gradients, *layer.state_dict().values(), layer(video)])
         self.found["batch_norm"] = results
+        alone, synced = nn.Sequential(nn.BatchNorm2d(3)), nn.Sequential(nn.BatchNorm2d(3))
+        synchronize_batch_norm(synced, CPU)
+        self.found["bfloat16"] = [alone(video.bfloat16()), synced(video[own].bfloat16())]
 
 
 @contextlib.contextmanager

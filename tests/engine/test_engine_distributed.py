@@ -141,6 +141,9 @@ def test_batch_normalisation_over_ranks_is_that_of_all_clips(found):
         assert len(alone) == len(synced) == 13
         for a, b in zip(alone, synced, strict=True):
             torch.testing.assert_close(b, a)
+        whole, own = found[rank]["bfloat16"]
+        assert own.dtype == torch.bfloat16
+        torch.testing.assert_close(own, whole[:5] if rank == 0 else whole[5:])
 
 
 def test_a_process_alone_joins_nobody(configured, tmp_path, monkeypatch):
