@@ -114,6 +114,7 @@ def push_to_hub(
     api = hub.HfApi(token=token)
     with tempfile.TemporaryDirectory() as staging:
         model.save_pretrained(staging)
+        _forget_place(Path(staging) / CONFIG_FILE)
         (Path(staging) / CARD_FILE).write_text(card, encoding="utf-8")
         api.create_repo(repository, private=private, exist_ok=True)
         commit = api.upload_folder(
@@ -124,6 +125,15 @@ def push_to_hub(
             revision=revision,
         )
     return str(commit.commit_url)
+
+
+def _forget_place(config: Path) -> None:
+    """Of a file that the weights began with, only its name is for others to see: loading a model needs none of it."""
+    content = json.loads(config.read_text(encoding="utf-8"))
+    pretrained = content["options"]["pretrained"]
+    if pretrained is not None:
+        content["options"]["pretrained"] = Path(pretrained).name
+        config.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _beside(checkpoint: Path) -> Path | None:
