@@ -73,6 +73,8 @@ def test_two_nodes_train_lose_a_rank_go_on_and_stop_when_asked(configured, recor
         told += nodes[0].communicate(timeout=SECONDS)[0]
     finally:
         for node in nodes:
+            for rank in children(node) if node.poll() is None else []:
+                os.kill(rank, signal.SIGKILL)
             node.kill()
     assert "(exitcode: -9) local_rank: 0" in told
     assert "art: stopped by signal 15 after step" in told
