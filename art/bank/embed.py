@@ -47,7 +47,10 @@ def embed(view: BankView, method: str, *, seed: int = 0) -> Embedding:
     if method not in METHODS:
         raise ValueError(f"method is {method!r}, expected one of {', '.join(METHODS)}")
     points, labels = _points(view)
-    n, neighbours = len(points) // 2, min(30, max(2, (len(points) - 1) // 3))
+    n = len(labels)
+    # What did not move is one point: two would be driven apart.
+    points, place = np.unique(points.round(6), axis=0, return_inverse=True)
+    neighbours = min(30, max(2, (len(points) - 1) // 3))
     if method == "t-SNE":
         manifold = import_extra("sklearn.manifold", extra="embed", needed_by="t-SNE")
         plane = manifold.TSNE(init="pca", perplexity=neighbours, random_state=seed).fit_transform(points)
@@ -57,6 +60,7 @@ def embed(view: BankView, method: str, *, seed: int = 0) -> Embedding:
             warnings.filterwarnings("ignore", message="n_jobs value")  # a seed means one thread, which is meant
             reducer = umap.UMAP(n_neighbors=min(15, neighbours), random_state=seed, init="pca")
             plane = reducer.fit_transform(points)
+    plane = np.asarray(plane)[place.reshape(-1)]
     return Embedding(method, plane[:n], plane[n:], labels)
 
 

@@ -1,0 +1,58 @@
+"""A video of a square that moves, and small models."""
+
+from fractions import Fraction
+
+import av
+import numpy as np
+import pytest
+import torch
+
+from art import ARTModel, BackboneClassifier
+
+NAMES = ["walk", "run with the left arm raised", "jump", "cartwheel to the right"]
+SMALL = {
+    "backbone_options": {"width": 8, "depth": [1, 1, 1]},
+    "num_frames": 3,
+    "latent_dim": 16,
+    "num_heads": 2,
+    "feedforward_dim": 32,
+    "enhancement_layers": 1,
+    "activation_layers": 2,
+}
+
+
+def write_video(path, count=10, *, width=96, height=64, rate=10, times=None):
+    """A bright square that goes to the right on a dark ground."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=rate)
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        stream.codec_context.thread_count = 1
+        for i in range(count):
+            picture = np.full((height, width, 3), 40, dtype=np.uint8)
+            left = round((width - 16) * i / max(1, count - 1))
+            picture[24:40, left : left + 16] = (220, 180, 60)
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+            frame.pts, frame.time_base = times[i] if times else i, Fraction(1, rate)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return path
+
+
+@pytest.fixture
+def make_video():
+    return write_video
+
+
+@pytest.fixture
+def clip(tmp_path):
+    return write_video(tmp_path / "square.mp4")
+
+
+@pytest.fixture
+def make_model():
+    def make(kind="art", **options):
+        torch.manual_seed(0)
+        cls = {"art": ARTModel, "backbone": BackboneClassifier}[kind]
+        return cls(NAMES, **{**SMALL, **options}).eval()
+
+    return make
