@@ -175,8 +175,9 @@ def explain(
         target = int(probabilities.argmax()) if target is None else target
         missing: dict[str, str] = {}
         maps: dict[str, np.ndarray | None] = {}
+        head: Any = model.video_head
         for name, make in (
-            ("grad_cam", lambda: grad_cam(model.backbone, model.video_head, video, target)),  # type: ignore[attr-defined]
+            ("grad_cam", lambda: grad_cam(model.backbone, head, video, target)),
             ("rollout", lambda: attention_rollout(model.backbone, video)),
         ):
             try:

@@ -130,7 +130,7 @@ def _tracklet(k: int) -> Callable[[_Sheet, float], None]:
         sheet.text(_EDGE, top + 0.15, "■", 11, color=tracklet_colour(k))
         name = f"tracklet {k + 1} asks for “{query.name}”"
         sheet.text(_EDGE + 0.18, top + 0.15, name, 9.5, 4.6, weight="bold")
-        sheet.text(_WIDTH - _EDGE, top + 0.15, f"its prompt: “{query.prompt}”", 8.5, 5.0, color=MUTED, ha="right")
+        sheet.text(_WIDTH - _EDGE, top + 0.15, f"its prompt: “{query.prompt}”", 8.5, 4.7, color=MUTED, ha="right")
         axes = sheet.axes(top + _CAPTION, sheet.strip)
         # Only this tracklet's tint, in its own colour: the others are empty.
         alone = np.full_like(e.maps[:, : k + 1], 1 / e.maps[0, 0].size)

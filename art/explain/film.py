@@ -113,18 +113,17 @@ class _Mp4:
 
 
 class _Gif:
-    """All frames share the colours of the first: what does not change stays out of the file."""
+    """All frames share the colours of some of them: what does not change stays out of the file."""
 
     def __init__(self) -> None:
         self._pages: list[Image.Image] = []
 
     def add(self, picture: Picture) -> None:
-        page = Image.fromarray(picture)
-        if not self._pages:
-            self._pages.append(page.quantize(_COLOURS, dither=Image.Dither.NONE))
-        else:
-            self._pages.append(page.quantize(palette=self._pages[0], dither=Image.Dither.NONE))
+        self._pages.append(Image.fromarray(picture))
 
     def save(self, path: Path, wait: float) -> None:
-        first, *others = self._pages
+        some = self._pages[:: -(-len(self._pages) // 8)]
+        together = Image.fromarray(np.concatenate([np.asarray(page) for page in some]))
+        palette = together.quantize(_COLOURS, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
+        first, *others = (page.quantize(palette=palette, dither=Image.Dither.NONE) for page in self._pages)
         first.save(path, "GIF", save_all=True, append_images=others, duration=round(wait / 10) * 10, loop=0)

@@ -57,11 +57,12 @@ def shown_as_shares(maps: Float[np.ndarray, "t k h w"]) -> Float[np.ndarray, "t 
 
 
 def backbone_map(explanation: Explanation, name: str) -> Float[np.ndarray, "t h w"]:
-    """Grad-CAM as a share of its maximum in the clip, or roll-out by how far it lies above the average."""
+    """Grad-CAM as a share of its maximum in the clip, or roll-out from its least to its most there: it has no zero,
+    because half of each token stays where it is.
+    """
     values = getattr(explanation, name)
-    if name == "grad_cam":
-        return values / max(float(values.max()), 1e-12)
-    return shown_as_shares(values[:, None])[:, 0]
+    least = 0.0 if name == "grad_cam" else float(values.min())
+    return (values - least) / max(float(values.max()) - least, 1e-12)
 
 
 def legend_lines(explanation: Explanation, views: Sequence[str]) -> list[str]:
@@ -114,11 +115,15 @@ class Scene:
         return page
 
     def _with_lines(self, view: UInt8[np.ndarray, "h w 3"], frame: int) -> UInt8[np.ndarray, "h w 3"]:
-        e = self.explanation
-        frames = np.arange(self._first_of_trail(frame), frame + 1)
+        e, begin = self.explanation, self._first_of_trail(frame)
+        # Between frames that were shown a path is straight; the steps are there to let it fade.
+        corners = e.sampled[(e.sampled > begin) & (e.sampled < frame)]
+        frames = np.unique(np.concatenate([np.linspace(begin, frame, 12).astype(np.int64), corners]))
         paths = np.stack([at(_there(e.centres), place_of(int(f), e.sampled)) for f in frames])
-        age = (frame - frames[1:]) / max(1, frame - self._first_of_trail(frame) + 1)
-        return with_tracklets(view, self._square, paths, at(_there(e.boxes), place_of(frame, e.sampled)), 1 - age)
+        fresh = 1 - (frame - frames[1:]) / max(1, frame - begin + 1)
+        return with_tracklets(
+            view, self._square, paths, at(_there(e.boxes), place_of(frame, e.sampled)), fresh.tolist()
+        )
 
     def _first_of_trail(self, frame: int) -> int:
         times = self.explanation.times
@@ -132,7 +137,10 @@ class Scene:
             return
         span = max(float(self.explanation.times[-1]), 1e-9)
         x = zones[0].left + round((zones[0].width - 1) * float(self.explanation.times[frame]) / span)
-        page[zones[0].top : zones[-1].top + zones[-1].height, max(0, x - 1) : x + 1] = (31, 36, 48)
+        if self.layout.legend is not None:  # texts stand beside the strips, and not between them
+            zones = [Rect(zones[0].left, zones[0].top, zones[0].width, zones[-1].top + zones[-1].height - zones[0].top)]
+        for zone in zones:
+            page[zone.top : zone.top + zone.height, max(0, x - 1) : x + 1] = (31, 36, 48)
 
     @cached_property
     def _backdrop(self) -> UInt8[np.ndarray, "height width 3"]:
@@ -198,7 +206,7 @@ class Scene:
             x = self._text(figure, label.left, y, "■ ", size, 40, **dot)
             x = self._text(figure, x, y, f"asks for “{query.name}”", size, label.left + label.width - x)
             right, note = label.left + label.width, "how much each frame weighs"
-            if text_width(note, size - 2) + 12 < right - x:
+            if k == 0 and text_width(note, size - 2) + 12 < right - x:
                 self._text(figure, right, y, note, size - 2, right - x, color=MUTED, ha="right")
             return
         lines = 2 if label.height >= 2 * size + 4 else 1

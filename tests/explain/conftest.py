@@ -9,7 +9,7 @@ import torch
 
 from art import ARTModel, BackboneClassifier
 
-NAMES = ["walk", "run with the left arm raised", "jump", "cartwheel to the right"]
+NAMES = ["walk", "run " + "and then run on " * 5, "jump", "cartwheel to the right " * 4]
 SMALL = {
     "backbone_options": {"width": 8, "depth": [1, 1, 1]},
     "num_frames": 3,
