@@ -38,7 +38,7 @@ from benchmarks.timing import REHEARSAL, Effort, summarize, time_rounds
 
 EAGER, PROGRAM, ONNX = "eager", "torch.export", "onnxruntime"
 PROVIDERS = (EAGER, PROGRAM, ONNX)
-EFFORT = Effort(min_rounds=9, min_seconds=2.0, max_seconds=90.0, warmups=2)
+EFFORT = Effort(min_rounds=7, min_seconds=1.0, max_seconds=30.0, warmups=1)
 
 #: Of configs/motion.yaml, and the defaults on UniFormerV2-B/16 with the bank of FineGym99 through CLIP.
 MODELS: dict[str, dict[str, Any]] = {
