@@ -20,6 +20,7 @@ from art.data.video import iterate_frames
 from .explanation import Explanation
 from .layout import film_layout, small_layout
 from .scene import Scene, legend_lines, views_of
+from .shown import one_thread
 
 _CLOCK = Fraction(1, 90_000)
 GIF_WIDTH, GIF_RATE, GIF_FRAMES = 480, 10.0, 150
@@ -51,6 +52,7 @@ def write_film(explanation: Explanation, mp4: Path, gif: Path, *, top_k: int = 5
     small = Scene(e, small_layout(aspect, len(few), e.num_tracklets, GIF_WIDTH), few)
     chosen, wait = _gif_frames(e.times)
     with ExitStack() as open_files:
+        open_files.enter_context(one_thread())
         write = open_files.enter_context(_Mp4(mp4, scene.layout.width, scene.layout.height, e.times))
         animation = _Gif()
         for frame, resized in _frames(e.clip):

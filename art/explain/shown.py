@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,17 @@ from torch import Tensor
 from art.data.pictures import Pictures
 from art.data.video import VideoError, frame_times, iterate_frames
 from art.pretrained import VideoClassifier
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """PyTorch works in one thread: for one frame at a time, waking others takes longer than the work."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @dataclass(frozen=True)
@@ -69,12 +81,13 @@ def read_shown(clip: Path, model: VideoClassifier, moments: int) -> ShownFrames:
     wanted = set(sampled.tolist()) | set(positions.flatten().tolist())
     crops: dict[int, Tensor] = {}
     size: tuple[int, int] | None = None
-    for position, picture in _pictures(clip, wanted):
-        if size is not None and picture.shape[:2] != size:
-            raise VideoError(clip, "changes its picture size; write it again in one size")
-        size = (picture.shape[0], picture.shape[1])
-        frame = torch.from_numpy(np.ascontiguousarray(picture.transpose(2, 0, 1)))
-        crops[position] = model.centre_crop(frame[None, None])[0, 0].clone()
+    with one_thread():
+        for position, picture in _pictures(clip, wanted):
+            if size is not None and picture.shape[:2] != size:
+                raise VideoError(clip, "changes its picture size; write it again in one size")
+            size = (picture.shape[0], picture.shape[1])
+            frame = torch.from_numpy(np.ascontiguousarray(picture.transpose(2, 0, 1)))
+            crops[position] = model.centre_crop(frame[None, None])[0, 0].clone()
     if size is None or len(crops) < len(wanted):
         raise VideoError(clip, f"gives {len(crops)} of the {len(wanted)} frames that are wanted")
     return ShownFrames(size, times, sampled, beginnings, positions, crops)
