@@ -75,6 +75,7 @@ def test_the_prompt_that_wins_is_nearest_to_the_prototype(model):
         model.video_head.weight[2, :16] = 3 * wanted
     view = look_at_bank(model)
     assert view.winners_after[2] == 2 and view.likeness_after[2, 2] == pytest.approx(1, abs=1e-5)
+    assert np.argwhere(np.abs(view.likeness_after - view.likeness_before) > 1e-5).tolist() == [[1, 2]]
     assert view.as_json()["classes"][2]["prompt_after"] == "someone does to jump"
 
 
