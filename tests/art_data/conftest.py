@@ -48,7 +48,7 @@ def write(path, count=24, *, codec="libx264", gop=12, times=None, options=None, 
     return path
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def numbered():
     return write
 

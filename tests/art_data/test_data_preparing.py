@@ -368,12 +368,10 @@ def test_an_interruption_leaves_no_half_file(table, tmp_path, monkeypatch, made)
 
 
 @pytest.fixture(scope="module")
-def long_table(tmp_path_factory):
+def long_table(tmp_path_factory, numbered):
     """Twenty clips that take a while."""
-    from conftest import write
-
     root = tmp_path_factory.mktemp("long")
-    content = write(root / "source.mp4", 240, size=(240, 320)).read_bytes()
+    content = numbered(root / "source.mp4", 240, size=(240, 320)).read_bytes()
     for i in range(20):
         (root / f"{i}.mp4").write_bytes(content)
     (root / "train.csv").write_text("path,label\n" + "".join(f"{i}.mp4,{i % 2}\n" for i in range(20)))
