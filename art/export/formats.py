@@ -65,12 +65,12 @@ class TorchProgram(FileFormat):
         """With its facts as an extra file."""
         # Quiet: of weights that share memory it warns that they are written one by one; the check reads them again.
         with _quiet(), path.open("wb") as file:
-            torch.export.save(converted, file, extra_files={f"{KEY}.json": json.dumps(facts, ensure_ascii=False)})  # type: ignore[arg-type]
+            torch.export.save(converted, file, extra_files={f"{KEY}.json": json.dumps(facts, ensure_ascii=False)})
 
     def open(self, path: Path, outputs: Sequence[str]) -> Run:
         """By torch."""
         with path.open("rb") as file:
-            module = torch.export.load(file).module()  # type: ignore[arg-type]
+            module = torch.export.load(file).module()
 
         def run(video: Tensor) -> dict[str, Tensor]:
             with torch.no_grad():

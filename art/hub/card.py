@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import MISSING, asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -124,7 +124,7 @@ def _measured(evaluation: Mapping[str, Any]) -> str:
 
 def _options(options: ARTOptions) -> str:
     """What is not at its default, as a list."""
-    defaults = {f.name: f.default_factory() if f.default is MISSING else f.default for f in fields(ARTOptions)}  # type: ignore[misc]
+    defaults = asdict(ARTOptions())
     chosen = {name: value for name, value in asdict(options).items() if value != defaults[name]}
     if options.pretrained is not None:
         chosen["pretrained"] = Path(options.pretrained).name  # where it lay is nobody's business

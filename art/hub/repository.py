@@ -108,9 +108,12 @@ def push_to_hub(
         folder = find_checkpoint(Path(model))
         evaluation = _beside(folder) if evaluation is None else evaluation
         model = load_model(folder)
-    if evaluation is not None and not isinstance(evaluation, Mapping):
-        evaluation = json.loads(Path(evaluation).read_text(encoding="utf-8"))
-    card = model_card(model, repository, evaluation, license=license)
+    measured: Mapping[str, Any] | None
+    if isinstance(evaluation, str | os.PathLike):
+        measured = json.loads(Path(evaluation).read_text(encoding="utf-8"))
+    else:
+        measured = evaluation
+    card = model_card(model, repository, measured, license=license)
     api = hub.HfApi(token=token)
     with tempfile.TemporaryDirectory() as staging:
         model.save_pretrained(staging)
