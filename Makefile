@@ -45,7 +45,7 @@ $(VENV)/.installed: $(BUILT_FROM)
 
 $(VENV)/.installed-dev: $(BUILT_FROM)
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) --editable ".[motion,clip,timm,transformers,onnx,hub,dev]"
+	$(PIP) --editable ".[motion,clip,timm,transformers,onnx,hub,webdataset,dev]"
 	touch $@
 
 clean:
