@@ -205,3 +205,26 @@ def _entries(packets: Sequence[Packet]) -> dict[int, int]:
         entry = next((k for k in reversed(keyframes) if packets[k].time <= packet.time), 0)
         entries.setdefault(packet.time, entry)
     return entries
+
+
+class ListedSpan:
+    """What a decoder tells of the frames of a span before it decodes any."""
+
+    def __init__(self, source: Source, listing: Listing) -> None:
+        self._source = source
+        self._listing = listing
+
+    @property
+    def count(self) -> int:
+        """How many frames there are."""
+        return len(self._listing.times)
+
+    @property
+    def times(self) -> list[float]:
+        """When each is shown, seconds since the first frame of the file."""
+        return [self._source.seconds(time) for time in self._listing.times]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width by the header."""
+        return self._source.stream.height, self._source.stream.width

@@ -14,7 +14,7 @@ from av.video.frame import VideoFrame
 from jaxtyping import UInt8
 from torch import Tensor
 
-from .packets import HELD_BACK, Listing, Source, Unreadable
+from .packets import HELD_BACK, ListedSpan, Listing, Source, Unreadable
 from .pictures import Pictures
 
 #: Codecs in which nothing ever leans on a frame that says so of itself, whatever is wanted later. (In HEVC a frame that
@@ -88,27 +88,8 @@ def _is_cover(stream: Stream) -> bool:
     return bool(stream.disposition & stream.disposition.attached_pic)
 
 
-class PyAVSpan:
+class PyAVSpan(ListedSpan):
     """A :class:`~art.data.decoding.FrameSpan`."""
-
-    def __init__(self, source: Source, listing: Listing) -> None:
-        self._source = source
-        self._listing = listing
-
-    @property
-    def count(self) -> int:
-        """How many frames there are."""
-        return len(self._listing.times)
-
-    @property
-    def times(self) -> list[float]:
-        """When each is shown, seconds since the first frame of the file."""
-        return [self._source.seconds(time) for time in self._listing.times]
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """Height and width by the header."""
-        return self._source.stream.height, self._source.stream.width
 
     def read(self, positions: Sequence[int], short_side: int | None) -> UInt8[Tensor, "n 3 h w"]:
         """The frames at some positions, as :class:`~art.data.decoding.FrameSpan` has it."""

@@ -24,7 +24,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from .decoding import scaled_size
-from .packets import Listing, Source, Unreadable
+from .packets import ListedSpan, Listing, Source, Unreadable
 from .pyav_decoder import open_source
 
 _INSTEAD = "use data.decoder=pyav for it"
@@ -83,29 +83,13 @@ def open_span(file: Path | bytes, start: float | None, end: float | None) -> Ite
         yield TorchcodecSpan(file, source, listing, skipped)
 
 
-class TorchcodecSpan:
+class TorchcodecSpan(ListedSpan):
     """A :class:`~art.data.decoding.FrameSpan`."""
 
     def __init__(self, file: Path | bytes, source: Source, listing: Listing, skipped: int) -> None:
+        super().__init__(source, listing)
         self._file = file
-        self._source = source
-        self._listing = listing
         self._skipped = skipped  # frames of the file before the span
-
-    @property
-    def count(self) -> int:
-        """How many frames there are."""
-        return len(self._listing.times)
-
-    @property
-    def times(self) -> list[float]:
-        """When each is shown, seconds since the first frame of the file."""
-        return [self._source.seconds(time) for time in self._listing.times]
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """Height and width by the header."""
-        return self._source.stream.height, self._source.stream.width
 
     def read(self, positions: Sequence[int], short_side: int | None) -> UInt8[Tensor, "n 3 h w"]:
         """The frames at some positions, as :class:`~art.data.decoding.FrameSpan` has it."""
