@@ -3,12 +3,25 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+
+from art.commands import (
+    run_ablate,
+    run_bank,
+    run_compare,
+    run_evaluate,
+    run_explain,
+    run_export,
+    run_predict,
+    run_prepare,
+    run_profile,
+    run_score,
+    run_shards,
+    run_train,
+)
 
 #: The data sets that come with this package, as art.data.registry knows them: help must not import that.
 DATA_SETS = (
@@ -92,7 +105,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_prepare(commands)
     _add_shards(commands)
 
-    train = _command(commands, "train", _train, "train a model", "art train configs/motion.yaml optim.epochs=20")
+    train = _command(commands, "train", run_train, "train a model", "art train configs/motion.yaml optim.epochs=20")
     train.description = (
         "Train a model. What is reported at the end is the last checkpoint on the test split: nothing is chosen on it. "
         "checkpoints/best is for data with a validation split (data.validation_split). On several devices or machines: "
@@ -109,7 +122,7 @@ def build_parser() -> argparse.ArgumentParser:
     train.add_argument("--overwrite", action="store_true", help="replace the run in the output folder")
 
     example = "art evaluate --checkpoint runs/motion/checkpoints/last --report runs/motion/test"
-    evaluate = _command(commands, "evaluate", _evaluate, "measure a checkpoint on a split", example)
+    evaluate = _command(commands, "evaluate", run_evaluate, "measure a checkpoint on a split", example)
     evaluate.add_argument("--checkpoint", type=Path, required=True, metavar="DIR", help="a checkpoint, or a run folder")
     evaluate.add_argument(
         "--report", type=Path, metavar="DIR", help="where to write evaluation.json, predictions.npz and report.html"
@@ -120,7 +133,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
 
     example = "art score runs/a/predictions.npz runs/b/predictions.npz --report runs/both"
-    score = _command(commands, "score", _score, "measure saved predictions again, without model or clips", example)
+    score = _command(commands, "score", run_score, "measure saved predictions again, without model or clips", example)
     score.description = (
         "Print the table that art evaluate printed, from the predictions.npz that it or art train wrote. Several files "
         "are an ensemble: their probabilities are averaged, where they are of the same clips."
@@ -136,7 +149,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_export(commands)
 
     example = "art compare configs/motion.yaml --seeds 3 --over model.linking=index,optimal"
-    compare = _command(commands, "compare", _compare, "train with several seeds each way, and compare", example)
+    compare = _command(commands, "compare", run_compare, "train with several seeds each way, and compare", example)
     compare.description = (
         "Train one model for each value of a configuration key and each seed, and compare them in one table. Without "
         "--over: the backbone alone, and ART on it. Finished runs are not repeated, a stopped one is continued."
@@ -153,7 +166,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_ablate(commands)
 
     example = "art profile configs/motion.yaml model.enhancement_layers=4 --count"
-    profile = _command(commands, "profile", _profile, "count and measure a model stage by stage", example)
+    profile = _command(commands, "profile", run_profile, "count and measure a model stage by stage", example)
     profile.description = (
         "Parameters, operations (multiply-adds) and activations of each stage of the model, counted, and its time and "
         "memory on this device. Needs no data and no checkpoint. Writes profile.json and profile.png."
@@ -173,7 +186,7 @@ def _add_prepare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "art prepare motion --root data/motion\n  art prepare diving48 --root data/diving48\n"
         "  art prepare finegym99 --root data/finegym --cut --to data/finegym-320"
     )
-    prepare = _command(commands, "prepare", _prepare, "make, check or re-encode a data set", example)
+    prepare = _command(commands, "prepare", run_prepare, "make, check or re-encode a data set", example)
     prepare.description = (
         "motion: render the data set. Any other: look for its annotation files and every clip's video, say what is "
         "missing or broken, and, with --to, write the videos again in another folder, small and with a keyframe every "
@@ -222,7 +235,7 @@ def _add_predict(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "art predict clip.mp4 --checkpoint runs/motion/checkpoints/last --top-k 3\n"
         "  art predict clips.csv --checkpoint runs/motion --out predictions --devices cuda:0,cuda:1"
     )
-    predict = _command(commands, "predict", _predict, "name the action in video files", example)
+    predict = _command(commands, "predict", run_predict, "name the action in video files", example)
     predict.description = (
         "Name the action in video files, and print it; or, for many, write it to Parquet files on several devices. "
         "The same command goes on where it was stopped."
@@ -253,7 +266,7 @@ def _add_export(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         "art export --checkpoint runs/motion --format onnx --out motion.onnx\n"
         "  art export --checkpoint DIR --format torch --out motion.pt2 --outputs logits,maps --clips a.mp4 b.mp4"
     )
-    export = _command(commands, "export", _export, "write a model as a file that needs no ART to run", example)
+    export = _command(commands, "export", run_export, "write a model as a file that needs no ART to run", example)
     export.description = (
         "Write a checkpoint as a torch.export program or as ONNX with standard operators, for any number of clips at "
         "once. The file takes frames as uint8 RGB and holds class names, number and size of frames and their sampling. "
@@ -276,7 +289,7 @@ def _add_export(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
 
 def _add_explain(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     example = "art explain clip.mp4 --checkpoint runs/motion --out runs/explain"
-    explain = _command(commands, "explain", _explain, "show what a model looks at in a video", example)
+    explain = _command(commands, "explain", run_explain, "show what a model looks at in a video", example)
     explain.description = (
         "Draw a video with each tracklet's response, centre, box and path, the text that asks for it, its saliency and "
         "class probabilities over time; beside it Grad-CAM and attention roll-out of the backbone. Writes film.mp4, "
@@ -293,7 +306,7 @@ def _add_explain(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     explain.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:<number> or mps (default auto)")
 
     example = "art bank --checkpoint runs/motion --out runs/bank"
-    bank = _command(commands, "bank", _bank, "show the texts of the classes before and after training", example)
+    bank = _command(commands, "bank", run_bank, "show the texts of the classes before and after training", example)
     bank.description = (
         "Draw the semantics bank of a checkpoint before and after fine-tuning: its texts as points (t-SNE and UMAP, of "
         "the extra 'embed'), the similarity of the classes, and which prompt wins for each. Writes embedding.png, "
@@ -305,7 +318,7 @@ def _add_explain(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def _add_ablate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     example = "art ablate configs/motion.yaml model.enhancement_layers=1 --seeds 3 --dry-run"
-    ablate = _command(commands, "ablate", _ablate, "train the paper's ablations, and compare", example)
+    ablate = _command(commands, "ablate", run_ablate, "train the paper's ablations, and compare", example)
     ablate.description = (
         "Train the model with parts of the method left out, with other values of K and λ, and with several seeds, and "
         "compare row by row. The configuration is the whole method. Finished runs are not repeated, a stopped one is "
@@ -326,7 +339,7 @@ def _add_devices(parser: argparse._ActionsContainer, default: str) -> None:
 
 def _add_shards(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     example = "art shards csv --root data/mine --to data/mine-shards --splits train test"
-    shards = _command(commands, "shards", _shards, "write a data set into tar shards", example)
+    shards = _command(commands, "shards", run_shards, "write a data set into tar shards", example)
     shards.description = (
         "Write the clips of a data set, whatever it is, into tar files of some tens of megabytes each, for storage "
         "that is far away. Train from them with data.name=shards data.root=DIR. Originals are only read."
@@ -372,288 +385,3 @@ def _command(
     )
     parser.set_defaults(run=run)
     return parser
-
-
-_RENDERED = ("seed", "size", "frames", "fps", "train_per_class", "test_per_class", "force")
-_CHECKED = ("splits", "check", "max_bad_share", "out", "to")
-_ENCODED = ("cut", "short_side", "keyframe_every", "crf")
-
-
-def _shards(options: argparse.Namespace) -> int:
-    from art.data.registry import dataset_splits, open_dataset
-    from art.data.shards import write_shards
-
-    splits = options.splits or dataset_splits(options.name, options.root)
-    if not splits:
-        raise ValueError(f"--splits: {options.name} does not tell which splits {options.root} has; name them")
-    clip_sets = [open_dataset(options.name, options.root, split) for split in splits]
-    for clip_set in clip_sets:
-        shards = write_shards(
-            clip_set, options.to, shard_bytes=int(options.shard_mib * 2**20), seed=options.seed, url=options.url
-        )
-        left_out = len(clip_set) - len(shards)
-        print(
-            f"{clip_set.split}: {len(shards)} clips in {len(shards.shards)} shards"
-            + (f", {left_out} could not be read" if left_out else ""),
-            flush=True,
-        )
-    print(f"train from them with data.name=shards data.root={options.to}")
-    return 0
-
-
-def _prepare(options: argparse.Namespace) -> int:
-    rendered, checked, encoded = (_given(options, names) for names in (_RENDERED, _CHECKED, _ENCODED))
-    if options.name == "motion":
-        if checked or encoded:
-            raise ValueError(
-                f"{_flag(next(iter(checked | encoded)))} is not for 'motion', which is made and not checked"
-            )
-        from art.data.motion import prepare_motion
-
-        prepare_motion(options.root, workers=options.workers, **rendered)
-        print(f"prepared {options.root}")
-        return 0
-    if rendered:
-        raise ValueError(f"{_flag(next(iter(rendered)))} is for 'motion' only, which is rendered")
-    if encoded and options.to is None:
-        raise ValueError(f"{_flag(next(iter(encoded)))} needs --to DIR, the folder that the new videos go to")
-    share = options.max_bad_share or 0.0
-    if not 0 <= share <= 1:
-        raise ValueError(f"--max-bad-share must lie in 0..1, got {share}")
-    return _prepare_videos(options, share, encoded)
-
-
-def _prepare_videos(options: argparse.Namespace, max_bad_share: float, encoded: dict[str, Any]) -> int:
-    from art.data.checking import as_table, check_dataset
-    from art.data.files import check_writable, write_whole
-    from art.data.preparing import prepare_dataset
-    from art.data.reencode import Encoding
-    from art.engine.interruption import ending_on_sigterm
-
-    chosen: dict[str, Any] = {"splits": options.splits, "workers": options.workers}
-    out = options.out or options.to or Path("runs") / f"prepare-{options.name}"
-    check_writable(out, "--out")
-    with ending_on_sigterm():
-        if options.to is None:
-            check = check_dataset(options.name, options.root, level=options.check or "open", **chosen)
-        else:
-            cut, level = bool(encoded.pop("cut", False)), options.check or "exist"
-            result = prepare_dataset(
-                options.name, options.root, options.to, encoding=Encoding(**encoded), cut=cut, level=level, **chosen
-            )
-            check = result.check
-    print(as_table(check))
-    opened = [split.split for split in check.splits if split.error is None]
-    if 0 < len(opened) < len(check.splits):
-        print(f"to leave out what cannot be opened: --splits {' '.join(opened)}\n")
-    if options.to is not None:
-        print(f"{options.to}: {result.made} videos made, {result.kept} were there")
-    text = json.dumps(check.as_json(), indent=1, ensure_ascii=False) + "\n"
-    write_whole(out / "prepare.json", lambda path: path.write_text(text, encoding="utf-8"))
-    print(f"everything is in {out / 'prepare.json'}")
-    return 1 if check.bad_share > max_bad_share else 0
-
-
-def _given(options: argparse.Namespace, names: Sequence[str]) -> dict[str, Any]:
-    return {name: getattr(options, name) for name in names if getattr(options, name) is not None}
-
-
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")
-
-
-def _train(options: argparse.Namespace) -> int:
-    from art.engine.accuracy_table import table
-    from art.engine.config import load_config
-    from art.engine.distributed import is_main_process
-    from art.engine.train import train
-
-    config = load_config(options.config, options.overrides)
-    resume: bool | Literal["auto"] = "auto" if options.auto_resume else options.resume
-    result = train(config, resume=resume, overwrite=options.overwrite)
-    if not is_main_process():
-        return 0
-    measured = result.measured
-    print(table(result.evaluation))
-    print(
-        f"last checkpoint after {measured['steps']} steps, {measured['seconds']:.0f} s, peak memory "
-        f"{measured['peak_memory_bytes'] / 2**30:.2f} GiB; everything is in {result.output}"
-    )
-    return 0
-
-
-def _evaluate(options: argparse.Namespace) -> int:
-    from art.engine.accuracy_table import table
-    from art.engine.evaluate import evaluate_checkpoint
-
-    evaluation = evaluate_checkpoint(
-        options.checkpoint, split=options.split, overrides=options.overrides, report=options.report
-    )
-    print(table(evaluation))
-    if options.report is not None:
-        print(f"written to {options.report}")
-    return 0
-
-
-def _score(options: argparse.Namespace) -> int:
-    from art.engine.accuracy_table import table
-    from art.engine.score import score
-
-    scored = score(options.predictions, report=options.report)
-    print(table(scored.evaluation))
-    if options.report is not None:
-        print(f"written to {options.report}")
-    return 0
-
-
-def _predict(options: argparse.Namespace) -> int:
-    from art.prediction import ClipPredictor, PredictionSettings, find_sources
-
-    for name, least in (("top_k", 1), ("views", 1), ("batch_size", 1), ("workers", 0), ("part_clips", 1)):
-        if getattr(options, name) < least:
-            raise ValueError(f"{_flag(name)}: got {getattr(options, name)}, expected at least {least}")
-    if options.crops not in (1, 3):
-        raise ValueError(f"--crops: got {options.crops}, expected 1 or 3")
-    names = ("checkpoint", "top_k", "views", "crops", "batch_size", "workers", "precision")
-    settings = PredictionSettings(**{name: getattr(options, name) for name in names})
-    if options.out is not None:
-        return _predict_to_parquet(options, settings)
-    if options.devices or options.jobs != 1 or options.all_probabilities:
-        raise ValueError("--devices, --jobs and --all-probabilities need --out DIR, the folder of the Parquet files")
-    predictor = ClipPredictor(settings, options.device)
-    sources = find_sources(options.clips, options.part_clips)
-    told: list[dict[str, object]] = []
-    failed = False
-    for answer in (answer for source in sources for answer in predictor(source.open())):
-        clip = answer.item.name
-        if answer.error is not None:
-            failed = True
-            told.append({"clip": clip, "error": f"{clip}: {answer.error}"})
-            print(f"art: skipped {clip}: {answer.error}", file=sys.stderr)
-            continue
-        best = answer.best(predictor.class_names, options.top_k)
-        told.append({"clip": clip, "predictions": [{"class": n, "probability": p} for n, p in best]})
-        if not options.json:
-            print(clip, *(f"  {100 * p:6.2f} %  {name}" for name, p in best), sep="\n", flush=True)
-    if options.json:
-        print(json.dumps(told, indent=2, ensure_ascii=False))
-    return 1 if failed else 0
-
-
-def _explain(options: argparse.Namespace) -> int:
-    from art.explain import explain_to_folder
-    from art.explain.write import FILES
-
-    out = options.out or Path("runs") / f"explain-{options.clip.stem}"
-    explanation = explain_to_folder(
-        options.clip, options.checkpoint, out, top_k=options.top_k, moments=options.moments, device=options.device
-    )
-    for c in explanation.best(options.top_k):
-        print(f"  {100 * float(explanation.probabilities[c]):6.2f} %  {explanation.class_names[c]}")
-    for name, reason in explanation.missing.items():
-        print(f"no {name} of this backbone: {reason}")
-    print(f"written to {out}: {', '.join(FILES)}")
-    return 0
-
-
-def _bank(options: argparse.Namespace) -> int:
-    from art.bank import bank_to_folder
-
-    out = options.out or Path("runs") / f"bank-{options.checkpoint.resolve().name}"
-    _, files = bank_to_folder(options.checkpoint, out, lambda said: print(f"art: {said}", file=sys.stderr))
-    print(f"written to {out}: {', '.join(file.name for file in files)}")
-    return 0
-
-
-def _predict_to_parquet(options: argparse.Namespace, settings: Any) -> int:
-    from art.engine.runtime import devices_at_once
-    from art.prediction.parquet import predict_to_parquet
-
-    if options.json:
-        raise ValueError("--json: prints answers, expected without --out, which writes them")
-    written = predict_to_parquet(
-        options.clips,
-        settings,
-        options.out,
-        devices=devices_at_once(_listed(options.devices) or [options.device], options.jobs),
-        every_probability=options.all_probabilities,
-        part_clips=options.part_clips,
-    )
-    print(f"{written.clips} clips in {written.parts} files ({written.kept} were there), {written.errors} not readable")
-    print(f"written to {options.out}")
-    return 1 if written.errors else 0
-
-
-def _export(options: argparse.Namespace) -> int:
-    from art.export import export_checkpoint
-
-    outputs = tuple(_listed(options.outputs))
-    exported = export_checkpoint(options.checkpoint, options.out, options.format, outputs=outputs, clips=options.clips)
-    check = exported.facts["check"]
-    differences = ", ".join(f"{name} {value:.1e}" for name, value in check["difference"].items())
-    batches = ", ".join(map(str, check["batches"]))
-    print(f"checked on {check['clips']} clips, {batches} at once: differs from the model by {differences}")
-    print(f"written to {options.out}: {options.out.stat().st_size / 2**20:.1f} MiB")
-    return 0
-
-
-def _compare(options: argparse.Namespace) -> int:
-    from art.engine.compare import compare
-    from art.engine.compare_table import as_markdown
-    from art.engine.config import load_config
-
-    epochs = [] if options.epochs is None else [f"optim.epochs={options.epochs}"]
-    config = load_config(options.config, [*options.overrides, *epochs])
-    print(as_markdown(compare(config, options.seeds, options.over)), end="")
-    print(f"written to {config.output}: compare.json, compare.md, compare.png")
-    return 0
-
-
-def _ablate(options: argparse.Namespace) -> int:
-    from art.ablation import ablate, make_plan
-    from art.ablation.markdown import as_markdown
-    from art.ablation.plan import as_list
-    from art.engine.config import load_config
-    from art.engine.runtime import devices_at_once
-
-    config = load_config(options.config, options.overrides)
-    only = _listed(options.only)
-    devices = devices_at_once(_listed(options.devices) or [config.device], options.jobs)
-    if options.dry_run:
-        print(as_list(make_plan(config, options.seeds, only), len(devices)), end="")
-        return 0
-    print(as_markdown(ablate(config, options.seeds, only, devices)), end="")
-    print(f"written to {config.output}: ablate.json, ablate.md, ablate.png")
-    return 0
-
-
-def _listed(text: str | None) -> list[str]:
-    """The parts of ``one,two``."""
-    return [] if text is None else [part.strip() for part in text.split(",")]
-
-
-def _profile(options: argparse.Namespace) -> int:
-    from art.engine.config import load_config
-    from art.profiling import as_table, profile
-    from art.visualize.cost import cost_figure
-    from art.visualize.style import png_bytes
-
-    config = load_config(options.config, options.overrides)
-    folder = options.out or Path(config.output) / "profile"
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"--out: {folder} is a file, expected a folder, which may be new")
-    result = profile(
-        config,
-        clips=options.clips,
-        classes=options.classes,
-        repetitions=options.repetitions,
-        measure=not options.count,
-    )
-    print(as_table(result), end="")
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "profile.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    figure = cost_figure(result["stages"])
-    figure.patch.set(facecolor="white", alpha=1.0)
-    (folder / "profile.png").write_bytes(png_bytes(figure))
-    print(f"written to {folder}: profile.json, profile.png")
-    return 0
