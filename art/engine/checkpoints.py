@@ -14,7 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path, PurePath
 from types import TracebackType
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.distributed.checkpoint as dcp
@@ -199,7 +199,7 @@ class _Reader(dcp.FileSystemReader):
 class _TableOfContents(pickle.Unpickler):
     """Makes only what such a table is made of."""
 
-    _PLAIN = {  # noqa: RUF012 - a table
+    _PLAIN: ClassVar[dict[tuple[str, str], Any]] = {
         ("torch", "Size"): torch.Size,
         ("collections", "OrderedDict"): OrderedDict,
         ("torch.serialization", "_get_layout"): torch.serialization._get_layout,
