@@ -100,17 +100,7 @@ def with_tracklets(
     unit = _FINER * max(1.0, height / 240)
     for k in range(paths.shape[1]):
         colour = tuple(round(255 * part) for part in to_rgb(tracklet_colour(k)))
-        corners = (np.concatenate([origin, origin]) + boxes[k] * np.tile(extent, 2)) * _FINER
-        left, top, right, bottom = (corners + np.array([1, 1, -1, -1]) * 1.5 * unit * (1 + k)).tolist()
-        if right > left and bottom > top:
-            draw.rounded_rectangle(
-                (left, top, right, bottom), 3 * unit, outline=(*_CASING, 200), width=round(2.6 * unit)
-            )
-            inner = 0.7 * unit
-            draw.rounded_rectangle(
-                (left + inner, top + inner, right - inner, bottom - inner), 3 * unit, outline=(*colour, 255),
-                width=max(1, round(1.3 * unit)),
-            )  # fmt: skip
+        _outline(draw, (np.concatenate([origin, origin]) + boxes[k] * np.tile(extent, 2)) * _FINER, k, unit)
         points = [tuple(point) for point in ((origin + paths[:, k] * extent) * _FINER).tolist()]
         for line, wide in ((_CASING, 4.4), (colour, 2.4)):
             for start, end, opacity in zip(points, points[1:], reach, strict=False):
@@ -124,3 +114,18 @@ def with_tracklets(
     result = Image.fromarray(picture)
     result.paste(layer, mask=layer.getchannel("A"))
     return np.asarray(result)
+
+
+def _outline(draw: ImageDraw.ImageDraw, box: Float[np.ndarray, " 4"], k: int, unit: float) -> None:
+    """A frame in the tracklet's colour, a little inside of its box, so that those of two tracklets on the same cells
+    are both seen; at most a quarter of a small box is given up on each side."""
+    size = box[2:] - box[:2]
+    inset = np.minimum(1.5 * unit * (1 + k), size / 4)
+    outer = np.concatenate([box[:2] + inset, box[2:] - inset])
+    line = min(0.7 * unit, *(size / 8))
+    inner = outer + np.array([line, line, -line, -line])
+    colour = tuple(round(255 * part) for part in to_rgb(tracklet_colour(k)))
+    for corners, ink, width in ((outer, (*_CASING, 200), 2.6), (inner, (*colour, 255), 1.3)):
+        straight = min(corners[2:] - corners[:2]) - 4  # Pillow fails where corners leave a side hardly any length
+        radius = min(3 * unit, max(0.0, straight / 2))
+        draw.rounded_rectangle(tuple(corners.tolist()), radius, outline=ink, width=max(1, round(width * unit)))

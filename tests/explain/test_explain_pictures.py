@@ -114,6 +114,20 @@ def test_rings_lie_on_the_centres_of_the_crop():
     assert picture[33:68, 120:123].any()  # the box
 
 
+@pytest.mark.parametrize("share", np.linspace(0.015, 0.2, 12))
+@pytest.mark.parametrize("tracklets", [1, 5])
+def test_boxes_smaller_than_their_outline_are_drawn(share, tracklets):
+    """A single cell of a fine map, and the box of a late tracklet, which lies further inside."""
+    black = np.zeros((720, 1280, 3), np.uint8)
+    boxes = np.tile([0.5 - share / 2, 0.5 - share / 2, 0.5 + share / 2, 0.5 + share / 2], (tracklets, 1))
+    corner = np.zeros((1, tracklets, 2))
+    picture = with_tracklets(black, (280, 0, 1000, 720), corner, boxes, [])
+    left, right = round(640 - 360 * share), round(640 + 360 * share)
+    around = picture[round(360 - 360 * share) : round(360 + 360 * share), left:right].any(-1)
+    assert around.any()
+    assert not picture[300:420, : left - 1].any() and not picture[300:420, right + 1 :].any()
+
+
 def test_frames_that_no_shown_one_stands_for_have_no_tint(make_model, clip):
     e = explain(make_model(), clip, moments=1)
     e = dataclasses.replace(e, sampled=np.array([4, 5, 6]))
