@@ -18,7 +18,7 @@ from art.data.reencode import CODEC, check_encoder
 from art.data.video import iterate_frames
 
 from .explanation import Explanation
-from .layout import film_layout, small_layout
+from .layout import Layout, film_layout, small_layout
 from .scene import Scene, legend_lines, views_of
 from .shown import one_thread
 
@@ -44,12 +44,9 @@ def write_film(explanation: Explanation, mp4: Path, gif: Path, *, top_k: int = 5
     """
     check_encoder()
     e, views = explanation, views_of(explanation)
-    aspect = e.size[1] / e.size[0]
-    chart = len(e.beginnings) > 0
-    notes = len(legend_lines(e, views))
-    scene = Scene(e, film_layout(aspect, len(views), e.num_tracklets, chart=chart, notes=notes), views, top_k)
+    scene = Scene(e, layout_of(e), views, top_k)
     few = views[:2]
-    small = Scene(e, small_layout(aspect, len(few), e.num_tracklets, GIF_WIDTH), few)
+    small = Scene(e, small_layout(e.size[1] / e.size[0], len(few), e.num_tracklets, GIF_WIDTH), few)
     chosen, wait = _gif_frames(e.times)
     with ExitStack() as open_files:
         open_files.enter_context(one_thread())
@@ -60,6 +57,17 @@ def write_film(explanation: Explanation, mp4: Path, gif: Path, *, top_k: int = 5
             if frame in chosen:
                 animation.add(small.draw(frame, resized(*small.layout.panels[0][2:])))
     animation.save(gif, wait)
+
+
+def layout_of(explanation: Explanation) -> Layout:
+    """Where things stand in the film of a clip: the panels in the order of :func:`.scene.views_of`.
+
+    Raises:
+        ValueError: there is nothing to draw.
+    """
+    e, views = explanation, views_of(explanation)
+    chart, notes = len(e.beginnings) > 0, len(legend_lines(e, views))
+    return film_layout(e.size[1] / e.size[0], len(views), e.num_tracklets, chart=chart, notes=notes)
 
 
 def _gif_frames(times: np.ndarray) -> tuple[set[int], float]:

@@ -47,9 +47,14 @@ def explain_to_folder(
     model = load_model(find_checkpoint(checkpoint)).to(resolve_device(device))
     explanation = explain(model, clip, moments=moments)
     views_of(explanation)
+    write_explanation(explanation, out, top_k=top_k)
+    return explanation
+
+
+def write_explanation(explanation: Explanation, out: Path, *, top_k: int = 5) -> None:
+    """Write :data:`FILES` into the folder ``out``; arguments and errors as of :func:`explain_to_folder`."""
     mp4, gif, sheet, numbers = (out / name for name in FILES)
     write_whole(mp4, lambda film: write_whole(gif, lambda small: write_film(explanation, film, small, top_k=top_k)))
     write_whole(sheet, lambda path: path.write_bytes(png_bytes(contact_sheet(explanation, top_k=top_k))))
     text = json.dumps(explanation.as_json(), indent=1, ensure_ascii=False) + "\n"
     write_whole(numbers, lambda path: path.write_text(text, encoding="utf-8"))
-    return explanation
