@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from docs.drawings import idea, losses
+from docs.drawings import attention, idea, losses, tracklet_kernels
 from docs.drawings.card import Card
 
 FOLDER = Path(__file__).parents[1] / "pictures"
@@ -18,4 +18,14 @@ DRAWINGS: dict[str, tuple[str, Callable[[], Card]]] = {
     "losses": ("idea", losses.levels),
     "margin": ("idea", losses.margin),
     "bank": ("idea", losses.bank),
+    "attention-forward": ("kernels", attention.forward),
+    "attention-chunks": ("kernels", attention.chunks),
+    "attention-splits": ("kernels", attention.splits),
+    "attention-backward": ("kernels", attention.backward),
+    "attention-parts": ("kernels", attention.parts),
+    "pooling": ("kernels", tracklet_kernels.pooling),
+    "contrast": ("kernels", tracklet_kernels.contrast),
+    "nce": ("kernels", tracklet_kernels.nce),
+    "assignment-lanes": ("kernels", tracklet_kernels.lanes),
+    "linking-frames": ("kernels", tracklet_kernels.linking),
 }

@@ -1,0 +1,247 @@
+"""The kernels of region attention, drawn with the sizes of their tables."""
+
+from __future__ import annotations
+
+from unittest import mock
+
+import torch
+
+from art.visualize.style import INK, MUTED
+from art_kernels import devices
+from art_kernels.devices import Device, splits_for
+from art_kernels.region_attention.tiles import Tiles, backward_tiles, forward_tiles
+from benchmarks.attention_shapes import SHAPES, AttentionShape
+from docs.drawings.card import BLUE, GREEN, ORANGE, PALE, PINK, SMALL, Card
+
+#: What the drawings are of: a device with 227 KiB of shared memory for a program, and so many processors.
+DEVICE, PROCESSORS = Device("nvidia", 227 * 1024), 132
+
+
+def _rows(shape: AttentionShape) -> int:
+    return shape.queries * shape.num_heads
+
+
+def _forward(shape: AttentionShape, dtype: torch.dtype) -> Tiles:
+    return forward_tiles(
+        dtype, _rows(shape), shape.region_dim, DEVICE, position=False, normalize=shape.norm_regions
+    )  # fmt: skip
+
+
+def _backward(shape: AttentionShape, dtype: torch.dtype) -> Tiles:
+    tiles, _ = backward_tiles(
+        dtype, _rows(shape), shape.region_dim, DEVICE, position=False, normalize=shape.norm_regions
+    )  # fmt: skip
+    return tiles
+
+
+def legend(card: Card, y: float, *, kept: str = "held over the walk") -> None:
+    """What the colours say."""
+    words = ("read from memory", kept, "made for one tile", "written")
+    for x, colour, text in zip((20, 185, 430, 590), (GREEN, ORANGE, PINK, BLUE), words, strict=True):
+        card.box(x, y - 7, 14, 14, face=PALE[colour], edge=colour)
+        card.text(x + 21, y, text, size=SMALL, colour=MUTED)
+
+
+def _chunks(card: Card, x: float, y: float, width: float, height: float, count: int, colour: str) -> None:
+    card.grid(x, y, 1, count, width / count, height, face=PALE[colour], edge=colour)
+
+
+def _walk(
+    card: Card, x: float, y: float, width: float, *, regions: int, tiles: Tiles, chunks: int, most: int, row: float
+) -> tuple[float, float]:
+    """Tiles of the regions below each other, the third one current; returns the middle of it, and where they end."""
+    count = -(-regions // tiles.block_n)
+    shown = min(count, most)
+    for number in range(shown):
+        top = y + row * number
+        if number == shown - 2 and count > most:
+            card.text(x + width / 2, top + row / 2 - 4, f"… {count} tiles in all …", size=SMALL, at="centre")
+            continue
+        now = number == 2
+        _chunks(card, x, top, width, row - 4, chunks, GREEN)
+        if now:
+            card.box(x - 3, top - 3, width + 6, row + 2, face="none", edge=INK, line=2.2)
+        left = regions - tiles.block_n * (count - 1)
+        if number == shown - 1 and left < tiles.block_n:
+            share = left / tiles.block_n
+            card.box(x, top + (row - 4) * share, width, (row - 4) * (1 - share), face="#ffffff", edge=GREEN, line=1,
+                     hatch="////")  # fmt: skip
+    card.arrow((x - 14, y + 4), (x - 14, y + row * shown - 8))
+    return y + row * 2.5 - 2, y + row * shown
+
+
+def forward() -> Card:
+    """The walk of one program over the regions of a frame."""
+    shape = SHAPES["art-256"]
+    tiles, n, c = _forward(shape, torch.bfloat16), shape.regions, shape.region_dim
+    chunks, rows = tiles.chunks(c), tiles.block_m
+    card = Card(465, f"Forward: a program holds {rows} query rows and walks over tiles of {tiles.block_n} regions")
+    folded = f"{shape.num_heads} heads × {shape.queries} queries = {_rows(shape)} rows"
+    card.title("Forward: one program, one frame", f"{shape.name}, bfloat16: N = {n}, C = {c}, {folded}")
+    legend(card, 440)
+    card.text(20, 92, f"rows q [{rows} × {c}]", bold=True)
+    _chunks(card, 20, 108, 150, 46, chunks, ORANGE)
+    card.note(20, 180, f"{chunks} chunks of {tiles.block_c}\nchannels, loaded once")
+    card.text(225, 92, f"regions X [{n} × {c}]", bold=True)
+    middle, end = _walk(card, 225, 108, 190, regions=n, tiles=tiles, chunks=chunks, most=7, row=40)
+    card.note(225, end + 10, f"tiles of {tiles.block_n}; the last is masked")
+    card.text(478, 92, f"scores [{rows} × {tiles.block_n}]", bold=True)
+    card.grid(478, 108, 4, 8, 14, 12, face=PALE[PINK], edge=PINK)
+    card.note(600, 132, "q xᵀ: the tile\nas keys")
+    card.text(478, 196, f"highest, sum [{rows}]", bold=True)
+    card.grid(478, 212, 4, 1, 14, 12, face=PALE[ORANGE], edge=ORANGE)
+    card.grid(500, 212, 4, 1, 14, 12, face=PALE[ORANGE], edge=ORANGE)
+    card.note(530, 236, "online softmax:\nearlier sums decay")
+    card.text(478, 300, f"output [{rows} × {c}]", bold=True)
+    _chunks(card, 478, 316, 190, 46, chunks, ORANGE)
+    card.note(478, 390, "+ weights · x: the tile as values;\nwritten once, at the end")
+    card.arrow((172, 131), (222, 131), dashed=True)
+    card.arrow((422, middle - 8), (472, 134), bend=-0.1)
+    card.arrow((422, middle + 8), (472, 336), bend=0.1)
+    return card
+
+
+def chunks() -> Card:
+    """Why channels come in chunks: scores are a sum over them, outputs are not."""
+    shape = SHAPES["art-768"]
+    tiles, c = _forward(shape, torch.bfloat16), shape.region_dim
+    count = tiles.chunks(c)
+    card = Card(
+        400, f"{count} chunks of {tiles.block_c} channels: one matrix of scores is their sum, outputs stay apart"
+    )
+    sizes = f"C = {c} is {count} chunks of {tiles.block_c}; {tiles.num_warps} warps a program"
+    card.title("Channels in chunks", f"{shape.name}, bfloat16: {sizes}")
+    step = 420 / count
+    card.text(20, 92, "scores: one sum over the chunks", bold=True)
+    for number in range(count):
+        x = 20 + step * number
+        card.box(x, 112, step - 22, 24, face=PALE[ORANGE], edge=ORANGE)
+        card.box(x, 142, step - 22, 24, face=PALE[GREEN], edge=GREEN)
+        if number < count - 1:
+            card.text(x + step - 11, 139, "+", at="centre")
+    card.text(20, 186, "q chunk · x chunkᵀ", size=SMALL)
+    card.arrow((440, 139), (500, 139))
+    card.grid(508, 112, 4, 4, 14, 14, face=PALE[PINK], edge=PINK)
+    card.note(578, 139, f"[{tiles.block_m} × {tiles.block_n}], float32")
+    card.text(20, 236, "output: chunks are kept apart", bold=True)
+    card.grid(20, 262, 4, 4, 14, 14, face=PALE[PINK], edge=PINK)
+    card.text(20, 336, "weights", size=SMALL)
+    card.text(98, 290, "×", size=18, at="centre")
+    step = 540 / count
+    for number in range(count):
+        x = 124 + step * number
+        card.box(x, 254, step - 22, 24, face=PALE[GREEN], edge=GREEN)
+        card.arrow((x + (step - 22) / 2, 280), (x + (step - 22) / 2, 298))
+        card.box(x, 300, step - 22, 24, face=PALE[ORANGE], edge=ORANGE)
+    apart = f"{count} accumulators [{tiles.block_m} × {tiles.block_c}] in float32: no tile as wide as C"
+    card.text(124, 342, apart, size=SMALL)
+    legend(card, 376)
+    return card
+
+
+def splits() -> Card:
+    """Few frames: the regions are shared by several programs, and combined."""
+    shape = SHAPES["uniformerv2-l"]
+    tiles, n = _forward(shape, torch.bfloat16), shape.regions
+    programs = shape.frames * -(-_rows(shape) // tiles.block_m) * tiles.parts
+    with mock.patch.object(devices, "processors", return_value=PROCESSORS):
+        count, each = splits_for(n, programs, tiles.block_n, torch.device("cpu"))
+    card = Card(
+        375, f"{n} regions in {count} splits of {each}, each with a softmax of its own; a second kernel combines"
+    )
+    sizes = f"{shape.frames} clips of N = {n} tokens, on a device with {PROCESSORS} processors"
+    card.title("Few frames: splits, and one kernel that combines them", f"{shape.name}, bfloat16: {sizes}")
+    each_is = f"{count} splits of {each}, each {each // tiles.block_n} tiles of {tiles.block_n}"
+    card.text(20, 92, f"regions of one clip: {each_is}", bold=True)
+    width = 680 / count
+    for number in range(count):
+        card.box(20 + width * number, 112, width, 34, face=PALE[GREEN], edge=GREEN, line=0.9)
+    shown = (0, 1, 2, count - 1)
+    xs = (20, 165, 310, 540)
+    for number, x in zip(shown, xs, strict=True):
+        card.box(x, 196, 130, 62, face=PALE[BLUE], edge=BLUE, radius=6)
+        card.text(x + 65, 212, f"split {number + 1}", size=SMALL, bold=True, at="centre")
+        card.text(x + 65, 238, f"highest h, sum s,\no [{_rows(shape)} × {shape.region_dim}]", size=11.5, at="centre")
+        card.arrow((20 + width * (number + 0.5), 148), (x + 65, 193))
+        card.arrow((x + 65, 260), (360, 296))
+    card.text(490, 226, "…", size=22, at="centre")
+    combined = "o = Σ o_i s_i exp(h_i − h) / Σ s_i exp(h_i − h)"
+    card.box(190, 298, 340, 36, combined, face=PALE[BLUE], edge=BLUE, radius=6, size=SMALL)
+    kept = "a split's result is written and read in float32"
+    card.note(20, 354, f"{programs} programs without splits, {programs * count} with them; {kept}")
+    return card
+
+
+def backward() -> Card:
+    """One tile of the backward pass."""
+    shape = SHAPES["art-256"]
+    tiles, n, c = _backward(shape, torch.bfloat16), shape.regions, shape.region_dim
+    count, rows = tiles.chunks(c), tiles.block_m
+    card = Card(
+        500, "Backward: from a tile of regions the weights are taken again, and the gradient of that tile is written"
+    )
+    sizes = f"tiles of {tiles.block_n} regions, {count} chunks of {tiles.block_c} channels"
+    card.title("Backward: the weights again, and each gradient once", f"{shape.name}, bfloat16: {sizes}")
+    card.text(20, 92, "regions X", bold=True)
+    middle, end = _walk(card, 34, 108, 120, regions=n, tiles=tiles, chunks=count, most=7, row=38)
+    card.note(20, end + 14, f"{-(-n // tiles.block_n)} tiles")
+    card.text(215, 92, f"rows q and dO [{rows} × {c}]", bold=True)
+    for number in range(2):
+        _chunks(card, 215 + 125 * number, 108, 115, 26, count, GREEN)
+    card.text(215, 170, f"for this tile, [{rows} × {tiles.block_n}] each", bold=True)
+    for number, (name, text) in enumerate((("p", "exp(q xᵀ scale − h) / s"), ("ds", "p (dO xᵀ − delta) scale"))):
+        y = 190 + 68 * number
+        card.grid(215, y, 4, 4, 13, 13, face=PALE[PINK], edge=PINK)
+        card.text(278, y + 14, name, bold=True)
+        card.note(278, y + 36, text)
+    card.arrow((160, middle), (208, 220))
+    card.text(500, 92, "gradient dX", bold=True)
+    for number in range(7):
+        top = 108 + 38 * number
+        if number == 5:
+            card.text(580, top + 15, "…", at="centre")
+            continue
+        face = BLUE if number < 3 else MUTED
+        _chunks(card, 500, top, 160, 34, count, face)
+        if number == 2:
+            card.box(497, top - 3, 166, 40, face="none", edge=INK, line=2.2)
+    card.note(500, end + 24, "dsᵀ q + pᵀ dO, chunk by chunk;\neach tile is written once")
+    card.arrow((450, 240), (494, 205))
+    card.text(215, 372, f"gradient dq [{rows} × {c}]", bold=True)
+    _chunks(card, 215, 388, 190, 30, count, ORANGE)
+    card.note(215, 438, "+ ds · x, tile by tile; written at the end")
+    card.arrow((240, 322), (240, 362))
+    legend(card, 474)
+    return card
+
+
+def parts() -> Card:
+    """Where one program has too few registers: several share the channels of the result."""
+    shape = SHAPES["art-768"]
+    tiles, c = _backward(shape, torch.float32), shape.region_dim
+    count = tiles.chunks(c)
+    own = count // tiles.parts
+    row = 26
+    height = 150 + row * tiles.parts + 46
+    card = Card(
+        height, f"{tiles.parts} programs take scores over all {count} chunks; each sums {own} chunks of the gradient"
+    )
+    sizes = f"{count} chunks of {tiles.block_c} channels, {tiles.parts} parts of {own}"
+    card.title("Parts: programs that share the channels of a result", f"{shape.name}, float32, backward: {sizes}")
+    left, width = 110.0, 580 / count
+    card.text(left, 96, f"chunks of the regions, 1 to {count}", size=SMALL)
+    for part in range(tiles.parts):
+        y = 118 + row * part
+        card.text(20, y + 9, f"part {part + 1}", size=SMALL)
+        for number in range(count):
+            mine = part * own <= number < (part + 1) * own
+            face, edge = (BLUE, BLUE) if mine else (PALE[GREEN], GREEN)
+            card.box(left + width * number, y, width, row - 7, face=face, edge=edge, line=0.8)
+    y = 118 + row * tiles.parts + 24
+    words = ("read, for the scores", "read, and its gradients dq and dX summed and written")
+    for x, face, edge, text in zip((20, 230), (PALE[GREEN], BLUE), (GREEN, BLUE), words, strict=True):
+        card.box(x, y - 7, 14, 14, face=face, edge=edge)
+        card.note(x + 21, y, text)
+    again = f"The regions are read {tiles.parts} times, from the caches where they are there"
+    card.text(20, y + 32, f"{again}; parts in bfloat16: {_backward(shape, torch.bfloat16).parts}.", size=SMALL)
+    return card
