@@ -1,5 +1,6 @@
 # `make motion`: set up, prepare the embedded data set, train ART on it, evaluate, write the report.
-# `make test`:   set up, lint, check types, run the tests.
+# `make test`:   set up, lint, check types, run the tests; one of them builds the site, with warnings as errors.
+# `make docs`:   build the documentation's site: open build/site/index.html.
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
@@ -13,7 +14,7 @@ PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --con
 
 BUILT_FROM := pyproject.toml constraints.txt setup.py $(wildcard csrc/*)
 
-.PHONY: motion test kernels lint compare clean
+.PHONY: motion test docs kernels lint compare clean
 
 motion: $(VENV)/.installed
 	$(BIN)/art prepare motion --root $(DATA)
@@ -24,6 +25,9 @@ test: $(VENV)/.installed-dev lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --quiet --numprocesses auto --dist worksteal --durations=10
 	$(BIN)/python -m art_kernels compile --targets $(TARGETS) --only '$(KERNELS)' --out build/kernels
 	$(BIN)/python -m art_kernels compile --only tracklet_linking --out build/kernels
+
+docs: $(VENV)/.installed-dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build
 
 kernels: $(VENV)/.installed-dev
 	$(BIN)/python -m art_kernels compile --out build/kernels

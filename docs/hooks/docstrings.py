@@ -1,0 +1,56 @@
+"""Docstrings as MkDocs takes them: references that Sphinx would read, and text that looks like HTML."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from griffe import Class, Extension, Module, Object
+
+_ROLE = re.compile(r":(?:class|func|meth|attr|mod|data):`(~?)([^`]+)`")
+_SPAN = re.compile(r"(`+[^`]+`+)")
+_FACTORY = re.compile(r"\(lambda: (.*)\)\(\)")
+
+
+class Docstrings(Extension):
+    """``:class:`art.ARTModel` `` becomes a link to it where the site has it, and code elsewhere."""
+
+    def on_object(self, *, obj: Object, **kwargs: Any) -> None:
+        """Rewrite the docstring of each object that is loaded."""
+        if obj.docstring is not None:
+            lines = obj.docstring.value.split("\n")
+            text = "\n".join(line if line.lstrip().startswith((">>>", "...")) else _no_tags(line) for line in lines)
+            obj.docstring.value = _ROLE.sub(_reference, text)
+
+    def on_package(self, *, pkg: Module, **kwargs: Any) -> None:
+        """Defaults of dataclasses are shown as values."""
+        for member in _classes(pkg):
+            for parameter in member.parameters if "dataclass" in member.labels else ():
+                factory = _FACTORY.fullmatch(str(parameter.default or ""))
+                if factory:
+                    parameter.default = factory[1]
+
+
+def _no_tags(line: str) -> str:
+    """``cuda:<number>`` is no HTML."""
+    parts = _SPAN.split(line)
+    return "".join(part if part.startswith("`") else part.replace("<", "&lt;") for part in parts)
+
+
+def _reference(role: re.Match[str]) -> str:
+    """An optional cross-reference: what has no entry in the reference is shown without a link."""
+    shortened, path = role.groups()
+    name = path.rsplit(".", 1)[-1] if shortened or path.startswith(".") else path
+    return f'<autoref identifier="{path}" optional><code>{name}</code></autoref>'
+
+
+def _classes(module: Module) -> list[Class]:
+    found: list[Class] = []
+    for member in module.members.values():
+        if member.is_alias:
+            continue
+        if isinstance(member, Class):
+            found.append(member)
+        elif isinstance(member, Module):
+            found += _classes(member)
+    return found

@@ -1,0 +1,89 @@
+"""Notebooks: executed once, kept by what they say, and shown as pages of the site with what came out."""
+
+from __future__ import annotations
+
+import base64
+import fcntl
+import hashlib
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import nbformat
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+from nbclient import NotebookClient
+
+ROOT = Path(__file__).parents[2]
+KEPT = ROOT / "build" / "notebooks"
+SECONDS_A_CELL = 120
+
+
+def executed(path: Path) -> nbformat.NotebookNode:
+    """The notebook with its outputs. It runs unless this text of it has run before, in this or another process.
+
+    Args:
+        path: of the notebook, as it is committed.
+
+    Raises:
+        nbclient.exceptions.CellExecutionError: a cell that fails.
+    """
+    text = path.read_text(encoding="utf-8")
+    kept = KEPT / f"{path.stem}-{hashlib.sha256(text.encode()).hexdigest()[:16]}.ipynb"
+    KEPT.mkdir(parents=True, exist_ok=True)
+    with kept.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not kept.exists():
+            notebook = nbformat.reads(text, as_version=4)
+            with tempfile.TemporaryDirectory() as folder:
+                client = NotebookClient(notebook, timeout=SECONDS_A_CELL, resources={"metadata": {"path": folder}})
+                client.execute()
+            whole = kept.with_suffix(".part")
+            nbformat.write(notebook, whole)
+            whole.replace(kept)  # a build that is interrupted leaves no half of one
+    return nbformat.read(kept, as_version=4)
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Add a page for each notebook, its pictures, and the notebook to download."""
+    os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")  # what the kernel's debugger would warn of
+    for path in sorted((Path(config.config_file_path).parent / "notebooks").glob("*.ipynb")):
+        markdown, pictures = as_page(executed(path), path.stem)
+        files.append(File.generated(config, f"notebooks/{path.stem}.md", content=markdown))
+        files.append(File.generated(config, f"notebooks/{path.name}", abs_src_path=str(path)))
+        for name, picture in pictures.items():
+            files.append(File.generated(config, f"notebooks/{name}", content=picture))
+    return files
+
+
+def as_page(notebook: nbformat.NotebookNode, name: str) -> tuple[str, dict[str, bytes]]:
+    """The notebook in Markdown, and its pictures by file name."""
+    parts: list[str] = []
+    pictures: dict[str, bytes] = {}
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            parts.append(cell.source)
+        elif cell.cell_type == "code" and cell.source.strip():
+            parts.append(f"```python\n{cell.source.rstrip()}\n```")
+            parts += [_shown(output, name, pictures) for output in cell.outputs]
+    download = f'<a href="{name}.ipynb" download>{name}.ipynb</a>'
+    note = f"*The notebook to run: {download}. What follows came out of it as this site was built.*"
+    title, _, rest = "\n\n".join(part for part in parts if part).partition("\n")
+    return f"{title}\n\n{note}\n{rest}\n", pictures
+
+
+def _shown(output: Any, name: str, pictures: dict[str, bytes]) -> str:
+    """One output of a cell: text, or a picture that is put by."""
+    if output.output_type == "stream":
+        return "" if output.name == "stderr" else _text(output.text)
+    data = output.get("data", {})
+    if "image/png" in data:
+        file = f"{name}-{len(pictures) + 1}.png"
+        pictures[file] = base64.b64decode(data["image/png"])
+        return f"![Figure {len(pictures)} of the notebook]({file})"
+    return data.get("text/markdown") or _text(data.get("text/plain", ""))
+
+
+def _text(text: str) -> str:
+    return f"```text\n{text.rstrip()}\n```" if text.strip() else ""

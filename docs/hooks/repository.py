@@ -1,0 +1,132 @@
+"""Pages of the site for files that the documentation links to and that lie outside of it: README, sources, results.
+
+The repository's public address is not known to the build, so a link such as ``../art/options.py`` leads to a page of
+the site that shows that file. Links in the pages stay as they are written, and work in the repository as well.
+"""
+
+from __future__ import annotations
+
+import posixpath
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files, InclusionLevel
+from mkdocs.structure.pages import Page
+
+DOCS, ROOM = "docs", "repository"
+#: What the navigation itself links to.
+IN_NAV = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")
+#: Shown as a page of highlighted text, by the ending of their names.
+LANGUAGES = {
+    ".py": "python", ".yaml": "yaml", ".yml": "yaml", ".toml": "toml", ".txt": "text", ".sh": "sh", "Makefile": "make",
+    ".cpp": "cpp", ".hpp": "cpp", ".cu": "cuda", ".cuh": "cuda", ".in": "text", "LICENSE": "text",
+}  # fmt: skip
+_CODE = re.compile(r"(^(?P<fence>```+|~~~+).*?^(?P=fence)\s*$|(?P<ticks>`+)(?!`).+?(?<!`)(?P=ticks)(?!`))", re.S | re.M)
+_LINK = re.compile(r"(\]\(\s*<?|\b(?:src|href|srcset)=\"|^ {0,3}\[[^\]\n]+\]:\s*)([^\s()\"'<>]+)", re.M)
+_ELSEWHERE = re.compile(r"[a-z][a-z0-9+.-]*:|//|/|#", re.I)
+
+
+def links(markdown: str) -> Iterator[str]:
+    """Every relative link of a page, outside of code."""
+    found: list[str] = []
+    with_links(markdown, lambda link: found.append(link) or link)
+    return iter(found)
+
+
+def with_links(markdown: str, change: Callable[[str], str]) -> str:
+    """The page with each relative link changed; code is left alone."""
+
+    def replace(match: re.Match[str]) -> str:
+        before, link = match.groups()
+        return before + (link if _ELSEWHERE.match(link) else change(link))
+
+    parts, end = [], 0
+    for code in _CODE.finditer(markdown):
+        parts += [_LINK.sub(replace, markdown[end : code.start()]), code[0]]
+        end = code.end()
+    return "".join([*parts, _LINK.sub(replace, markdown[end:])])
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Add a page, or a copy, of each file outside of the documentation that a page links to, and of what these do."""
+    root = Path(config.config_file_path).parent
+    pages = [(origin(file.src_uri), file.content_string) for file in files.documentation_pages()]
+    pages.append(("mkdocs.yml", "".join(f"[]({name})" for name in IN_NAV)))
+    while pages:
+        path, markdown = pages.pop()
+        for link in links(markdown):
+            target = _target(path, link)
+            uri = destination(root, target)
+            if uri is None or files.get_file_from_path(uri) is not None or not uri.startswith(ROOM):
+                continue
+            if not uri.endswith(".md"):
+                files.append(_file(config, uri, abs_src_path=str(root / target)))
+                continue
+            files.append(_file(config, uri, content=shown(root, target)))
+            pages.append((origin(uri), files.get_file_from_path(uri).content_string))
+    return files
+
+
+def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Links as the repository has them become links between the files of the site."""
+    root, uri = Path(config.config_file_path).parent, page.file.src_uri
+    here = origin(uri)
+
+    def change(link: str) -> str:
+        target = destination(root, _target(here, link))
+        if target is None or files.get_file_from_path(target) is None:
+            return link  # MkDocs says that it is dead
+        anchor = "#" + link.split("#", 1)[1] if "#" in link else ""
+        return posixpath.relpath(target, posixpath.dirname(uri)) + anchor
+
+    return with_links(markdown, change)
+
+
+def origin(uri: str) -> str:
+    """Where in the repository a page of the site comes from."""
+    if uri.startswith("notebooks/"):
+        return uri.removesuffix(".md") + ".ipynb"
+    if not uri.startswith(f"{ROOM}/"):
+        return f"{DOCS}/{uri}"
+    path = uri.removeprefix(f"{ROOM}/")
+    shortened = path.removesuffix(".md")
+    return shortened if _language(shortened) or shortened.endswith("/contents") else path
+
+
+def destination(root: Path, path: str) -> str | None:
+    """Where the site has a file or folder of the repository; None where there is none."""
+    if path.startswith("..") or not (root / path).exists():
+        return None
+    if (root / path).is_dir():
+        return f"{ROOM}/{path}/contents.md"
+    if path.startswith("notebooks/") and path.endswith(".ipynb"):
+        return path.removesuffix(".ipynb") + ".md"
+    if _language(path):
+        return f"{ROOM}/{path}.md"
+    return path.removeprefix(f"{DOCS}/") if path.startswith(f"{DOCS}/") else f"{ROOM}/{path}"
+
+
+def shown(root: Path, path: str) -> str:
+    """The page that shows a file or folder."""
+    if (root / path).is_dir():
+        names = sorted(p.name for p in (root / path).iterdir() if not p.name.startswith((".", "__")))
+        return "\n".join([f"# {path}/", "", *(f"- [{name}]({name})" for name in names)])
+    text = (root / path).read_text(encoding="utf-8")
+    if path.endswith(".md"):
+        return text
+    fence = "`" * 4 if "```" in text else "```"
+    return f'# {path}\n\n{fence}{_language(path)} linenums="1"\n{text.rstrip()}\n{fence}\n'
+
+
+def _target(page: str, link: str) -> str:
+    return posixpath.normpath(posixpath.join(posixpath.dirname(page), link.split("#", 1)[0]))
+
+
+def _language(path: str) -> str | None:
+    return LANGUAGES.get(posixpath.splitext(path)[1] or posixpath.basename(path))
+
+
+def _file(config: MkDocsConfig, uri: str, **source: str) -> File:
+    return File.generated(config, uri, inclusion=InclusionLevel.NOT_IN_NAV, **source)
