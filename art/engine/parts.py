@@ -63,22 +63,20 @@ class PartOutcomes:
 
     def fetched(self, ranks: Ranks) -> StepOutcome:
         """All of it from the device at once. All ranks call this, with as many clips each."""
-        own = torch.stack(self._rows)
-        rows = ranks.gather(own.flatten()).unflatten(1, own.shape).tolist()  # ranks × parts × (terms and correct)
+        own = torch.stack(self._rows)  # parts × (terms and correct)
+        of_rank, of_all = torch.stack([own, ranks.total(own)]).tolist()
         sizes = [len(indices) for indices in self._indices]
         clips = sum(sizes)
         losses = {
-            f"loss/{name}": sum(
-                sum(size / clips * part[i] for size, part in zip(sizes, parts, strict=True)) for parts in rows
-            )
-            / len(rows)
+            f"loss/{name}": sum(size / clips * part[i] for size, part in zip(sizes, of_all, strict=True))
+            / ranks.world_size
             for i, name in enumerate(self._names)
         }
         suspects = [
             index
-            for indices, part in zip(self._indices, rows[ranks.rank], strict=True)
+            for indices, part in zip(self._indices, of_rank, strict=True)
             if not all(map(math.isfinite, part))
             for index in indices
         ]
-        correct = sum(part[-1] for parts in rows for part in parts)
-        return StepOutcome(losses, int(correct), clips * len(rows), suspects)
+        correct = sum(part[-1] for part in of_all)
+        return StepOutcome(losses, int(correct), clips * ranks.world_size, suspects)
