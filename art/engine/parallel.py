@@ -106,6 +106,20 @@ def adding_up(objective: nn.Module) -> Iterator[None]:
         yield
 
 
+def sharded_layers(model: nn.Module, from_parameters: int) -> list[nn.Module]:
+    """The layers that FSDP puts together one at a time, outer ones first; the rest of ``model`` is one more."""
+    layers = [
+        layer
+        for container in model.modules()
+        if isinstance(container, (nn.ModuleList, nn.Sequential))
+        for layer in container
+        if not isinstance(layer, nn.ModuleList)
+        and any(True for _ in layer.children())  # what follows a single operation may change its output in place
+        and sum(p.numel() for p in layer.parameters()) >= from_parameters
+    ]
+    return list(dict.fromkeys(layers))
+
+
 def _shard(objective: Objective, ranks: Ranks, from_parameters: int) -> None:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import FSDPModule, fully_shard
@@ -115,16 +129,8 @@ def _shard(objective: Objective, ranks: Ranks, from_parameters: int) -> None:
     mesh = init_device_mesh(ranks.device.type, (ranks.world_size,))
     for parameter in objective.parameters():
         parameter.data = parameter.data.contiguous()  # FSDP takes no other; of tiny they are channels last
-    layers = [
-        layer
-        for container in objective.modules()
-        if isinstance(container, (nn.ModuleList, nn.Sequential))
-        for layer in container
-        if not isinstance(layer, nn.ModuleList)
-        and any(True for _ in layer.children())  # what follows a single operation may change its output in place
-        and sum(p.numel() for p in layer.parameters()) >= from_parameters
-    ]
-    for layer in reversed(list(dict.fromkeys(layers))):  # inner ones first
+    layers = sharded_layers(objective, from_parameters)
+    for layer in reversed(layers):  # inner ones first
         fully_shard(layer, mesh=mesh)
     fully_shard(objective, mesh=mesh)
     for module in objective.modules():

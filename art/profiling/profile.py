@@ -48,7 +48,7 @@ def profile(
     device = resolve_device(config.device)
     if measure:
         check_device(device)
-    build = _builder(config, classes)
+    build = model_maker(config, classes)
     precision = functools.partial(autocast, torch.device("cpu"), config.precision)
     stages = [asdict(count) for count in count_stages(build, clips=clips, precision=precision)]
     if measure:
@@ -75,8 +75,9 @@ def profile(
     }
 
 
-def _builder(config: Config, classes: int) -> Callable[[], VideoClassifier]:
-    """Makes the model, its weights from scratch, its bank noise in the width of its text encoder."""
+def model_maker(config: Config, classes: int) -> Callable[[], VideoClassifier]:
+    """Makes the model of a configuration, its weights from scratch, its bank noise in the width of its text encoder:
+    no file is read."""
     names = [f"class {index}" for index in range(classes)]
     options = dataclasses.replace(config.model, pretrained=None)
     if config.kind == "backbone":
