@@ -1,0 +1,155 @@
+"""What must move and be computed at the sizes of the benchmarks, as tables in the pages of the operations.
+
+    python -m docs.cost_tables
+
+Each stands between ``<!-- costs: begin -->`` and ``<!-- costs: end -->``; a test fails where a page says something else
+than the counters of ``benchmarks``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from benchmarks import attention_shapes, contrast_shapes, linking_shapes
+from benchmarks.attention_table import print_floor
+
+DOCS = Path(__file__).parent
+BEGIN, END = "<!-- costs: begin -->", "<!-- costs: end -->"
+_BFLOAT16, _FLOAT32 = torch.bfloat16, torch.float32
+
+
+def main() -> None:
+    """Write the tables into the pages."""
+    for page, table in TABLES.items():
+        path = DOCS / page
+        path.write_text(with_table(path.read_text(encoding="utf-8"), table()), encoding="utf-8")
+        print(f"wrote docs/{page}")
+
+
+def with_table(text: str, table: str) -> str:
+    """The page with this table in the place of the one that it has."""
+    before, _, rest = text.partition(BEGIN)
+    _, found, after = rest.partition(END)
+    if not found:
+        raise ValueError(f"the page has no {BEGIN} … {END}; put both where the table is to stand")
+    return f"{before}{BEGIN}\n\n{table}\n\n{END}{after}"
+
+
+def region_attention() -> str:
+    """The floors that `bench_region_attention --floor` prints."""
+    text = io.StringIO()
+    with contextlib.redirect_stdout(text):
+        print_floor(tuple(attention_shapes.SHAPES), "cuda", ("bfloat16",))
+    return text.getvalue().strip()
+
+
+def tracklet_contrast() -> str:
+    """Of `mtc_loss`."""
+    rows = []
+    for shape in contrast_shapes.SHAPES.values():
+        if shape.operation == "mtc_loss":
+            b, t, k, c = shape.sizes
+            megabytes = [_mega(shape.moved_bytes(_BFLOAT16, name)) for name in ("forward", "both")]
+            operations = [_giga(shape.operations(name)) for name in ("forward", "both")]
+            rows.append([shape.name, f"{b} × {t} × {k} × {c}", *megabytes, *operations])
+    return _table(
+        ["shape", "B × T × K × C", "MB forward", "MB with gradients", "GFLOP forward", "GFLOP with gradients"], rows
+    )
+
+
+def tracklet_nce() -> str:
+    """Of `tracklet_nce`, beside the size of a matrix of logits."""
+    rows = []
+    for shape in contrast_shapes.SHAPES.values():
+        if shape.operation == "tracklet_nce":
+            m, c = shape.sizes
+            kept = _mega(3 * m * _FLOAT32.itemsize)
+            matrix = f"{m * m * _FLOAT32.itemsize / 1e9:.3g}"
+            rows.append(
+                [shape.name, f"{m:,} × {c}", _mega(shape.moved_bytes(_BFLOAT16, "both")),
+                 _giga(shape.operations("both")), kept, matrix]
+            )  # fmt: skip
+    head = ["shape", "M = N, C", "MB both passes", "GFLOP both passes", "MB kept between", "GB of a float32 matrix"]
+    return _table(head, rows)
+
+
+def tracklet_linking() -> str:
+    """Of `link_tracklets`."""
+    rows = []
+    for shape in linking_shapes.SHAPES.values():
+        b, t, k, c = shape.sizes
+        moved, operations = _mega(shape.moved_bytes(_FLOAT32)), _giga(shape.operations())
+        rows.append([shape.name, f"{b} × {t} × {k} × {c}", f"{shape.pairs:,}", moved, operations])
+    return _table(["shape", "B × T × K × C", "problems", "MB, float32", "GFLOP of cosines"], rows)
+
+
+def linear_assignment() -> str:
+    """Of `linear_assignment`."""
+    rows = []
+    for name in linking_shapes.SIZES:
+        shape = linking_shapes.assignment_shape(name, torch.device("cuda"))
+        each = shape.moved_bytes(_FLOAT32, 1)
+        rows.append([name, f"{each:,}", f"{shape.problems:,}", _mega(shape.moved_bytes(_FLOAT32, shape.problems))])
+    return _table(["rows K", "bytes a problem, float32", "problems on a GPU", "MB"], rows)
+
+
+def tracklet_pooling() -> str:
+    """Of `pool_tracklets`, by the formulas of its page."""
+    rows = []
+    for name, (b, t, k, j, c) in POOLED.items():
+        forward, backward = pooling_bytes(b, t, k, j, c, _BFLOAT16), pooling_bytes(b, t, k, j, c, _BFLOAT16, back=True)
+        operations = [_giga(pooling_operations(b, t, k, j, c, back=back)) for back in (False, True)]
+        rows.append([name, f"{b} × {t} × {k} × {c}", str(j), _mega(forward), _mega(backward), *operations])
+    return _table(["shape", "B × T × K × C", "J", "MB forward", "MB backward", "GFLOP forward", "GFLOP backward"], rows)
+
+
+#: B, T, K, J, C: responses as in the benchmarks of the contrast, with as many texts as tracklets, as in the model.
+POOLED = {
+    shape.name: (*shape.sizes[:3], shape.sizes[2], shape.sizes[3])
+    for shape in contrast_shapes.SHAPES.values()
+    if shape.operation == "mtc_loss"
+}
+
+
+def pooling_bytes(b: int, t: int, k: int, j: int, c: int, dtype: torch.dtype, *, back: bool = False) -> int:
+    """Every input read once and every result written once."""
+    inputs, outputs = b * t * k * c + b * j * c, b * k * c + b * t * k
+    return dtype.itemsize * (2 * inputs + outputs if back else inputs + outputs)
+
+
+def pooling_operations(b: int, t: int, k: int, j: int, c: int, *, back: bool = False) -> int:
+    """Products with the texts, norms and the weighted sum; backward those again and the gradients'."""
+    return 2 * b * t * k * c * (3 * j + 4 if back else j + 2)
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "region_attention.md": region_attention,
+    "tracklet_contrast.md": tracklet_contrast,
+    "tracklet_nce.md": tracklet_nce,
+    "tracklet_linking.md": tracklet_linking,
+    "linear_assignment.md": linear_assignment,
+    "tracklet_pooling.md": tracklet_pooling,
+}
+
+
+def _mega(count: int) -> str:
+    return f"{count / 1e6:.3g}"
+
+
+def _giga(count: int) -> str:
+    value = count / 1e9
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
+
+
+def _table(head: list[str], rows: list[list[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+if __name__ == "__main__":
+    main()
