@@ -49,7 +49,7 @@ $(VENV)/.installed: $(BUILT_FROM)
 
 $(VENV)/.installed-dev: $(BUILT_FROM)
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) --editable ".[motion,clip,timm,transformers,onnx,hub,webdataset,dev]"
+	$(PIP) --editable ".[motion,clip,timm,transformers,onnx,hub,webdataset,serve,dev]"
 	touch $@
 
 clean:

@@ -19,6 +19,7 @@ from art.commands import (
     run_prepare,
     run_profile,
     run_score,
+    run_serve,
     run_shards,
     run_train,
 )
@@ -145,6 +146,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     _add_predict(commands)
     _add_explain(commands)
+    _add_serve(commands)
 
     _add_export(commands)
 
@@ -314,6 +316,42 @@ def _add_explain(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     bank.add_argument("--checkpoint", type=Path, required=True, metavar="DIR", help="a checkpoint, or a run folder")
     bank.add_argument("--out", type=Path, metavar="DIR", help="where to write (default: runs/bank-CHECKPOINT)")
+
+
+def _add_serve(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    serve = _command(
+        commands, "serve", run_serve, "try a model on a web page", "art serve --checkpoint runs/motion --port 8800"
+    )
+    serve.description = (
+        "A web page on this machine: bring a clip or use the camera, see the classes and what each tracklet follows. "
+        "Other machines reach it only with --host and a token. Clips are removed once they have been looked at."
+    )
+    serve.add_argument("--checkpoint", type=Path, required=True, metavar="DIR", help="a checkpoint, or a run folder")
+    serve.add_argument("--host", default="127.0.0.1", help="where to listen (default 127.0.0.1, this machine only)")
+    serve.add_argument("--port", type=int, default=8800, metavar="N", help="0 is a free one (default 8800)")
+    serve.add_argument(
+        "--token",
+        help="what everybody must give, at least 16 characters; other users see a command line, and not the variable "
+        "ART_SERVE_TOKEN (default: none on this machine only, else one is made and printed)",
+    )
+    serve.add_argument("--top-k", type=int, default=5, metavar="N", help="classes to name (default 5)")
+    serve.add_argument(
+        "--moments", type=int, default=24, metavar="N",
+        help="points of the chart over time, each a forward pass; 0 is no chart (default 24)",
+    )  # fmt: skip
+    serve.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:<number> or mps (default auto)")
+    limits = serve.add_argument_group("limits")
+    limits.add_argument("--max-megabytes", type=float, default=64, metavar="N", help="of a file (default 64)")
+    limits.add_argument("--max-seconds", type=float, default=30, metavar="N", help="of a clip (default 30)")
+    limits.add_argument("--max-frames", type=int, default=1800, metavar="N", help="of a clip (default 1800)")
+    limits.add_argument("--max-megapixels", type=float, default=9, metavar="N", help="of a frame (default 9)")
+    limits.add_argument("--max-waiting", type=int, default=8, metavar="N", help="clips at once (default 8)")
+    limits.add_argument(
+        "--timeout", type=float, default=300, metavar="S", help="seconds after which a clip is given up (default 300)"
+    )
+    limits.add_argument(
+        "--keep-minutes", type=float, default=10, metavar="N", help="for which an answer is kept (default 10)"
+    )
 
 
 def _add_ablate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

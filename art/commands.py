@@ -208,6 +208,22 @@ def run_bank(options: argparse.Namespace) -> int:
     return 0
 
 
+def run_serve(options: argparse.Namespace) -> int:
+    """Serves a page to try a model on, until it is stopped."""
+    from art.serving import Asking, Limits, ServeSettings, serve
+
+    sizes = {name: getattr(options, f"max_{name}") for name in ("megabytes", "seconds", "frames", "megapixels")}
+    names = ("checkpoint", "host", "port", "token", "keep_minutes", "max_waiting", "timeout", "device")
+    serve(
+        ServeSettings(
+            **{name: getattr(options, name) for name in names},
+            asking=Asking(top_k=options.top_k, moments=options.moments, limits=Limits(**sizes)),
+        ),
+        lambda said: print(said, flush=True),
+    )
+    return 0
+
+
 def _predict_to_parquet(options: argparse.Namespace, settings: Any) -> int:
     from art.engine.runtime import devices_at_once
     from art.prediction.parquet import predict_to_parquet

@@ -1,0 +1,142 @@
+"""What `art serve` and its page of documentation are made with.
+
+    python docs/serve_material.py samples --data data/motion         # the sample clips, from the embedded data set
+    python docs/serve_material.py pictures --checkpoint runs/motion  # screenshots in headless Chromium, and the times
+
+The first writes ``art/serving/samples/``, the second ``docs/pictures/serve/`` and ``docs/results/serve.json``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from art.data.motion.classes import CLASSES
+from art.data.video import read_frames
+
+DOCS = Path(__file__).parent
+SAMPLES = DOCS.parent / "art" / "serving" / "samples"
+#: Test clips of the data set as `art prepare motion` makes it: the class, and which of its clips.
+CHOSEN = ((4, 1), (10, 1), (11, 0), (15, 1), (17, 1), (19, 1))
+FLAGS = (
+    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync",
+)  # fmt: skip
+
+
+def main() -> None:
+    """Read the arguments and write everything."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    what = parser.add_subparsers(dest="what", required=True)
+    samples = what.add_parser("samples")
+    samples.add_argument("--data", type=Path, required=True, help="what art prepare motion made")
+    pictures = what.add_parser("pictures")
+    pictures.add_argument("--checkpoint", type=Path, required=True, help="a run on motion")
+    pictures.add_argument("--chromium", default="/usr/bin/chromium", help="the browser (default /usr/bin/chromium)")
+    pictures.add_argument("--out", type=Path, default=DOCS / "pictures" / "serve", help="where the pictures go")
+    arguments = parser.parse_args()
+    if arguments.what == "samples":
+        copy_samples(arguments.data)
+    else:
+        take_pictures(arguments.checkpoint, arguments.chromium, arguments.out)
+
+
+def copy_samples(data: Path) -> None:
+    """Six clips, each with its middle frame as a picture."""
+    SAMPLES.mkdir(exist_ok=True)
+    for label, number in CHOSEN:
+        name = CLASSES[label].name.replace(" ", "_")
+        clip = data / "clips" / "test" / f"{label:02d}_{number:03d}.mp4"
+        shutil.copyfile(clip, SAMPLES / f"{name}.mp4")
+        frames = read_frames(clip)
+        picture = frames[len(frames) // 2].permute(1, 2, 0).numpy()
+        Image.fromarray(picture).save(SAMPLES / f"{name}.jpg", quality=85, optimize=True)
+
+
+@contextmanager
+def serving(checkpoint: Path) -> Iterator[tuple[str, float]]:
+    """The address of the page, and seconds until it answered."""
+    begun = time.perf_counter()
+    command = [sys.executable, "-m", "art", "serve", "--checkpoint", str(checkpoint), "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        try:
+            assert server.stdout is not None
+            found = next(match for line in server.stdout if (match := re.search(r"http://\S+", line)))
+            yield found.group(), time.perf_counter() - begun
+        finally:
+            server.terminate()
+
+
+def take_pictures(checkpoint: Path, chromium: str, out: Path) -> None:
+    """The page before, during and after a clip and with an error, on a desktop and on a phone."""
+    from playwright.sync_api import sync_playwright
+
+    out.mkdir(parents=True, exist_ok=True)
+    with serving(checkpoint) as (address, started), sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
+        times = [_tour(browser, address, out, "desktop", width=1280, height=860)]
+        times.append(_tour(browser, address, out, "phone", width=390, height=844))
+        browser.close()
+    desktop = times[0]
+    result = {
+        "seconds": {"until the page answers": round(started, 2), **{name: round(s, 2) for name, s in desktop.items()}},
+        "clip": "24 frames of 112×112, 1.9 s",
+        "provenance": {
+            "cores": len(os.sched_getaffinity(0)),
+            "machine": platform.machine(),
+            "torch": torch.__version__,
+            "date": datetime.now(timezone.utc).date().isoformat(),
+        },
+    }
+    (DOCS / "results" / "serve.json").write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+
+
+def _tour(browser: Any, address: str, out: Path, name: str, *, width: int, height: int) -> dict[str, float]:
+    page = browser.new_page(viewport={"width": width, "height": height}, device_scale_factor=1.5)
+    times = {}
+
+    def picture(moment: str) -> None:
+        page.screenshot(path=out / f"{name}-{moment}.jpg", type="jpeg", quality=70, full_page=True)
+
+    begun = time.perf_counter()
+    page.goto(address)
+    page.locator("#samples button").first.wait_for()
+    times["first visit"] = time.perf_counter() - begun
+    page.wait_for_load_state("networkidle")
+    picture("before")
+    begun = time.perf_counter()
+    page.get_by_role("button", name="kick with the left leg").click()
+    page.locator("#progress").wait_for()
+    picture("during")
+    page.locator("#result video").wait_for(timeout=120_000)
+    times["a sample clip"] = time.perf_counter() - begun
+    page.wait_for_function("document.querySelector('#result video').currentTime > 1")
+    page.get_by_role("button", name="Pause").click()
+    picture("after")
+    page.locator("details summary").click()
+    page.wait_for_function("document.querySelector('.sheet img').complete")
+    picture("files")
+    page.locator("#file").set_input_files({"name": "notes.txt", "mimeType": "text/plain", "buffer": b"no video at all"})
+    page.locator("#problem").wait_for()
+    picture("error")
+    page.close()
+    return times
+
+
+if __name__ == "__main__":
+    main()
