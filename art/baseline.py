@@ -37,6 +37,13 @@ class BackboneClassifier(VideoClassifier):
 
     Takes the arguments of :class:`art.ARTModel`; those that concern what is not there have no effect, so that one
     configuration serves both.
+
+    Examples:
+        >>> import torch
+        >>> from art import BackboneClassifier
+        >>> model = BackboneClassifier(["walk", "jump"], num_frames=2)
+        >>> model(torch.rand(1, 2, 3, 112, 112)).logits.shape
+        torch.Size([1, 2])
     """
 
     kind = "backbone"

@@ -35,6 +35,14 @@ class LossTerms:
         prototype_consistency: each class prototype finds its class in the agent bank.
         sema: L_sema, the weighted sum of the two above.
         nce: beyond the paper: tracklets find those of their class in the batch.
+
+    Examples:
+        >>> import torch
+        >>> from art import ARTModel
+        >>> model = ARTModel(["walk", "jump"], num_frames=2)
+        >>> terms = model.loss(model(torch.rand(1, 2, 3, 112, 112)), torch.tensor([0]))
+        >>> sorted(terms.named())[:4]
+        ['contextual', 'mtc', 'prototype_consistency', 'sema']
     """
 
     total: Float[Tensor, ""]

@@ -40,6 +40,14 @@ class ARTOutput:
         saliency: ``[B, T, K]``, its weights.
         order: ``[B, T, K]``, the query that each response came from; k for tracklet k where ``linking`` is "index".
         maps: ``[B, T, K, h, w]`` where asked for: the last layer's attention, averaged over heads.
+
+    Examples:
+        >>> import torch
+        >>> from art import ARTModel
+        >>> model = ARTModel(["walk", "jump"], num_frames=2).eval()
+        >>> out = model(torch.rand(1, 2, 3, 112, 112), return_maps=True)
+        >>> out.logits.shape, out.tracklets.shape, out.maps.shape
+        (torch.Size([1, 2]), torch.Size([1, 2, 2, 256]), torch.Size([1, 2, 2, 14, 14]))
     """
 
     logits: Float[Tensor, "b y"]
@@ -69,6 +77,18 @@ class ARTModel(VideoClassifier):
 
     Raises:
         ValueError, TypeError: an option that is unknown or out of range; class names that are empty or repeated.
+
+    Examples:
+        >>> import torch
+        >>> from art import ARTModel
+        >>> model = ARTModel(["walk", "walk and hold out the right arm", "jump"], num_frames=2)
+        >>> video, labels = torch.rand(2, 2, 3, 112, 112), torch.tensor([1, 2])
+        >>> out = model(video)
+        >>> out.logits.shape
+        torch.Size([2, 3])
+        >>> terms = model.loss(out, labels)
+        >>> terms.total.backward()
+        >>> model.after_step()  # after each optimizer step
     """
 
     kind = "art"

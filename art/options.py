@@ -62,6 +62,16 @@ class ARTOptions:
         weight_prototype: weight of the prototype consistency within L_sema.
         weight_nce: weight of a contrast of the tracklets of a batch, beyond the paper (0 is the paper: left out).
         nce_temperature: of that contrast's cosines.
+
+    Examples:
+        >>> from art import ARTModel, ARTOptions
+        >>> ARTOptions().margin
+        0.6
+        >>> ARTModel(["walk", "jump"], num_frames=2, linking="optimal").options.linking
+        'optimal'
+        >>> ARTOptions(linking="best")
+        Traceback (most recent call last):
+        ValueError: linking is 'best', expected 'index' or 'greedy' or 'optimal'
     """
 
     backbone: str = "tiny"

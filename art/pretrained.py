@@ -45,6 +45,14 @@ class VideoClassifier(nn.Module, ABC):
         sampling: which frames of a clip it is shown, in training and after: saved with it, sparse unless changed.
         prompts: what the templates said of each class when the semantics were made, saved with it; None: nothing was
             said, or it is not known.
+
+    Examples:
+        >>> from art import ARTModel
+        >>> model = ARTModel(["walk", "jump"], num_frames=2).eval()
+        >>> model.save_pretrained("saved")
+        >>> best, *_ = ARTModel.from_pretrained("saved").predict("clip.mp4", top_k=1)
+        >>> best[0] in model.class_names
+        True
     """
 
     kind: ClassVar[str]
@@ -200,6 +208,11 @@ def build_model(
 
     Raises:
         ValueError: an unknown kind.
+
+    Examples:
+        >>> from art import ARTOptions, build_model
+        >>> build_model("backbone", ["walk", "jump"], ARTOptions(num_frames=2)).kind
+        'backbone'
     """
     return _class_of(kind)(class_names, prompts=prompts, **vars(options))
 
@@ -216,6 +229,12 @@ def load_model(folder: str | os.PathLike[str], *, revision: str | None = None) -
     """The model that ``save_pretrained`` wrote into ``folder``, whatever its kind, in eval mode.
 
     Arguments and errors as of :meth:`VideoClassifier.from_pretrained`.
+
+    Examples:
+        >>> from art import load_model
+        >>> model = load_model("runs/motion/checkpoints/last")
+        >>> model.kind, model.class_names
+        ('art', ['run', 'walk'])
     """
     from .hub import download, is_repository
 

@@ -79,6 +79,11 @@ def autotune(enabled: bool = True) -> Iterator[None]:
 
     Args:
         enabled: False keeps to the table inside the block.
+
+    Examples:
+        >>> from art_kernels import autotune
+        >>> with autotune(False):  # the table's block sizes, whatever the environment says
+        ...     pass
     """
     if not isinstance(enabled, bool):
         raise TypeError(f"autotune: enabled is {enabled!r}, expected True or False")

@@ -64,6 +64,12 @@ def make_plan(config: Config, seeds: int, only: Sequence[str] = ()) -> Plan:
     Raises:
         ValueError: for fewer than one seed, or an unknown table.
         ConfigError: a row would leave out what the configuration does not have.
+
+    Examples:
+        >>> from art.ablation import make_plan
+        >>> from art.engine.config import Config
+        >>> len(make_plan(Config(), seeds=3, only=["margin"]).runs())
+        12
     """
     if seeds < 1:
         raise ValueError(f"seeds: got {seeds}, expected at least 1")

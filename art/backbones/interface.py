@@ -19,6 +19,13 @@ class Features(NamedTuple):
         tokens: ``[B, T, N, C]``, the visual tokens of each frame, row by row of the grid.
         class_token: ``[B, C]``, the global feature x_cls as it enters a classification head.
         grid: (h, w) with h·w = N.
+
+    Examples:
+        >>> import torch
+        >>> from art import build_backbone
+        >>> features = build_backbone("tiny", num_frames=2)(torch.rand(1, 2, 3, 112, 112))
+        >>> features.tokens.shape, features.class_token.shape, features.grid
+        (torch.Size([1, 2, 196, 144]), torch.Size([1, 144]), (14, 14))
     """
 
     tokens: Float[Tensor, "b t n c"]
@@ -73,7 +80,17 @@ M = TypeVar("M", bound=Maker)
 
 
 def register_backbone(name: str) -> Callable[[M], M]:
-    """Make a class or function, called with ``num_frames``, ``pretrained`` and its options, known as ``name``."""
+    """Make a class or function, called with ``num_frames``, ``pretrained`` and its options, known as ``name``.
+
+    Examples:
+        >>> from art.backbones import Tiny, backbone_names, register_backbone
+        >>> @register_backbone("narrow")
+        ... class Narrow(Tiny):
+        ...     def __init__(self, *, num_frames, pretrained=None):
+        ...         super().__init__(num_frames=num_frames, pretrained=pretrained, width=8)
+        >>> "narrow" in backbone_names()
+        True
+    """
 
     def register(maker: M) -> M:
         if name in _MAKERS:
@@ -85,7 +102,13 @@ def register_backbone(name: str) -> Callable[[M], M]:
 
 
 def backbone_names() -> list[str]:
-    """The names that :func:`build_backbone` knows, sorted."""
+    """The names that :func:`build_backbone` knows, sorted.
+
+    Examples:
+        >>> from art.backbones import backbone_names
+        >>> "uniformerv2_b16" in backbone_names()
+        True
+    """
     return sorted(_MAKERS)
 
 
@@ -101,6 +124,11 @@ def build_backbone(name: str, *, num_frames: int, pretrained: str | None = None,
     Raises:
         ValueError: an unknown name, or ``num_frames`` below 1.
         TypeError: an option that this backbone does not have.
+
+    Examples:
+        >>> from art import build_backbone
+        >>> build_backbone("tiny", num_frames=2, width=16).channels
+        96
     """
     if name not in _MAKERS:
         near = difflib.get_close_matches(name, _MAKERS, n=1)

@@ -160,6 +160,11 @@ class TEA50(Backbone):
     Raises:
         FileNotFoundError: there is no file ``pretrained``.
         ValueError: it holds another architecture.
+
+    Examples:
+        >>> from art.backbones import TEA50
+        >>> TEA50(num_frames=8).channels
+        2048
     """
 
     channels = 2048

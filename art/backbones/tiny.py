@@ -50,6 +50,12 @@ class Tiny(Backbone):
         pretrained: path of a ``.safetensors`` file with this module's state, or None.
         width: channels of the first stage; the next two have two and four times as many, a token the sum of these.
         depth: blocks in each of the three stages.
+
+    Examples:
+        >>> import torch
+        >>> from art.backbones import Tiny
+        >>> Tiny(num_frames=2, width=8)(torch.rand(1, 2, 3, 64, 64)).grid
+        (8, 8)
     """
 
     input_size = 112

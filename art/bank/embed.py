@@ -25,6 +25,14 @@ class Embedding:
         before: ``[n, 2]``, the points of S_0.
         after: ``[n, 2]``, of S, in the same order.
         labels: ``[n]``, the class of each.
+
+    Examples:
+        >>> import numpy as np
+        >>> from art.bank import Embedding
+        >>> plane = Embedding("t-SNE", np.zeros((2, 2)), np.ones((2, 2)), np.array([0, 1]))
+        >>> plane.after - plane.before  # how far each text moved
+        array([[1., 1.],
+               [1., 1.]])
     """
 
     method: str

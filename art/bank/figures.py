@@ -24,6 +24,15 @@ def embedding_figure(view: BankView, embeddings: Sequence[Embedding]) -> Figure:
 
     Raises:
         ValueError: there is no embedding.
+
+    Examples:
+        >>> import numpy as np
+        >>> from art import load_model
+        >>> from art.bank import Embedding, embedding_figure, look_at_bank
+        >>> view = look_at_bank(load_model("runs/motion/checkpoints/last"))
+        >>> points = np.random.default_rng(0).normal(size=(4, 2))
+        >>> plane = Embedding("by chance", points, points + 0.1, np.array([0, 1, 0, 1]))
+        >>> embedding_figure(view, [plane]).savefig("embedding.png")
     """
     if not embeddings:
         raise ValueError("embeddings is empty, expected at least one")
@@ -54,7 +63,13 @@ def embedding_figure(view: BankView, embeddings: Sequence[Embedding]) -> Figure:
 
 
 def similarity_figure(view: BankView) -> Figure:
-    """The cosine of every two classes before and after, on one scale, and the difference."""
+    """The cosine of every two classes before and after, on one scale, and the difference.
+
+    Examples:
+        >>> from art import load_model
+        >>> from art.bank import look_at_bank, similarity_figure
+        >>> similarity_figure(look_at_bank(load_model("runs/motion/checkpoints/last"))).savefig("similarity.png")
+    """
     count = len(view.class_names)
     named = count <= _LISTED
     side = min(max(2.6, _LINE * count), 7.0)
@@ -86,6 +101,11 @@ def prompts_figure(view: BankView) -> Figure:
     """For each class the cosine of its prototype with each of its prompts, before and after; a ring: which wins.
 
     Each row is shown from its own lowest to its highest: which prompt wins is decided within a class.
+
+    Examples:
+        >>> from art import load_model
+        >>> from art.bank import look_at_bank, prompts_figure
+        >>> prompts_figure(look_at_bank(load_model("runs/motion/checkpoints/last"))).savefig("prompts.png")
     """
     count, prompts = len(view.class_names), len(view.templates)
     named = count <= _LISTED

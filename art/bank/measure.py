@@ -33,6 +33,15 @@ class BankView:
         likeness_before: ``[P, Y]``, the cosine of each class's prototype (its weights in the L_v head, in the space of
             the projected semantics) with each of its semantics in S_0, projected as S is.
         likeness_after: the same with S. The prompt of the highest wins: it alone counts in L_sema.
+
+    Examples:
+        >>> from art import load_model
+        >>> from art.bank import look_at_bank
+        >>> view = look_at_bank(load_model("runs/motion/checkpoints/last"))
+        >>> view.similarity_before.shape, view.likeness_after.shape  # 2 classes, 16 templates
+        ((2, 2), (16, 2))
+        >>> sorted(view.as_json()["classes"][0])[:2]
+        ['likeness_after', 'likeness_before']
     """
 
     class_names: list[str]
@@ -88,6 +97,12 @@ def look_at_bank(model: VideoClassifier) -> BankView:
         ValueError: a model without a bank; or S_0 is of another shape, so that templates or text encoder are not those
             that the model was made with.
         ImportError, OSError: the text encoder of the model cannot be had here.
+
+    Examples:
+        >>> from art import load_model
+        >>> from art.bank import look_at_bank
+        >>> look_at_bank(load_model("runs/motion/checkpoints/last")).class_names
+        ['run', 'walk']
     """
     if not isinstance(model, ARTModel):
         raise ValueError(f"the model is of kind {model.kind!r}, which has no semantics; expected one of kind 'art'")

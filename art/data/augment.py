@@ -52,6 +52,15 @@ class TrainAugment:
 
     Raises:
         ValueError: a value is out of its range.
+
+    Examples:
+        >>> import torch
+        >>> from art.data import TrainAugment
+        >>> augment = TrainAugment(32, flip=1.0, mirror=(1, 0))  # classes 0 and 1 are each other's mirror image
+        >>> video = torch.zeros(2, 4, 3, 48, 64, dtype=torch.uint8)
+        >>> clips, labels = augment(video, torch.tensor([0, 1]), torch.rand(2, augment.num_draws))
+        >>> clips.shape, labels.tolist()
+        (torch.Size([2, 4, 3, 32, 32]), [1, 0])
     """
 
     def __init__(
@@ -187,6 +196,12 @@ class CentreCrop:
 
     Raises:
         ValueError: a value is out of its range.
+
+    Examples:
+        >>> import torch
+        >>> from art.data import CentreCrop
+        >>> CentreCrop(32)(torch.zeros(1, 4, 3, 48, 64, dtype=torch.uint8)).shape
+        torch.Size([1, 4, 3, 32, 32])
     """
 
     def __init__(self, size: int, *, share: float = 1.0) -> None:

@@ -18,6 +18,12 @@ class Clip:
         label: index into the class names.
         start: seconds since the first frame of the video; None is its beginning.
         end: seconds since the first frame of the video; None is its end.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> from art.data import Clip
+        >>> print(Clip(Path("gym.mp4"), label=3, start=2.5, end=4.0))
+        gym.mp4 [2.5..4 s]
     """
 
     path: Path
@@ -53,6 +59,14 @@ class ClipSet:
         ValueError: no clip or no class; a class name that is blank or there twice; ``prompts``, ``mirror`` or
             ``groups`` of another length than the classes; a blank group; a mirror that, applied twice, does not lead
             back; a label outside the classes; an empty time span; a clip that is listed twice.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> from art.data import Clip, ClipSet
+        >>> clips = (Clip(Path("a.mp4"), 0), Clip(Path("b.mp4"), 1))
+        >>> mine = ClipSet("mine", "train", Path("."), clips, ("turn left", "turn right"), mirror=(1, 0))
+        >>> mine.labels, mine.prompts
+        ((0, 1), ('turn left', 'turn right'))
     """
 
     name: str

@@ -28,7 +28,16 @@ _LISTED = 10  # so many bad clips are named in an error
 
 
 class DataError(RuntimeError):
-    """The clips of a data set cannot be used as they are; the message names them."""
+    """The clips of a data set cannot be used as they are; the message names them.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> from art.data import Clip, ClipDataset, ClipSet
+        >>> gone = ClipSet("mine", "test", Path("."), (Clip(Path("gone.mp4"), 0),), ("walk", "run"))
+        >>> ClipDataset(gone, 2, train=False)  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        art.data.dataset.DataError: ...
+    """
 
 
 class Sample(TypedDict):
@@ -88,6 +97,13 @@ class ClipDataset(Dataset[Sample]):
     Raises:
         DataError: too many files are missing or empty.
         ValueError: an argument is out of its range.
+
+    Examples:
+        >>> from art.data import ClipDataset, open_dataset
+        >>> dataset = ClipDataset(open_dataset("folder", "data/mine", "test"), num_frames=4, train=False)
+        >>> sample = dataset[0]
+        >>> sample["video"].shape, sample["video"].dtype, sample["label"]
+        (torch.Size([4, 3, 64, 64]), torch.uint8, 0)
     """
 
     def __init__(
@@ -331,6 +347,13 @@ def build_loader(
     Raises:
         ValueError: an argument is out of its range, or ``drop_last`` leaves no batch, or the last training batch would
             leave a rank without a clip.
+
+    Examples:
+        >>> from art.data import ClipDataset, build_loader, open_dataset
+        >>> dataset = ClipDataset(open_dataset("folder", "data/mine", "train"), num_frames=4, train=True)
+        >>> batch = next(iter(build_loader(dataset, batch_size=2)))
+        >>> batch["video"].shape
+        torch.Size([2, 4, 3, 64, 64])
     """
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")

@@ -30,6 +30,15 @@ class PairMix:
 
     Raises:
         ValueError: a value is out of its range, or neither has an α.
+
+    Examples:
+        >>> import torch
+        >>> from art.data import PairMix
+        >>> mix = PairMix(num_classes=3, mixup=0.8)
+        >>> draws = torch.rand(2, mix.num_draws)
+        >>> clips, shares = mix(torch.rand(2, 4, 3, 16, 16), torch.tensor([0, 2]), draws)
+        >>> shares.shape, torch.allclose(shares.sum(1), torch.ones(2))
+        (torch.Size([2, 3]), True)
     """
 
     num_draws = 5

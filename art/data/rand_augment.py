@@ -35,6 +35,13 @@ class RandAugment:
 
     Raises:
         ValueError: a value is out of its range.
+
+    Examples:
+        >>> import torch
+        >>> from art.data import RandAugment
+        >>> augment = RandAugment(number=2, magnitude=5)
+        >>> augment(torch.rand(4, 3, 32, 32) * 255, torch.rand(augment.num_draws).tolist()).shape
+        torch.Size([4, 3, 32, 32])
     """
 
     def __init__(self, number: int = 2, magnitude: float = 9.0) -> None:

@@ -25,6 +25,12 @@ class RequiredFile:
         source: where its authors publish it, a URL or a sentence.
         splits: the splits that cannot be opened without it. Empty: it is needed only where clips are cut out of longer
             videos.
+
+    Examples:
+        >>> from art.data import required_files
+        >>> file = required_files("finegym99", "data")[0]
+        >>> file.path.name, file.found
+        ('gym99_train_element_v1.1.txt', False)
     """
 
     path: Path
@@ -84,6 +90,15 @@ def register_dataset(
 
     Raises:
         ValueError: the name is taken.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> from art.data import Clip, ClipSet, open_dataset, register_dataset
+        >>> @register_dataset("one_clip", splits=("test",))
+        ... def open_one_clip(root, split):
+        ...     return ClipSet("one_clip", split, root, (Clip(root / "clip.mp4", 0),), ("walk", "run"))
+        >>> open_dataset("one_clip", ".", "test").class_names
+        ('walk', 'run')
     """
 
     def register(opener: Opener) -> Opener:
@@ -100,7 +115,13 @@ def register_dataset(
 
 
 def dataset_names() -> tuple[str, ...]:
-    """The names that :func:`open_dataset` knows, sorted."""
+    """The names that :func:`open_dataset` knows, sorted.
+
+    Examples:
+        >>> from art.data import dataset_names
+        >>> "finegym99" in dataset_names()
+        True
+    """
     return tuple(sorted({*_BUILT_IN, *_entries}))
 
 
@@ -123,6 +144,11 @@ def dataset_splits(name: str, root: str | os.PathLike[str]) -> tuple[str, ...]:
     Raises:
         ValueError: an unknown name.
         FileNotFoundError: ``root`` is no folder.
+
+    Examples:
+        >>> from art.data import dataset_splits
+        >>> dataset_splits("folder", "data/mine")
+        ('test', 'train')
     """
     entry = dataset_entry(name)
     check_root(Path(root))
@@ -135,6 +161,11 @@ def required_files(name: str, root: str | os.PathLike[str]) -> tuple[RequiredFil
     Raises:
         ValueError: an unknown name.
         FileNotFoundError: ``root`` is no folder.
+
+    Examples:
+        >>> from art.data import required_files
+        >>> [file.path.name for file in required_files("diving48", "data")][:1]
+        ['Diving48_V2_train.json']
     """
     entry = dataset_entry(name)
     check_root(Path(root))
@@ -152,6 +183,12 @@ def open_dataset(name: str, root: str | os.PathLike[str], split: str) -> ClipSet
     Raises:
         ValueError: an unknown name or split, or contents that do not fit together; the message says where.
         FileNotFoundError: ``root`` or an annotation file is not there.
+
+    Examples:
+        >>> from art.data import open_dataset
+        >>> clips = open_dataset("folder", "data/mine", "train")
+        >>> len(clips), clips.class_names
+        (2, ('run', 'walk'))
     """
     entry = dataset_entry(name)
     if entry.splits and not callable(entry.splits) and split not in entry.splits:

@@ -23,6 +23,13 @@ class FrameSampling:
 
     Raises:
         ValueError: an unknown kind, a stride below 1, or one without "dense", where it would have no effect.
+
+    Examples:
+        >>> from art.data import FrameSampling
+        >>> FrameSampling().indices(count=100, num_frames=4).tolist()
+        [[12, 37, 62, 87]]
+        >>> FrameSampling("dense", stride=2).indices(count=100, num_frames=4).tolist()
+        [[47, 49, 51, 53]]
     """
 
     kind: str = "sparse"

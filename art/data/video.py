@@ -36,7 +36,18 @@ _Path = str | os.PathLike[str]
 
 
 class VideoError(Exception):
-    """A video file that cannot be read: which one (``path``) and why (``reason``)."""
+    """A video file that cannot be read: which one (``path``) and why (``reason``).
+
+    Examples:
+        >>> from pathlib import Path
+        >>> from art.data import VideoError, read_clip
+        >>> _ = Path("broken.mp4").write_bytes(b"")
+        >>> try:
+        ...     read_clip("broken.mp4", 8)
+        ... except VideoError as error:
+        ...     print(error)
+        broken.mp4: is empty (0 bytes)
+    """
 
     def __init__(self, path: _Path, reason: str) -> None:
         super().__init__(f"{os.fspath(path)}: {reason}")
@@ -81,6 +92,11 @@ def read_clip(
         VideoError: the file is missing, empty, damaged, truncated, has no video or no frame from ``start`` to ``end``.
         ValueError: ``num_frames`` or ``short_side`` is below 1, or the decoder is unknown.
         ImportError: the decoder cannot be used here.
+
+    Examples:
+        >>> from art.data import read_clip
+        >>> read_clip("clip.mp4", num_frames=4, short_side=32).shape
+        torch.Size([4, 3, 32, 32])
     """
 
     def choose(count: int) -> list[int]:
@@ -112,7 +128,13 @@ def read_frames(
     short_side: int | None = None,
     decoder: str = "pyav",
 ) -> UInt8[Tensor, "n 3 h w"]:
-    """Every frame from ``start`` to ``end``. Arguments and errors as in :func:`read_clip`."""
+    """Every frame from ``start`` to ``end``. Arguments and errors as in :func:`read_clip`.
+
+    Examples:
+        >>> from art.data import read_frames
+        >>> read_frames("clip.mp4", start=0.0, end=0.5).shape
+        torch.Size([5, 3, 64, 64])
+    """
     return read_chosen(path, range, start=start, end=end, short_side=short_side, decoder=decoder)
 
 
@@ -143,6 +165,11 @@ def frame_times(path: _Path, *, start: float | None = None, end: float | None = 
 
     Raises:
         VideoError: as in :func:`read_clip`; or the path is a folder of frames, which holds no times.
+
+    Examples:
+        >>> from art.data import frame_times
+        >>> frame_times("clip.mp4")[:3]
+        [0.0, 0.1, 0.2]
     """
     with _opened(path, start, end, "pyav") as span:
         return list(span.times)

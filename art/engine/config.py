@@ -262,6 +262,15 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> Confi
     Raises:
         FileNotFoundError: if there is no such file.
         ConfigError: for an unknown key, a value of another type, or one that is out of range.
+
+    Examples:
+        >>> from art.engine.config import load_config
+        >>> config = load_config(None, ["optim.lr=0.02", "model.linking=optimal"])
+        >>> config.optim.lr, config.model.linking
+        (0.02, 'optimal')
+        >>> load_config(None, ["optim.learning_rate=0.02"])  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        art.engine.config_file.ConfigError: optim.learning_rate: unknown key ...
     """
     sources = [] if path is None else read_config_files(Path(path))
     for override in overrides:
@@ -273,7 +282,13 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> Confi
 
 
 def config_from_dict(values: dict[str, Any], source: str) -> Config:
-    """A configuration from what :func:`to_dict` gave, with the checks of :func:`load_config`; ``source`` names it."""
+    """A configuration from what :func:`to_dict` gave, with the checks of :func:`load_config`; ``source`` names it.
+
+    Examples:
+        >>> from art.engine.config import Config, config_from_dict, to_dict
+        >>> config_from_dict(to_dict(Config(seed=3)), "a saved run") == Config(seed=3)
+        True
+    """
     return _merge([(source, values)])
 
 
@@ -286,6 +301,11 @@ def variants(config: Config, over: str) -> dict[str, Config]:
 
     Raises:
         ConfigError: for an unknown key, a value that does not fit it, fewer than two values, or one that comes twice.
+
+    Examples:
+        >>> from art.engine.config import Config, variants
+        >>> list(variants(Config(), "model.linking=index,optimal"))
+        ['index', 'optimal']
     """
     key, equals, values = over.partition("=")
     if not equals:
@@ -319,6 +339,11 @@ def with_values(config: Config, values: Mapping[str, Any], source: str) -> Confi
 
     Raises:
         ConfigError: for an unknown key, or a value that does not fit it.
+
+    Examples:
+        >>> from art.engine.config import Config, with_values
+        >>> with_values(Config(), {"optim.epochs": 5}, "an example").optim.epochs
+        5
     """
     changes = [(source, _nested(key, value)) for key, value in values.items()]
     return _merge([("the configuration", to_dict(config)), *changes])
@@ -336,12 +361,26 @@ def _file_name(value: Any) -> str:
 
 
 def to_dict(config: Config) -> dict[str, Any]:
-    """Plain nested containers, as YAML and JSON hold them."""
+    """Plain nested containers, as YAML and JSON hold them.
+
+    Examples:
+        >>> from art.engine.config import Config, to_dict
+        >>> to_dict(Config())["optim"]["schedule"]
+        'step'
+    """
     return dataclasses.asdict(config)
 
 
 def save_config(config: Config, path: Path) -> None:
-    """Writes every value, so that the run depends on no default of a later version."""
+    """Writes every value, so that the run depends on no default of a later version.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> from art.engine.config import Config, load_config, save_config
+        >>> save_config(Config(seed=3), Path("run.yaml"))
+        >>> load_config("run.yaml").seed
+        3
+    """
     path.write_text(yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True), encoding="utf-8")
 
 

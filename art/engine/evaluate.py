@@ -133,6 +133,14 @@ def evaluate_checkpoint(
     Raises:
         ConfigError: for an override of something else.
         ClassMismatch: before the first batch, if the data has other classes than the checkpoint.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> from art.engine.evaluate import evaluate_checkpoint
+        >>> own = ["data.name=folder", "data.root=data/mine", "data.frame_size=112", "data.workers=0"]
+        >>> evaluation = evaluate_checkpoint(Path("runs/motion/checkpoints/last"), overrides=own)
+        >>> evaluation.total, evaluation.confusion.shape
+        (2, (2, 2))
     """
     for override in overrides:
         key = override.partition("=")[0]

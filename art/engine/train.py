@@ -81,6 +81,16 @@ def train(config: Config, *, resume: Resume = False, overwrite: bool = False) ->
         Interrupted: on SIGINT or SIGTERM, on any rank, after the step under way and with the state saved.
         OtherRankError: another rank ended with an error of its own.
         NonFiniteLoss: before the step that would have spoiled the weights; ``checkpoints/last`` stays as it was.
+
+    Examples:
+        >>> from art.engine.config import load_config
+        >>> from art.engine.train import train
+        >>> small = ["data.workers=0", "model.num_frames=2", "model.backbone_options.width=8", "report=false"]
+        >>> own = ["data.name=folder", "data.root=data/mine", "output=runs/mine", "optim.epochs=1"]
+        >>> result = train(load_config(None, own + small + ["log.tensorboard=false"]))  # doctest: +ELLIPSIS
+        epoch 1/1  loss ...
+        >>> result.measured["steps"]
+        1
     """
     run = RunFolder(config.output)
     with joined(config) as ranks:

@@ -34,6 +34,13 @@ class Query:
         name: the name of that class.
         prompt: the prompt of the class that is nearest to the clip.
         similarity: their cosine.
+
+    Examples:
+        >>> from art import load_model
+        >>> from art.explain import explain
+        >>> explanation = explain(load_model("runs/motion/checkpoints/last"), "clip.mp4", moments=0)
+        >>> sorted(query.name for query in explanation.queries)
+        ['run', 'walk']
     """
 
     label: int
@@ -72,6 +79,15 @@ class Explanation:
         grad_cam: ``[T, h, w]``, see :func:`.grad_cam.grad_cam`.
         rollout: ``[T, h, w]``, see :func:`.rollout.attention_rollout`.
         missing: why "grad_cam" or "rollout" is None.
+
+    Examples:
+        >>> from art import load_model
+        >>> from art.explain import explain
+        >>> explanation = explain(load_model("runs/motion/checkpoints/last"), "clip.mp4", moments=0)
+        >>> explanation.maps.shape, explanation.boxes.shape  # 2 frames, 2 tracklets
+        ((2, 2, 14, 14), (2, 2, 4))
+        >>> explanation.class_names[explanation.predicted] in ("run", "walk")
+        True
     """
 
     clip: Path
@@ -161,6 +177,13 @@ def explain(
     Raises:
         art.data.video.VideoError: the file cannot be read.
         ValueError: ``moments`` is negative, or ``target`` is no class.
+
+    Examples:
+        >>> from art import load_model
+        >>> from art.explain import explain
+        >>> explanation = explain(load_model("runs/motion/checkpoints/last"), "clip.mp4", moments=3)
+        >>> explanation.probabilities_over_time.shape
+        (3, 2)
     """
     if moments < 0:
         raise ValueError(f"moments is {moments}, expected a number of passes, at least 0")

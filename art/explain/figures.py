@@ -34,6 +34,12 @@ def contact_sheet(explanation: Explanation, *, count: int = 8, top_k: int = 5) -
 
     Raises:
         ValueError: there is nothing to draw, or ``count`` or ``top_k`` is below 1.
+
+    Examples:
+        >>> from art import load_model
+        >>> from art.explain import contact_sheet, explain
+        >>> explanation = explain(load_model("runs/motion/checkpoints/last"), "clip.mp4", moments=0)
+        >>> contact_sheet(explanation).savefig("contact.png")
     """
     e = explanation
     views = views_of(e)
@@ -72,6 +78,12 @@ def probability_figure(explanation: Explanation, *, top_k: int = 5) -> Figure:
 
     Raises:
         ValueError: the explanation was made without (``moments=0``).
+
+    Examples:
+        >>> from art import load_model
+        >>> from art.explain import explain, probability_figure
+        >>> explanation = explain(load_model("runs/motion/checkpoints/last"), "clip.mp4", moments=2)
+        >>> probability_figure(explanation).savefig("probability.png")
     """
     if not len(explanation.beginnings):
         raise ValueError("there are no probabilities over time; explain the clip with moments above 0")
@@ -85,6 +97,12 @@ def saliency_figure(explanation: Explanation) -> Figure:
 
     Raises:
         ValueError: the model has no tracklets.
+
+    Examples:
+        >>> from art import load_model
+        >>> from art.explain import explain, saliency_figure
+        >>> explanation = explain(load_model("runs/motion/checkpoints/last"), "clip.mp4", moments=0)
+        >>> saliency_figure(explanation).savefig("saliency.png")
     """
     e = explanation
     if e.saliency is None:

@@ -41,6 +41,15 @@ def write_film(explanation: Explanation, mp4: Path, gif: Path, *, top_k: int = 5
         art.data.video.VideoError: the clip cannot be read any more.
         ValueError: there is nothing to draw.
         ModuleNotFoundError: PyAV has no encoder for H.264.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> from art import load_model
+        >>> from art.explain import explain, write_film
+        >>> explanation = explain(load_model("runs/motion/checkpoints/last"), "clip.mp4", moments=0)
+        >>> write_film(explanation, Path("film.mp4"), Path("film.gif"))
+        >>> Path("film.mp4").stat().st_size > 0
+        True
     """
     check_encoder()
     e, views = explanation, views_of(explanation)

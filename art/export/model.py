@@ -37,6 +37,12 @@ class Exported:
     Attributes:
         path: the file.
         facts: what it says of itself; under "check" how far its outputs are from the model's.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> from art.export import Exported
+        >>> Exported(Path("motion.pt2"), {"kind": "art"}).facts["kind"]
+        'art'
     """
 
     path: Path
@@ -86,6 +92,18 @@ def export_model(
         ValueError: no such format or output, another suffix, no clips, a model that cannot be exported.
         ModuleNotFoundError: ONNX without the extra ``onnx``.
         ExportMismatch: an output of the file differs from the model's by more than :data:`TOLERANCE`.
+
+    Examples:
+        >>> import torch
+        >>> from pathlib import Path
+        >>> from art import BackboneClassifier
+        >>> from art.export import export_model
+        >>> model = BackboneClassifier(["walk", "run"], num_frames=2, backbone_options={"width": 8}).eval()
+        >>> clips = torch.randint(0, 256, (2, 2, 3, 112, 112), dtype=torch.uint8)
+        >>> exported = export_model(model, clips, Path("model.pt2"), "torch")
+        >>> run = torch.export.load("model.pt2").module()
+        >>> run(video=clips)["logits"].shape
+        torch.Size([2, 2])
     """
     chosen = check_export(model, out, file_format, outputs)
     if len(clips) == 0:

@@ -34,6 +34,13 @@ def model_card(
     Raises:
         ValueError: the evaluation is of other classes than the model's.
         ModuleNotFoundError: the extra ``hub`` is not installed.
+
+    Examples:
+        >>> from art import BackboneClassifier
+        >>> from art.hub import model_card
+        >>> card = model_card(BackboneClassifier(["walk", "run"], num_frames=2), "user/walk-or-run")
+        >>> "No evaluation came with this model." in card
+        True
     """
     if evaluation is not None:
         measured = [entry["name"] for entry in evaluation["per_class"]]

@@ -25,7 +25,13 @@ EVALUATION_FILE = "evaluation.json"
 
 
 def is_repository(name: str | os.PathLike[str]) -> bool:
-    """Whether ``name`` means a repository: a string "user/name" under which there is no local path."""
+    """Whether ``name`` means a repository: a string "user/name" under which there is no local path.
+
+    Examples:
+        >>> from art.hub import is_repository
+        >>> is_repository("user/name"), is_repository("runs/motion")  # there is such a folder
+        (True, False)
+    """
     return isinstance(name, str) and _NAME.fullmatch(name) is not None and not Path(name).exists()
 
 

@@ -39,6 +39,13 @@ class PredictionSettings:
 
     Raises:
         ValueError: one of them is out of its range.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> from art.prediction import PredictionSettings
+        >>> PredictionSettings(Path("runs/motion"), crops=2)
+        Traceback (most recent call last):
+        ValueError: crops: got 2, expected 1 or 3
     """
 
     checkpoint: Path
@@ -68,6 +75,14 @@ class Answer:
         item: the clip.
         probabilities: ``[Y]``, in the order of the model's classes; None where it could not be read.
         error: why it could not be read.
+
+    Examples:
+        >>> import numpy as np
+        >>> from pathlib import Path
+        >>> from art.prediction import Answer, Item
+        >>> answer = Answer(Item("clip.mp4", Path("clip.mp4")), np.array([0.25, 0.75], dtype=np.float32))
+        >>> answer.best(["run", "walk"], count=1)
+        [('walk', 0.75)]
     """
 
     item: Item
@@ -88,6 +103,14 @@ class ClipPredictor:
     Raises:
         FileNotFoundError: there is no checkpoint.
         ValueError: the device is not there.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> from art.prediction import ClipPredictor, PredictionSettings, find_sources
+        >>> predictor = ClipPredictor(PredictionSettings(Path("runs/motion")), device="cpu")
+        >>> clips = [item for source in find_sources([Path("data/mine/test")], 8) for item in source.open()]
+        >>> [answer.error for answer in predictor(clips)]
+        [None, None]
     """
 
     def __init__(self, settings: PredictionSettings, device: str = "auto") -> None:

@@ -26,6 +26,12 @@ class Item:
         start: seconds since the first frame of the file; None is its beginning.
         end: likewise; None is its end.
         problem: why there is no ``place``.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> from art.prediction import Item
+        >>> Item("clip.mp4 from 1 s on", Path("clip.mp4"), start=1.0).end is None
+        True
     """
 
     name: str
@@ -43,6 +49,13 @@ class Source:
         items: the clips, where they are files.
         shard: path or URL of the shard.
         keys: the clips that the shard should hold; empty: what it holds is known once it has been read.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> from art.prediction import find_sources
+        >>> source = find_sources([Path("clip.mp4")], clips_at_once=8)[0]
+        >>> [item.name for item in source.open()]
+        ['clip.mp4']
     """
 
     items: tuple[Item, ...] = ()
@@ -90,6 +103,12 @@ def find_sources(inputs: Sequence[Path], clips_at_once: int) -> list[Source]:
     Raises:
         ValueError: a folder, table or list without clips, or a line that does not fit; it names file and line.
         FileNotFoundError: there is no such table, list or index.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> from art.prediction import find_sources
+        >>> [len(source.items) for source in find_sources([Path("data/mine/train")], clips_at_once=8)]
+        [2]
     """
     if clips_at_once < 1:
         raise ValueError(f"clips_at_once must be at least 1, got {clips_at_once}")

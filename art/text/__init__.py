@@ -21,6 +21,12 @@ def build_text_encoder(name: str, **options: Any) -> TextEncoder:
 
     Raises:
         ValueError: an unknown name.
+
+    Examples:
+        >>> from art.text import build_text_encoder
+        >>> encoder = build_text_encoder("wordllama")
+        >>> encoder(["walk", "walk and hold out the right arm"]).shape
+        torch.Size([2, 256])
     """
     return _encoder_class(name)(**options)
 
@@ -30,6 +36,11 @@ def text_width(name: str, **options: Any) -> int:
 
     Raises:
         ValueError: an unknown name.
+
+    Examples:
+        >>> from art.text import text_width
+        >>> text_width("wordllama")
+        256
     """
     return _encoder_class(name).width_of(**options)
 

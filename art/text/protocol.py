@@ -10,7 +10,16 @@ from torch import Tensor
 
 
 class TextEncoder(Protocol):
-    """Turns texts into vectors of C_t channels."""
+    """Turns texts into vectors of C_t channels.
+
+    Examples:
+        >>> import torch
+        >>> from art.semantics import encode_prompts
+        >>> def lengths(texts):  # any function of texts is one
+        ...     return torch.tensor([[float(len(text))] for text in texts])
+        >>> encode_prompts(lengths, ["walk", "jump high"], ["a video of {label}"]).tolist()
+        [[[15.0], [20.0]]]
+    """
 
     def __call__(self, texts: Sequence[str]) -> Float[Tensor, "n c"]:
         """One float32 vector for each of ``texts``; no gradient."""

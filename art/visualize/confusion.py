@@ -52,7 +52,15 @@ def class_accuracy(confusion: Int[np.ndarray, "y y"]) -> Float[np.ndarray, " y"]
 
 
 def most_confused(confusion: Int[np.ndarray, "y y"], limit: int = 12) -> list[ConfusedPair]:
-    """The largest mistakes, by count, then by share, then in class order; at most ``limit``."""
+    """The largest mistakes, by count, then by share, then in class order; at most ``limit``.
+
+    Examples:
+        >>> import numpy as np
+        >>> from art.visualize import most_confused
+        >>> pair = most_confused(np.array([[8, 2], [0, 10]]))[0]
+        >>> pair.true, pair.predicted, pair.count
+        (0, 1, 2)
+    """
     clips = confusion.sum(axis=1)
     mistakes = [(int(i), int(j)) for i, j in np.argwhere(confusion > 0) if i != j]
     pairs = [ConfusedPair(i, j, int(confusion[i, j]), int(clips[i])) for i, j in mistakes]
@@ -67,6 +75,11 @@ def confusion_figure(confusion: Int[np.ndarray, "y y"], class_names: Sequence[st
 
     Raises:
         ValueError: see :func:`check_confusion`.
+
+    Examples:
+        >>> import numpy as np
+        >>> from art.visualize import confusion_figure
+        >>> confusion_figure(np.array([[8, 2], [0, 10]]), ["walk", "run"]).savefig("confusion.png")
     """
     check_confusion(confusion, class_names)
     count = len(class_names)

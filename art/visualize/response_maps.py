@@ -27,6 +27,14 @@ def map_peak(maps: Float[Tensor, "*lead h w"], *, refine: bool = False) -> Float
 
     Raises:
         ValueError: the maps have no cells, a value is not finite, or (with ``refine``) a weight is negative.
+
+    Examples:
+        >>> import torch
+        >>> from art.visualize import map_peak
+        >>> maps = torch.zeros(4, 4)
+        >>> maps[1, 2] = 1.0
+        >>> map_peak(maps).tolist()  # x, y
+        [0.625, 0.375]
     """
     if maps.dim() < 2 or maps.shape[-1] == 0 or maps.shape[-2] == 0:
         raise ValueError(f"maps has shape {tuple(maps.shape)}, expected [..., h, w] with at least one cell")
@@ -94,6 +102,14 @@ def overlay(
 
     Raises:
         ValueError: frames and maps differ in B or T, the frames are not uint8 RGB, or a share is outside 0..1.
+
+    Examples:
+        >>> import torch
+        >>> from art.visualize import overlay
+        >>> frames = torch.zeros(1, 2, 3, 64, 64, dtype=torch.uint8)
+        >>> maps = torch.rand(1, 2, 3, 14, 14).flatten(-2).softmax(-1).unflatten(-1, (14, 14))
+        >>> overlay(frames, maps).shape  # each frame once for each of three tracklets
+        torch.Size([1, 2, 3, 3, 64, 64])
     """
     if frames.dim() != 5 or frames.shape[2] != 3 or frames.dtype != torch.uint8:
         raise ValueError(f"frames is {frames.dtype} {tuple(frames.shape)}, expected uint8 [B, T, 3, H, W]")

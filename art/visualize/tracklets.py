@@ -105,6 +105,12 @@ def tracklet_sheet(
 
     Raises:
         ValueError: the shapes of frames, maps, saliency and texts do not agree.
+
+    Examples:
+        >>> import numpy as np
+        >>> from art.visualize import tracklet_sheet
+        >>> frames, maps = np.zeros((4, 64, 64, 3), dtype=np.uint8), np.full((4, 2, 14, 14), 1 / 196)
+        >>> tracklet_sheet(frames, maps, np.full((4, 2), 0.25), ["walk", "run"]).savefig("tracklets.png")
     """
     steps, tracklets = maps.shape[:2]
     if len(frames) != steps or saliency.shape != (steps, tracklets) or len(texts) != tracklets:

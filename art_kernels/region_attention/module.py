@@ -52,6 +52,18 @@ class RegionCrossAttention(nn.Module):
     Raises:
         TypeError: an argument of the wrong type.
         ValueError: an argument out of range, or `num_heads` does not divide `embed_dim`.
+
+    Examples:
+        >>> import torch
+        >>> from art_kernels import RegionCrossAttention
+        >>> theirs = torch.nn.MultiheadAttention(32, 4, kdim=48, vdim=48, batch_first=True)
+        >>> ours = RegionCrossAttention(32, 4, region_dim=48)
+        >>> ours.load_state_dict(theirs.state_dict())
+        <All keys matched successfully>
+        >>> queries, regions = torch.randn(4, 2, 32), torch.randn(4, 49, 48)
+        >>> output, _ = ours(queries, regions)
+        >>> torch.allclose(output, theirs(queries, regions, regions)[0], atol=1e-5)
+        True
     """
 
     in_proj_weight: Tensor | None

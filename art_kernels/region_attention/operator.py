@@ -121,6 +121,16 @@ def region_attention(
     Raises:
         TypeError: an argument of the wrong type or dtype.
         ValueError: an argument of the wrong shape, device or value, or a backend that cannot serve these tensors.
+
+    Examples:
+        >>> import torch
+        >>> from art_kernels import region_attention
+        >>> queries, regions = torch.randn(4, 2, 16), torch.randn(4, 49, 16)
+        >>> output, weights = region_attention(queries, regions, return_map=True)
+        >>> output.shape, weights.shape
+        (torch.Size([4, 2, 16]), torch.Size([4, 2, 49]))
+        >>> torch.allclose(output, weights @ regions, atol=1e-5)
+        True
     """
     check_floating(_NAME, "queries", queries, "[F,M,C]")
     check_floating(_NAME, "regions", regions, "[F,N,C]")

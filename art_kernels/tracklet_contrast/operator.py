@@ -60,6 +60,13 @@ class MTCLoss(NamedTuple):
         spatial: similarity of the regions of one frame, to be repelled.
         temporal: shortfall of similarity of a tracklet in adjacent frames, to be attracted.
         tracklet: similarity of whole tracklets, to be repelled.
+
+    Examples:
+        >>> import torch
+        >>> from art_kernels import mtc_loss
+        >>> loss = mtc_loss(torch.randn(2, 8, 3, 16))
+        >>> torch.equal(loss.total, loss.spatial + loss.temporal + loss.tracklet)
+        True
     """
 
     spatial: Tensor
@@ -113,6 +120,17 @@ def mtc_loss(
     Raises:
         TypeError: an argument of the wrong type or dtype.
         ValueError: an argument of the wrong shape, device or value, or a backend that cannot serve these tensors.
+
+    Examples:
+        >>> import torch
+        >>> from art_kernels import mtc_loss
+        >>> still = torch.eye(2).expand(1, 4, 2, 2)  # two tracklets at a right angle that never change
+        >>> [term.item() for term in mtc_loss(still)]
+        [0.0, 0.0, 0.0]
+        >>> responses = torch.randn(2, 8, 3, 16, requires_grad=True)
+        >>> mtc_loss(responses).total.backward()
+        >>> responses.grad.shape
+        torch.Size([2, 8, 3, 16])
     """
     check_floating(_NAME, "responses", responses, "[B,T,K,C]")
     batch, frames, count, channels = responses.shape

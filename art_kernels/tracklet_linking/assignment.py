@@ -56,6 +56,16 @@ def linear_assignment(
         TypeError: an argument of the wrong type or dtype.
         ValueError: a wrong shape; K above 256; NaN or inf, with the index of the first such problem; a backend that
             cannot serve this tensor.
+
+    Examples:
+        >>> import torch
+        >>> from art_kernels import linear_assignment
+        >>> cost = torch.tensor([[4.0, 1.0, 3.0], [2.0, 0.0, 5.0], [3.0, 2.0, 2.0]])
+        >>> columns = linear_assignment(cost)
+        >>> columns.tolist(), cost.gather(1, columns[:, None]).sum().item()
+        ([1, 0, 2], 5.0)
+        >>> linear_assignment(torch.rand(1000, 8, 8)).shape
+        torch.Size([1000, 8])
     """
     check_floating(_NAME, "cost", cost, "[...,K,K]")
     if cost.shape[-1] != cost.shape[-2]:

@@ -26,6 +26,15 @@ class TrackletLinks(NamedTuple):
         similarity: [B,T-1,K], the cosine of the responses of slot k in frames t and t+1; differentiable.
         tracklet_id: [B,T,K] int64, the tracklet that slot k belongs to in frame t. The first frame has 0 to K-1;
             every tracklet born later takes the next number of its video, counted frame by frame and slot by slot.
+
+    Examples:
+        >>> import torch
+        >>> from art_kernels import link_tracklets
+        >>> links = link_tracklets(torch.eye(2)[None, [0, 1], None].expand(1, 2, 1, 2), min_similarity=0.5)
+        >>> links.similarity.tolist()  # two vectors at a right angle: the tracklet ends, another begins
+        [[[0.0]]]
+        >>> links.tracklet_id.flatten().tolist()
+        [0, 1]
     """
 
     order: Tensor
@@ -80,6 +89,18 @@ def link_tracklets(
     Raises:
         TypeError: an argument of the wrong type or dtype.
         ValueError: an argument of the wrong shape or value, or a backend that cannot serve this tensor.
+
+    Examples:
+        >>> import torch
+        >>> from art_kernels import link_tracklets
+        >>> one, other = torch.eye(2)
+        >>> responses = torch.stack([torch.stack([one, other]), torch.stack([other, one])])[None]
+        >>> responses.shape  # the two queries change regions from the first frame to the second
+        torch.Size([1, 2, 2, 2])
+        >>> link_tracklets(responses).order.tolist()
+        [[[0, 1], [1, 0]]]
+        >>> link_tracklets(responses, method="index").order.tolist()
+        [[[0, 1], [0, 1]]]
     """
     check_floating(_NAME, "responses", responses, "[B,T,K,C]")
     if responses.shape[1] == 0:
@@ -127,6 +148,14 @@ def gather_tracklets(values: Shaped[Tensor, "b t k *rest"], order: Int[Tensor, "
     Raises:
         TypeError: an argument of the wrong type or dtype.
         ValueError: fewer than three dimensions, or sizes or devices that differ.
+
+    Examples:
+        >>> import torch
+        >>> from art_kernels import gather_tracklets
+        >>> values = torch.tensor([[[10, 20], [30, 40]]])
+        >>> order = torch.tensor([[[0, 1], [1, 0]]])
+        >>> gather_tracklets(values, order).tolist()
+        [[[10, 20], [40, 30]]]
     """
     name = "gather_tracklets"
     if not isinstance(values, Tensor):

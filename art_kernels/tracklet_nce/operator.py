@@ -108,6 +108,15 @@ def tracklet_nce(
         TypeError: an argument of the wrong type or dtype.
         ValueError: an argument of the wrong shape, device or value, processes that disagree, or a backend that cannot
             serve these tensors.
+
+    Examples:
+        >>> import torch
+        >>> import torch.nn.functional as F
+        >>> from art_kernels import tracklet_nce
+        >>> one, two = (F.normalize(torch.randn(8, 16), dim=-1) for _ in range(2))
+        >>> loss = tracklet_nce(one, two, torch.arange(8), temperature=0.07)
+        >>> torch.allclose(loss, F.cross_entropy(one @ two.T / 0.07, torch.arange(8)), atol=1e-5)
+        True
     """
     check_floating(_NAME, "anchors", anchors, "[M,C]")
     check_floating(_NAME, "candidates", candidates, "[N,C]")

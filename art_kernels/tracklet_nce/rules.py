@@ -31,6 +31,16 @@ class Positives(NamedTuple):
         anchor_ids: of each anchor, int64.
         candidate_ids: of each candidate, int64.
         rule: which pairs of ids are those of a positive pair.
+
+    Examples:
+        >>> import torch
+        >>> from art_kernels import positive_rule
+        >>> @positive_rule
+        ... def neighbours(anchor, candidate):
+        ...     return (anchor - candidate <= 1) & (candidate - anchor <= 1)
+        >>> positives = neighbours(torch.arange(4), torch.arange(4))
+        >>> positives.rule.name == neighbours.name
+        True
     """
 
     anchor_ids: Int[Tensor, " m"]
@@ -44,6 +54,16 @@ class PositiveRule:
 
     Attributes:
         name: by which `function_of` finds the function.
+
+    Examples:
+        >>> import torch
+        >>> from art_kernels import positive_rule, tracklet_nce
+        >>> @positive_rule
+        ... def same_parity(anchor, candidate):
+        ...     return anchor % 2 == candidate % 2
+        >>> vectors, ids = torch.randn(4, 8), torch.arange(4)
+        >>> tracklet_nce(vectors, vectors, same_parity(ids, ids), temperature=0.07).shape
+        torch.Size([])
     """
 
     name: str
@@ -55,10 +75,6 @@ class PositiveRule:
 
 def positive_rule(function: Function) -> PositiveRule:
     """Make a rule for `tracklet_nce` of a function of two ids; a decorator.
-
-        @positive_rule
-        def same_class_other_video(anchor, candidate):  # an id is class * 1_000_000 + video
-            return (anchor // 1_000_000 == candidate // 1_000_000) & (anchor != candidate)
 
     The function is called with int64 tensors that broadcast against each other, and compiled into GPU kernels from its
     source. So it is a function of a module, of two parameters, made of operators alone (== != < <= > >= & | ^ ~ + - *
@@ -72,6 +88,17 @@ def positive_rule(function: Function) -> PositiveRule:
         TypeError: not a plain function, or not of two parameters.
         ValueError: a function in a function, one that is not made of operators alone, or another function with the
             name of one that is there already.
+
+    Examples:
+        >>> import torch
+        >>> from art_kernels import positive_rule, tracklet_nce
+        >>> @positive_rule
+        ... def same_class_other_video(anchor, candidate):  # an id is class * 1_000_000 + video
+        ...     return (anchor // 1_000_000 == candidate // 1_000_000) & (anchor != candidate)
+        >>> ids = torch.tensor([3_000_001, 3_000_002, 7_000_003])
+        >>> positives = same_class_other_video(ids, ids)
+        >>> tracklet_nce(torch.randn(3, 8), torch.randn(3, 8), positives, temperature=0.07).shape
+        torch.Size([])
     """
     if not inspect.isfunction(function):
         raise TypeError(f"positive_rule: function is {function!r}, expected a function of a module, made with def")

@@ -63,6 +63,16 @@ def pool_tracklets(
     Raises:
         TypeError: an argument of the wrong type or dtype.
         ValueError: an argument of the wrong shape, device or value, or a backend that cannot serve these tensors.
+
+    Examples:
+        >>> import torch
+        >>> from art_kernels import pool_tracklets
+        >>> responses, semantics = torch.randn(2, 8, 3, 16), torch.randn(2, 3, 16)
+        >>> aggregated, saliency = pool_tracklets(responses, semantics, temperature=0.1)
+        >>> aggregated.shape, saliency.shape
+        (torch.Size([2, 3, 16]), torch.Size([2, 8, 3]))
+        >>> torch.allclose(saliency.sum(1), torch.ones(2, 3))
+        True
     """
     check_floating(_NAME, "responses", responses, "[B,T,K,C]")
     check_floating(_NAME, "semantics", semantics, "[B,J,C]")
