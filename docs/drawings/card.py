@@ -151,6 +151,16 @@ class Card:
         self._figure.savefig(buffer, format="png", dpi=96 * width / WIDTH, facecolor="#0d1117")
         return buffer.getvalue()
 
+    def texts(self) -> list[tuple[float, str]]:
+        """Every line of text with its size in points."""
+        return [(text.get_fontsize(), text.get_text()) for text in self._axes.texts]
+
+    def overflowing(self) -> list[str]:
+        """Lines of text that leave the card."""
+        card = self._axes.get_window_extent().padded(-4)
+        boxes = [(text.get_text(), text.get_window_extent()) for text in self._axes.texts]
+        return [line for line, box in boxes if not all(map(card.contains, (box.x0, box.x1), (box.y0, box.y1)))]
+
     def _arrow(
         self, start: tuple[float, ...], end: tuple[float, ...], style: str, colour: str, bend: float, line: float,
         dashed: bool,

@@ -145,7 +145,7 @@ def asking() -> Card:
         card.text(192, y + 7, f"= query {row + 1}", size=SMALL)
     card.note(20, 430, "text of the class, after enhancement,\nplus a prompt learnt for each frame")
 
-    card.text(300, 86, "c  where they listen: softmax over the N regions", bold=True)
+    card.text(300, 86, "c  where they listen: softmax over regions", bold=True)
     for number, (colour, cells) in enumerate(zip(COLOURS, (_ARM, _KNEE), strict=True)):
         x = 300.0 + 205 * number
         _response_map(card, x, 112, colour, cells)

@@ -1,0 +1,113 @@
+"""The drawings and cost tables of the pages show what the code says now."""
+
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+import pytest
+
+from art_kernels.flops import _pool_tracklets, _pool_tracklets_backward
+from art_kernels.region_attention import tiles
+from docs import cost_tables
+from docs.drawings import csrc
+from docs.drawings.attention import forward
+from docs.drawings.card import WIDTH, Card, digest_of
+from docs.drawings.drawn import DRAWINGS, FOLDER
+
+ROOT = Path(__file__).parents[2]
+
+_SVG = "{http://www.w3.org/2000/svg}"
+
+
+@pytest.mark.parametrize("name", DRAWINGS)
+def test_the_committed_drawing_is_what_its_function_draws(name):
+    folder, draw = DRAWINGS[name]
+    path = FOLDER / folder / f"{name}.svg"
+    again = f"draw it again: python -m docs.drawings {name}"
+    assert path.is_file(), again
+    text, card = path.read_text(encoding="utf-8"), draw()
+    assert digest_of(text) == card.digest(), again
+    assert path.stat().st_size <= 60 * 1024
+    picture = ElementTree.fromstring(text)
+    assert picture.get("width") == f"{0.75 * WIDTH:g}pt"
+    words = [line for _, line in card.texts()]
+    assert len(words) > 3
+    written = {"".join(element.itertext()).strip() for element in picture.iter(f"{_SVG}text")}
+    assert set(words) <= written, "the file is not what was drawn"
+
+
+@pytest.mark.parametrize("name", DRAWINGS)
+def test_text_is_large_enough_and_stays_on_its_card(name):
+    card = DRAWINGS[name][1]()
+    for points, line in card.texts():
+        assert points >= 8.5, line
+    assert card.overflowing() == []
+
+
+def test_no_file_is_left_of_a_drawing_that_is_no_more():
+    there = {
+        path.relative_to(FOLDER).as_posix()
+        for folder in ("idea", "kernels")
+        for path in (FOLDER / folder).glob("*.svg")
+    }
+    assert there == {f"{folder}/{name}.svg" for name, (folder, _) in DRAWINGS.items()}
+
+
+@pytest.mark.parametrize("name", DRAWINGS)
+def test_every_drawing_is_on_a_page_with_words_for_those_who_do_not_see_it(name):
+    link = f"pictures/{DRAWINGS[name][0]}/{name}.svg"
+    pages = [path.read_text(encoding="utf-8") for path in (ROOT / "docs").rglob("*.md")]
+    shown = [line for page in pages for line in page.splitlines() if link in line]
+    assert shown, f"no page shows {link}"
+    assert all(len(line.split("](")[0]) > 30 for line in shown)
+
+
+def test_a_drawing_changes_with_the_table_of_block_sizes(monkeypatch):
+    before = forward().digest()
+    key = ("forward", "nvidia", 2)
+    wider = [line._replace(block_n=64) for line in tiles.TABLE[key]]
+    monkeypatch.setitem(tiles.TABLE, key, wider)
+    assert forward().digest() != before
+
+
+def test_a_digest_is_of_what_is_drawn():
+    cards = [Card(100, "a label") for _ in range(3)]
+    for card, text in zip(cards, ("the same", "the same", "another"), strict=True):
+        card.text(20, 20, text)
+    assert cards[0].digest() == cards[1].digest() != cards[2].digest()
+    assert cards[0].svg() == cards[1].svg()
+    assert digest_of(cards[2].svg()) == cards[2].digest()
+    assert digest_of("<svg/>") is None
+
+
+def test_text_that_leaves_the_card_is_found():
+    card = Card(100, "a label")
+    card.text(650, 50, "this is longer than what is left")
+    assert card.overflowing() == ["this is longer than what is left"]
+
+
+def test_sizes_of_the_cuda_kernels_are_found_in_their_source():
+    assert csrc.lanes_of_rows() == {8: 8, 16: 16, 32: 32}
+    assert (csrc.enumerated_rows(), csrc.most_rows()) == (4, 256)
+    assert [linker.most for linker in csrc.linkers()] == [2, 4, 8, 16, 32, 64]
+
+
+@pytest.mark.parametrize("page", cost_tables.TABLES)
+def test_the_costs_on_a_page_are_those_that_the_benchmarks_count(page):
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+    assert cost_tables.with_table(text, cost_tables.TABLES[page]()) == text, (
+        "write it again: python -m docs.cost_tables"
+    )
+
+
+def test_a_page_without_a_place_for_its_table_is_an_error():
+    with pytest.raises(ValueError, match="costs: begin"):
+        cost_tables.with_table("# A page\n", "| a |")
+
+
+def test_products_of_pooling_are_those_that_the_counter_of_operations_has():
+    b, t, k, j, c = 3, 5, 2, 4, 7
+    norms, beside = 2 * b * t * k * c, 2 * 2 * b * t * k * c  # no products: squares; backward also what lies along r
+    forward_products = _pool_tracklets((b, t, k, c), (b, j, c))
+    backward_products = _pool_tracklets_backward((b, k, c), None, (b, t, k, c), (b, j, c), 0.01, None, True, True)
+    assert cost_tables.pooling_operations(b, t, k, j, c) == forward_products + norms
+    assert cost_tables.pooling_operations(b, t, k, j, c, back=True) == backward_products + beside
