@@ -37,7 +37,7 @@ def _backward(shape: AttentionShape, dtype: torch.dtype) -> Tiles:
 def legend(card: Card, y: float, *, kept: str = "held over the walk") -> None:
     """What the colours say."""
     words = ("read from memory", kept, "made for one tile", "written")
-    for x, colour, text in zip((20, 185, 430, 590), (GREEN, ORANGE, PINK, BLUE), words, strict=True):
+    for x, colour, text in zip((20, 185, 350, 505), (GREEN, ORANGE, PINK, BLUE), words, strict=True):
         card.box(x, y - 7, 14, 14, face=PALE[colour], edge=colour)
         card.text(x + 21, y, text, size=SMALL, colour=MUTED)
 

@@ -113,7 +113,7 @@ def nce() -> Card:
         ("rows are candidates", "the same kernel, transposed: for the\nsymmetric loss, and their gradient"),
     )
     for number, (heading, below) in enumerate(panels):
-        x, y, cell = 70.0 + 350 * number, 122.0, 26.0
+        x, y, cell = 70.0 + 350 * number, 128.0, 25.0
         card.text(x, 92, heading, bold=True)
         card.grid(x, y, 8, 8, cell, cell, face=PALE[MUTED], edge="#d0d4db")
         for done in range(3):
