@@ -236,11 +236,11 @@ def load_model(folder: str | os.PathLike[str], *, revision: str | None = None) -
         >>> model.kind, model.class_names
         ('art', ['run', 'walk'])
     """
-    from .hub import download, is_repository
+    from .hub.repository import from_hub, is_repository
 
     if is_repository(folder):
-        folder = download(str(folder), revision=revision)
-    elif revision is not None:
+        return from_hub(str(folder), revision=revision)
+    if revision is not None:
         raise ValueError(f"revision is {revision!r}, but {folder} is a local path; leave it out")
     folder = Path(folder)
     for name in (CONFIG_FILE, WEIGHTS_FILE):

@@ -1,8 +1,8 @@
 """To the Hugging Face Hub and from it (extra ``[hub]``).
 
-``huggingface_hub``'s mixin is not used: it writes and reads a ``config.json`` of its own form, and a model here is
-saved in one form only, whether it is on a disk or on the Hub. Of a repository two files are fetched, the configuration
-as JSON and the weights as safetensors: nothing in it is unpickled or run.
+Uploads and downloads go through ``huggingface_hub``'s mixin; what is saved has one form, on a disk and on the Hub. Of a
+repository two files are fetched, the configuration as JSON and the weights as safetensors: nothing in it is unpickled
+or run.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -35,7 +34,7 @@ def is_repository(name: str | os.PathLike[str]) -> bool:
     return isinstance(name, str) and _NAME.fullmatch(name) is not None and not Path(name).exists()
 
 
-def download(repository: str, *, revision: str | None = None, token: str | None = None) -> Path:
+def download(repository: str, *, revision: str | None = None, token: str | bool | None = None) -> Path:
     """The folder with the model of a repository, in the cache of ``huggingface_hub``: what is there stays there.
 
     Args:
@@ -60,16 +59,31 @@ def download(repository: str, *, revision: str | None = None, token: str | None 
                 "or log in with `hf auth login` if it is private"
             ) from error
         except errors.LocalEntryNotFoundError as error:
-            raise ConnectionError(
-                f"{repository} is no local folder, and the Hub cannot be reached for its {name}, which the cache does "
-                "not have; check the path, or the connection"
-            ) from error
+            raise _unreachable(repository, name) from error
         except errors.EntryNotFoundError as error:
             raise FileNotFoundError(
                 f"{repository} on the Hub has no {name}; expected what push_to_hub writes: {CONFIG_FILE} and "
                 f"{WEIGHTS_FILE} (weights in another form are not loaded, because that could run code)"
             ) from error
     return Path(path).parent
+
+
+def from_hub(repository: str, *, revision: str | None = None, token: str | None = None) -> VideoClassifier:
+    """The model of a repository; arguments and errors as of :func:`download`."""
+    hub = import_extra("huggingface_hub", extra="hub", needed_by=f"{repository!r}, which is no local folder,")
+    from .mixin import SharedModel
+
+    try:
+        return SharedModel.from_pretrained(repository, revision=revision, token=token).model
+    except hub.errors.LocalEntryNotFoundError as error:  # the mixin asks for the configuration first
+        raise _unreachable(repository, CONFIG_FILE) from error
+
+
+def _unreachable(repository: str, name: str) -> ConnectionError:
+    return ConnectionError(
+        f"{repository} is no local folder, and the Hub cannot be reached for its {name}, which the cache does not "
+        "have; check the path, or the connection"
+    )
 
 
 def push_to_hub(
@@ -107,7 +121,9 @@ def push_to_hub(
     """
     if _NAME.fullmatch(repository) is None:
         raise ValueError(f"repository is {repository!r}, expected 'user/name'")
-    hub = import_extra("huggingface_hub", extra="hub", needed_by="push_to_hub")
+    import_extra("huggingface_hub", extra="hub", needed_by="push_to_hub")
+    from .mixin import SharedModel
+
     if not isinstance(model, VideoClassifier):
         from art.engine.evaluate import find_checkpoint
 
@@ -120,29 +136,15 @@ def push_to_hub(
     else:
         measured = evaluation
     card = model_card(model, repository, measured, license=license)
-    api = hub.HfApi(token=token)
-    with tempfile.TemporaryDirectory() as staging:
-        model.save_pretrained(staging)
-        _forget_place(Path(staging) / CONFIG_FILE)
-        (Path(staging) / CARD_FILE).write_text(card, encoding="utf-8")
-        api.create_repo(repository, private=private, exist_ok=True)
-        commit = api.upload_folder(
-            repo_id=repository,
-            folder_path=staging,
-            allow_patterns=[CONFIG_FILE, WEIGHTS_FILE, CARD_FILE],
-            commit_message=message,
-            revision=revision,
-        )
-    return str(commit.commit_url)
-
-
-def _forget_place(config: Path) -> None:
-    """Of a file that the weights began with, only its name is for others to see: loading a model needs none of it."""
-    content = json.loads(config.read_text(encoding="utf-8"))
-    pretrained = content["options"]["pretrained"]
-    if pretrained is not None:
-        content["options"]["pretrained"] = Path(pretrained).name
-        config.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    commit = SharedModel(model, card).push_to_hub(
+        repository,
+        private=private,
+        token=token,
+        branch=revision,
+        commit_message=message,
+        allow_patterns=[CONFIG_FILE, WEIGHTS_FILE, CARD_FILE],
+    )
+    return str(getattr(commit, "commit_url", commit))  # it is declared as the address, and is the commit
 
 
 def _beside(checkpoint: Path) -> Path | None:

@@ -97,11 +97,13 @@ def uploads(monkeypatch):
     """What would have been sent: a list of (repository, private, files by name, commit options)."""
     sent, made = [], {}
 
-    def create_repo(self, repository, *, private, exist_ok):
+    def create_repo(self, *, repo_id, private, exist_ok):
         assert exist_ok
-        made[repository] = private
+        made[repo_id] = private
+        return SimpleNamespace(repo_id=repo_id)
 
-    def upload_folder(self, *, repo_id, folder_path, allow_patterns, **options):
+    def upload_folder(self, *, repo_id, folder_path, allow_patterns, repo_type, **options):
+        options = {name: value for name, value in options.items() if value is not None}
         files = {path.name: path.read_bytes() for path in Path(folder_path).iterdir()}
         assert sorted(files) == sorted(allow_patterns)
         sent.append((repo_id, made[repo_id], files, {"token": self.token, **options}))
