@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from griffe import Class, Extension, Module, Object
+from griffe import Class, Extension, Module, NameResolutionError, Object
 
 _ROLE = re.compile(r":(?:class|func|meth|attr|mod|data):`(~?)([^`]+)`")
 _SPAN = re.compile(r"(`+[^`]+`+)")
@@ -20,7 +20,7 @@ class Docstrings(Extension):
         if obj.docstring is not None:
             lines = obj.docstring.value.split("\n")
             text = "\n".join(line if line.lstrip().startswith((">>>", "...")) else _no_tags(line) for line in lines)
-            obj.docstring.value = _ROLE.sub(_reference, text)
+            obj.docstring.value = _ROLE.sub(lambda role: _reference(role, obj), text)
 
     def on_package(self, *, pkg: Module, **kwargs: Any) -> None:
         """Defaults of dataclasses are shown as values."""
@@ -37,10 +37,15 @@ def _no_tags(line: str) -> str:
     return "".join(part if part.startswith("`") else part.replace("<", "&lt;") for part in parts)
 
 
-def _reference(role: re.Match[str]) -> str:
+def _reference(role: re.Match[str], obj: Object) -> str:
     """An optional cross-reference: what has no entry in the reference is shown without a link."""
     shortened, path = role.groups()
     name = path.rsplit(".", 1)[-1] if shortened or path.startswith(".") else path
+    if "." not in path:
+        try:
+            path = obj.resolve(path)
+        except NameResolutionError:
+            return f"<code>{name}</code>"
     return f'<autoref identifier="{path}" optional><code>{name}</code></autoref>'
 
 

@@ -15,6 +15,9 @@ from mkdocs.structure.pages import Page
 _INLINE = re.compile(r'<span class="arithmatex">\\\((.*?)\\\)</span>', re.S)
 _BLOCK = re.compile(r'<div class="arithmatex">\s*\\\[(.*?)\\\]\s*</div>', re.S)
 
+# The converter sets no space between a function and its argument.
+_APPLIED = re.compile(r"(<mi>(?:log|exp|ln|cos|sin|tan|tanh)</mi>)(?=<m(?:i|sub|sup|subsup|frac)>)")
+
 
 def on_page_content(content: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Each formula in LaTeX is replaced by MathML; one that cannot be read stops the build."""
@@ -41,4 +44,4 @@ def mathml(latex: str, display: str, page: str) -> str:
     unknown = re.findall(r"\\[A-Za-z]+", re.sub(r"<[^>]*>", " ", made))
     if unknown:
         raise PluginError(f"{page}: the formula {latex.strip()!r} has the unknown command {unknown[0]}")
-    return made
+    return _APPLIED.sub(r'\1<mspace width="0.17em"/>', made)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
+from jupyter_client import KernelManager
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from nbclient import NotebookClient
@@ -21,7 +22,8 @@ SECONDS_A_CELL = 120
 
 
 def executed(path: Path) -> nbformat.NotebookNode:
-    """The notebook with its outputs. It runs unless this text of it has run before, in this or another process.
+    """The notebook with its outputs. It runs unless it has run before, in this or another process, with this text and
+    these sources of the packages.
 
     Args:
         path: of the notebook, as it is committed.
@@ -30,19 +32,36 @@ def executed(path: Path) -> nbformat.NotebookNode:
         nbclient.exceptions.CellExecutionError: a cell that fails.
     """
     text = path.read_text(encoding="utf-8")
-    kept = KEPT / f"{path.stem}-{hashlib.sha256(text.encode()).hexdigest()[:16]}.ipynb"
+    kept = KEPT / f"{path.stem}-{_digest(text)}.ipynb"
     KEPT.mkdir(parents=True, exist_ok=True)
     with kept.with_suffix(".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not kept.exists():
             notebook = nbformat.reads(text, as_version=4)
-            with tempfile.TemporaryDirectory() as folder:
-                client = NotebookClient(notebook, timeout=SECONDS_A_CELL, resources={"metadata": {"path": folder}})
-                client.execute()
+            _execute(notebook)
             whole = kept.with_suffix(".part")
             nbformat.write(notebook, whole)
             whole.replace(kept)  # a build that is interrupted leaves no half of one
     return nbformat.read(kept, as_version=4)
+
+
+def _digest(text: str) -> str:
+    sources = sorted(source for package in ("art", "art_kernels") for source in (ROOT / package).rglob("*.py"))
+    parts = [text.encode(), *(source.read_bytes() for source in sources)]
+    return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
+
+
+def _execute(notebook: nbformat.NotebookNode) -> None:
+    """Run it in an empty folder. The kernel listens to files: no other process can take a port away."""
+    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as sockets:
+        place = {"connection_file": f"{sockets}/kernel.json", "ip": f"{sockets}/kernel"}
+        kernel = KernelManager(kernel_name="python3", transport="ipc", **place)
+        resources = {"metadata": {"path": folder}}
+        try:
+            NotebookClient(notebook, km=kernel, timeout=SECONDS_A_CELL, resources=resources).execute()
+        finally:
+            if kernel.has_kernel:
+                kernel.shutdown_kernel(now=True)
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -51,7 +70,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     for path in sorted((Path(config.config_file_path).parent / "notebooks").glob("*.ipynb")):
         markdown, pictures = as_page(executed(path), path.stem)
         files.append(File.generated(config, f"notebooks/{path.stem}.md", content=markdown))
-        files.append(File.generated(config, f"notebooks/{path.name}", abs_src_path=str(path)))
+        files.append(File.generated(config, f"notebooks/files/{path.name}", abs_src_path=str(path)))
         for name, picture in pictures.items():
             files.append(File.generated(config, f"notebooks/{name}", content=picture))
     return files
@@ -67,8 +86,7 @@ def as_page(notebook: nbformat.NotebookNode, name: str) -> tuple[str, dict[str, 
         elif cell.cell_type == "code" and cell.source.strip():
             parts.append(f"```python\n{cell.source.rstrip()}\n```")
             parts += [_shown(output, name, pictures) for output in cell.outputs]
-    download = f'<a href="{name}.ipynb" download>{name}.ipynb</a>'
-    note = f"*The notebook to run: {download}. What follows came out of it as this site was built.*"
+    note = f"*To run it: [{name}.ipynb](files/{name}.ipynb). What is shown here came out of it as this site was built.*"
     title, _, rest = "\n\n".join(part for part in parts if part).partition("\n")
     return f"{title}\n\n{note}\n{rest}\n", pictures
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import posixpath
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 from mkdocs.config.defaults import MkDocsConfig
@@ -28,25 +28,34 @@ _LINK = re.compile(r"(\]\(\s*<?|\b(?:src|href|srcset)=\"|^ {0,3}\[[^\]\n]+\]:\s*
 _ELSEWHERE = re.compile(r"[a-z][a-z0-9+.-]*:|//|/|#", re.I)
 
 
-def links(markdown: str) -> Iterator[str]:
-    """Every relative link of a page, outside of code."""
+def links(markdown: str) -> list[str]:
+    """Every link of a page, outside of code."""
     found: list[str] = []
-    with_links(markdown, lambda link: found.append(link) or link)
-    return iter(found)
+
+    def note(link: str) -> str:
+        found.append(link)
+        return link
+
+    with_links(markdown, note)
+    return found
 
 
 def with_links(markdown: str, change: Callable[[str], str]) -> str:
-    """The page with each relative link changed; code is left alone."""
+    """The page with each link changed; code is left alone."""
 
     def replace(match: re.Match[str]) -> str:
-        before, link = match.groups()
-        return before + (link if _ELSEWHERE.match(link) else change(link))
+        return match[1] + change(match[2])
 
     parts, end = [], 0
     for code in _CODE.finditer(markdown):
         parts += [_LINK.sub(replace, markdown[end : code.start()]), code[0]]
         end = code.end()
     return "".join([*parts, _LINK.sub(replace, markdown[end:])])
+
+
+def leads_elsewhere(link: str) -> bool:
+    """Whether a link leaves the repository or stays on its page."""
+    return _ELSEWHERE.match(link) is not None
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -57,7 +66,9 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     while pages:
         path, markdown = pages.pop()
         for link in links(markdown):
-            target = _target(path, link)
+            if leads_elsewhere(link):
+                continue
+            target = target_of(path, link)
             uri = destination(root, target)
             if uri is None or files.get_file_from_path(uri) is not None or not uri.startswith(ROOM):
                 continue
@@ -75,7 +86,9 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     here = origin(uri)
 
     def change(link: str) -> str:
-        target = destination(root, _target(here, link))
+        if leads_elsewhere(link):
+            return link
+        target = destination(root, target_of(here, link))
         if target is None or files.get_file_from_path(target) is None:
             return link  # MkDocs says that it is dead
         anchor = "#" + link.split("#", 1)[1] if "#" in link else ""
@@ -120,7 +133,8 @@ def shown(root: Path, path: str) -> str:
     return f'# {path}\n\n{fence}{_language(path)} linenums="1"\n{text.rstrip()}\n{fence}\n'
 
 
-def _target(page: str, link: str) -> str:
+def target_of(page: str, link: str) -> str:
+    """The path in the repository that a link of a page means."""
     return posixpath.normpath(posixpath.join(posixpath.dirname(page), link.split("#", 1)[0]))
 
 

@@ -1,0 +1,191 @@
+"""The site is built with warnings as errors, and what was built holds together without a network."""
+
+import fcntl
+import os
+import re
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import nbformat
+import pytest
+from mkdocs.exceptions import PluginError
+from test_docstrings import PUBLIC
+
+from docs.hooks import formulas, notebooks, repository
+
+ROOT = Path(__file__).parents[2]
+
+
+@dataclass
+class Page(HTMLParser):
+    """The names and links of a page."""
+
+    ids: set[str] = field(default_factory=set)
+    links: set[str] = field(default_factory=set)
+    loaded: set[str] = field(default_factory=set)
+    without_text: list[str] = field(default_factory=list)
+    formulas: int = 0
+    title: str = ""
+
+    def __post_init__(self):
+        super().__init__()
+
+    def handle_starttag(self, tag, attributes):
+        values = {name: value or "" for name, value in attributes}
+        self.ids |= {values[name] for name in ("id", "name") if name in values}
+        self.formulas += tag == "math"
+        if tag == "a" and "href" in values:
+            self.links.add(values["href"])
+        elif tag == "link" and values.get("rel") not in ("canonical", "next", "prev"):
+            self.loaded.add(values["href"])
+        elif "src" in values:
+            self.loaded.add(values["src"])
+        if tag == "img" and not values.get("alt", "").strip():
+            self.without_text.append(values["src"])
+
+
+@pytest.fixture(scope="session")
+def site(tmp_path_factory):
+    """The site, built once for all workers."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    with (folder / "site.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / "site.log").exists():
+            command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder / "site")]
+            made = subprocess.run(
+                command, cwd=ROOT, env={**os.environ, "NO_MKDOCS_2_WARNING": "1"}, capture_output=True, text=True
+            )
+            (folder / "site.log").write_text(f"{made.returncode}\n{made.stderr}")
+    code, _, told = (folder / "site.log").read_text().partition("\n")
+    assert code == "0", told
+    return folder / "site"
+
+
+@pytest.fixture(scope="session")
+def pages(site):
+    found = {}
+    for path in site.rglob("*.html"):
+        found[path] = Page()
+        found[path].feed(path.read_text(encoding="utf-8"))
+    return found
+
+
+def test_every_link_and_picture_of_the_site_is_there(site, pages):
+    dead = []
+    for path, page in pages.items():
+        for link in page.links | page.loaded:
+            parts = urlsplit(link)
+            if parts.scheme in ("https", "http", "mailto", "data") or path.name == "404.html":
+                continue
+            target = (path.parent / unquote(parts.path)).resolve() if parts.path else path
+            if target.is_dir():
+                target /= "index.html"
+            if not target.is_file() or not target.is_relative_to(site):
+                dead.append(f"{path.relative_to(site)}: {link}")
+            elif parts.fragment and target in pages and unquote(parts.fragment) not in pages[target].ids:
+                dead.append(f"{path.relative_to(site)}: {link}: no such anchor")
+    assert not dead, "\n".join(dead)
+
+
+def test_nothing_is_fetched_from_elsewhere(site, pages):
+    for path, page in pages.items():
+        assert not {link for link in page.loaded if urlsplit(link).netloc}, path
+    for sheet in site.rglob("*.css"):
+        assert not re.search(r"url\(\s*[\"']?(?:https?:)?//", sheet.read_text(encoding="utf-8")), sheet
+
+
+def test_every_picture_says_what_it_shows(pages):
+    for path, page in pages.items():
+        assert not page.without_text, path
+
+
+def test_formulas_are_mathml(site, pages):
+    for source in (ROOT / "docs").rglob("*.md"):
+        blocks = source.read_text(encoding="utf-8").count("\n$$\n") // 2
+        path = site / source.relative_to(ROOT / "docs").with_suffix(".html")
+        if path in pages:
+            assert pages[path].formulas >= blocks, path
+            assert "arithmatex" not in path.read_text(encoding="utf-8")
+    assert sum(page.formulas for page in pages.values()) > 10
+
+
+def test_every_public_name_has_a_place_in_the_reference(site, pages):
+    anchors = {name for path in (site / "api").glob("*.html") for name in pages[path].ids}
+    for module, name in PUBLIC:
+        assert any(anchor.endswith(f".{name}") for anchor in anchors), f"{module}.{name}"
+
+
+def test_docstrings_leave_no_foreign_markup(site):
+    for path in (site / "api").glob("*.html"):
+        text = path.read_text(encoding="utf-8")
+        assert not re.search(r":(?:class|func|meth|attr|mod|data):", text), path
+        assert "&lt;autoref" not in text, path
+
+
+def test_every_notebook_has_a_page_with_its_figures(site, pages):
+    for notebook in (ROOT / "notebooks").glob("*.ipynb"):
+        page = pages[site / "notebooks" / f"{notebook.stem}.html"]
+        assert any(link.endswith(".png") for link in page.loaded), notebook
+        assert f"files/{notebook.name}" in page.links
+
+
+def test_search_finds_the_operations(site):
+    index = (site / "search/search_index.js").read_text(encoding="utf-8")
+    for name in ("RegionCrossAttention", "link_tracklets", "optim"):
+        assert name in index
+
+
+class TestRepository:
+    def test_links_outside_of_code_are_changed(self):
+        text = "[a](a.md#b), `[b](b.md)`, ![c](c.png)\n```\n[d](d.md)\n```\n[e]: e.py\n"
+        changed = "[a](A.MD#B), `[b](b.md)`, ![c](C.PNG)\n```\n[d](d.md)\n```\n[e]: E.PY\n"
+        assert repository.with_links(text, str.upper) == changed
+        assert repository.links(text) == ["a.md#b", "c.png", "e.py"]
+
+    @pytest.mark.parametrize(
+        "path, uri",
+        [
+            ("docs/export.md", "export.md"),
+            ("README.md", "repository/README.md"),
+            ("art/options.py", "repository/art/options.py.md"),
+            ("configs/parts", "repository/configs/parts/contents.md"),
+            ("docs/results/motion.json", "results/motion.json"),
+            ("benchmarks/results/model-cpu.json", "repository/benchmarks/results/model-cpu.json"),
+            ("docs/nowhere.md", None),
+            ("../elsewhere.md", None),
+        ],
+    )
+    def test_where_files_of_the_repository_are_on_the_site(self, path, uri):
+        assert repository.destination(ROOT, path) == uri
+        if uri is not None and uri.endswith(".md") and not (ROOT / path).is_dir():
+            assert repository.origin(uri) == path
+
+
+class TestFormulas:
+    def test_a_formula_is_mathml(self):
+        assert formulas.mathml(r"\frac{a}{b}", "inline", "page.md").startswith("<math")
+
+    @pytest.mark.parametrize("latex", [r"\frac{a}{", r"\nosuchcommand{a}"])
+    def test_one_that_cannot_be_read_stops_the_build(self, latex):
+        with pytest.raises(PluginError, match=r"page\.md"):
+            formulas.mathml(latex, "inline", "page.md")
+
+
+class TestNotebooks:
+    def test_a_page_of_text_code_and_figures(self):
+        cell = nbformat.v4.new_code_cell("print(1)")
+        cell.outputs = [
+            nbformat.v4.new_output("stream", name="stdout", text="1\n"),
+            nbformat.v4.new_output("display_data", {"image/png": "AAAA", "text/plain": "<Figure>"}),
+        ]
+        notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("# Title\n\nText."), cell])
+        markdown, pictures = notebooks.as_page(notebook, "name")
+        assert markdown.startswith("# Title\n\n")
+        assert "```python\nprint(1)\n```\n\n```text\n1\n```" in markdown
+        assert list(pictures) == ["name-1.png"] and "(name-1.png)" in markdown
