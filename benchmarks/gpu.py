@@ -41,6 +41,7 @@ BENCHMARKS = {
     "contrast": "benchmarks.bench_contrast",
     "linking": "benchmarks.bench_linking",
     "model": "benchmarks.bench_model",
+    "scaling": "benchmarks.bench_scaling",
 }
 
 #: What pytest is given, and the share of the whole time at which it must have ended. The whole folder is named in the
