@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 #: Every address outside that a page, a notebook or a docstring names, one a line, sorted.
 EXTERNAL = Path(__file__).with_name("external_links.txt")
 #: Addresses that an example makes up.
-MADE_UP = re.compile(r"https?://(host|localhost|127\.0\.0\.1|HOST|server|bucket)\b")
+MADE_UP = re.compile(r"https?://(host|localhost|127\.0\.0\.1|HOST|server|bucket|example\.(?:org|com))\b")
 #: As they are published: no https is known for them.
 PLAIN_HTTP = {"http://www.svcl.ucsd.edu/projects/resound/dataset.html"}
 _ADDRESS = re.compile(r"https?://[^\s<>\"'`)\]}|\\]+")
