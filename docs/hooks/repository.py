@@ -84,6 +84,8 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     """Links as the repository has them become links between the files of the site."""
     root, uri = Path(config.config_file_path).parent, page.file.src_uri
     here = origin(uri)
+    if uri.startswith(ROOM) and not here.endswith(".md"):
+        page.meta["search"] = {"exclude": True}  # sources would be found before what is said of them
 
     def change(link: str) -> str:
         if leads_elsewhere(link):

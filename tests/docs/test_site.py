@@ -3,6 +3,7 @@
 import fcntl
 import os
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass, field
@@ -18,6 +19,13 @@ from test_docstrings import PUBLIC
 from docs.hooks import formulas, notebooks, repository
 
 ROOT = Path(__file__).parents[2]
+CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
+FLAGS = (
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync",
+)  # fmt: skip
+#: Pages with the widest tables, formulas, code and pictures.
+WIDE = ("index", "choices", "region_attention", "kernels/index", "datasets", "api/engine", "repository/index")
 
 
 @dataclass
@@ -139,6 +147,31 @@ def test_search_finds_the_operations(site):
     index = (site / "search/search_index.js").read_text(encoding="utf-8")
     for name in ("RegionCrossAttention", "link_tracklets", "optim"):
         assert name in index
+
+
+@pytest.fixture(scope="module")
+def browser():
+    playwright = pytest.importorskip("playwright.sync_api")
+    with playwright.sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=CHROMIUM, args=list(FLAGS))
+        yield browser
+        browser.close()
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: the site is NOT looked at in a browser")
+class TestInABrowser:
+    def test_no_page_is_wider_than_a_phone(self, site, browser):
+        page = browser.new_page(viewport={"width": 390, "height": 844})
+        for name in WIDE:
+            page.goto((site / f"{name}.html").as_uri())
+            assert page.evaluate("document.documentElement.scrollWidth") <= 390, name
+
+    def test_search_works_in_pages_that_are_files(self, site, browser):
+        page = browser.new_page(viewport={"width": 1280, "height": 900})
+        page.goto((site / "index.html").as_uri())
+        page.click(".md-search__input")
+        page.keyboard.type("linear_assignment", delay=5)
+        page.wait_for_selector(".md-search-result__item a[href*='api/art_kernels.html']", timeout=20_000)
 
 
 class TestRepository:
