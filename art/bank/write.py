@@ -32,13 +32,6 @@ def bank_to_folder(checkpoint: Path, out: Path, tell: Callable[[str], None] = pr
     Raises:
         ValueError: ``out`` is no folder; the model has no bank, or not that of its texts.
         FileNotFoundError: there is no such checkpoint.
-
-    Examples:
-        >>> from pathlib import Path
-        >>> from art.bank import bank_to_folder
-        >>> view, files = bank_to_folder(Path("runs/motion"), Path("bank"), tell=lambda text: None)
-        >>> [file.name for file in files][:3]
-        ['bank.json', 'similarity.png', 'prompts.png']
     """
     check_writable(out, "out")
     view = look_at_bank(load_model(find_checkpoint(checkpoint)))

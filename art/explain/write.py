@@ -37,13 +37,6 @@ def explain_to_folder(
         ValueError: ``out`` is no folder; a number out of range; a model of which there is nothing to draw.
         FileNotFoundError: there is no such checkpoint.
         art.data.video.VideoError: the clip cannot be read.
-
-    Examples:
-        >>> from pathlib import Path
-        >>> from art.explain import explain_to_folder
-        >>> _ = explain_to_folder(Path("clip.mp4"), Path("runs/motion"), Path("explained"), moments=0)
-        >>> sorted(path.name for path in Path("explained").iterdir())
-        ['explanation.json', 'film.gif', 'film.mp4', 'sheet.png']
     """
     if top_k < 1:
         raise ValueError(f"top_k: got {top_k}, expected at least 1")

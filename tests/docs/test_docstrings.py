@@ -61,6 +61,8 @@ WITHOUT_EXAMPLE = {
     ),
     "UniFormerV2": "builds 115 million parameters at least: docs/backbones.md, tests/model",
     "Backbone": "an abstract base: docs/how_to_add.md has a whole one, which runs",
+    "explain_to_folder": "the command `art explain`, which docs/explain.md runs",
+    "bank_to_folder": "the command `art bank`, likewise",
     "TrainResult": "what `train` gives, in whose example it is",
     "compare": "trains several models: docs/ablations.md, tests/engine/test_engine_compare.py",
     "embed": "needs the extra [embed], which the tests do without: docs/explain.md",
