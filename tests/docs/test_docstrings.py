@@ -33,6 +33,7 @@ PAGES = {
     "art.prediction": "prediction",
     "art.explain": "explain",
     "art.bank": "bank",
+    "art.serving": "serving",
     "art.export": "export",
     "art.hub": "hub",
     "art.profiling": "profiling",
@@ -63,6 +64,10 @@ WITHOUT_EXAMPLE = {
     "Backbone": "an abstract base: docs/how_to_add.md has a whole one, which runs",
     "explain_to_folder": "the command `art explain`, which docs/explain.md runs",
     "bank_to_folder": "the command `art bank`, likewise",
+    **dict.fromkeys(
+        ("serve", "ServeSettings", "Asking", "Limits", "Refused"),
+        "a page that is served until it is stopped: the command `art serve`, docs/serve.md, tests/serving",
+    ),
     "TrainResult": "what `train` gives, in whose example it is",
     "compare": "trains several models: docs/ablations.md, tests/engine/test_engine_compare.py",
     "embed": "needs the extra [embed], which the tests do without: docs/explain.md",
