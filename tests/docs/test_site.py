@@ -200,6 +200,11 @@ class TestRepository:
             assert repository.origin(uri) == path
 
 
+def test_the_changelog_names_this_version():
+    version = re.search(r'^version = "(.+)"', (ROOT / "pyproject.toml").read_text(), re.M)[1]
+    assert f"## [{version}] - " in (ROOT / "CHANGELOG.md").read_text()
+
+
 class TestFormulas:
     def test_a_formula_is_mathml(self):
         assert formulas.mathml(r"\frac{a}{b}", "inline", "page.md").startswith("<math")
