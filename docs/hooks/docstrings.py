@@ -9,6 +9,8 @@ from griffe import Class, Extension, Module, NameResolutionError, Object
 
 _ROLE = re.compile(r":(?:class|func|meth|attr|mod|data):`(~?)([^`]+)`")
 _SPAN = re.compile(r"(`+[^`]+`+)")
+# A list right below its sentence; what goes on below an item is indented further than its dash.
+_LIST = re.compile(r"^((?P<in> *)(?!- )\S.*)\n((?P=in) *- )", re.M)
 _FACTORY = re.compile(r"\(lambda: (.*)\)\(\)")
 
 
@@ -20,7 +22,7 @@ class Docstrings(Extension):
         if obj.docstring is not None:
             lines = obj.docstring.value.split("\n")
             text = "\n".join(line if line.lstrip().startswith((">>>", "...")) else _no_tags(line) for line in lines)
-            obj.docstring.value = _ROLE.sub(lambda role: _reference(role, obj), text)
+            obj.docstring.value = _LIST.sub(r"\1\n\n\3", _ROLE.sub(lambda role: _reference(role, obj), text))
 
     def on_package(self, *, pkg: Module, **kwargs: Any) -> None:
         """Defaults of dataclasses are shown as values."""

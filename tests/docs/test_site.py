@@ -1,6 +1,7 @@
 """The site is built with warnings as errors, and what was built holds together without a network."""
 
 import fcntl
+import itertools
 import os
 import re
 import shutil
@@ -129,11 +130,24 @@ def test_every_public_name_has_a_place_in_the_reference(site, pages):
         assert any(anchor.endswith(f".{name}") for anchor in anchors), f"{module}.{name}"
 
 
+def test_pages_read_alike_in_the_repository_and_on_the_site():
+    for path in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]:
+        lines = re.sub(r"^(```+).*?^\1\s*$", "", path.read_text(encoding="utf-8"), flags=re.S | re.M).split("\n")
+        for before, line in itertools.pairwise(lines):
+            item, follows = re.match(r"( *)([-*]|\d+\.) ", line), before.strip() != ""
+            assert not item or len(item[1]) % 4 == 0, f"{path}: {line!r} is indented by other than 4 spaces"
+            below = item is not None and follows and not re.match(r" *([-*]|\d+\.) |  ", before)
+            assert not below, f"{path}: no empty line before the list at {line!r}"
+            table = line.startswith("|") and follows and not before.startswith("|")
+            assert not table, f"{path}: no empty line before the table at {line!r}"
+
+
 def test_docstrings_leave_no_foreign_markup(site):
     for path in (site / "api").glob("*.html"):
         text = path.read_text(encoding="utf-8")
         assert not re.search(r":(?:class|func|meth|attr|mod|data):", text), path
         assert "&lt;autoref" not in text, path
+        assert not re.search(r"^ *- \w", re.sub(r"<(pre|code)\b.*?</\1>", "", text, flags=re.S), re.M), path
 
 
 def test_every_notebook_has_a_page_with_its_figures(site, pages):
