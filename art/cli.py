@@ -70,25 +70,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _tells(error: Exception) -> bool:
     """Whether this process prints it: of what all ranks of a training were asked for, rank 0 tells."""
-    from art.engine.distributed import is_main_process
     from art.engine.interruption import Interrupted
 
-    return is_main_process() or not isinstance(error, Interrupted)
+    if not isinstance(error, Interrupted) or "torch" not in sys.modules:  # without it, this is no rank of anything
+        return True
+    from art.engine.distributed import is_main_process
+
+    return is_main_process()
 
 
 def _exit_code(error: Exception) -> int | None:
     """The exit code of an error that the user can mend or asked for; None: a bug, which keeps its traceback."""
-    from art.data.dataset import DataError
-    from art.data.video import VideoError
-    from art.engine.distributed import OtherRankError
     from art.engine.interruption import Interrupted
-    from art.engine.train import NonFiniteLoss
-    from art.engine.trainings import RunsFailed
 
     if isinstance(error, Interrupted):
         return 128 + error.signal_number
-    expected = (ValueError, OSError, ImportError, DataError, VideoError, NonFiniteLoss, OtherRankError, RunsFailed)
-    return 2 if isinstance(error, expected) else None
+    if isinstance(error, (ValueError, OSError, ImportError)):
+        return 2
+    # Only now, because these load torch.
+    from art.data.dataset import DataError
+    from art.data.video import VideoError
+    from art.engine.distributed import OtherRankError
+    from art.engine.train import NonFiniteLoss
+    from art.engine.trainings import RunsFailed
+
+    return 2 if isinstance(error, (DataError, VideoError, NonFiniteLoss, OtherRankError, RunsFailed)) else None
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import importlib
 from types import ModuleType
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 
-def import_extra(library: str, *, extra: str, needed_by: str, instead: str = "") -> ModuleType:
+def import_extra(library: str, *, extra: str, needed_by: str, instead: str = "", uses_torch: bool = True) -> ModuleType:
     """Module ``library``.
 
     Args:
@@ -16,12 +18,14 @@ def import_extra(library: str, *, extra: str, needed_by: str, instead: str = "")
         extra: the extra of this package that installs it.
         needed_by: what the user chose, for the error.
         instead: what else could be chosen, for the error.
+        uses_torch: False: it has nothing to do with torch, which is then not loaded for it.
 
     Raises:
         ModuleNotFoundError: it is not installed.
     """
     try:
-        _declare_missing_torchvision_operators()
+        if uses_torch:
+            _declare_missing_torchvision_operators()
         return importlib.import_module(library)
     except ModuleNotFoundError as error:
         or_else = f", or {instead}" if instead else ""
@@ -43,6 +47,8 @@ def _declare_missing_torchvision_operators() -> None:
     except RuntimeError as error:
         if "torchvision::" not in str(error):
             raise
+        import torch
+
         library = torch.library.Library("torchvision", "DEF")
         library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
         library.define(

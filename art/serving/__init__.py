@@ -1,7 +1,6 @@
 """``art serve``: a local web page to try a model on a clip."""
 
-from .answer import Asking
-from .limits import Limits, Refused
+from .limits import Asking, Limits, Refused
 from .server import ServeSettings, serve
 
 __all__ = ["Asking", "Limits", "Refused", "ServeSettings", "serve"]

@@ -15,10 +15,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from art.data.parallel import end_with_parent
-
-from .answer import Asking, answer_clip, describe
-from .limits import Refused
+from .limits import Asking, Refused
 
 _BROKEN = (
     "Something went wrong here while your clip was looked at. The program that shows this page says more, where it was "
@@ -33,10 +30,19 @@ class Analyst:
         checkpoint: a checkpoint, or the folder of a run.
         device: "auto", "cpu", "cuda" and so on.
         timeout: seconds after which a clip is given up.
+        work: what the process does; None: look at clips with the model.
     """
 
-    def __init__(self, checkpoint: Path, asking: Asking, *, device: str = "auto", timeout: float = 300.0) -> None:
-        self._work = (checkpoint.absolute(), device, asking)
+    def __init__(
+        self,
+        checkpoint: Path,
+        asking: Asking,
+        *,
+        device: str = "auto",
+        timeout: float = 300.0,
+        work: Callable[[Connection, Path, str, Asking], None] | None = None,
+    ) -> None:
+        self._work, self._arguments = work or _work, (checkpoint.absolute(), device, asking)
         self._timeout = timeout
         self._closed = False
         self._process: multiprocessing.process.BaseProcess | None = None
@@ -51,7 +57,7 @@ class Analyst:
         """
         context = multiprocessing.get_context("spawn")
         self._connection, other = context.Pipe()
-        self._process = context.Process(target=_work, args=(other, *self._work), daemon=True)
+        self._process = context.Process(target=self._work, args=(other, *self._arguments), daemon=True)
         self._process.start()
         other.close()
         try:
@@ -110,6 +116,10 @@ class Analyst:
 def _work(connection: Connection, checkpoint: Path, device: str, asking: Asking) -> None:
     """What the process does, until its connection ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process of a terminal; the parent decides
+    from art.data.parallel import end_with_parent
+
+    from .answer import answer_clip, describe
+
     end_with_parent()
     try:
         from art.data.reencode import check_encoder

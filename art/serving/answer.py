@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,33 +17,12 @@ from art.explain.write import write_explanation
 from art.pretrained import VideoClassifier
 from art.visualize.style import LINE_COLOURS, tracklet_colour
 
-from .limits import Limits, check_clip, unreadable
+from .checking import check_clip, unreadable
+from .limits import Asking
 
 _TITLES = {"tracklets": "Tracklets", "grad_cam": "Grad-CAM", "rollout": "Attention roll-out"}
 
-
-@dataclass(frozen=True)
-class Asking:
-    """What is asked of a model about each clip.
-
-    Attributes:
-        top_k: classes to name.
-        moments: beginnings of the clip that are classified; 0 is none, and no chart.
-        limits: what a clip may be.
-
-    Raises:
-        ValueError: a number out of range.
-    """
-
-    top_k: int = 5
-    moments: int = 24
-    limits: Limits = field(default_factory=Limits)
-
-    def __post_init__(self) -> None:
-        for name, least in (("top_k", 1), ("moments", 0)):
-            if getattr(self, name) < least:
-                flag = "--" + name.replace("_", "-")
-                raise ValueError(f"{flag}: got {getattr(self, name)}, expected at least {least}")
+_MISSING = {"grad_cam": "Grad-CAM", "rollout": "attention roll-out"}
 
 
 def describe(model: VideoClassifier, device: object) -> dict[str, Any]:
@@ -150,5 +128,5 @@ def _notes(e: Explanation) -> list[str]:
     notes = []
     if e.kind == "backbone":
         notes.append("This model is a backbone alone (kind=backbone): it has no tracklets to draw.")
-    notes += [f"No {_TITLES[name]}: {reason}." for name, reason in e.missing.items()]
+    notes += [f"No {_MISSING[name]} of this backbone: {reason}." for name, reason in e.missing.items()]
     return notes

@@ -16,8 +16,6 @@ from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
-from art.explain.write import FILES
-
 from .clips import Busy, Clip, Clips
 from .limits import BEGINNING, Limits, Refused, check_beginning
 
@@ -137,7 +135,7 @@ class _Routes:
     async def file(self, request: Request) -> Response:
         """One of the files of an answer."""
         clip, file = self._find(request), request.path_params["file"]
-        if file not in FILES or clip.state != "done" or not (clip.out / file).is_file():
+        if clip.state != "done" or file not in {path.name for path in clip.out.glob("*")}:
             raise HTTPException(404, "There is no such file.")
         return FileResponse(clip.out / file, filename=file, content_disposition_type="inline")
 

@@ -1,14 +1,8 @@
-"""What a clip may be: checked from its first bytes and its packets, before anything is decoded."""
+"""What a clip may be, and what is asked about each. Loads neither torch nor FFmpeg: the page answers before both."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
-from pathlib import Path
-
-from av import time_base as CLOCK
-
-from art.data.packets import Source, Unreadable
-from art.data.pyav_decoder import open_source
+from dataclasses import dataclass, field, fields
 
 #: How the containers begin that may come in: (where, the bytes, FFmpeg's name of it). Any other is not opened at all:
 #: FFmpeg also reads playlists and session descriptions, which name further files and addresses for it to open.
@@ -45,9 +39,9 @@ class Limits:
     megapixels: float = 9.0
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            if not getattr(self, field.name) > 0:
-                raise ValueError(f"--max-{field.name}: got {getattr(self, field.name)}, expected more than 0")
+        for name in (one.name for one in fields(self)):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"--max-{name}: got {getattr(self, name)}, expected more than 0")
 
     @property
     def bytes(self) -> int:
@@ -60,6 +54,30 @@ class Limits:
         return Refused(
             f"A clip may have {self.megabytes:g} MB here, and “{name}” {came}. Cut it, or save it in a smaller size."
         )
+
+
+@dataclass(frozen=True)
+class Asking:
+    """What is asked of a model about each clip.
+
+    Attributes:
+        top_k: classes to name.
+        moments: beginnings of the clip that are classified; 0 is none, and no chart.
+        limits: what a clip may be.
+
+    Raises:
+        ValueError: a number out of range.
+    """
+
+    top_k: int = 5
+    moments: int = 24
+    limits: Limits = field(default_factory=Limits)
+
+    def __post_init__(self) -> None:
+        for name, least in (("top_k", 1), ("moments", 0)):
+            if getattr(self, name) < least:
+                flag = "--" + name.replace("_", "-")
+                raise ValueError(f"{flag}: got {getattr(self, name)}, expected at least {least}")
 
 
 def container_of(beginning: bytes) -> str | None:
@@ -76,56 +94,3 @@ def check_beginning(beginning: bytes, name: str) -> None:
         raise Refused(f"“{name}” is empty: there are 0 bytes in it.")
     if container_of(beginning) is None:
         raise Refused(f"“{name}” is no video that this page reads. It takes MP4, MOV, WebM, MKV and AVI files.")
-
-
-def check_clip(path: Path, limits: Limits) -> None:
-    """Raise Refused unless a clip can be opened and is within the limits. No frame is decoded, and no more packets are
-    read than may be.
-
-    Args:
-        path: a file of a container that may come in; it is called by its name in what is said.
-    """
-    with path.open("rb") as file:
-        beginning = file.read(BEGINNING)
-    check_beginning(beginning, path.name)
-    try:
-        with open_source(path) as source:
-            # The mark and FFmpeg's own guess must agree on what the file is.
-            if container_of(beginning) not in source.container.format.name.split(","):
-                raise Unreadable(f"is not what its beginning says, but {source.container.format.name}")
-            _check_pictures(source, path.name, limits)
-            _check_packets(source, path.name, limits)
-    except (Unreadable, OSError) as error:
-        raise unreadable(path.name, str(error)) from error
-
-
-def unreadable(name: str, reason: str) -> Refused:
-    """What to say of a clip that cannot be read, as the decoders say why."""
-    return Refused(f"“{name}” {reason}. The file may be damaged or cut off: see whether it plays, or save it again.")
-
-
-def _check_pictures(source: Source, name: str, limits: Limits) -> None:
-    width, height = source.stream.width, source.stream.height
-    if width * height > limits.megapixels * 1e6:
-        raise Refused(
-            f"The pictures of a clip may have {limits.megapixels:g} megapixels here, and those of “{name}” are "
-            f"{width}×{height}, which is {width * height / 1e6:.1f}. Save it in a smaller size."
-        )
-
-
-def _check_packets(source: Source, name: str, limits: Limits) -> None:
-    count = 0
-    for packet in source.packets_from(source.origin):
-        if packet.size == 0:
-            continue
-        time = count if source.counted else packet.pts
-        count += 1
-        if time is not None and source.seconds(time) > limits.seconds:
-            header = (source.container.duration or 0) / CLOCK
-            came = f"lasts {header:.1f} s" if header > limits.seconds else "lasts longer"
-            raise Refused(f"A clip may last {limits.seconds:g} s here, and “{name}” {came}. Cut it shorter.")
-        if count > limits.frames:
-            raise Refused(
-                f"A clip may have {limits.frames} frames here, and “{name}” has more. Cut it shorter, or save it with "
-                "fewer frames a second."
-            )

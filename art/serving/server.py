@@ -19,7 +19,7 @@ from art.engine.interruption import Interrupted, ending_on_sigterm
 from art.extras import import_extra
 
 from .analyst import Analyst
-from .answer import Asking
+from .limits import Asking
 
 TOKEN_VARIABLE = "ART_SERVE_TOKEN"
 _SHORTEST_TOKEN = 16  # characters: nobody tries out all of those over a network
@@ -92,7 +92,7 @@ def serve(settings: ServeSettings, say: Callable[[str], None] = print) -> None:
         KeyboardInterrupt, Interrupted: it was stopped; its files are removed.
     """
     for library in ("starlette", "uvicorn"):
-        import_extra(library, extra="serve", needed_by="art serve")
+        import_extra(library, extra="serve", needed_by="art serve", uses_torch=False)
     token, made = _token(settings)
     with ending_on_sigterm(), _listening(settings) as listening:
         analyst = Analyst(settings.checkpoint, settings.asking, device=settings.device, timeout=settings.timeout)

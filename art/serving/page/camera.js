@@ -1,6 +1,6 @@
 // A clip from the camera.
 const TYPES = ["video/webm;codecs=vp8", "video/webm", "video/mp4"];
-const MOST_SECONDS = 10;
+const MOST_SECONDS = 10, LEAST_SECONDS = 0.5;
 
 // `take` is called with the recorded file, `fail` with what to say.
 export function setUpCamera(limit, take, fail) {
@@ -58,13 +58,17 @@ export function setUpCamera(limit, take, fail) {
     const parts = [];
     recorder = new MediaRecorder(stream, type ? { mimeType: type } : {});
     recorder.ondataavailable = (event) => parts.push(event.data);
+    const begun = performance.now();
     recorder.onstop = () => {
       ended();
+      if (performance.now() - begun < 1000 * LEAST_SECONDS) {
+        at("recorded").textContent = "That was too short.";
+        return;
+      }
       close();
       const suffix = recorder.mimeType.includes("mp4") ? "mp4" : "webm";
       take(new File(parts, `camera.${suffix}`, { type: recorder.mimeType }));
     };
-    const begun = performance.now();
     recorder.start();
     at("record").textContent = "Stop";
     clock = setInterval(() => {

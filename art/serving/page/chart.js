@@ -18,13 +18,22 @@ export function chart({ seconds: times, lines }, seconds, watchers) {
   });
   const figure = document.createElement("div");
   figure.className = "chart";
+  const plot = document.createElement("div");
+  plot.className = "plot";
   const cursor = document.createElement("b");
   watchers.push((now) => (cursor.style.left = `calc(${100 * place(now)}% - 1px)`));
   const axis = document.createElement("div");
   axis.className = "axis";
-  axis.append(...[`0 s`, `0 to 100 %`, `${seconds.toFixed(1)} s`].map((text) => Object.assign(document.createElement("span"), { textContent: text })));
-  figure.append(drawing, cursor, axis, names(lines));
+  axis.append(...["0 s", `${seconds.toFixed(1)} s`].map((text) => label(text)));
+  plot.append(drawing, cursor, ...[0, 50, 100].map((share) => label(`${share} %`, 100 - share)));
+  figure.append(plot, axis, names(lines));
   return figure;
+}
+
+function label(text, top = null) {
+  const span = Object.assign(document.createElement("span"), { textContent: text });
+  if (top !== null) span.style.top = `${top}%`;
+  return span;
 }
 
 function line(points, style, width) {

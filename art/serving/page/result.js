@@ -18,7 +18,7 @@ export function showResult(place, answer, id, sample) {
   left.append(...answer.tracklets.map((tracklet, k) => strip(tracklet, k, answer.seconds, watchers)));
   const right = make("div", {}, make("h3", { textContent: "Classes" }), classes(answer.classes));
   if (answer.over_time) {
-    right.append(make("h3", { textContent: "Had the clip ended earlier" }), chart(answer.over_time, answer.seconds, watchers));
+    right.append(make("h3", { textContent: "The answer had the clip ended earlier" }), chart(answer.over_time, answer.seconds, watchers));
   }
   const notes = make("ul", { className: "notes" }, ...answer.notes.map((note) => make("li", { textContent: note })));
   place.replaceChildren(
@@ -62,7 +62,7 @@ function film(answer, id, watchers) {
   });
   look(views[0]);
   const says = answer.tracklets.length
-    ? "Tint: response above average; ring: its centre; box: at least half its peak; line: path."
+    ? "Tint: response above average; ring: its centre; box: at least half its peak; line: path. Bars below: how much each frame weighs in the tracklet."
     : "Yellow: most, dark: least.";
   return [
     make("fieldset", { className: "views" }, make("legend", { textContent: "What the film shows" }), ...choices),
@@ -75,7 +75,7 @@ function film(answer, id, watchers) {
 function player(video, seconds, watchers) {
   const toggle = make("button", { type: "button", textContent: "Play" });
   const place = make("input", { type: "range", min: 0, max: Math.max(seconds, 0.001), step: 0.01, value: 0, ariaLabel: "Time in the clip" });
-  const time = make("output");
+  const time = make("span", { className: "time" });
   const tell = () => {
     const now = Math.min(video.currentTime, seconds);
     place.value = now;

@@ -1,0 +1,11 @@
+from art.data.motion.classes import CLASSES
+from art.serving.application import SAMPLES, sample_names
+from art.serving.checking import check_clip
+from art.serving.limits import Limits
+
+
+def test_the_samples_are_clips_of_the_embedded_data_set_and_small():
+    assert {name.replace("_", " ") for name in sample_names()} < {one.name for one in CLASSES}
+    for name in sample_names():
+        check_clip(SAMPLES / f"{name}.mp4", Limits(seconds=2, frames=24, megapixels=112 * 112 / 1e6))
+    assert sum(path.stat().st_size for path in SAMPLES.iterdir()) < 300_000
