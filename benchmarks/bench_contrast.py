@@ -1,4 +1,4 @@
-"""The multilevel tracklet contrastive loss, and contrast across a batch, beside what a user would pick instead.
+"""The multilevel contrastive loss, pooling, and contrast across a batch, beside what a user would pick instead.
 
     python benchmarks/bench_contrast.py
     python benchmarks/bench_contrast.py --device cuda --out result.json --plots plots
@@ -10,6 +10,10 @@
     vectorised compiled      the same under torch.compile
     art_kernels              mtc_loss as it chooses its backend
     art_kernels, CUDA graph  the same, forward and backward captured and replayed (on a GPU)
+
+`pool_tracklets` (shapes pool-paper, pool-batch, pool-dense), with as many semantics as tracklets; the mean square of
+what is pooled, so that there is one number to differentiate. The same providers; "naive" loops over tracklets and
+semantics.
 
 `tracklet_nce` (shapes nce-4k, nce-32k, nce-128k), symmetric, one positive each:
 

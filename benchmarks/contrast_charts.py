@@ -11,7 +11,8 @@ from benchmarks.contrast_providers import OURS
 
 
 def draw(result: dict[str, Any], folder: Path) -> list[Path]:
-    """Draw one picture a dtype: a row a shape, times on the left, memory on the right.
+    """Draw a picture of the contrasts and one of pooling, for each dtype: a row a shape, times on the left, memory on
+    the right.
 
     Args:
         result: of `contrast_measure.run`.
@@ -23,13 +24,15 @@ def draw(result: dict[str, Any], folder: Path) -> list[Path]:
     figures = {}
     for dtype in distinct(result["records"], "dtype"):
         records = [record for record in result["records"] if (record["dtype"], record["pass"]) == (dtype, "both")]
-        if records:
-            subtitle = f"{dtype}, forward and backward, {result['machine']['device']}"
-            figures[f"contrast-{dtype}"] = _figure(records, subtitle)
+        subtitle = f"{dtype}, forward and backward, {result['machine']['device']}"
+        for name, pools in (("contrast", False), ("pooling", True)):
+            own = [record for record in records if (record["operation"] == "pool_tracklets") == pools]
+            if own:
+                figures[f"{name}-{dtype}"] = _figure(own, f"{name.capitalize()}: {subtitle}")
     return save(figures, folder)
 
 
-def _figure(records: list[dict[str, Any]], subtitle: str) -> Any:
+def _figure(records: list[dict[str, Any]], title: str) -> Any:
     shapes = distinct(records, "shape")
     rows = {shape: [record for record in records if record["shape"] == shape] for shape in shapes}
     heights = [len(own) + 1.6 for own in rows.values()]
@@ -43,5 +46,5 @@ def _figure(records: list[dict[str, Any]], subtitle: str) -> Any:
         bars(right, names, [record["peak_extra_bytes"] / 2**20 for record in own], ours=OURS)
         right.tick_params(axis="y", labelleft=False)
         right.set_title("extra memory, MiB", loc="left", fontsize=9, color=INK)
-    figure.suptitle(f"Contrast: {subtitle}", x=0.01, ha="left", fontsize=10, color=MUTED)
+    figure.suptitle(title, x=0.01, ha="left", fontsize=10, color=MUTED)
     return figure

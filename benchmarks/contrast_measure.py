@@ -206,6 +206,6 @@ def _record(
         "operations": operations,
         "achieved_gbs": gbs,
         "achieved_tflops": tflops,
-        "share_of_limit": of_copy if shape.operation == "mtc_loss" else of_matrix,
+        "share_of_limit": of_matrix if shape.operation == "tracklet_nce" else of_copy,
         "errors": found_errors,
     }

@@ -1,4 +1,4 @@
-"""Who computes a contrast: the paper's text as it would be written down, what a user would pick, and art_kernels."""
+"""Who computes a contrast, or pools: the paper's text written down, what a user would pick, and art_kernels."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from art_kernels import backends, mtc_loss, tracklet_nce
+from art_kernels import backends, mtc_loss, pool_tracklets, tracklet_nce
 from art_kernels.tracklet_contrast import reference
+from art_kernels.tracklet_pooling import reference as pooling
 from benchmarks.contrast_shapes import ContrastShape
 
 Loss = Callable[..., Tensor]
@@ -23,20 +24,21 @@ OURS_REPLAYED = "art_kernels, CUDA graph"
 #: By operation, the one that the others are compared with first.
 PROVIDERS: dict[str, tuple[str, ...]] = {
     "mtc_loss": ("naive", "vectorised", "vectorised compiled", OURS, OURS_REPLAYED),
+    "pool_tracklets": ("naive", "vectorised", "vectorised compiled", OURS, OURS_REPLAYED),
     "tracklet_nce": ("materialised", "materialised compiled", "memeff", "siglip-kernel", OURS),
 }
-MARGIN, TEMPERATURE = 0.6, 0.07
+MARGIN, TEMPERATURE, POOLING_TEMPERATURE = 0.6, 0.07, 0.01
 COMPILER = "inductor"
 
 
 def draw_inputs(shape: ContrastShape, device: torch.device, dtype: torch.dtype, seed: int = 0) -> list[Tensor]:
-    """Leaves: responses and aggregated tracklets, or anchors and candidates of unit length."""
+    """Leaves: responses, and aggregated tracklets or as many semantics; or anchors and candidates of unit length."""
     generator = torch.Generator(device).manual_seed(seed)
 
     def draw(*sizes: int) -> Tensor:
         return torch.randn(sizes, generator=generator, device=device)
 
-    if shape.operation == "mtc_loss":
+    if shape.operation != "tracklet_nce":
         responses = draw(*shape.sizes) + draw(shape.sizes[-1])  # cosines on both sides of the margin
         inputs = [responses, responses.mean(1) + 0.1 * draw(shape.sizes[0], *shape.sizes[2:])]
     else:
@@ -53,6 +55,8 @@ def build(provider: str, shape: ContrastShape) -> Loss:
         return torch.compile(build(provider.removesuffix(" compiled"), shape), backend=COMPILER)
     if shape.operation == "mtc_loss":
         return {"naive": naive, "vectorised": vectorised}.get(provider, _ours_mtc)
+    if shape.operation == "pool_tracklets":
+        return {"naive": pooled_naive, "vectorised": pooled_vectorised}.get(provider, _ours_pooled)
     if provider == "memeff":
         peer = importlib.import_module("memeff").MemoryEfficientCLIPLoss
         return peer(temperature=TEMPERATURE, normalized_inputs=True, stable=False)
@@ -82,7 +86,8 @@ def refusal(provider: str, shape: ContrastShape, device: torch.device) -> str | 
 
 def served_by(provider: str, shape: ContrastShape, inputs: Sequence[Tensor]) -> str | None:
     """The backend, of ours."""
-    return backends.choose(shape.operation, inputs[0]) if provider in (OURS, OURS_REPLAYED) else None
+    decides = inputs[1] if shape.operation == "pool_tracklets" else inputs[0]  # the number of semantics
+    return backends.choose(shape.operation, decides) if provider in (OURS, OURS_REPLAYED) else None
 
 
 def naive(responses: Tensor, aggregated: Tensor) -> Tensor:
@@ -112,6 +117,28 @@ def _ours_mtc(responses: Tensor, aggregated: Tensor) -> Tensor:
     return mtc_loss(responses, aggregated, margin=MARGIN).total
 
 
+def pooled_naive(responses: Tensor, semantics: Tensor) -> Tensor:
+    """The paper's text written down, loops over tracklets and semantics; of what is pooled the mean square."""
+    pooled = []
+    for k in range(responses.shape[2]):
+        tracklet = responses[:, :, k].float()
+        saliency = tracklet.new_zeros(tracklet.shape[:2])
+        for j in range(semantics.shape[1]):
+            similarity = F.cosine_similarity(tracklet, semantics[:, None, j].float(), dim=-1)
+            saliency = saliency + (similarity / POOLING_TEMPERATURE).softmax(1)
+        pooled.append((saliency[..., None] * tracklet).sum(1) / semantics.shape[1])
+    return torch.stack(pooled, 1).square().mean()
+
+
+def pooled_vectorised(responses: Tensor, semantics: Tensor) -> Tensor:
+    """All tracklets and semantics at once, in float32 as ours computes."""
+    return pooling.pool_tracklets(responses.float(), semantics.float(), POOLING_TEMPERATURE)[0].square().mean()
+
+
+def _ours_pooled(responses: Tensor, semantics: Tensor) -> Tensor:
+    return pool_tracklets(responses, semantics, temperature=POOLING_TEMPERATURE)[0].float().square().mean()
+
+
 def materialised(anchors: Tensor, candidates: Tensor) -> Tensor:
     """The matrix of all logits, and the cross-entropy of its rows and columns."""
     logits = (anchors @ candidates.mT).float() / TEMPERATURE
@@ -129,6 +156,8 @@ def truth(shape: ContrastShape, inputs: Sequence[Tensor]) -> list[Tensor]:
     leaves = [tensor.detach().double().requires_grad_() for tensor in inputs]
     if shape.operation == "mtc_loss":
         loss = sum(reference.mtc_loss(*leaves, MARGIN))
+    elif shape.operation == "pool_tracklets":
+        loss = pooling.pool_tracklets(*leaves, POOLING_TEMPERATURE)[0].square().mean()
     else:
         index = torch.arange(len(leaves[0]), device=leaves[0].device)
         backend = "reference" if len(leaves[0]) <= 8192 else "native"

@@ -27,8 +27,8 @@ def print_records(shape: ContrastShape, dtype: str, records: list[dict[str, Any]
 
     "vs first" says how many times as fast as the first provider; "MiB" is the peak beyond what was there before; "GB/s"
     is over the bytes that must move, "TFLOP/s" over the operations that cannot be spared; "of limit" is the share of
-    copy bandwidth for `mtc_loss`, of the rate of a large matrix product for `tracklet_nce`; "error" is the largest, as
-    a share of the largest true element.
+    copy bandwidth, for `tracklet_nce` of the rate of a large matrix product; "error" is the largest, as a share of the
+    largest true element.
     """
     print(f"\n{shape.name}, {dtype}: {shape.operation}, {shape.described()}")
     for record in {record["pass"]: record for record in records}.values():

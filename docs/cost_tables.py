@@ -99,32 +99,16 @@ def linear_assignment() -> str:
 
 
 def tracklet_pooling() -> str:
-    """Of `pool_tracklets`, by the formulas of its page."""
+    """Of `pool_tracklets`, with as many semantics as tracklets."""
     rows = []
-    for name, (b, t, k, j, c) in POOLED.items():
-        forward, backward = pooling_bytes(b, t, k, j, c, _BFLOAT16), pooling_bytes(b, t, k, j, c, _BFLOAT16, back=True)
-        operations = [_giga(pooling_operations(b, t, k, j, c, back=back)) for back in (False, True)]
-        rows.append([name, f"{b} × {t} × {k} × {c}", str(j), _mega(forward), _mega(backward), *operations])
-    return _table(["shape", "B × T × K × C", "J", "MB forward", "MB backward", "GFLOP forward", "GFLOP backward"], rows)
-
-
-#: B, T, K, J, C: responses as in the benchmarks of the contrast, with as many texts as tracklets, as in the model.
-POOLED = {
-    shape.name: (*shape.sizes[:3], shape.sizes[2], shape.sizes[3])
-    for shape in contrast_shapes.SHAPES.values()
-    if shape.operation == "mtc_loss"
-}
-
-
-def pooling_bytes(b: int, t: int, k: int, j: int, c: int, dtype: torch.dtype, *, back: bool = False) -> int:
-    """Every input read once and every result written once."""
-    inputs, outputs = b * t * k * c + b * j * c, b * k * c + b * t * k
-    return dtype.itemsize * (2 * inputs + outputs if back else inputs + outputs)
-
-
-def pooling_operations(b: int, t: int, k: int, j: int, c: int, *, back: bool = False) -> int:
-    """Products with the texts, norms and the weighted sum; backward those again and the gradients'."""
-    return 2 * b * t * k * c * (3 * j + 4 if back else j + 2)
+    for shape in contrast_shapes.SHAPES.values():
+        if shape.operation == "pool_tracklets":
+            b, t, k, c = shape.sizes
+            megabytes = [_mega(shape.moved_bytes(_BFLOAT16, name)) for name in ("forward", "backward")]
+            operations = [_giga(shape.operations(name)) for name in ("forward", "backward")]
+            rows.append([shape.name, f"{b} × {t} × {k} × {c}", str(k), *megabytes, *operations])
+    head = ["shape", "B × T × K × C", "J", "MB forward", "MB backward", "GFLOP forward", "GFLOP backward"]
+    return _table(head, rows)
 
 
 TABLES: dict[str, Callable[[], str]] = {

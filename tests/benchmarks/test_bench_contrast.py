@@ -17,6 +17,7 @@ from benchmarks.timing import effort_for
 CPU = torch.device("cpu")
 TINY = {
     "tiny": ContrastShape("tiny", "mtc_loss", (9, 4, 3, 8), 4),
+    "tiny-pool": ContrastShape("tiny-pool", "pool_tracklets", (9, 4, 3, 8), 4),
     "tiny-nce": ContrastShape("tiny-nce", "tracklet_nce", (40, 8), 40),
     "large": ContrastShape("large", "tracklet_nce", (40, 8), 0),
 }
@@ -35,12 +36,13 @@ def tiny(monkeypatch):
 
 
 def test_every_provider_is_measured_or_named(tiny):
-    result = run(Settings(shapes=("tiny", "tiny-nce", "large"), quick=False, passes=("forward", "both")))
+    result = run(Settings(shapes=("tiny", "tiny-pool", "tiny-nce", "large"), quick=False, passes=("forward", "both")))
     assert result["failures"] == [] and result["benchmark"] == "contrast"
     json.dumps(result)
     measured = {(record["shape"], record["provider"], record["pass"]) for record in result["records"]}
     for shape, there in (
         ("tiny", {"naive", "vectorised", "vectorised compiled", "art_kernels"}),
+        ("tiny-pool", {"naive", "vectorised", "vectorised compiled", "art_kernels"}),
         ("tiny-nce", {"materialised", "materialised compiled", "art_kernels"}),
     ):
         assert {(shape, provider, kind) for provider in there for kind in ("forward", "both")} <= measured
@@ -88,9 +90,15 @@ def test_counts():
     assert nce.moved_bytes(torch.float32, "backward") == 4 * 2 * 2 * 40 * 8
     assert nce.operations("both") == 3 * 2 * 40 * 40 * 8
     assert mtc.operations("forward") == 2 * 8 * 9 * (4 * 9 + 4 * 3 + 9)
+    pool, saliency = TINY["tiny-pool"], 9 * 4 * 3
+    assert pool.moved_bytes(torch.float32, "forward") == 4 * (responses + tracklets + tracklets + saliency)
+    assert pool.moved_bytes(torch.float32, "backward") == 4 * (2 * (responses + tracklets) + tracklets + saliency)
+    assert pool.moved_bytes(torch.float32, "both") == 4 * (3 * (responses + tracklets) + 2 * (tracklets + saliency))
+    assert pool.operations("both") == pool.operations("forward") + pool.operations("backward")
+    assert pool.operations("forward") == 2 * responses * (3 + 2)
 
 
-@pytest.mark.parametrize("name", ["tiny", "tiny-nce"])
+@pytest.mark.parametrize("name", ["tiny", "tiny-pool", "tiny-nce"])
 def test_passes_give_what_they_are_called(name):
     shape = TINY[name]
     inputs = draw_inputs(shape, CPU, torch.float32)
@@ -108,10 +116,11 @@ def test_peers_need_a_gpu_or_have_another_loss():
 
 
 def test_the_command_writes_results_and_pictures(tiny, tmp_path, capsys):
-    arguments = ["--shapes", "tiny,tiny-nce", "--quick", "--passes", "both", "--threads", "1"]
+    arguments = ["--shapes", "tiny,tiny-pool,tiny-nce", "--quick", "--passes", "both", "--threads", "1"]
     assert main([*arguments, "--out", str(tmp_path / "deep" / "r.json"), "--plots", str(tmp_path / "plots")]) == 0
     assert json.loads((tmp_path / "deep" / "r.json").read_text())["records"]
-    assert (tmp_path / "plots" / "contrast-float32.png").read_bytes()[:4] == b"\x89PNG"
+    for name in ("contrast", "pooling"):
+        assert (tmp_path / "plots" / f"{name}-float32.png").read_bytes()[:4] == b"\x89PNG"
     assert "left out: tiny-nce, float32, memeff: its kernels need a GPU" in capsys.readouterr().out
 
 
@@ -130,5 +139,5 @@ def test_bad_arguments(arguments, message, capsys):
 
 
 def test_it_is_one_of_the_benchmarks_on_a_gpu():
-    assert set(gpu.BENCHMARKS) == {"region_attention", "contrast", "linking", "model"}
+    assert gpu.BENCHMARKS["contrast"] == "benchmarks.bench_contrast"
     assert contrast_measure.OURS_REPLAYED in PROVIDERS["mtc_loss"]

@@ -7,6 +7,7 @@ import pytest
 
 from art_kernels.flops import _pool_tracklets, _pool_tracklets_backward
 from art_kernels.region_attention import tiles
+from benchmarks.contrast_shapes import ContrastShape
 from docs import cost_tables
 from docs.drawings import csrc
 from docs.drawings.attention import forward
@@ -105,9 +106,11 @@ def test_a_page_without_a_place_for_its_table_is_an_error():
 
 
 def test_products_of_pooling_are_those_that_the_counter_of_operations_has():
-    b, t, k, j, c = 3, 5, 2, 4, 7
-    norms, beside = 2 * b * t * k * c, 2 * 2 * b * t * k * c  # no products: squares; backward also what lies along r
-    forward_products = _pool_tracklets((b, t, k, c), (b, j, c))
-    backward_products = _pool_tracklets_backward((b, k, c), None, (b, t, k, c), (b, j, c), 0.01, None, True, True)
-    assert cost_tables.pooling_operations(b, t, k, j, c) == forward_products + norms
-    assert cost_tables.pooling_operations(b, t, k, j, c, back=True) == backward_products + beside
+    b, t, k, c = 3, 5, 2, 7
+    shape = ContrastShape("of mine", "pool_tracklets", (b, t, k, c), b)
+    responses, semantics = (b, t, k, c), (b, k, c)
+    squares, beside = 2 * b * t * k * c, 2 * 2 * b * t * k * c  # no products: norms; backward also what lies along r
+    products = _pool_tracklets(responses, semantics)
+    assert shape.operations("forward") == products + squares
+    products = _pool_tracklets_backward((b, k, c), None, responses, semantics, 0.01, None, True, True)
+    assert shape.operations("backward") == products + beside
