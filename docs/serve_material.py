@@ -19,7 +19,6 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +27,7 @@ from PIL import Image
 
 from art.data.motion.classes import CLASSES
 from art.data.video import read_frames
+from art.engine.runtime import provenance
 
 DOCS = Path(__file__).parent
 SAMPLES = DOCS.parent / "art" / "serving" / "samples"
@@ -97,12 +97,7 @@ def take_pictures(checkpoint: Path, chromium: str, out: Path) -> None:
     result = {
         "seconds": {"until the page answers": round(started, 2), **seconds},
         "clip": "24 frames of 112×112, 1.9 s",
-        "provenance": {
-            "cores": len(os.sched_getaffinity(0)),
-            "threads": torch.get_num_threads(),
-            "torch": torch.__version__,
-            "date": datetime.now(timezone.utc).date().isoformat(),
-        },
+        "provenance": {**provenance(), "cores": len(os.sched_getaffinity(0)), "threads": torch.get_num_threads()},
     }
     (DOCS / "results" / "serve.json").write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
 
@@ -115,7 +110,7 @@ def _side_by_side(desktop: Path, phone: Path, to: Path) -> None:
     page.paste(both[0], (0, 0))
     page.paste(both[1], (both[0].width + gap, 0))
     to.parent.mkdir(exist_ok=True)
-    page.save(to, quality=78, optimize=True)
+    page.save(to, quality=70, optimize=True)
 
 
 def _tour(browser: Any, address: str, out: Path, name: str, *, width: int, height: int) -> dict[str, float]:

@@ -21,6 +21,7 @@ COMMANDS = (
     "predict",
     "explain",
     "bank",
+    "serve",
     "export",
     "compare",
     "ablate",
