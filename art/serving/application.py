@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import shutil
+import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -110,6 +111,9 @@ class _Routes:
             size, beginning = 0, b""
             with clip.source.open("wb") as file:
                 async for part in request.stream():
+                    if not clip.wanted:
+                        raise Refused("Your clip did not arrive in time. Bring it again.")
+                    clip.seen = time.monotonic()
                     size += len(part)
                     if size > self._limits.bytes:
                         raise self._limits.too_large(name, None)

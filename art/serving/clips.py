@@ -48,7 +48,7 @@ class Clip:
         step: what is being done with it.
         answer: for the page, once it is done.
         message: why it was refused.
-        seen: when its page last asked, on the monotonic clock.
+        seen: when its page last asked or sent something, on the monotonic clock.
         ended: when it was done or refused.
         wanted: False once its page has left: it is removed as soon as nothing works with it.
     """
@@ -169,7 +169,8 @@ class Clips:
         ended = [clip for clip in self._clips.values() if clip.ended is not None]
         old = [clip for clip in ended if clip.ended is not None and now - clip.ended > self._keep]
         many = ended[: max(0, len(ended) - _MOST_KEPT)]
-        left = [clip for clip in self._clips.values() if clip.state == "waiting" and now - clip.seen > _UNSEEN]
+        idle = [clip for clip in self._clips.values() if clip.state in ("arriving", "waiting")]
+        left = [clip for clip in idle if now - clip.seen > _UNSEEN]
         for clip in {clip.id: clip for clip in (*old, *many, *left)}.values():
             self.remove(clip)
 

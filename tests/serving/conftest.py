@@ -27,10 +27,10 @@ SMALL = {
 ABOUT = {"kind": "art", "backbone": "tiny", "frames": 3, "tracklets": 2, "classes": NAMES, "device": "cpu"}
 
 
-def write_video(path, count=10, *, width=96, height=64, rate=10):
+def write_video(path, count=10, *, width=96, height=64, rate=10, codec="libx264"):
     """A bright square that goes to the right on a dark ground."""
     with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=rate)
+        stream = container.add_stream(codec, rate=rate)
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         stream.codec_context.thread_count = 1
         for i in range(count):

@@ -98,6 +98,14 @@ def test_nobody_waits_for_those_who_left(clips, answers, tmp_path):
     assert answers.given == ["stayed"] and clips.find(left.id) is None
 
 
+def test_a_clip_that_stops_on_its_way_gives_its_place_back(clips):
+    stuck = [clips.admit("x") for _ in range(3)]
+    stuck[0].seen -= 31
+    clips.clean_now(time.monotonic())
+    assert not stuck[0].wanted and not stuck[0].source.parent.exists() and stuck[1].wanted
+    clips.admit("y")
+
+
 def test_a_clip_is_not_removed_from_under_the_work(clips, answers, tmp_path):
     clip = bring(clips, "a")
     clip.state = "working"

@@ -31,6 +31,12 @@ def test_a_clip_within_the_limits_passes(content, tmp_path):
     check_clip(tmp_path / "clip.mp4", Limits(seconds=0.9, frames=10, megapixels=96 * 64 / 1e6))
 
 
+@pytest.mark.parametrize("name", ["clip.mov", "clip.mkv", "clip.avi", "clip.m4v", "clip.webm"])
+def test_every_container_that_the_page_names_passes(write_video, tmp_path, name):
+    path = write_video(tmp_path / name, codec="libvpx" if name.endswith("webm") else "libx264")
+    check_clip(path.rename(tmp_path / "of any name"), Limits(seconds=0.9, frames=10))
+
+
 @pytest.mark.parametrize(
     ("limits", "told"),
     [
