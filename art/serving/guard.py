@@ -26,7 +26,7 @@ _HEADERS = {
     "Content-Security-Policy": _PAGE_POLICY,
     "Cross-Origin-Resource-Policy": "same-origin",
     "Permissions-Policy": "camera=(self), microphone=()",
-    "Referrer-Policy": "no-referrer",
+    "Referrer-Policy": "same-origin",  # with "no-referrer" a form of this page would say that it comes from nowhere
     "X-Content-Type-Options": "nosniff",
     "Cache-Control": "no-store",
 }

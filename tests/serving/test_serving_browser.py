@@ -153,6 +153,22 @@ def test_the_camera_films_a_clip(browser, site, until):
         assert page.locator("#filming").is_hidden()
 
 
+def test_the_token_is_typed_in(browser, serving, held, tmp_path):
+    token = "a-token-of-24-characters"
+    with serving(held, tmp_path, token=token, local=False) as site:
+        page = browser.new_page(viewport={"width": PHONE[0], "height": PHONE[1]})
+        page.goto(site.address)
+        assert fits(page)
+        for given in ("wrong", token):
+            page.get_by_label("Token").fill(given)
+            page.keyboard.press("Enter")
+            if given == "wrong":
+                page.get_by_text("That is not the token.").wait_for()
+        page.locator("#samples button").first.wait_for()
+        assert page.url == f"{site.address}/"
+        page.close()
+
+
 def test_a_clip_is_dropped_and_given_up(browser, serving, held, tmp_path, until):
     with serving(held, tmp_path) as site, opened(browser, site, DESKTOP) as page:
         page.evaluate(
