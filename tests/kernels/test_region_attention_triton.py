@@ -31,6 +31,13 @@ def tensors(frames, rows, count, channels, position):
     return [2 * queries, *others]
 
 
+def draws(dtype):
+    """Fewer in the interpreter, which is slow; least in 16 bits, where plain PyTorch errs so much more that few tell."""
+    if DEVICE.type == "cuda":
+        return 12
+    return 6 if dtype == torch.float32 else 2
+
+
 def mask_of(frames, count):
     mask = torch.rand(frames, count, device=DEVICE) > 0.3
     if frames > 1:
@@ -67,7 +74,7 @@ def test_agrees_with_float64(dtype, frames, rows, count, channels, position, mas
         plain,
         lambda: tensors(frames, rows, count, channels, position),
         dtype,
-        draws=12 if DEVICE.type == "cuda" else 6,  # the interpreter is slow
+        draws=draws(dtype),
     )
 
 

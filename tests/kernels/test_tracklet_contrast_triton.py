@@ -14,7 +14,13 @@ launch = pytest.importorskip("art_kernels.tracklet_contrast.launch")
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 DTYPES = [torch.float32, torch.float16, *([torch.bfloat16] if DEVICE.type == "cuda" else [])]  # see device_refusal
 SIZES = [(2, 10, 2, 72), (2, 1, 5, 33), (2, 5, 1, 96), (1, 3, 19, 40), (1, 2, 32, 130)]
-DRAWS = 12 if DEVICE.type == "cuda" else 4  # the interpreter is slow
+
+
+def draws(dtype):
+    """Fewer in the interpreter, which is slow; least in 16 bits, where plain PyTorch errs so much more that few tell."""
+    if DEVICE.type == "cuda":
+        return 12
+    return 4 if dtype == torch.float32 else 2
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -23,14 +29,16 @@ DRAWS = 12 if DEVICE.type == "cuda" else 4  # the interpreter is slow
 def test_agrees_with_float64(dtype, options, aggregated, ragged):
     if aggregated and "tracklet_form" in options:
         pytest.skip("flattened tracklets have no aggregated ones")
-    agreement("triton", DEVICE, dtype, (2, 7, 3, 100), options, aggregated=aggregated, ragged=ragged, draws=DRAWS)
+    agreement(
+        "triton", DEVICE, dtype, (2, 7, 3, 100), options, aggregated=aggregated, ragged=ragged, draws=draws(dtype)
+    )
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("sizes", SIZES, ids=str)
 @pytest.mark.parametrize("options", [OPTIONS[2], OPTIONS[3]], ids=str)
 def test_agrees_with_float64_at_other_sizes(dtype, sizes, options):
-    agreement("triton", DEVICE, dtype, sizes, options, aggregated=False, ragged=True, draws=DRAWS)
+    agreement("triton", DEVICE, dtype, sizes, options, aggregated=False, ragged=True, draws=draws(dtype))
 
 
 @pytest.mark.parametrize("weights", [(1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0), (0.3, -2.0, 5.0)], ids=str)
