@@ -32,7 +32,7 @@ def tensors(frames, rows, count, channels, position):
 
 
 def draws(dtype):
-    """Fewer in the interpreter, which is slow; least in 16 bits, where plain PyTorch errs so much more that few tell."""
+    """Fewer in the interpreter, which is slow; fewest in 16 bits, where plain PyTorch errs so much that two tell."""
     if DEVICE.type == "cuda":
         return 12
     return 6 if dtype == torch.float32 else 2

@@ -17,7 +17,7 @@ SIZES = [(2, 10, 2, 72), (2, 1, 5, 33), (2, 5, 1, 96), (1, 3, 19, 40), (1, 2, 32
 
 
 def draws(dtype):
-    """Fewer in the interpreter, which is slow; least in 16 bits, where plain PyTorch errs so much more that few tell."""
+    """Fewer in the interpreter, which is slow; fewest in 16 bits, where plain PyTorch errs so much that two tell."""
     if DEVICE.type == "cuda":
         return 12
     return 4 if dtype == torch.float32 else 2
