@@ -3,7 +3,6 @@
 import re
 
 import pytest
-from starlette.routing import Mount
 
 TOKEN = "a-token-of-24-characters"
 
@@ -24,6 +23,8 @@ def local(serving, looking, tmp_path_factory):
 
 def routes(site):
     """Every method and path of the page."""
+    from starlette.routing import Mount
+
     for route in site.page.routes:
         if isinstance(route, Mount):
             yield "GET", route.path + "/style.css"
