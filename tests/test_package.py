@@ -45,11 +45,3 @@ def test_backends_report():
     assert report.returncode == 0
     for operation in ("region_attention", "mtc_loss", "pool_tracklets", "link_tracklets"):
         assert operation in report.stdout
-
-
-def test_readme_examples_run(tmp_path):
-    blocks = (ROOT / "README.md").read_text().split("```python\n")[1:]
-    assert len(blocks) >= 2
-    for block in blocks:
-        code = block.split("```")[0].replace("runs/x", str(tmp_path / "x"))
-        assert python("-c", code).returncode == 0

@@ -76,8 +76,10 @@ EXCLUDED = {
 BENCHMARK = "python benchmarks/bench_"
 COUNTS = "python benchmarks/bench_region_attention.py --floor"
 
-#: A command whose result another one begins with: it is run first, in the same world.
+#: A command whose result another one, or the Python of a page, begins with. It is run there, and not again by itself.
 AFTER = {
+    "docs/export.md":
+        "art export --checkpoint runs/motion --format torch --out motion.pt2 --outputs logits,class_token,maps",
     "python examples/onnx_predict.py motion.onnx clip.mp4":
         "art export --checkpoint runs/motion --format onnx --out motion.onnx",
 }  # fmt: skip

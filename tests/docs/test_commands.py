@@ -72,7 +72,8 @@ def test_whatever_is_excluded_is_there():
     """And what it names: a file of the repository, or a target of the Makefile."""
     found = {command.words for command in ALL}
     assert not set(EXCLUDED) - found, "excluded, but on no page"
-    assert not {*OWN_NAMES, *AFTER, *AFTER.values()} - found, "no such command on a page"
+    commands_before = {words for words in (*AFTER, *AFTER.values()) if not words.endswith(".md")}
+    assert not {*OWN_NAMES, *commands_before} - found, "no such command on a page"
     for words in EXCLUDED:
         for word in words.split():
             assert not word.endswith(".py") or (ROOT / word).is_file(), words
