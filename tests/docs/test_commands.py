@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 from cases import AFTER, BENCHMARK, COUNTS, EXCLUDED, OWN_NAMES, as_run, free_port, prepare
-from documents import ROOT, Command, blocks, commands
+from documents import ROOT, Command, blocks, commands, statements
 from packaging.requirements import Requirement
 from reader import SECONDS, Reader, is_there, known_to_art, written
 
@@ -23,6 +23,7 @@ except ModuleNotFoundError:  # Python 3.10
     import tomli as tomllib
 
 ALL = commands()
+QUICK_START = "docs/quick_start.md"
 
 
 def is_mention(command: Command) -> bool:
@@ -32,11 +33,16 @@ def is_mention(command: Command) -> bool:
     return command.inline and words[0] == "art" and part
 
 
+def in_order(command: Command) -> bool:
+    """On the quick start alone, which is run from its first line to its last."""
+    return all(place.startswith(f"{QUICK_START}:") for place in command.places)
+
+
 MENTIONS = [command for command in ALL if is_mention(command)]
 INSTALLED = [command for command in ALL if command.words.startswith("pip install")]
 BENCHMARKS = [c for c in ALL if c.words.startswith(BENCHMARK) and not c.words.startswith(COUNTS)]
 ELSEWHERE = (*MENTIONS, *INSTALLED, *BENCHMARKS)
-RUN = [c for c in ALL if c.words not in (*EXCLUDED, *AFTER.values()) and c not in ELSEWHERE]
+RUN = [c for c in ALL if c.words not in (*EXCLUDED, *AFTER.values()) and c not in ELSEWHERE and not in_order(c)]
 
 
 def named(command):
@@ -46,10 +52,15 @@ def named(command):
 @pytest.mark.parametrize("command", RUN, ids=named)
 def test_a_command_does_what_its_page_says(reader: Reader, command: Command):
     before = AFTER.get(command.words)
-    text = as_run(command.words, command.text)
-    world = reader.world(text if before is None else before + text)
+    world = reader.world(as_run(command.words, command.text) + (before or ""))
     if before is not None:
         reader.check(before, world)
+    run(reader, command, world)
+
+
+def run(reader: Reader, command: Command, world: Path) -> None:
+    """It ends well, and what it writes is there."""
+    text = as_run(command.words, command.text)
     prepare(reader, world, text)
     if command.words.startswith("art serve"):
         outcome = reader.served(text, world)
@@ -58,6 +69,24 @@ def test_a_command_does_what_its_page_says(reader: Reader, command: Command):
     assert outcome.code == 0, f"{' '.join(command.places)}\n$ {text}\n{outcome.said}"
     for name in written(text):
         assert is_there(world / name), f"{' '.join(command.places)}: {name} is not there\n$ {text}\n{outcome.said}"
+
+
+def test_the_quick_start_leads_from_nothing_to_pictures(reader: Reader):
+    """Each command and each block of Python, in order, where only the repository and the reader's own clips are."""
+    world = reader.world("")
+    steps = 0
+    for block in blocks((ROOT / QUICK_START).read_text(), QUICK_START):
+        if block.language == "python":
+            outcome = reader.shell(f"python - <<'END'\n{block.text}END\n", world)
+            assert outcome.code == 0, f"{QUICK_START}:{block.line}\n{outcome.said}"
+            steps += 1
+        for number, text in statements(block.text) if block.language == "sh" else ():
+            command = Command(text, (f"{QUICK_START}:{block.line + number}",), inline=False)
+            if not command.words.startswith("pip"):
+                run(reader, command, world)
+                steps += 1
+    assert steps >= 8
+    assert is_there(world / "runs/few/report.html") and is_there(world / "sheet.png")
 
 
 def variables(text: str) -> dict[str, str]:

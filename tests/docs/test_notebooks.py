@@ -1,0 +1,44 @@
+"""The notebooks run, their figures show something, and they are committed without outputs."""
+
+import base64
+import io
+from pathlib import Path
+
+import nbformat
+import numpy as np
+import pytest
+from PIL import Image
+
+from docs.hooks.notebooks import executed
+
+ROOT = Path(__file__).resolve().parents[2]
+FIGURES = {"quick_start": 3, "region_attention": 2, "tracklets": 3}
+
+
+def test_these_are_all():
+    assert {path.stem for path in (ROOT / "notebooks").glob("*.ipynb")} == set(FIGURES)
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_a_notebook_is_committed_clean_and_short(name):
+    notebook = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
+    nbformat.validate(notebook)
+    assert notebook.cells[0].cell_type == "markdown" and notebook.cells[0].source.startswith("# ")
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert all(cell.outputs == [] and cell.execution_count is None for cell in code), "clear all outputs"
+    assert len(code) <= 12
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_a_notebook_runs_and_its_figures_are_not_empty(name):
+    """The site shows this very run: it is made once for both."""
+    cells = executed(ROOT / "notebooks" / f"{name}.ipynb").cells
+    outputs = [output for cell in cells for output in cell.get("outputs", [])]
+    assert not [output for output in outputs if output.output_type == "error" or output.get("name") == "stderr"]
+    pictures = [o["data"]["image/png"] for o in outputs if "image/png" in o.get("data", {})]
+    assert len(pictures) == FIGURES[name]
+    for picture in pictures:
+        pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(picture))).convert("RGB"))
+        drawn = (pixels != pixels[0, 0]).any(-1).mean()
+        assert min(pixels.shape[:2]) > 150 and drawn > 0.02, f"{100 * drawn:.1f} % of a figure is drawn"
+        assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 20
