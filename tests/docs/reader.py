@@ -82,10 +82,8 @@ class Reader:
 
     def start(self, text: str, world: Path, **variables: str) -> subprocess.Popen[str]:
         """Begins a command or a script; it has a group of processes to itself."""
-        script = world / ".command.sh"
-        script.write_text(text)
         return subprocess.Popen(
-            ["bash", "-eu", str(script)],
+            ["bash", "-euc", text],
             cwd=world,
             env={**self.environment(world), **variables},
             stdin=subprocess.DEVNULL,
