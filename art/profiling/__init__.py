@@ -5,4 +5,13 @@ from .measure import StageMeasure, measure_stages
 from .profile import as_table, model_maker, profile
 from .stages import STAGES
 
-__all__ = ["STAGES", "StageCount", "StageMeasure", "as_table", "count_stages", "measure_stages", "model_maker", "profile"]
+__all__ = [
+    "STAGES",
+    "StageCount",
+    "StageMeasure",
+    "as_table",
+    "count_stages",
+    "measure_stages",
+    "model_maker",
+    "profile",
+]
