@@ -122,7 +122,7 @@ def copy_checkpoint(source: Path, target: Path) -> None:
     recover(target)
     shutil.rmtree(incoming, ignore_errors=True)
     shutil.copytree(source, incoming)
-    _replace(target, incoming, keep=1)
+    _replace(target, incoming, keep=None)
 
 
 def load_training_state(folder: Path) -> dict[str, Any]:
@@ -265,7 +265,7 @@ def _previous(folder: Path) -> Path:
     return folder.with_name(f".{folder.name}.previous")
 
 
-def _replace(folder: Path, incoming: Path, keep: int) -> None:
+def _replace(folder: Path, incoming: Path, keep: int | None) -> None:
     for path in [*incoming.rglob("*"), incoming]:
         _flush(path)
     previous = _previous(folder)
@@ -277,14 +277,17 @@ def _replace(folder: Path, incoming: Path, keep: int) -> None:
     _retire(previous, keep)
 
 
-def _retire(previous: Path, keep: int) -> None:
-    """Removes a former checkpoint, or gives it its number and removes the ones that are then too many."""
-    if previous.exists() and keep > 1:
+def _retire(previous: Path, keep: int | None) -> None:
+    """Removes a former checkpoint, or gives it its number and removes the ones that are then too many. None: those with
+    numbers are another's."""
+    if previous.exists() and keep is not None and keep > 1:
         with contextlib.suppress(CheckpointError):  # of a removal that a crash cut short
             kept = previous.with_name(f"step-{load_training_state(previous)['step']:08d}")
             _remove(kept)
             previous.rename(kept)
     shutil.rmtree(previous, ignore_errors=True)
+    if keep is None:
+        return
     numbered = sorted(previous.parent.glob("step-*"))
     for folder in numbered[: max(0, len(numbered) - (keep - 1))]:
         _remove(folder)

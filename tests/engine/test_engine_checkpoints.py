@@ -157,6 +157,13 @@ def test_a_copy_replaces_as_a_whole(tmp_path):
     assert content(best) == ("two", 2)
 
 
+def test_a_copy_leaves_the_numbered_ones_alone(tmp_path):
+    for step in (1, 2, 3):
+        save(tmp_path / "last", f"{step}", step, keep=3)
+        copy_checkpoint(tmp_path / "last", tmp_path / "best")
+    assert {path.name for path in tmp_path.iterdir()} == {"last", "best", "step-00000001", "step-00000002"}
+
+
 def test_no_state_is_named(tmp_path):
     with pytest.raises(CheckpointError, match=r"last: no training_state\.pt"):
         load_training_state(tmp_path / "last")
