@@ -200,7 +200,9 @@ def run(argv: list[str]) -> int:
     """The command; the exit status is 1 where a variant failed."""
     parser = argparse.ArgumentParser(prog="python -m art_kernels compile", description=__doc__)
     parser.add_argument("--targets", type=_targets, default=list(TARGETS), help=f"some of {','.join(TARGETS)}")
-    parser.add_argument("--out", type=Path, required=True, help="folder for the machine code; made if it is not there")
+    parser.add_argument(
+        "--out", type=Path, required=True, help="folder for what Triton compiles; made if it is not there"
+    )
     parser.add_argument(
         "--only", type=_pattern, default=re.compile(""), help="regular expression that names must match"
     )
@@ -213,8 +215,9 @@ def run(argv: list[str]) -> int:
         parser.error(f"--only {arguments.only.pattern!r} matches no variant; a name is {known[0]}")
     if not extension.has_cuda():
         print("The native module was built without CUDA: its kernels are not in this table", file=sys.stderr)
-    arguments.out.mkdir(parents=True, exist_ok=True)
     jobs = [(name, target) for name in names for target in arguments.targets]
+    if jobs:
+        arguments.out.mkdir(parents=True, exist_ok=True)
     width = max(map(len, [*names, *(report.name for report in native)]))
     print(f"{'variant':<{width}}  target   registers  local  shared  loads  of 16 bytes  tensor-core instructions")
     failed = 0
@@ -224,7 +227,8 @@ def run(argv: list[str]) -> int:
             failed += report.error != ""
             print(report.line(width), flush=True)
     count = len(jobs) + len(native)
-    print(f"{count - failed} of {count} variants compiled without fault into {arguments.out}")
+    places = [f"{len(jobs)} into {arguments.out}"] * bool(jobs) + [f"{len(native)} in the native module"] * bool(native)
+    print(f"{count - failed} of {count} variants compiled without fault: {', '.join(places)}")
     return 1 if failed else 0
 
 
