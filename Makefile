@@ -11,7 +11,8 @@ RUN    ?= runs/motion
 TARGETS ?= sm_89,gfx942
 HOPPER  ?= \.bf16\.(c768|c1408)\.(m|j16|split\.plain)
 KERNELS ?= combine\.bf16\.c1000|\.bf16\.(c256|c768|c1408)\.(m|j16|split\.plain)|\.(fp16|fp32)\.c1000\.(m.*(plain|all)|j16\.t16\.all)|contrast\.(terms|.*\.bf16\.c256\..*all)|nce\..*\.bf16\.c256\.all
-# Python compiles what it imports; pip would compile all of it first, for a minute.
+# Python compiles what it imports, once, whatever the environment says; pip would compile all of it first, for a minute.
+unexport PYTHONDONTWRITEBYTECODE
 PIP    := $(BIN)/python -m pip install --no-compile --quiet --disable-pip-version-check --constraint constraints.txt
 
 BUILT_FROM := pyproject.toml constraints.txt setup.py $(wildcard csrc/*)
