@@ -35,11 +35,10 @@ def main(model, clip):
     with av.open(clip) as container:
         frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
     video = np.stack([frames[i] for i in shown(len(frames), facts["num_frames"], facts["sampling"])])
-    height, width = video.shape[1:3]
-    side = max(1, round(min(height, width) * facts["crop"]["share"]))
-    top, left, resize = (height - side) // 2, (width - side) // 2, scaling(side, facts["input_size"])
-    square = video[:, top : top + side, left : left + side].transpose(0, 3, 1, 2)
-    video = np.clip(np.round(resize @ square @ resize.T), 0, 255).astype(np.uint8)
+    side = max(1, round(min(video.shape[1:3]) * facts["crop"]["share"]))
+    top, left = ((size - side) // 2 for size in video.shape[1:3])
+    square, resize = video[:, top : top + side, left : left + side], scaling(side, facts["input_size"])
+    video = np.clip(np.round(resize @ square.transpose(0, 3, 1, 2) @ resize.T), 0, 255).astype(np.uint8)
     logits = session.run(["logits"], {"video": video[None]})[0][0]
     odds = np.exp(logits - logits.max())
     for index in np.argsort(-odds)[:5]:
