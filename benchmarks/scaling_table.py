@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -42,10 +41,11 @@ def update_page(page: Path, result: dict[str, Any]) -> None:
     """
     text = page.read_text(encoding="utf-8")
     for name, table in tables(result).items():
-        place_of = re.compile(rf"(<!-- table {name} -->\n).*?(<!-- end -->)", re.DOTALL)
-        text, found = place_of.subn(lambda match, table=table: f"{match[1]}\n{table}\n{match[2]}", text)  # type: ignore[misc]
-        if found != 1:
-            raise ValueError(f"{page}: {found} places for the table {name!r}, expected one: <!-- table {name} -->")
+        before, mark, rest = text.partition(f"<!-- table {name} -->\n")
+        _, end, after = rest.partition("<!-- end -->")
+        if not end:
+            raise ValueError(f"{page}: no place for the table {name!r}, expected <!-- table {name} --> and <!-- end -->")
+        text = f"{before}{mark}\n{table}\n{end}{after}"
     page.write_text(text, encoding="utf-8")
 
 
