@@ -44,7 +44,7 @@ def update_page(page: Path, result: dict[str, Any]) -> None:
         before, mark, rest = text.partition(f"<!-- table {name} -->\n")
         _, end, after = rest.partition("<!-- end -->")
         if not end:
-            raise ValueError(f"{page}: no place for the table {name!r}, expected <!-- table {name} --> and <!-- end -->")
+            raise ValueError(f"{page}: expected a place for a table, <!-- table {name} --> and <!-- end -->")
         text = f"{before}{mark}\n{table}\n{end}{after}"
     page.write_text(text, encoding="utf-8")
 
