@@ -7,11 +7,11 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .backbones import Features, build_backbone
-    from .baseline import BackboneClassifier
-    from .model import ARTModel, ARTOutput
-    from .options import ARTOptions
-    from .pretrained import VideoClassifier, build_model, load_model
+    from art.backbones import Features, build_backbone
+    from art.model.art_model import ARTModel, ARTOutput
+    from art.model.baseline import BackboneClassifier
+    from art.model.options import ARTOptions
+    from art.model.pretrained import VideoClassifier, build_model, load_model
 
 try:
     __version__ = version("art-kernels")
@@ -31,15 +31,15 @@ __all__ = [
 ]
 
 _ROOMS = {
-    "ARTModel": "model",
-    "ARTOptions": "options",
-    "ARTOutput": "model",
-    "BackboneClassifier": "baseline",
+    "ARTModel": "model.art_model",
+    "ARTOptions": "model.options",
+    "ARTOutput": "model.art_model",
+    "BackboneClassifier": "model.baseline",
     "Features": "backbones",
-    "VideoClassifier": "pretrained",
+    "VideoClassifier": "model.pretrained",
     "build_backbone": "backbones",
-    "build_model": "pretrained",
-    "load_model": "pretrained",
+    "build_model": "model.pretrained",
+    "load_model": "model.pretrained",
 }
 
 
@@ -47,4 +47,4 @@ def __getattr__(name: str) -> Any:
     # Names are imported when they are first used: the command line answers before torch is loaded.
     if name not in _ROOMS:
         raise AttributeError(f"module 'art' has no attribute {name!r}")
-    return getattr(importlib.import_module(f".{_ROOMS[name]}", __name__), name)
+    return getattr(importlib.import_module(f"art.{_ROOMS[name]}"), name)

@@ -24,12 +24,12 @@ from art.commands import (
     run_train,
 )
 
-#: The data sets that come with this package, as art.data.registry knows them: help must not import that.
+#: The data sets that come with this package, as art.data.datasets.registry knows them: help must not import that.
 DATA_SETS = (
     "motion", "finegym99", "finegym288", "finegym99_v1.0", "finegym288_v1.0", "diving48", "ntu60_xsub", "ntu60_xview",
     "ntu120_xsub", "ntu120_xset", "kinetics400", "kinetics600", "something_v1", "something_v2", "folder", "csv", "list",
 )  # fmt: skip
-#: As art.ablation.tables knows them, for the same reason.
+#: As art.experiments.ablation_tables knows them, for the same reason.
 ABLATIONS = ("components", "mtc", "bank", "tracklets", "margin")
 _OVERRIDE_HELP = "dotted.key=value, over the configuration: optim.lr=0.02 model.num_tracklets=3"
 _EXITS = """exit codes: 0 done; 1 predict: a clip could not be read, prepare: clips are missing or broken;
@@ -70,29 +70,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _tells(error: Exception) -> bool:
     """Whether this process prints it: of what all ranks of a training were asked for, rank 0 tells."""
-    from art.engine.interruption import Interrupted
+    from art.train.interruption import Interrupted
 
     if not isinstance(error, Interrupted) or "torch" not in sys.modules:  # without it, this is no rank of anything
         return True
-    from art.engine.distributed import is_main_process
+    from art.train.distributed import is_main_process
 
     return is_main_process()
 
 
 def _exit_code(error: Exception) -> int | None:
     """The exit code of an error that the user can mend or asked for; None: a bug, which keeps its traceback."""
-    from art.engine.interruption import Interrupted
+    from art.train.interruption import Interrupted
 
     if isinstance(error, Interrupted):
         return 128 + error.signal_number
     if isinstance(error, (ValueError, OSError, ImportError)):
         return 2
     # Only now, because these load torch.
-    from art.data.dataset import DataError
-    from art.data.video import VideoError
-    from art.engine.distributed import OtherRankError
-    from art.engine.train import NonFiniteLoss
-    from art.engine.trainings import RunsFailed
+    from art.data.decoding.video import VideoError
+    from art.data.loading.dataset import DataError
+    from art.experiments.runs import RunsFailed
+    from art.train.distributed import OtherRankError
+    from art.train.loop import NonFiniteLoss
 
     return 2 if isinstance(error, (DataError, VideoError, NonFiniteLoss, OtherRankError, RunsFailed)) else None
 

@@ -16,8 +16,8 @@ _ENCODED = ("cut", "short_side", "keyframe_every", "crf")
 
 def run_shards(options: argparse.Namespace) -> int:
     """Writes a data set into tar shards."""
-    from art.data.registry import dataset_splits, open_dataset
-    from art.data.shards import write_shards
+    from art.data.datasets.registry import dataset_splits, open_dataset
+    from art.data.loading.shards import write_shards
 
     splits = options.splits or dataset_splits(options.name, options.root)
     if not splits:
@@ -61,11 +61,11 @@ def run_prepare(options: argparse.Namespace) -> int:
 
 
 def _prepare_videos(options: argparse.Namespace, max_bad_share: float, encoded: dict[str, Any]) -> int:
-    from art.data.checking import as_table, check_dataset
     from art.data.files import check_writable, write_whole
-    from art.data.preparing import prepare_dataset
-    from art.data.reencode import Encoding
-    from art.engine.interruption import ending_on_sigterm
+    from art.data.prepare.check import as_table, check_dataset
+    from art.data.prepare.convert import prepare_dataset
+    from art.data.prepare.reencode import Encoding
+    from art.train.interruption import ending_on_sigterm
 
     chosen: dict[str, Any] = {"splits": options.splits, "workers": options.workers}
     out = options.out or options.to or Path("runs") / f"prepare-{options.name}"
@@ -101,10 +101,10 @@ def _flag(name: str) -> str:
 
 def run_train(options: argparse.Namespace) -> int:
     """Trains a model."""
-    from art.engine.accuracy_table import table
-    from art.engine.config import load_config
-    from art.engine.distributed import is_main_process
-    from art.engine.train import train
+    from art.eval.accuracy_table import table
+    from art.train.config import load_config
+    from art.train.distributed import is_main_process
+    from art.train.loop import train
 
     config = load_config(options.config, options.overrides)
     resume: bool | Literal["auto"] = "auto" if options.auto_resume else options.resume
@@ -122,8 +122,8 @@ def run_train(options: argparse.Namespace) -> int:
 
 def run_evaluate(options: argparse.Namespace) -> int:
     """Measures a checkpoint on a split."""
-    from art.engine.accuracy_table import table
-    from art.engine.evaluate import evaluate_checkpoint
+    from art.eval.accuracy_table import table
+    from art.eval.evaluate import evaluate_checkpoint
 
     evaluation = evaluate_checkpoint(
         options.checkpoint, split=options.split, overrides=options.overrides, report=options.report
@@ -136,8 +136,8 @@ def run_evaluate(options: argparse.Namespace) -> int:
 
 def run_score(options: argparse.Namespace) -> int:
     """Measures saved predictions again."""
-    from art.engine.accuracy_table import table
-    from art.engine.score import score
+    from art.eval.accuracy_table import table
+    from art.eval.score import score
 
     scored = score(options.predictions, report=options.report)
     print(table(scored.evaluation))
@@ -148,7 +148,7 @@ def run_score(options: argparse.Namespace) -> int:
 
 def run_predict(options: argparse.Namespace) -> int:
     """Names the action in video files."""
-    from art.prediction import ClipPredictor, PredictionSettings, find_sources
+    from art.tools.predict import ClipPredictor, PredictionSettings, find_sources
 
     for name, least in (("top_k", 1), ("views", 1), ("batch_size", 1), ("workers", 0), ("part_clips", 1)):
         if getattr(options, name) < least:
@@ -183,8 +183,8 @@ def run_predict(options: argparse.Namespace) -> int:
 
 def run_explain(options: argparse.Namespace) -> int:
     """Shows what a model looks at in a video."""
-    from art.explain import explain_to_folder
-    from art.explain.write import FILES
+    from art.tools.explain import explain_to_folder
+    from art.tools.explain.write import FILES
 
     out = options.out or Path("runs") / f"explain-{options.clip.stem}"
     explanation = explain_to_folder(
@@ -200,7 +200,7 @@ def run_explain(options: argparse.Namespace) -> int:
 
 def run_bank(options: argparse.Namespace) -> int:
     """Shows the texts of the classes before and after training."""
-    from art.bank import bank_to_folder
+    from art.tools.bank import bank_to_folder
 
     out = options.out or Path("runs") / f"bank-{options.checkpoint.resolve().name}"
     _, files = bank_to_folder(options.checkpoint, out, lambda said: print(f"art: {said}", file=sys.stderr))
@@ -210,7 +210,7 @@ def run_bank(options: argparse.Namespace) -> int:
 
 def run_serve(options: argparse.Namespace) -> int:
     """Serves a page to try a model on, until it is stopped."""
-    from art.serving import Asking, Limits, ServeSettings, serve
+    from art.tools.serve import Asking, Limits, ServeSettings, serve
 
     sizes = {name: getattr(options, f"max_{name}") for name in ("megabytes", "seconds", "frames", "megapixels")}
     names = ("checkpoint", "host", "port", "token", "keep_minutes", "max_waiting", "timeout", "device")
@@ -225,8 +225,8 @@ def run_serve(options: argparse.Namespace) -> int:
 
 
 def _predict_to_parquet(options: argparse.Namespace, settings: Any) -> int:
-    from art.engine.runtime import devices_at_once
-    from art.prediction.parquet import predict_to_parquet
+    from art.tools.predict.parquet import predict_to_parquet
+    from art.train.runtime import devices_at_once
 
     if options.json:
         raise ValueError("--json: prints answers, expected without --out, which writes them")
@@ -245,7 +245,7 @@ def _predict_to_parquet(options: argparse.Namespace, settings: Any) -> int:
 
 def run_export(options: argparse.Namespace) -> int:
     """Writes a model as a file that needs no ART to run."""
-    from art.export import export_checkpoint
+    from art.tools.export import export_checkpoint
 
     outputs = tuple(_listed(options.outputs))
     exported = export_checkpoint(options.checkpoint, options.out, options.format, outputs=outputs, clips=options.clips)
@@ -259,9 +259,9 @@ def run_export(options: argparse.Namespace) -> int:
 
 def run_compare(options: argparse.Namespace) -> int:
     """Trains with several seeds each way."""
-    from art.engine.compare import compare
-    from art.engine.compare_table import as_markdown
-    from art.engine.config import load_config
+    from art.experiments.compare import compare
+    from art.experiments.compare_table import as_markdown
+    from art.train.config import load_config
 
     epochs = [] if options.epochs is None else [f"optim.epochs={options.epochs}"]
     config = load_config(options.config, [*options.overrides, *epochs])
@@ -272,11 +272,11 @@ def run_compare(options: argparse.Namespace) -> int:
 
 def run_ablate(options: argparse.Namespace) -> int:
     """Trains the paper's ablations."""
-    from art.ablation import ablate, make_plan
-    from art.ablation.markdown import as_markdown
-    from art.ablation.plan import as_list
-    from art.engine.config import load_config
-    from art.engine.runtime import devices_at_once
+    from art.experiments import ablate, make_plan
+    from art.experiments.ablation_markdown import as_markdown
+    from art.experiments.ablation_plan import as_list
+    from art.train.config import load_config
+    from art.train.runtime import devices_at_once
 
     config = load_config(options.config, options.overrides)
     only = _listed(options.only)
@@ -296,10 +296,10 @@ def _listed(text: str | None) -> list[str]:
 
 def run_profile(options: argparse.Namespace) -> int:
     """Counts and measures a model stage by stage."""
-    from art.engine.config import load_config
-    from art.profiling import as_table, profile
-    from art.visualize.cost import cost_figure
-    from art.visualize.style import png_bytes
+    from art.eval.report.cost import cost_figure
+    from art.eval.report.style import png_bytes
+    from art.tools.profile import as_table, profile
+    from art.train.config import load_config
 
     config = load_config(options.config, options.overrides)
     folder = options.out or Path(config.output) / "profile"

@@ -9,7 +9,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from art.visualize.style import GRID, INK, LINE_COLOURS, MUTED, new_figure, quiet_axes
+from art.eval.report.style import GRID, INK, LINE_COLOURS, MUTED, new_figure, quiet_axes
 from benchmarks.attention_providers import BASELINE, OURS, PROVIDERS
 from benchmarks.charts import OTHERS, Records, distinct, log_axes, number, save, title
 

@@ -29,8 +29,8 @@ import torch
 from torch import Tensor, nn
 
 from art import ARTModel
-from art.export import export_model
 from art.extras import import_extra
+from art.tools.export import export_model
 from benchmarks.command import add_names, conclude, positive
 from benchmarks.findings import Findings
 from benchmarks.table import Column, place, print_missing, print_table

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from art.visualize.style import GRID, INK, LINE_COLOURS, MUTED, png_bytes, quiet_axes
+from art.eval.report.style import GRID, INK, LINE_COLOURS, MUTED, png_bytes, quiet_axes
 
 Records = Sequence[dict[str, Any]]
 

@@ -8,7 +8,7 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator, PercentFormatter
 
-from art.visualize.style import INK, LINE_COLOURS, MUTED, new_figure, quiet_axes
+from art.eval.report.style import INK, LINE_COLOURS, MUTED, new_figure, quiet_axes
 from benchmarks.charts import Records, bars, distinct, save, title
 from benchmarks.data_loader import ASLEEP
 from benchmarks.data_providers import OURS

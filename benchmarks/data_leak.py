@@ -11,7 +11,7 @@ from typing import Any
 import av
 import torch
 
-from art.data.video import VideoError, read_clip
+from art.data.decoding.video import VideoError, read_clip
 from benchmarks.data_fresh import resident_bytes
 from benchmarks.data_videos import VideoCase, write_video
 

@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 
-from art.data.clips import Clip, ClipSet
-from art.data.dataset import ClipDataset, build_loader
-from art.engine.randomness import untouched_random_state
-from art.options import ARTOptions
-from art.pretrained import build_model
+from art.data.datasets.clips import Clip, ClipSet
+from art.data.loading.dataset import ClipDataset, build_loader
+from art.model.options import ARTOptions
+from art.model.pretrained import build_model
+from art.train.randomness import untouched_random_state
 
 CLASSES = 10
 #: What stands for a GPU that computes while the cores of the host have nothing else to do.

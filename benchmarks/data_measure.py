@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from art.data.sampling import segment_indices
+from art.data.transforms.sampling import segment_indices
 from benchmarks import data_loader, data_providers
 from benchmarks.data_fresh import NOT_FRESH, measure_fresh
 from benchmarks.data_leak import measure_leak, write_files

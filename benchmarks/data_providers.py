@@ -31,7 +31,7 @@ _PACKAGES = {"av": "av", TORCHCODEC: "torchcodec", DECORD: "decord", OPENCV: "op
 def refusal(provider: str) -> str | None:
     """Why a provider is left out, or None: its library must import and, torchcodec, decode a probe."""
     if provider in (TORCHCODEC, OURS_TORCHCODEC):
-        from art.data.torchcodec_decoder import probe
+        from art.data.decoding.torchcodec_decoder import probe
 
         problem = probe()
         return None if problem is None else f"torchcodec {problem}"
@@ -70,7 +70,7 @@ def as_frames(result: Any) -> np.ndarray:
 
 
 def _art(decoder: str) -> Read:
-    from art.data.video import read_chosen
+    from art.data.decoding.video import read_chosen
 
     def read(path: str, indices: Sequence[int], size: tuple[int, int] | None) -> Any:
         return read_chosen(path, lambda _: indices, short_side=None if size is None else min(size), decoder=decoder)

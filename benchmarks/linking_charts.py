@@ -8,7 +8,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from art.visualize.style import INK, LINE_COLOURS, MUTED, new_figure
+from art.eval.report.style import INK, LINE_COLOURS, MUTED, new_figure
 from benchmarks.assignment_solvers import LAPCPP, LAPX, OURS, SCIPY, TO_HOST, TORCH_LINEAR_ASSIGNMENT
 from benchmarks.charts import Records, bars, distinct, log_axes, number, save, title
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from art.visualize.style import INK, MUTED, new_figure
+from art.eval.report.style import INK, MUTED, new_figure
 from benchmarks.charts import bars, distinct, save
 from benchmarks.model_peers import ART_OURS
 

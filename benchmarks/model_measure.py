@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from art.pretrained import VideoClassifier
-from art.profiling import count_stages
+from art.model.pretrained import VideoClassifier
+from art.tools.profile import count_stages
 from benchmarks.findings import DTYPES, OUT_OF_TIME, Findings
 from benchmarks.memory import peak_extra_bytes
 from benchmarks.model_peers import (

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from art import ARTModel, BackboneClassifier
 from art.backbones.uniformerv2 import FeedForward, GlobalBlock
-from art.pretrained import VideoClassifier
+from art.model.pretrained import VideoClassifier
 
 PUBLISHED, OURS = "UniFormerV2 as published", "UniFormerV2, art_kernels"
 ART_PUBLISHED, ART_OURS = "ART on it as published", "ART, art_kernels"

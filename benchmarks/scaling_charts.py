@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
-from art.visualize.style import INK, LINE_COLOURS, MUTED, new_figure, quiet_axes
+from art.eval.report.style import INK, LINE_COLOURS, MUTED, new_figure, quiet_axes
 from benchmarks.charts import OTHERS, distinct, log_axes, save, title
 from benchmarks.scaling_table import NAMES, PARTS
 

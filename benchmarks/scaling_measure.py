@@ -16,13 +16,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from art.engine.config import Config, load_config
-from art.engine.distributed import Ranks
-from art.engine.optimizers import build_optimizers
-from art.engine.parallel import Objective, adding_up, parallelized, sharded_layers
-from art.engine.runtime import autocast
-from art.pretrained import VideoClassifier
-from art.profiling import count_stages, model_maker
+from art.model.pretrained import VideoClassifier
+from art.tools.profile import count_stages, model_maker
+from art.train.config import Config, load_config
+from art.train.distributed import Ranks
+from art.train.optim import build_optimizers
+from art.train.parallel import Objective, adding_up, parallelized, sharded_layers
+from art.train.runtime import autocast
 from benchmarks.machine import ROOT
 from benchmarks.scaling_machines import Assumptions
 from benchmarks.scaling_model import FLOAT, Work, hidden_behind

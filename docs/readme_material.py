@@ -18,14 +18,14 @@ from pathlib import Path
 from typing import Any
 
 from art import load_model
-from art.ablation.markdown import as_markdown
-from art.data.clips import ClipSet
-from art.data.registry import open_dataset
-from art.engine.config import load_config
-from art.engine.evaluate import evaluate_checkpoint
-from art.engine.reporting import defining_limb
-from art.visualize import SampleClip, collect_samples, confusion_figure, tracklet_sheet
-from art.visualize.style import png_bytes
+from art.data.datasets.clips import ClipSet
+from art.data.datasets.registry import open_dataset
+from art.eval.evaluate import evaluate_checkpoint
+from art.eval.report import SampleClip, collect_samples, confusion_figure, tracklet_sheet
+from art.eval.report.style import png_bytes
+from art.eval.reporting import defining_limb
+from art.experiments.ablation_markdown import as_markdown
+from art.train.config import load_config
 
 DOCS = Path(__file__).parent
 

@@ -3,7 +3,7 @@
     python docs/serve_material.py samples --data data/motion         # the sample clips, from the embedded data set
     python docs/serve_material.py pictures --checkpoint runs/motion  # screenshots in headless Chromium, and the times
 
-The first writes ``art/serving/samples/``, the second ``docs/pictures/serve/page.jpg``, ``docs/results/serve.json``, and
+The first writes ``art/tools/serve/samples/``, the second ``docs/pictures/serve/page.jpg``, ``docs/results/serve.json``, and
 all screenshots into ``build/serve/``.
 """
 
@@ -25,9 +25,9 @@ from typing import Any
 import torch
 from PIL import Image
 
+from art.data.decoding.video import read_frames
 from art.data.motion.classes import CLASSES
-from art.data.video import read_frames
-from art.engine.runtime import provenance
+from art.train.runtime import provenance
 
 DOCS = Path(__file__).parent
 SAMPLES = DOCS.parent / "art" / "serving" / "samples"

@@ -9,9 +9,9 @@ import pytest
 
 import art
 from art.cli import DATA_SETS, build_parser, main
-from art.data import registry
+from art.data.datasets import registry
+from art.data.decoding.video import read_frames
 from art.data.motion.filming import write_video
-from art.data.video import read_frames
 
 COMMANDS = (
     "prepare",
@@ -137,7 +137,7 @@ def test_wrong_usage_is_exit_code_2(capsys, arguments):
 
 
 def test_a_bug_keeps_its_traceback(capsys, monkeypatch):
-    monkeypatch.setattr("art.engine.config.load_config", lambda *_: 1 / 0)
+    monkeypatch.setattr("art.train.config.load_config", lambda *_: 1 / 0)
     code, _, err = run(capsys, "train", "c.yaml")
     assert code == 1
     assert "ZeroDivisionError" in err
@@ -147,7 +147,7 @@ def test_ctrl_c_outside_of_training_is_exit_code_130(capsys, monkeypatch):
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("art.engine.config.load_config", interrupt)
+    monkeypatch.setattr("art.train.config.load_config", interrupt)
     assert run(capsys, "train", "c.yaml")[0] == 130
 
 

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
-from .interface import Backbone, as_unit_range
+from art.backbones.interface import Backbone, as_unit_range
 
 IMAGENET_COLOURS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 Colours = tuple[Sequence[float], Sequence[float]]

@@ -10,13 +10,12 @@ from typing import Any
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
+from art.backbones.adapted import AdaptedBackbone, Colours, check_tiling, chosen_colours, is_tag
+from art.backbones.checkpoint import load_by_name, read_checkpoint
+from art.backbones.interface import Features, layered, register_backbone
+from art.backbones.timm_vit import is_timm_vit, load_timm, timm_features, timm_layers
+from art.backbones.uniformerv2_weights import interpolated
 from art.extras import import_extra
-
-from .adapted import AdaptedBackbone, Colours, check_tiling, chosen_colours, is_tag
-from .checkpoint import load_by_name, read_checkpoint
-from .interface import Features, layered, register_backbone
-from .timm_vit import is_timm_vit, load_timm, timm_features, timm_layers
-from .uniformerv2_weights import interpolated
 
 # The usual sizes have names of their own; every other model of open_clip is an option of ``clip_vit``.
 SIZES = {

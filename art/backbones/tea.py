@@ -21,8 +21,8 @@ from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from .checkpoint import load_by_name, read_checkpoint
-from .interface import Backbone, Features, as_unit_range, layered, register_backbone
+from art.backbones.checkpoint import load_by_name, read_checkpoint
+from art.backbones.interface import Backbone, Features, as_unit_range, layered, register_backbone
 
 DEPTHS = (3, 4, 6, 3)
 SCALES = 4  # pieces of a block's channels

@@ -9,11 +9,10 @@ from typing import Any
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
+from art.backbones.adapted import AdaptedBackbone, chosen_colours, is_tag
+from art.backbones.checkpoint import load_by_name, read_checkpoint
+from art.backbones.interface import Features, register_backbone
 from art.extras import import_extra
-
-from .adapted import AdaptedBackbone, chosen_colours, is_tag
-from .checkpoint import load_by_name, read_checkpoint
-from .interface import Features, register_backbone
 
 # timm's modules whose models say patch tokens of one grid, behind the tokens of the whole frame.
 MODULES = (

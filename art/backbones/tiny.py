@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
-from .interface import Backbone, Features, as_unit_range, layered, register_backbone
+from art.backbones.interface import Backbone, Features, as_unit_range, layered, register_backbone
 
 
 class FactorisedBlock(nn.Module):

@@ -16,11 +16,10 @@ import torch.nn.functional as F
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
+from art.backbones.adapted import IMAGENET_COLOURS, AdaptedBackbone, Colours, check_tiling, chosen_colours
+from art.backbones.checkpoint import load_by_name
+from art.backbones.interface import Features, layered, register_backbone
 from art.extras import import_extra
-
-from .adapted import IMAGENET_COLOURS, AdaptedBackbone, Colours, check_tiling, chosen_colours
-from .checkpoint import load_by_name
-from .interface import Features, layered, register_backbone
 
 # Fields of a configuration that this file sets, and that concern parts that are not used here.
 SET_HERE = ("num_frames", "image_size", "num_channels")

@@ -18,10 +18,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
+from art.backbones import uniformerv2_weights as published
+from art.backbones.interface import Backbone, Features, as_unit_range, layered, register_backbone
 from art_kernels import RegionCrossAttention
-
-from . import uniformerv2_weights as published
-from .interface import Backbone, Features, as_unit_range, layered, register_backbone
 
 # The colours that the published models were trained on, also those that began with CLIP's weights.
 COLOUR_MEAN, COLOUR_STD = 0.45, 0.225

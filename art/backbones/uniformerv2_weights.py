@@ -13,10 +13,10 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from .checkpoint import load_by_name, read_checkpoint
+from art.backbones.checkpoint import load_by_name, read_checkpoint
 
 if TYPE_CHECKING:
-    from .uniformerv2 import UniFormerV2
+    from art.backbones.uniformerv2 import UniFormerV2
 
 PREFIX = "backbone."
 # The published head, transformer.proj, by the names of NormalisedLinear; its dropout, number 1, has no parameters.

@@ -1,13 +1,20 @@
 """Data: which clips there are, their frames, and what becomes of them on the way to the model."""
 
-from .augment import CentreCrop, TrainAugment
-from .clips import Clip, ClipSet
-from .dataset import ClipDataset, DataError, build_loader
-from .mix import PairMix
-from .rand_augment import RandAugment
-from .registry import RequiredFile, dataset_names, dataset_splits, open_dataset, register_dataset, required_files
-from .sampling import FrameSampling
-from .video import VideoError, frame_times, read_clip, read_frames
+from art.data.datasets.clips import Clip, ClipSet
+from art.data.datasets.registry import (
+    RequiredFile,
+    dataset_names,
+    dataset_splits,
+    open_dataset,
+    register_dataset,
+    required_files,
+)
+from art.data.decoding.video import VideoError, frame_times, read_clip, read_frames
+from art.data.loading.dataset import ClipDataset, DataError, build_loader
+from art.data.transforms.augment import CentreCrop, TrainAugment
+from art.data.transforms.mix import PairMix
+from art.data.transforms.rand_augment import RandAugment
+from art.data.transforms.sampling import FrameSampling
 
 __all__ = [
     "CentreCrop",

@@ -5,11 +5,11 @@ from __future__ import annotations
 import difflib
 from typing import TYPE_CHECKING, Any
 
-from .protocol import TextEncoder
+from art.text.protocol import TextEncoder
 
 if TYPE_CHECKING:
-    from .clip import ClipText
-    from .wordllama import WordLlamaText
+    from art.text.clip import ClipText
+    from art.text.wordllama import WordLlamaText
 
 __all__ = ["TEXT_ENCODERS", "TextEncoder", "build_text_encoder", "text_width"]
 
@@ -47,11 +47,11 @@ def text_width(name: str, **options: Any) -> int:
 
 def _encoder_class(name: str) -> type[WordLlamaText] | type[ClipText]:
     if name == "wordllama":
-        from .wordllama import WordLlamaText
+        from art.text.wordllama import WordLlamaText
 
         return WordLlamaText
     if name == "clip":
-        from .clip import ClipText
+        from art.text.clip import ClipText
 
         return ClipText
     near = difflib.get_close_matches(name, TEXT_ENCODERS, n=1)

@@ -14,7 +14,7 @@ class TextEncoder(Protocol):
 
     Examples:
         >>> import torch
-        >>> from art.semantics import encode_prompts
+        >>> from art.model.semantics import encode_prompts
         >>> def lengths(texts):  # any function of texts is one
         ...     return torch.tensor([[float(len(text))] for text in texts])
         >>> encode_prompts(lengths, ["walk", "jump high"], ["a video of {label}"]).tolist()

@@ -6,7 +6,7 @@ from unittest import mock
 
 import torch
 
-from art.visualize.style import INK, MUTED
+from art.eval.report.style import INK, MUTED
 from art_kernels import devices
 from art_kernels.devices import Device, splits_for
 from art_kernels.region_attention.tiles import Tiles, backward_tiles, forward_tiles

@@ -16,7 +16,7 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle, FancyArrowPatch, FancyBboxPatch, Polygon, Rectangle
 
-from art.visualize.style import GRID, INK, MUTED, blank_axes
+from art.eval.report.style import GRID, INK, MUTED, blank_axes
 
 WIDTH = 720
 #: Sizes of text in CSS pixels: 16 is read on a phone, where the card is half as wide.

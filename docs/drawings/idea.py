@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from art.options import ARTOptions
-from art.visualize.style import GRID, INK, MUTED
+from art.eval.report.style import GRID, INK, MUTED
+from art.model.options import ARTOptions
 from docs.drawings.card import BLUE, GREEN, ORANGE, PALE, PINK, SMALL, TEXT, Card
 
 PAPER = ARTOptions()

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from art.options import ARTOptions
-from art.visualize.style import GRID, INK, MUTED
+from art.eval.report.style import GRID, INK, MUTED
+from art.model.options import ARTOptions
 from docs.drawings.card import BLUE, GREEN, ORANGE, PALE, PINK, SMALL, Card
 
 PAPER = ARTOptions()

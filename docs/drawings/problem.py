@@ -13,7 +13,7 @@ from matplotlib.image import imsave
 from art.data.motion.classes import CLASSES
 from art.data.motion.render import TRACKED, Stage
 from art.data.motion.views import draw_shot, poses_of
-from art.visualize.style import INK, MUTED, TRACKLET_COLOURS, blank_axes, figure_pixels, new_figure
+from art.eval.report.style import INK, MUTED, TRACKLET_COLOURS, blank_axes, figure_pixels, new_figure
 
 SHOWN = ("walk", "walk and hold out the right arm", "walk and lift the left knee")
 FRAMES, COLUMNS, PIXELS = 24, 6, 212

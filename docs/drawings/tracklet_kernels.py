@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from art.visualize.style import INK, MUTED
+from art.eval.report.style import INK, MUTED
 from art_kernels.tracklet_contrast.tiles import tiles_for as contrast_tiles
 from art_kernels.tracklet_nce.tiles import backward_tiles, forward_tiles
 from art_kernels.tracklet_pooling.tiles import tiles_for as pooling_tiles

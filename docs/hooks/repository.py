@@ -1,6 +1,6 @@
 """Pages of the site for files that the documentation links to and that lie outside of it: README, sources, results.
 
-The repository's public address is not known to the build, so a link such as ``../art/options.py`` leads to a page of
+The repository's public address is not known to the build, so a link such as ``../art/model/options.py`` leads to a page of
 the site that shows that file. Links in the pages stay as they are written, and work in the repository as well.
 """
 

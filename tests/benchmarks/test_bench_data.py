@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from art.data.clips import ClipSet
+from art.data.datasets.clips import ClipSet
 from benchmarks import data_fresh, data_leak, data_loader, data_measure, data_providers
 from benchmarks.bench_data import main
 from benchmarks.data_charts import decoders_figure, waiting_figure

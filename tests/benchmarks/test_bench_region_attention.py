@@ -104,7 +104,7 @@ def test_shapes_are_those_that_were_asked_for():
         "art-256", "art-768", "uniformerv2-b", "uniformerv2-l", "detr", "q-former", "attention-pooling"
     ]  # fmt: skip
     art = SHAPES["art-256"].on(CPU)
-    assert (art.frames, art.queries, art.regions, art.region_dim, art.embed_dim, art.num_heads) == (
+    assert (art.frames, art.queries, art.model.regions, art.region_dim, art.embed_dim, art.num_heads) == (
         128, 2, 196, 256, 256, 8
     )  # fmt: skip
     assert SHAPES["art-256"].on(torch.device("cuda")).frames == 384

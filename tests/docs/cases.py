@@ -17,9 +17,9 @@ from documents import ROOT
 from reader import Reader, remove, written
 from safetensors.torch import save_file
 
-from art.ablation import make_plan
 from art.cli import build_parser
-from art.engine.config import Config, load_config, variants
+from art.experiments import make_plan
+from art.train.config import Config, load_config, variants
 
 #: What stands for something of the reader's own, and what is there in its place; and what this machine has not.
 REPLACED = (
@@ -40,7 +40,7 @@ OWN_NAMES = {
         # What ``art export`` does with clips is the same for both formats, and ONNX takes two seconds more.
         "DIR": "runs/motion/checkpoints/last", "onnx --out motion.onnx": "torch --out motion.pt2",
     },
-    # Two machines that find each other are in tests/engine/test_engine_torchrun.py.
+    # Two machines that find each other are in tests/train/test_engine_torchrun.py.
     "torchrun --nnodes 2 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint HOST:29500 --rdzv-id motion1 "
     "--max-restarts 3 -m art train CONFIG --auto-resume output=/shared/runs/motion": {"--nnodes 2": "--nnodes 1"},
     # Of these, two ranks show what four show.
@@ -64,7 +64,7 @@ EXCLUDED = {
     "python -m art_kernels compile --targets sm_90 --only '^tracklet_linking' --out build/kernels":
         "`make test` compiles the same kernels",
     "python -m benchmarks.gpu": "needs a GPU; tests/benchmarks/test_bench_gpu.py rehearses it",
-    "ART_TEST_KILLS=20 pytest tests/engine/test_engine_killed.py": "the suite runs this file, with fewer kills",
+    "ART_TEST_KILLS=20 pytest tests/train/test_engine_killed.py": "the suite runs this file, with fewer kills",
     "python -m mkdocs serve": "goes on until it is stopped; `make docs`, of the tests, builds the same site",
     "python -m benchmarks.kept_activations": "a minute and a half; tests/benchmarks/test_kept_activations.py",
     "tensorboard --logdir runs": "a server of TensorBoard's, which goes on until it is stopped",

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from art.engine.config import Config
-from art.options import ARTOptions
+from art.model.options import ARTOptions
+from art.train.config import Config
 
 PAGE = Path(__file__).parents[2] / "docs" / "choices.md"
 _ROW = re.compile(r"^\| `([a-z_.]+)` \| `([^`]*)` \| (\w+) \|", re.MULTILINE)

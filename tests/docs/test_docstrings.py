@@ -13,7 +13,7 @@ import torch
 
 from art import ARTModel
 from art.backbones import interface
-from art.data import registry
+from art.data.datasets import registry
 from art_kernels.tracklet_nce import rules
 
 ROOT = Path(__file__).parents[2]
@@ -25,30 +25,30 @@ PAGES = {
     "art.backbones": "backbones",
     "art.text": "text",
     "art.data": "data",
-    "art.engine.config": "engine",
-    "art.engine.train": "engine",
-    "art.engine.evaluate": "engine",
-    "art.engine.compare": "engine",
-    "art.losses": "art",
-    "art.prediction": "prediction",
-    "art.explain": "explain",
-    "art.bank": "bank",
-    "art.serving": "serving",
-    "art.export": "export",
-    "art.hub": "hub",
-    "art.profiling": "profiling",
-    "art.ablation": "ablation",
-    "art.visualize": "visualize",
+    "art.train.config": "engine",
+    "art.train.loop": "engine",
+    "art.eval.evaluate": "engine",
+    "art.experiments.compare": "engine",
+    "art.model.losses": "art",
+    "art.tools.predict": "prediction",
+    "art.tools.explain": "explain",
+    "art.tools.bank": "bank",
+    "art.tools.serve": "serving",
+    "art.tools.export": "export",
+    "art.tools.hub": "hub",
+    "art.tools.profile": "profiling",
+    "art.experiments": "ablation",
+    "art.eval.report": "visualize",
 }
 OF_MODULES_WITHOUT_ALL = {
-    "art.engine.config": (
+    "art.train.config": (
         "Config", "DataConfig", "OptimConfig", "ParallelConfig", "CheckpointConfig", "LogConfig",
         "load_config", "config_from_dict", "to_dict", "save_config", "with_values", "variants", "ConfigError",
     ),
-    "art.engine.train": ("train", "TrainResult"),
-    "art.engine.evaluate": ("evaluate_checkpoint",),
-    "art.engine.compare": ("compare",),
-    "art.losses": ("LossTerms",),
+    "art.train.loop": ("train", "TrainResult"),
+    "art.eval.evaluate": ("evaluate_checkpoint",),
+    "art.experiments.compare": ("compare",),
+    "art.model.losses": ("LossTerms",),
 }  # fmt: skip
 #: Public names without an example, and why.
 WITHOUT_EXAMPLE = {

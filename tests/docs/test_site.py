@@ -200,7 +200,7 @@ class TestRepository:
         [
             ("docs/export.md", "export.md"),
             ("README.md", "repository/README.md"),
-            ("art/options.py", "repository/art/options.py.md"),
+            ("art/model/options.py", "repository/art/model/options.py.md"),
             ("configs/parts", "repository/configs/parts/contents.md"),
             ("docs/results/motion.json", "results/motion.json"),
             ("benchmarks/results/model-cpu.json", "repository/benchmarks/results/model-cpu.json"),

@@ -31,8 +31,8 @@ from typing import Any
 CLIENT = Path(__file__).with_name("warm_client.py")
 PROGRAMS = ("python", "art", "torchrun", "pytest", "tensorboard")
 IMPORTED = (
-    "art.cli", "art.model", "art.ablation", "art.bank", "art.data.motion", "art.data.preparing", "art.engine.compare",
-    "art.engine.score", "art.explain", "art.export", "art.prediction", "art.profiling", "art_kernels",
+    "art.cli", "art.model.art_model", "art.experiments", "art.tools.bank", "art.data.motion", "art.data.prepare.convert", "art.experiments.compare",
+    "art.eval.score", "art.tools.explain", "art.tools.export", "art.tools.predict", "art.tools.profile", "art_kernels",
     "torch.distributed.run", "torch.utils.tensorboard", "matplotlib.pyplot", "torch._dynamo", "torch._export",
     "tokenizers.implementations", "networkx", "torch.onnx", "onnxscript.rewriter", "onnx.reference",
     "torch._inductor.utils",

@@ -99,7 +99,7 @@ WEIGHTS = """
 import torch
 from art import build_backbone
 from art.backbones.uniformerv2_weights import published_state
-from art.engine.config import load_config
+from art.train.config import load_config
 
 model = load_config("configs/finegym99_uniformerv2_b16.yaml").model
 torch.save(published_state(build_backbone(model.backbone, num_frames=4, **model.backbone_options)), model.pretrained)
@@ -109,7 +109,7 @@ torch.save(published_state(build_backbone(model.backbone, num_frames=4, **model.
 INTERRUPTED = """
 import os, signal
 from art.cli import main
-from art.engine import train
+from art.train import train
 
 take_step = train._Training._step
 
@@ -204,9 +204,9 @@ def finished(template: Path, world: Path, configs: Mapping[str, object]) -> None
     Args:
         template: that run.
         world: where the outputs of the configurations lie.
-        configs: by name, :class:`art.engine.config.Config`.
+        configs: by name, :class:`art.train.config.Config`.
     """
-    from art.engine.config import save_config, to_dict
+    from art.train.config import save_config, to_dict
 
     for config in configs.values():
         run = world / config.output

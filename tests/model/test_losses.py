@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from art.losses import multilevel_contrast, semantic_consistency, tracklet_contrast
-from art.options import ARTOptions
-from art.semantics import SemanticsBank
+from art.model.losses import multilevel_contrast, semantic_consistency, tracklet_contrast
+from art.model.options import ARTOptions
+from art.model.semantics import SemanticsBank
 
 # One clip, two frames, two tracklets. Cosines: frame 0: 0, frame 1: 0.8; tracklet 0: 1, tracklet 1: 0.6.
 RESPONSES = torch.tensor([[[[1.0, 0.0], [0.0, 2.0]], [[3.0, 0.0], [0.8, 0.6]]]])

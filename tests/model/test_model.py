@@ -5,7 +5,7 @@ import torch
 from torch.testing import assert_close
 
 from art import ARTModel, BackboneClassifier, load_model
-from art.data.sampling import FrameSampling
+from art.data.transforms.sampling import FrameSampling
 
 LABELS = torch.tensor([1, 3])
 METHODS = ("index", "optimal")
@@ -118,7 +118,7 @@ def test_a_prediction_averages_the_views_that_are_asked_for(make_art, monkeypatc
         asked.append((path, num_frames, options))
         return frames[: num_frames * options["views"]]
 
-    monkeypatch.setattr("art.data.shown.read_clip", read)
+    monkeypatch.setattr("art.data.transforms.shown.read_clip", read)
     model = make_art().train()
     model.sampling = FrameSampling("dense", 4)
     told = dict(model.predict("a.mp4", 4, views=2, crops=3))
@@ -163,7 +163,7 @@ def test_saved_and_loaded_gives_the_same_bits(make_art, make_baseline, video, tm
     def no_encoder(*_, **__):
         raise AssertionError("loading a model must not build a text encoder")
 
-    monkeypatch.setattr("art.model.build_text_encoder", no_encoder)
+    monkeypatch.setattr("art.model.art_model.build_text_encoder", no_encoder)
     loaded = load_model(tmp_path / "saved")
     assert type(loaded) is type(model)
     assert loaded.class_names == model.class_names
@@ -195,7 +195,7 @@ def test_an_interrupted_save_keeps_the_model_before_it(make_art, tmp_path, monke
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("art.pretrained.save_file", interrupted)
+    monkeypatch.setattr("art.model.pretrained.save_file", interrupted)
     with pytest.raises(KeyboardInterrupt):
         model.save_pretrained(tmp_path)
     assert (tmp_path / "model.safetensors").read_bytes() == before

@@ -3,7 +3,7 @@
 import torch
 from torch.testing import assert_close
 
-from art.regions import RegionActivation, SpatialSemanticEnhancement, sine_position
+from art.model.regions import RegionActivation, SpatialSemanticEnhancement, sine_position
 
 
 def test_sine_position_tells_every_region_of_any_grid_apart():

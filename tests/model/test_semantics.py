@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from art.semantics import TEMPLATES, SemanticsBank, cosine, encode_prompts
+from art.model.semantics import TEMPLATES, SemanticsBank, cosine, encode_prompts
 
 
 def letters(texts):

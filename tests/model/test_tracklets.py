@@ -3,7 +3,7 @@
 import torch
 from torch.testing import assert_close
 
-from art.tracklets import aggregate, link
+from art.model.tracklets import aggregate, link
 
 
 def test_index_linking_keeps_the_responses():
@@ -17,7 +17,7 @@ def test_index_linking_keeps_the_responses():
 
 def test_linking_moves_responses_and_maps_together(monkeypatch):
     order = torch.tensor([[[1, 0], [0, 1]]])
-    monkeypatch.setattr("art.tracklets.link_tracklets", lambda *_, **__: type("Links", (), {"order": order}))
+    monkeypatch.setattr("art.model.tracklets.link_tracklets", lambda *_, **__: type("Links", (), {"order": order}))
     responses, maps = torch.randn(1, 2, 2, 4), torch.rand(1, 2, 2, 5)
     linked, moved, told = link(responses, maps, "index")
     assert told is order

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .takes import Take, held, mirrored, rotation_about
+from art.data.motion.takes import Take, held, mirrored, rotation_about
 
 Array = np.ndarray
 

@@ -12,12 +12,12 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 from jaxtyping import Float, UInt8
 
-from ..files import write_whole
-from ..reencode import CODEC
-from ..video import ONE_THREAD
-from .classes import CLASSES
-from .render import Stage
-from .views import Shot, draw_shot, poses_of
+from art.data.decoding.video import ONE_THREAD
+from art.data.files import write_whole
+from art.data.motion.classes import CLASSES
+from art.data.motion.render import Stage
+from art.data.motion.views import Shot, draw_shot, poses_of
+from art.data.prepare.reencode import CODEC
 
 _GOP = 12  # short, so that reading a few frames of a clip decodes few others
 _QUALITY = {"crf": "18", "preset": "veryfast", "tune": "fastdecode"}  # read many times, written once

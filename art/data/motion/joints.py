@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 
-from ..registry import nearest
-from .classes import CLASSES
-from .prepare import JOINTS_FILE, SETTINGS_FILE
+from art.data.datasets.registry import nearest
+from art.data.motion.classes import CLASSES
+from art.data.motion.prepare import JOINTS_FILE, SETTINGS_FILE
 
 
 class Joints:

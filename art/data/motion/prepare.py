@@ -25,14 +25,14 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from ..files import write_whole
-from ..parallel import cores
-from ..reencode import check_encoder
-from .classes import CLASSES
-from .filming import Filming, Job, film_in_worker, start_worker
-from .render import TRACKED, Stage
-from .takes import motions_folder
-from .views import SPLITS, Shot, draw_shot, poses_of
+from art.data.files import write_whole
+from art.data.motion.classes import CLASSES
+from art.data.motion.filming import Filming, Job, film_in_worker, start_worker
+from art.data.motion.render import TRACKED, Stage
+from art.data.motion.takes import motions_folder
+from art.data.motion.views import SPLITS, Shot, draw_shot, poses_of
+from art.data.parallel import cores
+from art.data.prepare.reencode import check_encoder
 
 SETTINGS_FILE, JOINTS_FILE, CLASSES_FILE = "dataset.json", "joints.json", "classes.txt"
 _MADE = (SETTINGS_FILE, JOINTS_FILE, CLASSES_FILE, "clips", "joints", *(f"{split}.csv" for split in SPLITS))

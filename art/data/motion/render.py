@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from .takes import HINGES, JOINTS, Take
+from art.data.motion.takes import HINGES, JOINTS, Take
 
 #: What is located in each frame: the recorded joints, and the wrists, which the recordings do not turn.
 TRACKED = (*JOINTS, "right_wrist", "left_wrist")

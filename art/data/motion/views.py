@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
-from .classes import MotionClass
-from .render import View
-from .takes import Take, load_take, sample
+from art.data.motion.classes import MotionClass
+from art.data.motion.render import View
+from art.data.motion.takes import Take, load_take, sample
 
 #: The splits, and which bins of a divided range are theirs: the even or the odd ones.
 SPLITS = {"train": 0, "test": 1}

@@ -1,0 +1,140 @@
+"""Kinetics-400 and Kinetics-600 (Kay et al., 2017; Carreira et al., 2018; https://github.com/cvdfoundation/kinetics-dataset).
+
+The published tables ``train.csv``, ``val.csv`` and ``test.csv`` (or ``.txt``, as some of Kinetics-600 are handed out)
+lie in the root or in ``annotations``. Videos are called ``<id>_<start>_<end>.mp4``, times with six digits, and lie in a
+folder of their split, flat or in class folders (whose names do not count): ``train/_dbcJuKJQNs_000040_000050.mp4``,
+``videos_train/air_drumming/_dbcJuKJQNs_000040_000050.mp4``.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from art.data.datasets.annotations import AnnotationFile, find_videos, first_folder, read_table
+from art.data.datasets.clips import Clip, ClipSet
+from art.data.datasets.registry import RequiredFile, nearest, register_dataset
+
+SPLITS = ("train", "val", "test")
+
+_COLUMNS = ("youtube_id", "time_start", "time_end")
+_LONG = {"train": "train", "val": "validate", "test": "test"}  # as the authors' own tables and folders say
+
+
+def _table(classes: int, split: str, *needed_by: str) -> AnnotationFile:
+    fronts = ("", f"kinetics{classes}_", f"kinetics_{classes}_", f"kinetics-{classes}_", "kinetics_")
+    words = tuple(dict.fromkeys((split, _LONG[split])))
+    names = tuple(f"{front}{word}{end}" for end in (".csv", ".txt") for word in words for front in fronts)
+    source = f"https://s3.amazonaws.com/kinetics/{classes}/annotations/{split}.csv"
+    return AnnotationFile(names, source, needed_by)
+
+
+def _tables(classes: int) -> dict[str, AnnotationFile]:
+    """The table of each split; that of training lists the classes of all."""
+    return {"train": _table(classes, "train", *SPLITS)} | {s: _table(classes, s, s) for s in ("val", "test")}
+
+
+def _folders(classes: int, split: str) -> tuple[str, ...]:
+    names = tuple(dict.fromkeys((split, _LONG[split], "validation" if split == "val" else split)))
+    fronts = (
+        "",
+        "videos_",
+        "videos/",
+        f"kinetics{classes}_",
+        f"kinetics_{classes}_",
+        f"kinetics-{classes}_",
+        "rawframes_",
+    )
+    return (*(f"{front}{name}" for front in fronts for name in names), "videos")
+
+
+def open_kinetics(root: Path, split: str, classes: int = 400) -> ClipSet:
+    """A split of Kinetics-400 or Kinetics-600. A horizontal flip keeps every class, as in published training.
+
+    The classes are the sorted labels of the training table, in every split. The authors publish the test table without
+    labels; it opens where a copy has them.
+
+    Raises:
+        FileNotFoundError: ``root`` or a table is not there.
+        ValueError: a line that does not fit; the message gives file and line.
+    """
+    tables = _tables(classes)
+    path = tables["train"].path(root)
+    train = _read(path)
+    names = tuple(sorted({label for _, label in train.values()}))
+    rows = train
+    if split != "train":
+        path = tables[split].path(root)
+        rows = _read(path)
+    index = {name: i for i, name in enumerate(names)}
+    for where, label in rows.values():
+        if label not in index:
+            raise ValueError(
+                f"{where}: label {label!r} is no class of {tables['train'].path(root)}{nearest(label, names)}"
+            )
+    folders = _folders(classes, split)
+    found = find_videos(root, folders, rows, depth=2)
+    folder = first_folder(root, folders)
+    expected = {
+        name: first_folder(folder, (name, name.replace(" ", "_"), "")) for name in names
+    }  # as its neighbours lie
+    clips = tuple(
+        Clip(found[name] if name in found else expected[label] / f"{name}.mp4", index[label])
+        for name, (_, label) in rows.items()
+    )
+    return ClipSet(f"kinetics{classes}", split, root, clips, names, mirror=tuple(range(len(names))))
+
+
+def _read(path: Path) -> dict[str, tuple[str, str]]:
+    """For the name of each video, the line that lists it and its label."""
+    rows: dict[str, tuple[str, str]] = {}
+    for number, values in read_table(path, _COLUMNS):
+        where = f"{path}:{number}"
+        label = values.get("label")
+        if label is None:
+            raise ValueError(
+                f"{path} has no column 'label', and a clip without a label can be neither trained on nor scored; "
+                "use another split, such as val"
+            )
+        if not label:
+            raise ValueError(f"{where}: label is empty; expected the name of a class")
+        name = _video_name(values, where)
+        if name in rows:
+            raise ValueError(f"{where}: {name} is there already, in {rows[name][0]}; remove one")
+        rows[name] = (where, label)
+    if not rows:
+        raise ValueError(f"{path} lists no clips; expected lines below its header")
+    return rows
+
+
+def _video_name(values: dict[str, str], where: str) -> str:
+    id = values["youtube_id"]
+    if re.fullmatch(r"[\w-]{11}", id) is None:
+        raise ValueError(f"{where}: youtube_id is {id!r}; expected 11 letters, digits, '-' and '_'")
+    seconds = []
+    for column in ("time_start", "time_end"):
+        match = re.fullmatch(r"(\d{1,6})(\.0*)?", values[column])
+        if match is None:
+            raise ValueError(f"{where}: {column} is {values[column]!r}; expected whole seconds, such as 40")
+        seconds.append(int(match[1]))
+    if seconds[0] >= seconds[1]:
+        raise ValueError(f"{where}: the clip from {seconds[0]} s to {seconds[1]} s has no duration")
+    return f"{id}_{seconds[0]:06d}_{seconds[1]:06d}"
+
+
+def _register(classes: int) -> None:
+    def required(root: Path) -> tuple[RequiredFile, ...]:
+        return tuple(table.required(root) for table in _tables(classes).values())
+
+    @register_dataset(
+        f"kinetics{classes}",
+        description=f"Kinetics-{classes}: {classes} human actions in clips of 10 seconds",
+        splits=SPLITS,
+        required_files=required,
+    )
+    def opener(root: Path, split: str) -> ClipSet:
+        return open_kinetics(root, split, classes)
+
+
+for _classes in (400, 600):
+    _register(_classes)

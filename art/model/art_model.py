@@ -1,0 +1,221 @@
+"""ARTModel: the paper's five stages, in the paper's order."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int, Shaped
+from torch import Tensor, nn
+
+from art.backbones import build_backbone
+from art.model.losses import Labels, LossTerms, multilevel_contrast, semantic_consistency, tracklet_contrast
+from art.model.options import ARTOptions
+from art.model.pretrained import VideoClassifier
+from art.model.regions import RegionActivation, SpatialSemanticEnhancement, sine_position
+from art.model.semantics import TEMPLATES, SemanticsBank, encode_prompts
+from art.model.tracklets import aggregate, link
+from art.text import build_text_encoder
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+
+@dataclass(frozen=True)
+class ARTOutput:
+    """What the model says of B clips.
+
+    Attributes:
+        logits: ``[B, Y]``, of the final head; what inference uses.
+        video_logits: ``[B, Y]``, of the head on the global feature alone.
+        class_token: ``[B, C]``, x_cls.
+        video_latent: ``[B, d]``, x_cls in the space of the semantics.
+        selected: ``[B, K]``, the classes whose text queried the tracklets.
+        responses: ``[B, T, K, d]``, R in tracklet order.
+        tracklets: ``[B, K, T, d]``, the same by tracklet.
+        aggregated: ``[B, K, d]``, each tracklet pooled over time.
+        saliency: ``[B, T, K]``, its weights.
+        order: ``[B, T, K]``, the query that each response came from; k for tracklet k where ``linking`` is "index".
+        maps: ``[B, T, K, h, w]`` where asked for: the last layer's attention, averaged over heads.
+
+    Examples:
+        >>> import torch
+        >>> from art import ARTModel
+        >>> model = ARTModel(["walk", "jump"], num_frames=2).eval()
+        >>> out = model(torch.rand(1, 2, 3, 112, 112), return_maps=True)
+        >>> out.logits.shape, out.tracklets.shape, out.maps.shape
+        (torch.Size([1, 2]), torch.Size([1, 2, 2, 256]), torch.Size([1, 2, 2, 14, 14]))
+    """
+
+    logits: Float[Tensor, "b y"]
+    video_logits: Float[Tensor, "b y"]
+    class_token: Float[Tensor, "b c"]
+    video_latent: Float[Tensor, "b d"]
+    selected: Int[Tensor, "b k"]
+    responses: Float[Tensor, "b t k d"]
+    tracklets: Float[Tensor, "b k t d"]
+    aggregated: Float[Tensor, "b k d"]
+    saliency: Float[Tensor, "b t k"]
+    order: Int[Tensor, "b t k"]
+    maps: Float[Tensor, "b t k h w"] | None
+
+
+class ARTModel(VideoClassifier):
+    """Action-Region Tracking (arXiv 2511.21202).
+
+    Args:
+        class_names: Y names, in the order of the labels.
+        backbone: a name that :func:`art.build_backbone` knows.
+        num_frames: T.
+        num_tracklets: K, at most Y.
+        options: the other fields of :class:`art.ARTOptions`, each with its default there.
+        prompts: what the templates say of each class, Y texts; by default the class names.
+        semantics: S_0 ``[P, Y, C_t]``; by default the text encoder makes it from the class names.
+
+    Raises:
+        ValueError, TypeError: an option that is unknown or out of range; class names that are empty or repeated.
+
+    Examples:
+        >>> import torch
+        >>> from art import ARTModel
+        >>> model = ARTModel(["walk", "walk and hold out the right arm", "jump"], num_frames=2)
+        >>> video, labels = torch.rand(2, 2, 3, 112, 112), torch.tensor([1, 2])
+        >>> out = model(video)
+        >>> out.logits.shape
+        torch.Size([2, 3])
+        >>> terms = model.loss(out, labels)
+        >>> terms.total.backward()
+        >>> model.after_step()  # after each optimizer step
+    """
+
+    kind = "art"
+
+    def __init__(
+        self,
+        class_names: Sequence[str],
+        backbone: str = "tiny",
+        num_frames: int = 16,
+        num_tracklets: int = 2,
+        *,
+        prompts: Sequence[str] | None = None,
+        semantics: Float[Tensor, "p y c"] | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(class_names, backbone=backbone, num_frames=num_frames, num_tracklets=num_tracklets, **options)
+        o, d, num_classes = self.options, self.options.latent_dim, len(self.class_names)
+        if num_tracklets > num_classes:
+            raise ValueError(
+                f"num_tracklets is {num_tracklets}, expected at most the number of classes, {num_classes}: "
+                "each tracklet is queried by another class"
+            )
+        if prompts is not None and len(prompts) != num_classes:
+            raise ValueError(f"prompts has {len(prompts)} texts, expected one for each of the {num_classes} classes")
+        if semantics is None:
+            encoder = build_text_encoder(o.text_encoder, **o.text_options)
+            self.prompts = list(prompts or self.class_names)
+            semantics = encode_prompts(encoder, self.prompts, o.templates or TEMPLATES)
+        self.backbone = build_backbone(
+            o.backbone, num_frames=o.num_frames, pretrained=o.pretrained, **o.backbone_options
+        )
+        self.input_size = self.backbone.input_size
+        channels = self.backbone.channels
+        self.token_projection = nn.Linear(channels, d)
+        self.video_projection = nn.Linear(channels, d)
+        self.semantics = SemanticsBank(semantics, d, o.bank_momentum)
+        self.enhancement = SpatialSemanticEnhancement(
+            d, o.num_heads, o.feedforward_dim, o.enhancement_layers, o.layer_dropout
+        )
+        self.activation = RegionActivation(
+            d,
+            o.num_heads,
+            o.feedforward_dim,
+            o.activation_layers,
+            o.num_frames,
+            o.num_tracklets,
+            self_attention=o.query_self_attention,
+            response_residual=o.response_residual,
+            dropout=o.layer_dropout,
+        )
+        self.video_head = self.backbone.video_head(num_classes)
+        self.final_head = nn.Linear(channels + o.num_tracklets * d, num_classes)
+
+    def forward(self, video: Shaped[Tensor, "b t 3 height width"], *, return_maps: bool = False) -> ARTOutput:
+        """Classify ``video``, uint8 or float in 0..1.
+
+        Raises:
+            ValueError: another shape than ``[B, T, 3, H, W]`` with this model's T.
+        """
+        self.check_video(video)
+        o = self.options
+        tokens, class_token, grid = self.backbone(video)
+
+        latent = self.video_projection(class_token.detach() if o.detach_video else class_token)
+        selected, semantics = self.semantics.select(latent, o.num_tracklets)
+        tokens = torch.lerp(tokens.detach(), tokens, o.token_gradient)  # the same values, that share of the gradient
+        tokens = self.token_projection(tokens)
+        if o.region_position == "sine":
+            tokens = tokens + sine_position(grid, o.latent_dim, device=tokens.device).to(tokens.dtype)
+        tokens, in_frames = self.enhancement(tokens, semantics)
+        responses, maps = self.activation(tokens, in_frames, return_maps=return_maps)
+        responses, maps, order = link(responses, maps, o.linking)
+        aggregated, saliency = aggregate(
+            responses, semantics, temperature=o.temperature, detach_saliency=o.detach_saliency
+        )
+
+        context = torch.cat([class_token, aggregated.flatten(1)], dim=1)
+        return ARTOutput(
+            logits=self.final_head(F.dropout(context, o.dropout, self.training)),
+            video_logits=self.video_head(F.dropout(class_token, o.dropout, self.training)),
+            class_token=class_token,
+            video_latent=latent,
+            selected=selected,
+            responses=responses,
+            tracklets=responses.transpose(1, 2),
+            aggregated=aggregated,
+            saliency=saliency,
+            order=order,
+            maps=None if maps is None else maps.unflatten(-1, grid),
+        )
+
+    def loss(self, output: ARTOutput, labels: Labels, group: ProcessGroup | None = None) -> LossTerms:
+        """L = L_v + L_con + 5·L_MTC + 5·L_sema, weighted by the options; and L_nce where it has a weight.
+
+        Raises:
+            ValueError: L_nce has a weight, and ``labels`` are shares of classes.
+        """
+        o = self.options
+        video = F.cross_entropy(output.video_logits, labels)
+        contextual = F.cross_entropy(output.logits, labels)
+        contrast = multilevel_contrast(output.responses, output.aggregated, o)
+        prototypes = self.video_projection(self.video_head.weight.detach())
+        sema = semantic_consistency(self.semantics, output.video_latent, prototypes, labels, o)
+        total = (
+            o.weight_video * video
+            + o.weight_contextual * contextual
+            + o.weight_mtc * contrast["mtc"]
+            + o.weight_sema * sema["sema"]
+        )
+        nce = None
+        if o.weight_nce != 0:
+            nce = tracklet_contrast(output.aggregated, labels, o, group)
+            total = total + o.weight_nce * nce
+        return LossTerms(total=total, video=video, contextual=contextual, **contrast, **sema, nce=nce)
+
+    def after_step(self) -> None:
+        """S ← μS + (1−μ)S_a: to be called after every optimizer step."""
+        self.semantics.follow_agent()
+
+    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+        """All parameters by group: the backbone's, the agent bank's, and the head's (everything else)."""
+        backbone = list(self.backbone.parameters())
+        bank = [self.semantics.agent]
+        taken = {id(p) for p in backbone + bank}
+        return {"backbone": backbone, "head": [p for p in self.parameters() if id(p) not in taken], "bank": bank}
+
+    @classmethod
+    def _from_shapes(cls, class_names: Sequence[str], options: ARTOptions, shapes: dict[str, list[int]]) -> ARTModel:
+        empty = torch.zeros(shapes["semantics.bank"])
+        return cls(class_names, **vars(options), semantics=empty)

@@ -1,0 +1,112 @@
+"""Small videos whose frames show their own number, as eight black or white squares: the bits."""
+
+import json
+from fractions import Fraction
+
+import av
+import numpy as np
+import pytest
+
+from art.data.datasets.clips import Clip, ClipSet
+from art.data.decoding import torchcodec_decoder
+
+SQUARE = 16
+HEIGHT, WIDTH = 2 * SQUARE, 4 * SQUARE
+
+
+def draw(number, height=HEIGHT, width=WIDTH):
+    """[height, width, 3] uint8: bit i of the number in square i, row by row."""
+    bits = np.array([(number >> i) & 1 for i in range(8)], dtype=np.uint8).reshape(2, 4) * 255
+    grey = np.kron(bits, np.ones((height // 2, width // 4), dtype=np.uint8))
+    grey = np.pad(grey, ((0, height % 2), (0, width % 4)), mode="edge")
+    return np.repeat(grey[..., None], 3, axis=2)
+
+
+def numbers(video):
+    """The numbers shown by the frames of ``video`` [t, 3, h, w]."""
+    video = video[..., : video.shape[2] // 2 * 2, : video.shape[3] // 4 * 4]
+    t, _, h, w = video.shape
+    squares = video.float().reshape(t, 3, 2, h // 2, 4, w // 4).mean(dim=(1, 3, 5)).reshape(t, 8)
+    assert ((squares < 64) | (squares > 192)).all(), "the squares are neither black nor white"
+    return [sum(int(bit > 128) << i for i, bit in enumerate(frame)) for frame in squares.tolist()]
+
+
+def write(path, count=24, *, codec="libx264", gop=12, times=None, options=None, first=0, rate=12, size=(HEIGHT, WIDTH)):
+    """Write ``count`` numbered frames; ``times`` are in units of 1/rate seconds."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=rate)
+        stream.height, stream.width, stream.pix_fmt = *size, "yuv420p"
+        stream.codec_context.gop_size = gop
+        stream.codec_context.thread_count = 1
+        stream.options = {"crf": "18", **(options or {})} if codec == "libx264" else options or {}
+        for i in range(count):
+            frame = av.VideoFrame.from_ndarray(draw(i, *size), format="rgb24")
+            frame.pts, frame.time_base = first + (times[i] if times else i), Fraction(1, rate)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return path
+
+
+@pytest.fixture(scope="session")
+def numbered():
+    return write
+
+
+@pytest.fixture
+def picture():
+    return draw
+
+
+@pytest.fixture
+def read_numbers():
+    return numbers
+
+
+@pytest.fixture
+def clip_set(tmp_path, numbered):
+    """Ten clips of 24 frames and, in alternation, two classes."""
+    source = numbered(tmp_path / "source.mp4", options={"bf": "0"})
+    clips = []
+    for i in range(10):
+        path = tmp_path / f"{i}.mp4"
+        path.write_bytes(source.read_bytes())
+        clips.append(Clip(path, i % 2))
+    return ClipSet("numbers", "train", tmp_path, tuple(clips), ("even", "odd"))
+
+
+@pytest.fixture
+def spoil(clip_set):
+    """Makes the files of some clips unreadable."""
+
+    def write_over(*indices):
+        for index in indices:
+            clip_set.clips[index].path.write_text("no video " * 20)
+
+    return write_over
+
+
+@pytest.fixture
+def motion_root(tmp_path):
+    """A motion data set as it is on the disk, without its videos."""
+    (tmp_path / "dataset.json").write_text('{"size": 112}')
+    (tmp_path / "classes.txt").write_text("turn left\nturn right\nrun\n")
+    for split in ("train", "test"):
+        lines = [
+            "path,label,class,yaw,start",
+            f"clips/{split}/a.mp4,2,run,10.0,0.5",
+            f"clips/{split}/b.mp4,0,turn left,1,3",
+        ]
+        (tmp_path / f"{split}.csv").write_text("\n".join(lines) + "\n")
+    positions = [[[0.1, 0.2], [0.3, 0.4]]] * 3
+    (tmp_path / "joints.json").write_text(json.dumps({"names": ["x", "y"], "clips": {"clips/train/a.mp4": positions}}))
+    return tmp_path
+
+
+@pytest.fixture(params=["pyav", "torchcodec"])
+def decoder(request):
+    """The name of each decoder of video files, where it can be used."""
+    problem = torchcodec_decoder.probe() if request.param == "torchcodec" else None
+    if problem is not None:
+        pytest.skip(f"torchcodec {problem}")
+    return request.param

@@ -1,0 +1,434 @@
+import contextlib
+import fcntl
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from art.data.datasets.registry import open_dataset
+from art.data.decoding.video import frame_times, read_frames
+from art.data.parallel import Stopped
+from art.data.prepare import convert as preparing
+from art.data.prepare.check import check_dataset
+from art.data.prepare.convert import JOURNAL, prepare_dataset
+from art.data.prepare.reencode import Encoding, Made, WriteError
+
+GYM = "-_LtLS9_rO-"
+TURN = f"{GYM}_E_000002_000006_A_0000_0001"
+VAULT = "0LtLS9wROrk_E_000001_000004_A_0000_0002"
+OWN = "1LtLS9wROrk_E_000001_000004_A_0000_0002"
+GONE = "2LtLS9wROrk_E_000001_000004_A_0000_0002"
+TIMES = {
+    GYM: {
+        "E_000002_000006": {"segments": {"A_0000_0001": {"timestamps": [[0.25, 1.5]]}}, "timestamps": [[2.0, 6.5]]},
+        "E_000007_000009": {"segments": None, "timestamps": [[7.0, 9.0]]},
+    },
+    "0LtLS9wROrk": {
+        "E_000001_000004": {
+            "segments": {"A_0000_0002": {"timestamps": [[0.5, 1.0], [1.0, 2.0]]}},
+            "timestamps": [[1.0, 4.0]],
+        }
+    },
+}
+
+
+def prepare(root, to, name="csv", **options):
+    return prepare_dataset(name, root, to, **{"workers": 1, "progress": False, "encoding": Encoding(crf=18), **options})
+
+
+def state(folder):
+    """Bytes and times of everything in a folder."""
+    return {
+        path.relative_to(folder).as_posix(): (path.read_bytes(), path.stat().st_mtime_ns)
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+def names(folder):
+    return {name for name in state(folder) if not name.startswith(".")}
+
+
+@pytest.fixture
+def gym(tmp_path, numbered):
+    """FineGym: a whole video, an event, a sub-action that has a file of its own, and one that has none."""
+    root = tmp_path / "gym"
+    (root / "annotations").mkdir(parents=True)
+    files = {
+        "gym99_categories.txt": "Clabel:   0; set:  1; Glabel:   1; (VT) on, off\n"
+        "Clabel:   1; set:  1; Glabel:   2; (VT) off, on\n",
+        "set_categories.txt": "set: 1; VT\n",
+        "gym99_train_element_v1.1.txt": f"{TURN} 1\n{VAULT} 0\n{GONE} 1\n",
+        "gym99_val_element.txt": f"{OWN} 1\n",
+        "finegym_annotation_info_v1.1.json": json.dumps(TIMES),
+    }
+    for name, text in files.items():
+        (root / "annotations" / name).write_text(text)
+    numbered(root / "videos" / f"{GYM}.mp4", 120, gop=250)
+    numbered(root / "events" / "0LtLS9wROrk_E_000001_000004.webm", 40, codec="libvpx", first=7)
+    numbered(root / "subactions" / f"{OWN}.avi", 30, codec="mpeg4", options={"b": "2M"})
+    return root
+
+
+@pytest.fixture
+def table(tmp_path, numbered):
+    """Six clips in a table, two of them the halves of a file."""
+    root = tmp_path / "table"
+    for i, name in enumerate(("a.mp4", "b.webm", "c.avi", "d.mkv", "e.mp4")):
+        codec = {"webm": "libvpx", "avi": "mpeg4"}.get(name.split(".")[1], "libx264")
+        numbered(root / "clips" / name, 24 + i, codec=codec, options={"b": "2M"} if codec == "mpeg4" else {})
+    (root / "train.csv").write_text(
+        'label,path,time_start,time_end,note\none,clips/a.mp4,,,"x, y"\ntwo,clips/b.webm,,,\none,./clips/c.avi,,,\n'
+        f"two,{root}/clips/d.mkv,,,\none,clips/e.mp4,0,1,\ntwo,clips/e.mp4,1,2,\n"
+    )
+    (root / "classes.txt").write_text("two\none\n")
+    return root
+
+
+@pytest.fixture
+def made(monkeypatch):
+    """The names of the files that are made from now on."""
+    paths, make = [], preparing._make
+
+    def note(job):
+        result = make(job)
+        if isinstance(result, Made):
+            paths.append(job.target.name)
+        return result
+
+    monkeypatch.setattr(preparing, "_make", note)
+    return paths
+
+
+def test_sub_actions_are_cut_exactly_and_the_reader_opens_them(gym, tmp_path, read_numbers):
+    before, to = state(gym), tmp_path / "new"
+    result = prepare(gym, to, "finegym99", cut=True)
+    assert (result.made, result.kept) == (3, 0)
+    train, val = open_dataset("finegym99", to, "train"), open_dataset("finegym99", to, "val")
+    assert [clip.path.name for clip in (*train, *val)] == [f"{name}.mp4" for name in (TURN, VAULT, GONE, OWN)]
+    assert {(clip.start, clip.end) for clip in (*train, *val)} == {(None, None)}
+    turn, vault, gone = (clip.path for clip in train)
+    assert read_numbers(read_frames(turn)) == list(range(27, 42))  # 2 s + 0.25 s to 1.5 s, at 12 frames a second
+    assert read_numbers(read_frames(vault)) == list(range(6, 24))  # 0.5 s to 2 s of the event, through both stages
+    assert read_numbers(read_frames(val.clips[0].path)) == list(range(30))
+    assert frame_times(turn) == pytest.approx([i / 12 for i in range(15)])
+    assert not gone.exists()
+    assert [problem.clip for split in result.check.splits for problem in split.problems] == [f"subactions/{GONE}.mp4"]
+    assert state(gym) == before
+    annotations = {name: content for name, (content, _) in before.items() if name.startswith("annotations/")}
+    assert {name: state(to)[name][0] for name in annotations} == annotations
+
+
+def test_without_cutting_files_stay_whole_and_keep_their_places(gym, tmp_path, read_numbers):
+    prepare(gym, tmp_path / "new", "finegym99")
+    videos = {name for name in names(tmp_path / "new") if name.endswith(".mp4")}
+    assert videos == {f"videos/{GYM}.mp4", "events/0LtLS9wROrk_E_000001_000004.mp4", f"subactions/{OWN}.mp4"}
+    turn, vault, _ = open_dataset("finegym99", tmp_path / "new", "train")
+    assert read_numbers(read_frames(turn.path, start=turn.start, end=turn.end)) == list(range(27, 42))
+    assert read_numbers(read_frames(vault.path, start=vault.start, end=vault.end)) == list(range(6, 24))
+
+
+def test_whole_videos_may_become_cut_ones_and_not_the_other_way_round(gym, tmp_path, made):
+    prepare(gym, tmp_path / "new", "finegym99")
+    made.clear()
+    prepare(gym, tmp_path / "new", "finegym99", cut=True)
+    assert sorted(made) == [f"{TURN}.mp4", f"{VAULT}.mp4"]
+    refused(gym, tmp_path / "new", "holds sub-actions that were cut", "finegym99")
+
+
+def test_lists_of_one_data_set_share_their_files(gym, tmp_path, made):
+    prepare(gym, tmp_path / "new", "finegym99", cut=True)
+    for name in ("gym288_categories.txt", "gym288_train_element_v1.1.txt", "gym288_val_element.txt"):
+        text = (gym / "annotations" / name.replace("288", "99")).read_text()
+        (gym / "annotations" / name).write_text(text)
+    made.clear()
+    result = prepare(gym, tmp_path / "new", "finegym288", cut=True)
+    assert (made, result.kept) == ([], 3)
+    assert len(open_dataset("finegym288", tmp_path / "new", "train")) == 3
+
+
+def test_a_table_names_the_new_files(table, tmp_path, read_numbers):
+    before, to = state(table), tmp_path / "new"
+    result = prepare(table, to)
+    assert (result.made, result.check.bad_share) == (5, 0)
+    old, new = open_dataset("csv", table, "train"), open_dataset("csv", to, "train")
+    assert [(c.label, c.start, c.end) for c in new] == [(c.label, c.start, c.end) for c in old]
+    assert [clip.path.relative_to(to).as_posix() for clip in new] == [f"clips/{n}.mp4" for n in "abcdee"]
+    assert new.class_names == ("two", "one")
+    for clip, count in zip(new.clips[:4], (24, 25, 26, 27), strict=True):
+        assert read_numbers(read_frames(clip.path)) == list(range(count))
+    assert '"x, y"' in (to / "train.csv").read_text()
+    assert state(table) == before
+    assert check_dataset("csv", to, level="decode", workers=1, progress=False).bad_share == 0
+
+
+def test_a_list_names_the_new_files(tmp_path, numbered):
+    root = tmp_path / "list"
+    for name in ("a b.webm", "c.mp4"):
+        numbered(root / name, 12, codec="libvpx" if name.endswith("webm") else "libx264")
+    (root / "train.txt").write_text("a b.webm 0\nc.mp4 1\nlost.avi 1\n")
+    (root / "val.txt").write_text("c.mp4,0\n")
+    prepare(root, tmp_path / "new", "list")
+    assert (tmp_path / "new/train.txt").read_text() == "a b.mp4 0\nc.mp4 1\nlost.mp4 1\n"
+    assert (tmp_path / "new/val.txt").read_text() == "c.mp4,0\n"
+    assert len(open_dataset("list", tmp_path / "new", "val")) == 1
+
+
+def test_a_folder_keeps_classes_of_which_nothing_can_be_read(tmp_path, numbered):
+    root = tmp_path / "folder"
+    numbered(root / "train/b/x.mov", 12)
+    numbered(root / "test/b/y.mp4", 12)
+    (root / "train/a").mkdir()
+    (root / "train/a/broken.mp4").write_text("no video")
+    result = prepare(root, tmp_path / "new", "folder")
+    assert result.made == 2
+    new = open_dataset("folder", tmp_path / "new", "train")
+    assert (new.class_names, new.labels) == (("a", "b"), (1,))
+    prepare(root, tmp_path / "test", "folder", splits=["test"])
+    assert open_dataset("folder", tmp_path / "test", "test").class_names == ("a", "b")
+    train = next(split for split in result.check.splits if split.split == "train")
+    (problem,) = train.problems
+    assert (problem.clip, problem.kind) == ("train/a/broken.mp4", "broken")
+
+
+def test_broken_originals_are_listed_and_left_out(table, tmp_path, made):
+    content = (table / "clips/c.avi").read_bytes()
+    (table / "clips/c.avi").write_bytes(content[: len(content) // 2])
+    (table / "clips/e.mp4").write_text("no video")
+    (table / "clips/a.mp4").unlink()
+    result = prepare(table, tmp_path / "new")
+    assert sorted(made) == ["b.mp4", "d.mp4"]
+    (train,) = result.check.splits
+    found = [(problem.clip, problem.start, problem.kind) for problem in train.problems]
+    assert found == [
+        ("clips/a.mp4", None, "missing"),
+        ("clips/c.avi", None, "broken"),
+        ("clips/e.mp4", 0.0, "broken"),
+        ("clips/e.mp4", 1.0, "broken"),
+    ]
+    assert train.bad_share == pytest.approx(4 / 6)
+    assert {path.name for path in (tmp_path / "new/clips").iterdir()} == {"b.mp4", "d.mp4"}
+
+
+def test_what_is_finished_is_not_made_again(table, tmp_path, made):
+    prepare(table, tmp_path / "new")
+    before = {name: content for name, content in state(tmp_path / "new").items() if name.endswith(".mp4")}
+    made.clear()
+    result = prepare(table, tmp_path / "new")
+    assert (made, result.made, result.kept) == ([], 0, 5)
+    assert {n: c for n, c in state(tmp_path / "new").items() if n.endswith(".mp4")} == before
+
+
+@pytest.mark.parametrize(
+    ("change", "again"),
+    [
+        (lambda root, to: (to / "clips/b.mp4").unlink(), ["b.mp4"]),
+        (lambda root, to: (to / "clips/b.mp4").write_bytes(b"cut off"), ["b.mp4"]),
+        (lambda root, to: os.utime(root / "clips/d.mkv", ns=(1, 1)), ["d.mp4"]),
+        (lambda root, to: (root / "clips/d.mkv").write_bytes((root / "clips/a.mp4").read_bytes()), ["d.mp4"]),
+        (lambda root, to: (to / JOURNAL).write_text((to / JOURNAL).read_text()[:-10]), ["e.mp4"]),
+        (lambda root, to: (root / "clips/d.mkv").unlink(), []),
+    ],
+)
+def test_what_has_changed_is_made_again(change, again, table, tmp_path, made):
+    to = tmp_path / "new"
+    prepare(table, to)
+    made.clear()
+    change(table, to)
+    for _ in range(2):
+        result = prepare(table, to)
+        assert made == again, "once, and no second time"
+        assert result.check.bad_share == 0
+    assert check_dataset("csv", to, workers=1, progress=False).bad_share == 0
+
+
+@pytest.mark.parametrize("other", [Encoding(crf=19), Encoding(18, crf=18), Encoding(keyframe_every=6, crf=18)])
+def test_other_settings_make_everything_again(other, table, tmp_path, made):
+    prepare(table, tmp_path / "new")
+    made.clear()
+    prepare(table, tmp_path / "new", encoding=other)
+    assert len(made) == 5
+    made.clear()
+    prepare(table, tmp_path / "new", encoding=other)
+    assert made == []
+
+
+def test_only_some_splits(gym, tmp_path):
+    assert prepare(gym, tmp_path / "new", "finegym99", cut=True, splits=["val"]).made == 1
+    assert prepare(gym, tmp_path / "new", "finegym99", cut=True).kept == 1
+
+
+def refused(root, to, message, name="csv", **options):
+    before = state(root)
+    there = to.exists()
+    with pytest.raises(ValueError, match=message):
+        prepare(root, to, name, **options)
+    assert state(root) == before
+    assert to.exists() == there
+
+
+def test_folders_that_are_refused(table, tmp_path):
+    (tmp_path / "link").symlink_to(table)
+    for inside in (table, table / "new", tmp_path, tmp_path / "link" / "new"):
+        refused(table, inside, "lies in --root")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("x")
+    refused(table, tmp_path / "mine", "holds something else")
+    (tmp_path / "file").write_text("x")
+    refused(table, tmp_path / "file", "is no folder")
+
+
+def test_originals_that_are_links_into_the_new_folder_are_refused(table, tmp_path):
+    to = tmp_path / "new"
+    prepare(table, to)
+    (table / "clips/a.mp4").unlink()
+    (table / "clips/a.mp4").symlink_to(to / "clips/a.mp4")
+    before = (to / "clips/a.mp4").read_bytes()
+    refused(table, to, "is a link into --to", encoding=Encoding(crf=40))
+    assert (to / "clips/a.mp4").read_bytes() == before
+
+
+def test_clips_that_are_refused(table, tmp_path, numbered):
+    refused(table, tmp_path / "new", "--cut cuts the sub-actions of FineGym", cut=True)
+    numbered(tmp_path / "elsewhere.mp4", 3)
+    lines = (table / "train.csv").read_text()
+    (table / "train.csv").write_text(lines + f"one,{tmp_path}/elsewhere.mp4,,,\n")
+    refused(table, tmp_path / "new", "elsewhere.mp4 is not below --root")
+    numbered(table / "clips/a.avi", 3, codec="mpeg4")
+    (table / "train.csv").write_text(lines + "one,clips/a.avi,,,\n")
+    refused(table, tmp_path / "new", "would both become .*a.mp4")
+    (table / "clips/frames").mkdir()
+    (table / "train.csv").write_text(lines + "one,clips/frames,,,\n")
+    refused(table, tmp_path / "new", "is a folder of frames")
+
+
+def test_where_no_split_can_be_opened_it_says_why(gym, tmp_path):
+    (gym / "annotations/set_categories.txt").unlink()
+    message = r"train cannot be opened: set_categories\.txt is not there.*; val cannot be opened"
+    refused(gym, tmp_path / "new", message, "finegym99")
+
+
+def test_one_at_a_time(table, tmp_path):
+    prepare(table, tmp_path / "new")
+    with (tmp_path / "new" / JOURNAL).open() as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        with pytest.raises(ValueError, match="another process is writing there"):
+            prepare(table, tmp_path / "new")
+
+
+@contextlib.contextmanager
+def files_of_at_most(count):
+    """As on a full disk, writing beyond ``count`` bytes of a file fails."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (count, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_full_disk_stops_the_work_and_nothing_is_lost(table, tmp_path, numbered, made):
+    numbered(table / "clips/d.mkv", 250)  # larger than the others
+    with files_of_at_most(6000), pytest.raises(WriteError) as caught:
+        prepare(table, tmp_path / "new")
+    assert "3 videos were made before and stay; the same command goes on from there" in str(caught.value)
+    assert caught.value.filename == str(tmp_path / "new/clips/d.mp4")
+    assert {path.name for path in (tmp_path / "new/clips").iterdir()} == {"a.mp4", "b.mp4", "c.mp4"}
+    made.clear()
+    assert prepare(table, tmp_path / "new").kept == 3
+    assert made == ["d.mp4", "e.mp4"]
+
+
+def test_an_interruption_leaves_no_half_file(table, tmp_path, monkeypatch, made):
+    reencode = preparing.reencode
+
+    def interrupt(source, target, encoding, **options):
+        if source.name == "c.avi":
+
+            def stop():
+                raise KeyboardInterrupt
+
+            options["stop"] = stop
+        return reencode(source, target, encoding, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(preparing, "reencode", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            prepare(table, tmp_path / "new")
+    assert {path.name for path in (tmp_path / "new/clips").iterdir()} == {"a.mp4", "b.mp4"}
+    made.clear()
+    prepare(table, tmp_path / "new")
+    assert made == ["c.mp4", "d.mp4", "e.mp4"]
+
+
+@pytest.fixture(scope="module")
+def long_table(tmp_path_factory, numbered):
+    """Twenty clips that take a while."""
+    root = tmp_path_factory.mktemp("long")
+    content = numbered(root / "source.mp4", 240, size=(240, 320)).read_bytes()
+    for i in range(20):
+        (root / f"{i}.mp4").write_bytes(content)
+    (root / "train.csv").write_text("path,label\n" + "".join(f"{i}.mp4,{i % 2}\n" for i in range(20)))
+    return root
+
+
+def children(pid):
+    """The processes that a process has started."""
+    found = []
+    for status in Path("/proc").glob("[0-9]*/status"):
+        with contextlib.suppress(OSError):
+            if f"\nPPid:\t{pid}\n" in status.read_text():
+                found.append(int(status.parent.name))
+    return found
+
+
+def alive(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize(("number", "code", "workers"), [(signal.SIGTERM, 143, 1), (signal.SIGKILL, -9, 2)])
+def test_a_process_that_is_stopped_or_killed(number, code, workers, long_table, tmp_path):
+    to = tmp_path / "new"
+    command = [sys.executable, "-m", "art", "prepare", "csv", "--root", str(long_table), "--to", str(to)]
+    running = subprocess.Popen(
+        [*command, "--workers", str(workers)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    limit = time.monotonic() + 60
+    while not list(to.glob("*.mp4")) and time.monotonic() < limit:
+        time.sleep(0.01)
+    others = children(running.pid)
+    running.send_signal(number)
+    _, errors = running.communicate(timeout=60)
+    assert running.returncode == code
+    assert len(others) >= workers - 1
+    while any(map(alive, others)) and time.monotonic() < limit:
+        time.sleep(0.05)
+    assert not any(map(alive, others)), "workers end with their parent"
+    finished = {path.name for path in to.glob("*.mp4")}
+    assert 1 <= len(finished) < 20
+    if number == signal.SIGTERM:
+        assert "what is finished stays" in errors
+        assert not list(to.rglob("*.partial"))
+    else:
+        (to / "0.mp4.partial").write_text("left behind")
+    result = prepare(long_table, to, encoding=Encoding())
+    assert result.kept >= len(finished) - 2, "those whose end was not written down yet are made again"
+    assert result.made + result.kept == 20
+    assert not list(to.rglob("*.partial"))
+    assert {len(frame_times(path)) for path in to.glob("*.mp4")} == {240}
+
+
+def test_work_that_is_given_up_is_no_broken_original(table, tmp_path, monkeypatch):
+    monkeypatch.setattr(preparing, "stopping", lambda: True)
+    with pytest.raises(Stopped):
+        prepare(table, tmp_path / "new")

@@ -1,0 +1,301 @@
+import json
+import tarfile
+from pathlib import Path
+
+import pytest
+import torch
+
+from art.cli import main
+from art.data.datasets.clips import Clip, ClipSet
+from art.data.datasets.registry import dataset_splits, open_dataset
+from art.data.decoding.interface import StoredClip
+from art.data.decoding.video import VideoError, read_clip, read_frames
+from art.data.loading.dataset import ClipDataset, DataError, build_loader, dataset_of
+from art.data.loading.shard_loader import LANES, ShardDataset
+from art.data.loading.shards import open_shards, read_shard, write_shards
+from art.data.transforms.sampling import segment_indices
+
+pytest.importorskip("webdataset")
+
+
+@pytest.fixture
+def many(tmp_path, numbered):
+    """40 clips of one small video under 40 names, in three classes."""
+    content = numbered(tmp_path / "source.mp4", 8, options={"bf": "0"}).read_bytes()
+    clips = []
+    for i in range(40):
+        path = tmp_path / "clips" / f"{i}.mp4"
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(content)
+        clips.append(Clip(path, i % 3))
+    return ClipSet("numbers", "train", tmp_path / "clips", tuple(clips), ("a", "b", "c"), ("A", "B", "C"), (1, 0, 2))
+
+
+@pytest.fixture
+def shards(many, tmp_path):
+    """They in ten shards of four clips."""
+    size = many.clips[0].path.stat().st_size
+    return write_shards(many, tmp_path / "shards", shard_bytes=4 * size)
+
+
+def loaded(dataset, size=4, epoch=0, skip=0, **options):
+    loader = build_loader(dataset, size, **options)
+    loader.set_epoch(epoch, skip=skip)
+    assert len(loader) == loader._order.whole_epoch() - skip
+    batches = list(loader)
+    loader.close()
+    return batches
+
+
+def indices(batches):
+    return [batch["index"].tolist() for batch in batches]
+
+
+def flat(batches):
+    return [index for batch in batches for index in batch]
+
+
+def test_what_is_written_is_what_is_opened(many, shards, tmp_path):
+    assert len(shards.shards) == 10 and len(shards) == 40
+    opened = open_dataset("shards", tmp_path / "shards", "train")
+    assert opened == shards
+    for name in ("name", "split", "class_names", "prompts", "mirror", "groups"):
+        assert getattr(opened, name) == getattr(many, name)
+    assert dataset_splits("shards", tmp_path / "shards") == ("train",)
+    keys = [int(clip.path.name) for clip in opened]
+    assert sorted(keys) == list(range(40)) and keys != sorted(keys), "they are shuffled once"
+    assert all(clip.label == many.clips[key].label for key, clip in zip(keys, opened, strict=True))
+    assert list(opened.shard_of) == sorted(opened.shard_of)
+    again = write_shards(many, tmp_path / "again", shard_bytes=4 * many.clips[0].path.stat().st_size)
+    for one, other in zip(shards.shards, again.shards, strict=True):
+        assert Path(one).read_bytes() == Path(other).read_bytes(), "the same clips are the same bytes"
+
+
+def test_a_shard_is_one_of_webdataset(many, shards):
+    with tarfile.open(shards.shards[0]) as tar:
+        names = tar.getnames()
+        key = shards.clips[0].path.name
+        about = json.load(tar.extractfile(f"{key}.json"))
+    assert {*names[:2]} == {f"{key}.mp4", f"{key}.json"}
+    assert about == {"label": int(key) % 3, "class": "abc"[int(key) % 3], "path": f"{int(key)}.mp4", "files": ["mp4"]}
+    (first, clip), *others = read_shard(shards.shards[0])
+    assert (first, len(others)) == (key, 3)
+    assert clip.files == {"mp4": many.clips[int(key)].path.read_bytes()}
+
+
+def test_clips_in_memory_are_those_of_files(decoder, tmp_path, numbered):
+    path = numbered(tmp_path / "a.mp4", 20)
+    stored = StoredClip("a", {"mp4": path.read_bytes()})
+    assert torch.equal(read_clip(stored, 5, decoder=decoder), read_clip(path, 5, decoder=decoder))
+    for content in (b"", b"text"):
+        with pytest.raises(VideoError, match=r"^a: (is empty|cannot be read)"):
+            read_clip(StoredClip("a", {"mp4": content}), 5, decoder=decoder)
+
+
+def test_batches_are_like_those_of_files(shards, read_numbers):
+    assert dataset_of(shards) is ShardDataset
+    dataset = dataset_of(shards)(shards, 4, train=False, frame_size=16)
+    batches = loaded(dataset)
+    assert set(batches[0]) == {"video", "label", "index", "draws"}
+    assert sorted(flat(indices(batches))) == list(range(40))
+    for batch in batches:
+        assert batch["video"].shape == (4, 4, 3, 16, 16) and batch["video"].dtype == torch.uint8
+        assert batch["label"].tolist() == [shards.clips[i].label for i in batch["index"].tolist()]
+    whole = ShardDataset(shards, 4, train=False)[7]["video"]
+    assert read_numbers(whole) == segment_indices(8, 4).tolist()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_workers_change_no_batch(workers, shards):
+    expected = loaded(ShardDataset(shards, 4, train=True, seed=5, draws=3), epoch=2)
+    found = loaded(ShardDataset(shards, 4, train=True, seed=5, draws=3), epoch=2, workers=workers)
+    assert len(found) == len(expected) == 10
+    for one, other in zip(found, expected, strict=True):
+        assert all(torch.equal(one[name], other[name]) for name in other)
+
+
+def test_the_order_depends_on_seed_and_epoch(shards):
+    def order(seed, epoch):
+        return indices(loaded(ShardDataset(shards, 2, train=True, seed=seed), epoch=epoch))
+
+    assert order(0, 0) == order(0, 0)
+    assert order(0, 0) != order(0, 1) != order(1, 1) != order(0, 0)
+    for seed, epoch in ((0, 0), (0, 1), (1, 1)):
+        assert sorted(flat(order(seed, epoch))) == list(range(40))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("skip", [1, 5, 9, 10])
+def test_an_interrupted_epoch_goes_on(skip, workers, shards):
+    whole = loaded(ShardDataset(shards, 3, train=True), epoch=1, workers=workers)
+    rest = loaded(ShardDataset(shards, 3, train=True), epoch=1, skip=skip, workers=workers)
+    assert indices(rest) == indices(whole)[skip:]
+    assert all(torch.equal(a["video"], b["video"]) for a, b in zip(rest, whole[skip:], strict=True))
+    with pytest.raises(ValueError, match=r"skip must lie in 0\.\.10"):
+        build_loader(ShardDataset(shards, 3, train=True), 4).set_epoch(0, skip=11)
+
+
+@pytest.mark.parametrize(("world_size", "size"), [(2, 4), (3, 4), (3, 5)])
+def test_ranks_share_the_clips(world_size, size, shards):
+    ranks = [
+        indices(loaded(ShardDataset(shards, 2, train=False), size, rank=rank, world_size=world_size))
+        for rank in range(world_size)
+    ]
+    assert sorted(flat(flat(ranks))) == list(range(40))
+    full = [
+        indices(loaded(ShardDataset(shards, 2, train=True), size, rank=r, world_size=world_size, drop_last=True))
+        for r in range(world_size)
+    ]
+    assert {len(batches) for batches in full} == {40 // world_size // size}
+    assert {len(batch) for batches in full for batch in batches} == {size}
+    clips = flat(flat(full))
+    assert len(set(clips)) == len(clips)
+
+
+def test_a_shard_is_read_once_but_at_borders(shards, monkeypatch):
+    loads: list[int] = []
+    load = ShardDataset._load
+    monkeypatch.setattr(ShardDataset, "_load", lambda self, shard: loads.append(shard) or load(self, shard))
+    dataset = ShardDataset(shards, 2, train=True)
+    loaded(dataset, 2)
+    assert set(loads) == set(range(10)) and len(loads) <= 10 + LANES
+    assert dataset._held == {}
+
+
+def test_bad_clips_are_counted_and_replaced_within_the_shard(many, tmp_path, caplog):
+    for i in (3, 17):
+        many.clips[i].path.write_text("no video " * 20)
+    many.clips[30].path.unlink()
+    shards = write_shards(many, tmp_path / "shards", shard_bytes=4000)
+    assert len(shards) == 39 and json.loads((tmp_path / "shards" / "train.json").read_text())["missing"] == 1
+    bad = {i for i, clip in enumerate(shards) if int(clip.path.name) in (3, 17)}
+    for workers in (0, 2):
+        dataset = ShardDataset(shards, 2, train=True, max_bad_share=0.1)
+        found = flat(indices(loaded(dataset, 4, workers=workers)))
+        assert len(found) == 39 and not bad & set(found)
+        assert {path.name for path in dataset.bad} == {"00000003", "00000017"}
+        stands_in = [i for i in found if found.count(i) > 1]
+        assert {shards.shard_of[i] for i in stands_in} <= {shards.shard_of[i] for i in bad}
+        dataset = ShardDataset(shards, 2, train=False, max_bad_share=0.1)
+        assert sorted(flat(indices(loaded(dataset, 4, workers=workers)))) == sorted(set(range(39)) - bad)
+    with pytest.raises(DataError, match="more than max_bad_share=0 allows"):
+        loaded(ShardDataset(shards, 2, train=False))
+
+
+def test_broken_shards_name_what_is_wrong(shards):
+    path = Path(shards.shards[2])
+    content = path.read_bytes()
+    whole = dict(read_shard(str(path)))
+    reasons = set()
+    for cut in range(len(content) // 2, len(content) // 2 + 3000, 250):
+        path.write_bytes(content[:cut])
+        dataset = ShardDataset(shards, 2, train=False, max_bad_share=0.2)
+        found = flat(indices(loaded(dataset)))
+        assert 1 <= len(dataset.bad) < 4 and len(found) + len(dataset.bad) == 40
+        reasons |= set(dataset.bad.values())
+        for key, clip in dataset._load(2)[0].items():
+            assert clip.files == whole[key].files, "no half of a clip"
+    assert all("train-000002.tar cannot be read: " in r or "ends without it" in r for r in reasons)
+    assert len(reasons) > 1
+    Path(shards.shards[5]).unlink()
+    dataset = ShardDataset(shards, 2, train=True, max_bad_share=0.2)
+    assert len(dataset.bad) == 4 and set(dataset.bad.values()) == {f"its shard {shards.shards[5]} is not there"}
+    assert len(flat(indices(loaded(dataset)))) >= 36 - 3
+
+
+def test_shards_elsewhere(many, tmp_path):
+    folder = tmp_path / "shards"
+    write_shards(many, folder, shard_bytes=4000, url=f"pipe:cat {folder}/{{}}")
+    shards = open_shards(folder, "train")
+    assert shards.shards[0] == f"pipe:cat {folder}/train-000000.tar"
+    assert len(flat(indices(loaded(ShardDataset(shards, 2, train=False), workers=2)))) == 40
+    index = json.loads((folder / "train.json").read_text())
+    (folder / "train.json").write_text(json.dumps(index | {"url": "https://host/set"}))
+    assert open_shards(folder, "train").shards[1] == "https://host/set/train-000001.tar"
+
+
+def test_folders_of_frames_are_stored_too(tmp_path, numbered, read_numbers):
+    import av
+
+    folder = tmp_path / "clips" / "one"
+    folder.mkdir(parents=True)
+    with av.open(str(numbered(tmp_path / "a.mp4", 6))) as container:
+        for i, frame in enumerate(container.decode(video=0)):
+            frame.to_image().save(folder / f"img_{i + 8}.png")
+    clip_set = ClipSet("frames", "test", tmp_path / "clips", (Clip(folder, 0),), ("a",))
+    shards = write_shards(clip_set, tmp_path / "out")
+    video = ShardDataset(shards, 6, train=False)[0]["video"]
+    assert read_numbers(video) == list(range(6))
+    assert torch.equal(video, read_frames(folder))
+
+
+def test_what_cannot_be_written_or_opened(many, tmp_path, numbered):
+    out = tmp_path / "out"
+    part = ClipSet("p", "train", tmp_path, (Clip(many.clips[0].path, 0, 0.0, 0.3),), ("a",))
+    with pytest.raises(ValueError, match=r"is a part of a file, .* cut the clips into files of their own first"):
+        write_shards(part, out)
+    with pytest.raises(ValueError, match="shard_bytes must be at least 1, got 0"):
+        write_shards(many, out, shard_bytes=0)
+    gone = ClipSet("p", "train", tmp_path, (Clip(tmp_path / "none.mp4", 0),), ("a",))
+    with pytest.raises(ValueError, match="p/train: none of its 1 clips can be read"):
+        write_shards(gone, out)
+    assert not list(out.glob("*.json"))
+    write_shards(many, out)
+    with pytest.raises(FileExistsError, match=r"train\.json is there already"):
+        write_shards(many, out)
+    with pytest.raises(FileNotFoundError, match=r"there is no index .*; splits in .*: train"):
+        open_shards(out, "val")
+    (out / "bad.json").write_text('{"format": "art shards 1", "name": "x"}')
+    with pytest.raises(ValueError, match="is no index of shards: KeyError"):
+        open_shards(out, "bad")
+
+
+def test_an_interruption_leaves_no_half_shard(many, tmp_path, monkeypatch):
+    from art.data.loading import shards as module
+
+    files, calls = module._files, []
+
+    def stop(path):
+        calls.append(path)
+        if len(calls) == 7:
+            raise KeyboardInterrupt
+        return files(path)
+
+    monkeypatch.setattr(module, "_files", stop)
+    with pytest.raises(KeyboardInterrupt):
+        write_shards(many, tmp_path / "out", shard_bytes=4000)
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert names and all(name.endswith(".tar") for name in names)
+
+
+def test_files_are_still_read_by_the_other_kind(many):
+    assert dataset_of(many) is ClipDataset
+
+
+def test_a_clip_is_found_by_its_path(shards, many, tmp_path):
+    clip = shards.clips[9]
+    expected = read_clip(many.clips[int(clip.path.name)].path, 3)
+    assert torch.equal(read_clip(clip.path, 3), expected)
+    with pytest.raises(VideoError, match="ends without it"):
+        read_clip(clip.path.with_name("99999999"), 3)
+    with pytest.raises(VideoError, match="is in a shard without an index"):
+        read_clip(tmp_path / "test-000000.tar" / "00000000", 3)
+    Path(shards.shards[shards.shard_of[9]]).unlink()
+    with pytest.raises(VideoError, match=r"cannot be read: .*FileNotFoundError"):
+        read_clip(clip.path, 3)
+
+
+def test_the_command_writes_every_split(many, tmp_path, capsys):
+    for split, first in (("train", 0), ("test", 30)):
+        rows = "".join(f"{clip.path},{clip.label}\n" for clip in many.clips[first : first + 10])
+        (tmp_path / f"{split}.csv").write_text("path,label\n" + rows)
+    (tmp_path / "classes.txt").write_text("a\nb\nc\n")
+    many.clips[32].path.unlink()
+    arguments = ["shards", "csv", "--root", str(tmp_path), "--to", str(tmp_path / "out"), "--shard-mib", "0.004"]
+    assert main([*arguments, "--splits", "train", "test"]) == 0
+    shown = capsys.readouterr().out
+    assert "test: 9 clips in" in shown and "1 could not be read" in shown and "data.name=shards" in shown
+    assert dataset_splits("shards", tmp_path / "out") == ("test", "train")
+    assert len(open_dataset("shards", tmp_path / "out", "train")) == 10
+    assert main([*arguments, "--splits", "train"]) == 2
+    assert "is there already" in capsys.readouterr().err
