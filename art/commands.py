@@ -61,7 +61,7 @@ def run_prepare(options: argparse.Namespace) -> int:
 
 
 def _prepare_videos(options: argparse.Namespace, max_bad_share: float, encoded: dict[str, Any]) -> int:
-    from art.data.files import check_writable, write_whole
+    from art.data.files import atomic_write, check_writable
     from art.data.prepare.check import as_table, check_dataset
     from art.data.prepare.convert import prepare_dataset
     from art.data.prepare.reencode import Encoding
@@ -86,7 +86,7 @@ def _prepare_videos(options: argparse.Namespace, max_bad_share: float, encoded: 
     if options.to is not None:
         print(f"{options.to}: {result.made} videos made, {result.kept} were there")
     text = json.dumps(check.as_json(), indent=1, ensure_ascii=False) + "\n"
-    write_whole(out / "prepare.json", lambda path: path.write_text(text, encoding="utf-8"))
+    atomic_write(out / "prepare.json", lambda path: path.write_text(text, encoding="utf-8"))
     print(f"everything is in {out / 'prepare.json'}")
     return 1 if check.bad_share > max_bad_share else 0
 

@@ -10,7 +10,7 @@ from pathlib import Path
 PARTIAL = ".partial"
 
 
-def write_whole(path: Path, write: Callable[[Path], object]) -> None:
+def atomic_write(path: Path, write: Callable[[Path], object]) -> None:
     """Write under another name first: whoever sees ``path`` sees all of it.
 
     Args:

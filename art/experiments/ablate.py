@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from art.data.files import write_whole
+from art.data.files import atomic_write
 from art.eval.evaluate import write_json
 from art.eval.report.style import png_bytes
 from art.experiments.ablation_chart import ablation_figure
@@ -49,8 +49,8 @@ def ablate(config: Config, seeds: int, only: Sequence[str] = (), devices: Sequen
     result = results(config, plan)
     output = Path(config.output)
     text, picture = as_markdown(result), png_bytes(ablation_figure(result["tables"], result["runs"]))
-    write_whole(output / "ablate.md", lambda path: path.write_text(text, encoding="utf-8"))
-    write_whole(output / "ablate.png", lambda path: path.write_bytes(picture))
+    atomic_write(output / "ablate.md", lambda path: path.write_text(text, encoding="utf-8"))
+    atomic_write(output / "ablate.png", lambda path: path.write_bytes(picture))
     write_json(output / "ablate.json", result)
     return result
 

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import Any, Literal
 
-from art.data.files import write_whole
+from art.data.files import atomic_write
 from art.train.checkpoint import TRAINING_STATE, recover
 from art.train.config import Config, ConfigError, config_from_dict, save_config, to_dict
 
@@ -128,8 +128,8 @@ class RunFolder:
                 path = self.path / name
                 shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
         self.path.mkdir(parents=True, exist_ok=True)
-        write_whole(self.config, lambda path: save_config(config, path))  # first: with it a run is begun
-        write_whole(self.classes, lambda path: path.write_text("".join(f"{name}\n" for name in class_names), "utf-8"))
+        atomic_write(self.config, lambda path: save_config(config, path))  # first: with it a run is begun
+        atomic_write(self.classes, lambda path: path.write_text("".join(f"{name}\n" for name in class_names), "utf-8"))
 
     def history(self) -> list[dict[str, Any]]:
         """The lines of ``metrics.jsonl``; a last line that a crash cut short is left out."""

@@ -1,7 +1,7 @@
 import pytest
 
 from art.data import files
-from art.data.files import check_writable, write_whole
+from art.data.files import atomic_write, check_writable
 
 
 def test_a_file_is_whole_or_not_there(tmp_path):
@@ -11,11 +11,11 @@ def test_a_file_is_whole_or_not_there(tmp_path):
 
     target = tmp_path / "new" / "a.txt"
     with pytest.raises(KeyboardInterrupt):
-        write_whole(target, fail)
+        atomic_write(target, fail)
     assert list(target.parent.iterdir()) == []
-    write_whole(target, lambda path: path.write_text("whole"))
+    atomic_write(target, lambda path: path.write_text("whole"))
     with pytest.raises(KeyboardInterrupt):
-        write_whole(target, fail)
+        atomic_write(target, fail)
     assert [path.name for path in target.parent.iterdir()] == ["a.txt"]
     assert target.read_text() == "whole"
 

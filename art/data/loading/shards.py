@@ -22,7 +22,7 @@ from art.data.datasets.registry import check_root, register_dataset
 from art.data.decoding.frame_folder import numbered_frames
 from art.data.decoding.interface import StoredClip
 from art.data.decoding.packets import Unreadable
-from art.data.files import write_whole
+from art.data.files import atomic_write
 from art.extras import import_extra
 
 _FORMAT = "art shards 1"
@@ -102,7 +102,7 @@ def write_shards(
         raise ValueError(f"{clip_set.name}/{clip_set.split}: none of its {len(clip_set)} clips can be read")
     content = {"format": _FORMAT, "name": clip_set.name, "url": url, "shards": shards.names, "missing": missing}
     content |= {name: getattr(clip_set, name) for name in _KEPT} | {"clips": clips}
-    write_whole(index, lambda path: path.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8"))
+    atomic_write(index, lambda path: path.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8"))
     return open_shards(out, clip_set.split)
 
 

@@ -13,7 +13,7 @@ from av.video.reformatter import VideoReformatter
 from jaxtyping import Float, UInt8
 
 from art.data.decoding.video import ONE_THREAD
-from art.data.files import write_whole
+from art.data.files import atomic_write
 from art.data.motion.classes import CLASSES
 from art.data.motion.render import Stage
 from art.data.motion.views import Shot, draw_shot, poses_of
@@ -69,8 +69,8 @@ class Filming:
         """Render a clip; its joints are written first, so that a video file stands for a finished clip."""
         shot = job.shot(self.seed, self.frames)
         pictures, joints = stage.film(poses_of(CLASSES[job.class_index], shot), shot.view)
-        write_whole(job.joints_file(self.root), lambda path: _write_array(path, joints))
-        write_whole(self.root / job.path, lambda path: write_video(path, pictures, self.fps))
+        atomic_write(job.joints_file(self.root), lambda path: _write_array(path, joints))
+        atomic_write(self.root / job.path, lambda path: write_video(path, pictures, self.fps))
 
 
 def write_video(path: Path, frames: UInt8[np.ndarray, "t h w 3"], fps: int) -> None:

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from art.data.files import write_whole
+from art.data.files import atomic_write
 from art.data.motion.classes import CLASSES
 from art.data.motion.filming import Filming, Job, film_in_worker, start_worker
 from art.data.motion.render import TRACKED, Stage
@@ -228,4 +228,4 @@ def _row(job: Job, shot: Shot) -> dict[str, object]:
 
 
 def _write_text(path: Path, text: str) -> None:
-    write_whole(path, lambda partial: partial.write_text(text, encoding="utf-8"))
+    atomic_write(path, lambda partial: partial.write_text(text, encoding="utf-8"))

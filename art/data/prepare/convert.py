@@ -25,7 +25,7 @@ from art.data.datasets.clips import Clip, ClipSet
 from art.data.datasets.registry import open_dataset, required_files
 from art.data.datasets.user_classes import CLASSES
 from art.data.decoding.video import VideoError
-from art.data.files import PARTIAL, check_writable, write_whole
+from art.data.files import PARTIAL, atomic_write, check_writable
 from art.data.parallel import cores, in_processes, stopping
 from art.data.prepare.check import DatasetCheck, Problem, check_dataset, open_splits
 from art.data.prepare.reencode import Encoding, Made, WriteError, check_encoder, reencode
@@ -108,7 +108,7 @@ def prepare_dataset(
         if name == "folder" and not (root / CLASSES).exists():
             # Without this list, classes of which nothing can be read would be no classes of the new folder.
             names = next(iter(opened.values())).class_names
-            write_whole(to / CLASSES, lambda path: path.write_text("".join(f"{n}\n" for n in names), encoding="utf-8"))
+            atomic_write(to / CLASSES, lambda path: path.write_text("".join(f"{n}\n" for n in names), encoding="utf-8"))
         waiting = [job for job in jobs if not journal.is_finished(job)]
         there = [job for job in waiting if job.source.exists()]
         gone = {job.key for job in waiting if not job.source.exists()}
@@ -327,9 +327,9 @@ def _copy_annotations(name: str, root: Path, to: Path, targets: dict[Path, Path]
         target = to / path.relative_to(root)
         renamed = _renamed(name, path, root, to, targets)
         if renamed is None:
-            write_whole(target, lambda partial, path=path: shutil.copyfile(path, partial))  # type: ignore[misc]
+            atomic_write(target, lambda partial, path=path: shutil.copyfile(path, partial))  # type: ignore[misc]
         else:
-            write_whole(target, lambda partial, text=renamed: partial.write_text(text, encoding="utf-8"))  # type: ignore[misc]
+            atomic_write(target, lambda partial, text=renamed: partial.write_text(text, encoding="utf-8"))  # type: ignore[misc]
 
 
 def _renamed(name: str, table: Path, root: Path, to: Path, targets: dict[Path, Path]) -> str | None:

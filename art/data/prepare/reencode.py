@@ -21,7 +21,7 @@ from jaxtyping import UInt8
 
 from art.data.decoding.packets import Source
 from art.data.decoding.video import ONE_THREAD, ShownFrame, VideoError, frame_times, iterate_frames
-from art.data.files import write_whole
+from art.data.files import atomic_write
 from art.data.parallel import Stopped
 
 CODEC: Final = "libx264"
@@ -116,7 +116,7 @@ def reencode(
         made.append(Made(len(times), partial.stat().st_size))
 
     try:
-        write_whole(Path(target), write)
+        atomic_write(Path(target), write)
     except WriteError as error:
         raise WriteError(error.errno, error.strerror, str(target)) from error
     return made[0]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from art.data.files import check_writable, write_whole
+from art.data.files import atomic_write, check_writable
 from art.eval.evaluate import find_checkpoint
 from art.eval.report.style import png_bytes
 from art.model.pretrained import load_model
@@ -52,8 +52,8 @@ def bank_to_folder(checkpoint: Path, out: Path, tell: Callable[[str], None] = pr
         }
     }
     text = json.dumps(numbers, indent=1, ensure_ascii=False) + "\n"
-    write_whole(out / "bank.json", lambda path: path.write_text(text, encoding="utf-8"))
+    atomic_write(out / "bank.json", lambda path: path.write_text(text, encoding="utf-8"))
     for name, figure in figures.items():
         content = png_bytes(figure)
-        write_whole(out / name, lambda path, content=content: path.write_bytes(content))  # type: ignore[misc]
+        atomic_write(out / name, lambda path, content=content: path.write_bytes(content))  # type: ignore[misc]
     return view, [out / name for name in ("bank.json", *figures)]

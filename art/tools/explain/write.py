@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from art.data.files import check_writable, write_whole
+from art.data.files import atomic_write, check_writable
 from art.data.prepare.reencode import check_encoder
 from art.eval.evaluate import find_checkpoint
 from art.eval.report.style import png_bytes
@@ -53,7 +53,7 @@ def explain_to_folder(
 def write_explanation(explanation: Explanation, out: Path, *, top_k: int = 5) -> None:
     """Write :data:`FILES` into the folder ``out``; arguments and errors as of :func:`explain_to_folder`."""
     mp4, gif, sheet, numbers = (out / name for name in FILES)
-    write_whole(mp4, lambda film: write_whole(gif, lambda small: write_film(explanation, film, small, top_k=top_k)))
-    write_whole(sheet, lambda path: path.write_bytes(png_bytes(contact_sheet(explanation, top_k=top_k))))
+    atomic_write(mp4, lambda film: atomic_write(gif, lambda small: write_film(explanation, film, small, top_k=top_k)))
+    atomic_write(sheet, lambda path: path.write_bytes(png_bytes(contact_sheet(explanation, top_k=top_k))))
     text = json.dumps(explanation.as_json(), indent=1, ensure_ascii=False) + "\n"
-    write_whole(numbers, lambda path: path.write_text(text, encoding="utf-8"))
+    atomic_write(numbers, lambda path: path.write_text(text, encoding="utf-8"))

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
-from art.data.files import check_writable, write_whole
+from art.data.files import atomic_write, check_writable
 from art.model.pretrained import VideoClassifier
 from art.tools.export.facts import facts_of
 from art.tools.export.formats import FileFormat, Onnx, Run, TorchProgram
@@ -117,7 +117,7 @@ def export_model(
         chosen.write(converted, facts, path)
         _compared(plain, chosen.open(path, outputs), clips[:1], outputs)  # with what was found, the final bytes
 
-    write_whole(out, write)
+    atomic_write(out, write)
     return Exported(out, facts)
 
 

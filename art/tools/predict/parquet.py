@@ -17,7 +17,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from art.data.files import check_writable, write_whole
+from art.data.files import atomic_write, check_writable
 from art.data.inputs import Source, find_sources
 from art.data.parallel import Stopped, in_processes, slot, stopping
 from art.eval.evaluate import find_checkpoint
@@ -138,7 +138,7 @@ def _begin(out: Path, about: dict[str, Any]) -> None:
             raise ValueError(f"out: {out} holds predictions with another {told}; choose another folder, or remove it")
     elif out.is_dir() and any(not path.name.startswith("_") for path in out.iterdir()):
         raise ValueError(f"out: {out} holds something, and no {ABOUT}; expected a new or empty folder, or one to go on")
-    write_whole(path, lambda partial: partial.write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8"))
+    atomic_write(path, lambda partial: partial.write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8"))
 
 
 def _predict_part(part: _Part) -> None:
