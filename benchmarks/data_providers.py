@@ -31,7 +31,7 @@ _PACKAGES = {"av": "av", TORCHCODEC: "torchcodec", DECORD: "decord", OPENCV: "op
 def refusal(provider: str) -> str | None:
     """Why a provider is left out, or None: its library must import and, torchcodec, decode a probe."""
     if provider in (TORCHCODEC, OURS_TORCHCODEC):
-        from art.data.decoding.torchcodec_decoder import probe
+        from art.data.decoding.torchcodec import probe
 
         problem = probe()
         return None if problem is None else f"torchcodec {problem}"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from art.data.datasets.annotations import FRAME_SUFFIXES, VIDEO_SUFFIXES, read_lines, read_table
 from art.data.datasets.table import time_span
-from art.data.decoding.interface import StoredClip
+from art.data.decoding.frames import StoredClip
 from art.data.loading.shards import open_shards, read_shard
 
 LISTS = (".txt", ".list")

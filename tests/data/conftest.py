@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from art.data.datasets.clips import Clip, ClipSet
-from art.data.decoding import torchcodec_decoder
+from art.data.decoding import torchcodec
 
 SQUARE = 16
 HEIGHT, WIDTH = 2 * SQUARE, 4 * SQUARE
@@ -106,7 +106,7 @@ def motion_root(tmp_path):
 @pytest.fixture(params=["pyav", "torchcodec"])
 def decoder(request):
     """The name of each decoder of video files, where it can be used."""
-    problem = torchcodec_decoder.probe() if request.param == "torchcodec" else None
+    problem = torchcodec.probe() if request.param == "torchcodec" else None
     if problem is not None:
         pytest.skip(f"torchcodec {problem}")
     return request.param

@@ -8,7 +8,7 @@ import torch
 from art.cli import main
 from art.data.datasets.clips import Clip, ClipSet
 from art.data.datasets.registry import dataset_splits, open_dataset
-from art.data.decoding.interface import StoredClip
+from art.data.decoding.frames import StoredClip
 from art.data.decoding.video import VideoError, read_clip, read_frames
 from art.data.loading.dataset import ClipDataset, DataError, build_loader, dataset_of
 from art.data.loading.shard_loader import LANES, ShardDataset

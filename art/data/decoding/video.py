@@ -1,8 +1,10 @@
-"""Frames of a clip, whatever it is stored as: the entrance to the decoders."""
+"""Reading the frames of a clip: a video file, a directory of frames, or a clip in a shard."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
+import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -13,30 +15,28 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from art.data.datasets.annotations import FRAME_SUFFIXES
-from art.data.decoding.frame_converter import ONE_THREAD
-from art.data.decoding.frame_folder import open_folder, open_pictures
-from art.data.decoding.interface import Decoder, FrameSpan, StoredClip, find_decoder, scaled_size
-from art.data.decoding.packets import Unreadable
-from art.data.decoding.pyav_decoder import ShownFrame, open_frames
+from art.data.decoding import pyav, torchcodec
+from art.data.decoding.frames import (
+    Decoder,
+    FrameSpan,
+    StoredClip,
+    Unreadable,
+    open_frame_directory,
+    open_stored_frames,
+    scaled_size,
+)
+from art.data.decoding.pyav import TimedFrame
 from art.data.transforms.sampling import SPARSE, FrameSampling
 
-__all__ = [
-    "ONE_THREAD",
-    "ShownFrame",
-    "VideoError",
-    "decoded_bytes",
-    "frame_times",
-    "iterate_frames",
-    "read_chosen",
-    "read_clip",
-    "read_frames",
-]
-
+_log = logging.getLogger(__name__)
 _Path = str | os.PathLike[str]
+
+#: Values of ``data.decoder``.
+DECODERS = ("pyav", "torchcodec", "auto")
 
 
 class VideoError(Exception):
-    """A video file that cannot be read: which one (``path``) and why (``reason``).
+    """A clip cannot be read. ``path`` is its path and ``reason`` the cause.
 
     Examples:
         >>> from pathlib import Path
@@ -58,6 +58,33 @@ class VideoError(Exception):
         return VideoError, (self.path, self.reason)
 
 
+@functools.cache
+def find_decoder(name: str) -> Decoder:
+    """Return the decoder of video files for a value of ``data.decoder``.
+
+    ``"pyav"`` is always available. ``"torchcodec"`` requires that package and FFmpeg's shared libraries. ``"auto"``
+    uses torchcodec if it decodes a test video, and PyAV otherwise, and logs its choice. All decoders return the same
+    frames, but colors may differ by rounding, so that runs with ``"auto"`` may not be reproducible on another machine.
+
+    Raises:
+        ValueError: the name is unknown.
+        ImportError: ``name`` is ``"torchcodec"``, which cannot be imported or does not decode a test video.
+    """
+    if name not in DECODERS:
+        raise ValueError(f"decoder {name!r} is unknown, expected one of {', '.join(DECODERS)}")
+    problem = None if name == "pyav" else torchcodec.probe()
+    if problem is not None and name == "torchcodec":
+        raise ImportError(
+            f"data.decoder=torchcodec: torchcodec {problem}. Install a torchcodec built for this PyTorch (pip install "
+            "'art-kernels[torchcodec]') and FFmpeg's shared libraries, or use data.decoder=pyav"
+        )
+    if problem is not None:
+        _log.warning("data.decoder=auto: videos are decoded with PyAV, because torchcodec %s", problem)
+    elif name == "auto":
+        _log.info("data.decoder=auto: videos are decoded with torchcodec")
+    return pyav.open_span if name == "pyav" or problem is not None else torchcodec.open_span
+
+
 def read_clip(
     path: _Path | StoredClip,
     num_frames: int,
@@ -70,28 +97,28 @@ def read_clip(
     views: int = 1,
     decoder: str = "pyav",
 ) -> UInt8[Tensor, "n 3 h w"]:
-    """``num_frames`` frames of a clip, or so many for each of several views; no other frame is converted to RGB.
+    """Read ``num_frames`` frames of a clip for each view. Only these frames are converted to RGB.
 
     Args:
-        path: a video file, a folder of frames (see :mod:`art.data.decoding.frame_folder`), either in memory, or the path of a
-            clip in shards (see :mod:`art.data.loading.shards`), which reads its shard up to there.
-        num_frames: T, how many frames to return; a shorter clip repeats some.
-        start: where the clip starts, seconds since the first frame; None is the beginning of the file.
-        end: where the clip ends (that frame is excluded); None is the end of the file.
-        generator: draws at random which frames of a clip are taken (training); None takes fixed ones (test).
-        short_side: scale the frames, keeping their aspect ratio, so that the shorter side has this many pixels; None
-            leaves them as they are.
-        sampling: which frames are taken, by default one of each of T segments of the clip.
-        views: how many times T frames are taken, as :meth:`.sampling.FrameSampling.indices` chooses them.
-        decoder: of video files, one of :data:`art.data.decoding.interface.DECODERS`.
+        path: a video file, a directory of numbered frames (``00001.jpg``, …), one of these in memory, or the path of a
+            clip in a shard (see :mod:`art.data.loading.shards`), which is read up to that clip.
+        num_frames: number of frames T; a shorter clip repeats frames.
+        start: start of the clip, in seconds since the first frame; None is the beginning of the file.
+        end: end of the clip (exclusive), in seconds since the first frame; None is the end of the file.
+        generator: samples frames at random (training); None selects fixed frames (evaluation).
+        short_side: scale frames to this many pixels on the shorter side, keeping the aspect ratio; None keeps the size.
+        sampling: how frames are selected, by default one from each of T equal segments of the clip.
+        views: number of times T frames are selected, see :meth:`.FrameSampling.indices`.
+        decoder: decoder of video files, one of :data:`art.data.decoding.video.DECODERS`.
 
     Returns:
-        RGB, view after view (n = views · T), turned upright where the file says that the camera was not.
+        RGB frames, view by view (n = views · T), rotated upright according to the file's metadata.
 
     Raises:
-        VideoError: the file is missing, empty, damaged, truncated, has no video or no frame from ``start`` to ``end``.
+        VideoError: the file is missing, empty, damaged or truncated, or has no video, or no frame between ``start`` and
+            ``end``.
         ValueError: ``num_frames`` or ``short_side`` is below 1, or the decoder is unknown.
-        ImportError: the decoder cannot be used here.
+        ImportError: the decoder is not available.
 
     Examples:
         >>> from art.data import read_clip
@@ -114,9 +141,9 @@ def read_chosen(
     short_side: int | None = None,
     decoder: str = "pyav",
 ) -> UInt8[Tensor, "n 3 h w"]:
-    """The frames that ``choose`` names, given how many the clip has: positions from 0, in any order, some perhaps
-    repeated. Other arguments and errors as in :func:`read_clip`."""
-    with _opened(path, start, end, decoder) as span:
+    """Read the frames whose positions ``choose`` returns for the number of frames of the clip. Positions start at 0 and
+    may be in any order and repeat. Other arguments and errors are those of :func:`read_clip`."""
+    with _open_span(path, start, end, decoder) as span:
         return span.read(choose(span.count), short_side)
 
 
@@ -128,7 +155,7 @@ def read_frames(
     short_side: int | None = None,
     decoder: str = "pyav",
 ) -> UInt8[Tensor, "n 3 h w"]:
-    """Every frame from ``start`` to ``end``. Arguments and errors as in :func:`read_clip`.
+    """Read every frame from ``start`` to ``end``. Arguments and errors are those of :func:`read_clip`.
 
     Examples:
         >>> from art.data import read_frames
@@ -138,12 +165,12 @@ def read_frames(
     return read_chosen(path, range, start=start, end=end, short_side=short_side, decoder=decoder)
 
 
-def iterate_frames(path: _Path, *, start: float | None = None, end: float | None = None) -> Iterator[ShownFrame]:
-    """The same frames as :func:`read_frames` gives, one after the other, without conversion. Errors as there; a folder
-    of frames is one too, because it holds no times."""
-    with _naming(path):
+def iterate_frames(path: _Path, *, start: float | None = None, end: float | None = None) -> Iterator[TimedFrame]:
+    """Yield the frames of :func:`read_frames` one at a time, without conversion. Raises VideoError for a directory of
+    frames, which has no timestamps."""
+    with _naming_path(path):
         _check_file(Path(path))
-        yield from open_frames(Path(path), start, end)
+        yield from pyav.iterate_span(Path(path), start, end)
 
 
 def decoded_bytes(
@@ -154,69 +181,67 @@ def decoded_bytes(
     short_side: int | None = None,
     decoder: str = "pyav",
 ) -> int:
-    """How much memory :func:`read_frames` would take for its result; nothing is decoded. Errors as there."""
-    with _opened(path, start, end, decoder) as span:
+    """Return the size in bytes of the result of :func:`read_frames`, without decoding."""
+    with _open_span(path, start, end, decoder) as span:
         height, width = scaled_size(*span.size, short_side)
         return span.count * 3 * height * width
 
 
 def frame_times(path: _Path, *, start: float | None = None, end: float | None = None) -> list[float]:
-    """When each frame from ``start`` to ``end`` is shown, in seconds since the first of the file; nothing is decoded.
+    """Return the presentation time of each frame from ``start`` to ``end``, in seconds since the first frame of the
+    file, without decoding.
 
     Raises:
-        VideoError: as in :func:`read_clip`; or the path is a folder of frames, which holds no times.
+        VideoError: as for :func:`read_clip`, or the path is a directory of frames, which has no timestamps.
 
     Examples:
         >>> from art.data import frame_times
         >>> frame_times("clip.mp4")[:3]
         [0.0, 0.1, 0.2]
     """
-    with _opened(path, start, end, "pyav") as span:
+    with _open_span(path, start, end, "pyav") as span:
         return list(span.times)
 
 
 @contextlib.contextmanager
-def _opened(path: _Path | StoredClip, start: float | None, end: float | None, decoder: str) -> Iterator[FrameSpan]:
-    """The span of a clip."""
-    open_file = find_decoder(decoder)
-    if not isinstance(path, StoredClip) and Path(path).parent.suffix == ".tar":
-        from art.data.loading.shards import find_stored_clip
+def _open_span(path: _Path | StoredClip, start: float | None, end: float | None, decoder: str) -> Iterator[FrameSpan]:
+    open_video = find_decoder(decoder)
+    with _naming_path(path.name if isinstance(path, StoredClip) else path):
+        if not isinstance(path, StoredClip) and Path(path).parent.suffix == ".tar":
+            from art.data.loading.shards import find_stored_clip
 
-        with _naming(path):
             path = find_stored_clip(Path(path))
-    if isinstance(path, StoredClip):
-        with _naming(path.name), _opened_content(path.files, start, end, open_file) as span:
+        if isinstance(path, StoredClip):
+            opened = _open_stored(path.files, start, end, open_video)
+        elif Path(path).is_dir():
+            opened = open_frame_directory(Path(path), start, end)
+        else:
+            _check_file(Path(path))
+            opened = open_video(Path(path), start, end)
+        with opened as span:
             yield span
-        return
-    file = Path(path)
-    with _naming(path):
-        folder = file.is_dir()
-        if not folder:
-            _check_file(file)
-        with (open_folder if folder else open_file)(file, start, end) as span:
-            yield span
+
+
+def _open_stored(
+    files: Mapping[str, bytes], start: float | None, end: float | None, open_video: Decoder
+) -> AbstractContextManager[FrameSpan]:
+    name, *others = files
+    if others or name.lower().endswith(FRAME_SUFFIXES):
+        return open_stored_frames(files, start, end)
+    if not files[name]:
+        raise Unreadable("is empty (0 bytes)")
+    return open_video(files[name], start, end)
 
 
 @contextlib.contextmanager
-def _naming(path: _Path) -> Iterator[None]:
-    """Whatever goes wrong with a file becomes a :class:`VideoError`."""
+def _naming_path(path: _Path) -> Iterator[None]:
+    """Turn errors of the decoders and the operating system into a :class:`VideoError`."""
     try:
         yield
     except Unreadable as error:
         raise VideoError(path, str(error)) from error.__cause__
     except OSError as error:
         raise VideoError(path, f"cannot be read: {error.strerror or error}") from error
-
-
-def _opened_content(
-    files: Mapping[str, bytes], start: float | None, end: float | None, open_file: Decoder
-) -> AbstractContextManager[FrameSpan]:
-    name, *others = files
-    if others or name.lower().endswith(FRAME_SUFFIXES):
-        return open_pictures(files, start, end)
-    if not files[name]:
-        raise Unreadable("is empty (0 bytes)")
-    return open_file(files[name], start, end)
 
 
 def _check_file(file: Path) -> None:

@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from art.data.datasets.clips import ClipSet
-from art.data.decoding.interface import StoredClip, find_decoder
-from art.data.decoding.video import VideoError, read_clip
+from art.data.decoding.frames import StoredClip
+from art.data.decoding.video import VideoError, find_decoder, read_clip
 from art.data.loading.cache import FrameCache
 from art.data.loading.loader import BatchOrder, ClipLoader
 from art.data.transforms.augment import three_squares
@@ -92,7 +92,7 @@ class ClipDataset(Dataset[Sample]):
             process keeps its own, so that few workers, or none, make best use of it.
         cache_limit: bytes that all processes together may keep.
         max_bad_share: the share of clips, 0..1, that may be bad.
-        decoder: of video files, one of :data:`art.data.decoding.interface.DECODERS`.
+        decoder: of video files, one of :data:`art.data.decoding.video.DECODERS`.
 
     Raises:
         DataError: too many files are missing or empty.

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from art.data.decoding.interface import StoredClip
+from art.data.decoding.frames import StoredClip
 from art.data.decoding.video import VideoError
 from art.data.loading.dataset import ClipDataset
 from art.data.loading.loader import BatchOrder, ClipLoader, collate

@@ -19,9 +19,7 @@ from typing import Any
 
 from art.data.datasets.clips import Clip, ClipSet
 from art.data.datasets.registry import check_root, register_dataset
-from art.data.decoding.frame_folder import numbered_frames
-from art.data.decoding.interface import StoredClip
-from art.data.decoding.packets import Unreadable
+from art.data.decoding.frames import StoredClip, Unreadable, numbered_frames
 from art.data.files import atomic_write
 from art.extras import import_extra
 

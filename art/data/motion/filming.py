@@ -12,7 +12,7 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 from jaxtyping import Float, UInt8
 
-from art.data.decoding.video import ONE_THREAD
+from art.data.decoding.frames import ONE_THREAD
 from art.data.files import atomic_write
 from art.data.motion.classes import CLASSES
 from art.data.motion.render import Stage

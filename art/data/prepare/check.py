@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from art.data.datasets.clips import Clip, ClipSet
 from art.data.datasets.registry import RequiredFile, dataset_splits, open_dataset, required_files
-from art.data.decoding.packets import TOLERANCE
+from art.data.decoding.pyav import TOLERANCE
 from art.data.decoding.video import VideoError, decoded_bytes, frame_times, iterate_frames, read_frames
 from art.data.loading.dataset import check_clip_set
 from art.data.parallel import Stopped, cores, in_processes, stopping

@@ -19,8 +19,9 @@ from av.video.reformatter import Interpolation, VideoReformatter
 from av.video.stream import VideoStream
 from jaxtyping import UInt8
 
-from art.data.decoding.packets import Source
-from art.data.decoding.video import ONE_THREAD, ShownFrame, VideoError, frame_times, iterate_frames
+from art.data.decoding.frames import ONE_THREAD
+from art.data.decoding.pyav import TimedFrame, VideoSource
+from art.data.decoding.video import VideoError, frame_times, iterate_frames
 from art.data.files import atomic_write
 from art.data.parallel import Stopped
 
@@ -168,7 +169,7 @@ class _Writer:
         self._first = self._last = 0
         self._clock = Fraction(1)
 
-    def add(self, shown: ShownFrame) -> None:
+    def add(self, shown: TimedFrame) -> None:
         quarter_turns = round(shown.frame.rotation / 90)
         frame = _upright(self._small(shown.frame), quarter_turns)
         if self._output is None:
@@ -194,7 +195,7 @@ class _Writer:
         except (av.FFmpegError, OSError) as error:
             raise _write_error(error) from error
 
-    def _open(self, source: Source, frame: VideoFrame, quarter_turns: int) -> tuple[OutputContainer, VideoStream]:
+    def _open(self, source: VideoSource, frame: VideoFrame, quarter_turns: int) -> tuple[OutputContainer, VideoStream]:
         every, original = self._encoding.keyframe_every, source.stream.codec_context
         options = {**_OPTIONS, "crf": str(self._encoding.crf)}
         options["x264-params"] = f"{_X264}:keyint={every}:min-keyint={every}"

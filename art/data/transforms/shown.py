@@ -9,7 +9,7 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
-from art.data.decoding.interface import StoredClip
+from art.data.decoding.frames import StoredClip
 from art.data.decoding.video import read_clip
 from art.data.transforms.augment import CentreCrop, three_squares
 from art.data.transforms.sampling import SPARSE, FrameSampling
@@ -25,7 +25,7 @@ class ShownViews:
         sampling: which frames of the clip are taken.
         views: so many times T frames, as :class:`.sampling.FrameSampling` chooses them.
         crops: 1, the middle of each frame, or 3, squares along its longer side.
-        decoder: of video files, one of :data:`art.data.decoding.interface.DECODERS`.
+        decoder: of video files, one of :data:`art.data.decoding.video.DECODERS`.
 
     Raises:
         ValueError: ``views`` is below 1, or ``crops`` is neither 1 nor 3.

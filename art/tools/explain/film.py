@@ -13,7 +13,7 @@ from av.video.reformatter import Interpolation, VideoReformatter
 from jaxtyping import UInt8
 from PIL import Image
 
-from art.data.decoding.frame_converter import ONE_THREAD
+from art.data.decoding.frames import ONE_THREAD
 from art.data.decoding.video import iterate_frames
 from art.data.prepare.reencode import CODEC, check_encoder
 from art.tools.explain.explanation import Explanation

@@ -34,7 +34,7 @@ class PredictionSettings:
         batch_size: views that the model takes at once.
         workers: processes that decode, for each process that predicts; 0 decodes in that one.
         precision: "fp32", "bf16" or "fp16".
-        decoder: of video files, one of :data:`art.data.decoding.interface.DECODERS`.
+        decoder: of video files, one of :data:`art.data.decoding.video.DECODERS`.
 
     Raises:
         ValueError: one of them is out of its range.

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from av import time_base as CLOCK
 
-from art.data.decoding.packets import Source, Unreadable
-from art.data.decoding.pyav_decoder import open_source
+from art.data.decoding.frames import Unreadable
+from art.data.decoding.pyav import VideoSource, open_source
 from art.tools.serve.limits import BEGINNING, Limits, Refused, check_beginning, container_of
 
 
@@ -37,7 +37,7 @@ def unreadable(name: str, reason: str) -> Refused:
     return Refused(f"“{name}” {reason}. The file may be damaged or cut off: see whether it plays, or save it again.")
 
 
-def _check_pictures(source: Source, name: str, limits: Limits) -> None:
+def _check_pictures(source: VideoSource, name: str, limits: Limits) -> None:
     width, height = source.stream.width, source.stream.height
     if width * height > limits.megapixels * 1e6:
         raise Refused(
@@ -46,12 +46,12 @@ def _check_pictures(source: Source, name: str, limits: Limits) -> None:
         )
 
 
-def _check_packets(source: Source, name: str, limits: Limits) -> None:
+def _check_packets(source: VideoSource, name: str, limits: Limits) -> None:
     count = 0
     for packet in source.packets_from(source.origin):
         if packet.size == 0:
             continue
-        time = count if source.counted else packet.pts
+        time = count if source.no_timestamps else packet.pts
         count += 1
         if time is not None and source.seconds(time) > limits.seconds:
             header = (source.container.duration or 0) / CLOCK

@@ -1,0 +1,278 @@
+"""Types shared by the decoders, conversion of decoded frames to a tensor, and clips stored as numbered images."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import torch
+from av.video.codeccontext import VideoCodecContext
+from av.video.frame import VideoFrame
+from av.video.reformatter import Interpolation, VideoReformatter
+from jaxtyping import UInt8
+from torch import Tensor
+
+from art.data.datasets.annotations import FRAME_SUFFIXES
+
+#: Reformatter option: one thread converts a small frame faster than several. Before PyAV 17 there was only one.
+ONE_THREAD: dict[str, Any] = {"threads": 1} if int(av.__version__.split(".")[0]) >= 17 else {}
+
+#: For each image codec, the bytes a file starts with and the marker near the end of a complete file.
+_IMAGE_MARKERS = {"mjpeg": (b"\xff\xd8\xff", b"\xff\xd9"), "png": (b"\x89PNG\r\n\x1a\n", b"IEND")}
+_MAX_NAMES = 3  # file names listed in an error
+
+
+class Unreadable(Exception):
+    """The reason why a video cannot be read. The caller, which has the path, adds it to the message."""
+
+
+@dataclass(frozen=True)
+class StoredClip:
+    """A clip held in memory, for example one read from an archive.
+
+    Attributes:
+        name: name used in error messages.
+        files: file name to content, for its one video file or for all of its frames.
+    """
+
+    name: str
+    files: Mapping[str, bytes]
+
+
+class FrameSpan(ABC):
+    """The frames of a video between two times. They are located when the span is opened and decoded by :meth:`read`."""
+
+    @property
+    @abstractmethod
+    def count(self) -> int:
+        """Number of frames, at least one."""
+
+    @property
+    @abstractmethod
+    def times(self) -> Sequence[float]:
+        """Presentation time of each frame, ascending, in seconds since the first frame of the video.
+
+        Raises:
+            Unreadable: the video has no timestamps.
+        """
+
+    @property
+    @abstractmethod
+    def size(self) -> tuple[int, int]:
+        """Height and width of a frame as stored, before rotation."""
+
+    @abstractmethod
+    def read(self, positions: Sequence[int], short_side: int | None) -> UInt8[Tensor, "n 3 h w"]:
+        """Decode the frames at ``positions``.
+
+        Args:
+            positions: one or more values in ``0..count-1``, in any order. Repeated frames are decoded once.
+            short_side: scale frames to this many pixels on the shorter side; None keeps their size.
+
+        Returns:
+            RGB frames, upright.
+
+        Raises:
+            Unreadable: a frame cannot be decoded.
+        """
+
+
+#: Opens a video, given as a path or as the content of a file, and locates the frames from ``start`` (included) to
+#: ``end`` (excluded), in seconds since the first frame. Raises Unreadable or OSError.
+Decoder = Callable[[Path | bytes, float | None, float | None], AbstractContextManager[FrameSpan]]
+
+
+def scaled_size(height: int, width: int, short_side: int | None) -> tuple[int, int]:
+    """Return height and width scaled so that the shorter side has ``short_side`` pixels; None keeps the size.
+
+    Raises:
+        ValueError: ``short_side`` is below 1.
+    """
+    if short_side is None:
+        return height, width
+    if short_side < 1:
+        raise ValueError(f"short_side must be at least 1 pixel, got {short_side}")
+    factor = short_side / min(height, width)
+    return max(1, round(height * factor)), max(1, round(width * factor))
+
+
+class FrameConverter:
+    """Converts decoded frames to upright RGB arrays.
+
+    Args:
+        short_side: number of pixels on the shorter side; None keeps the size.
+    """
+
+    def __init__(self, short_side: int | None = None) -> None:
+        self._short_side = short_side
+        self._reformatter = VideoReformatter()  # shared by all frames, because building its tables is slow
+
+    def convert(self, frame: VideoFrame) -> UInt8[np.ndarray, "h w 3"]:
+        """Return one frame as RGB, scaled and rotated upright."""
+        height, width = scaled_size(frame.height, frame.width, self._short_side)
+        interpolation = Interpolation.BILINEAR
+        if (height, width) != (frame.height, frame.width):
+            interpolation = Interpolation.AREA if width < frame.width else Interpolation.BICUBIC
+        rgb = self._reformatter.reformat(frame, width, height, "rgb24", interpolation=interpolation, **ONE_THREAD)
+        return np.rot90(rgb.to_ndarray(), round(frame.rotation / 90))
+
+
+def assemble_clip(
+    frames: Iterable[tuple[int, VideoFrame]], keys: Sequence[int], short_side: int | None
+) -> UInt8[Tensor, "n 3 h w"]:
+    """Convert each frame once and store it at every position that its key has in ``keys``.
+
+    Args:
+        frames: pairs of key and decoded frame, one for each distinct key.
+        keys: the key of each frame of the clip.
+        short_side: number of pixels on the shorter side; None keeps the size.
+
+    Raises:
+        Unreadable: the frames differ in size.
+    """
+    converter = FrameConverter(short_side)
+    positions: dict[int, list[int]] = {}
+    for position, key in enumerate(keys):
+        positions.setdefault(key, []).append(position)
+    clip = torch.empty(0, dtype=torch.uint8)
+    for key, frame in frames:
+        image = converter.convert(frame)
+        height, width = image.shape[:2]
+        if len(clip) == 0:
+            clip = torch.empty(len(keys), 3, height, width, dtype=torch.uint8)
+        elif clip.shape[2:] != image.shape[:2]:
+            raise Unreadable(f"changes its frame size from {clip.shape[3]}×{clip.shape[2]} to {width}×{height}")
+        first, *others = positions[key]
+        clip.numpy()[first] = image.transpose(2, 0, 1)
+        for other in others:
+            clip[other] = clip[first]
+    return clip
+
+
+# Directories of numbered images (00001.jpg, 00002.jpg, …), the format in which common toolkits extract frames. The
+# number at the end of a name gives the order; numbers may start anywhere and have any constant step. A missing or
+# duplicate number or an image without one makes the clip unreadable, like a truncated video file. Files of other types
+# are ignored.
+
+
+@contextlib.contextmanager
+def open_frame_directory(path: Path, start: float | None, end: float | None) -> Iterator[ImageSpan]:
+    """Open a directory of frames; ``start`` and ``end`` must be None."""
+    _check_no_times(start, end)
+    yield ImageSpan(numbered_frames(entry.name for entry in path.iterdir()), lambda name: (path / name).read_bytes())
+
+
+@contextlib.contextmanager
+def open_stored_frames(files: Mapping[str, bytes], start: float | None, end: float | None) -> Iterator[ImageSpan]:
+    """Open frames held in memory, by file name; ``start`` and ``end`` must be None."""
+    _check_no_times(start, end)
+    yield ImageSpan(numbered_frames(files), files.__getitem__)
+
+
+def _check_no_times(start: float | None, end: float | None) -> None:
+    if start is not None or end is not None:
+        raise Unreadable(
+            "is a directory of frames, which has no timestamps, so a start or end in seconds cannot be located; use a "
+            "directory with the frames of that part, or the video file"
+        )
+
+
+def numbered_frames(files: Iterable[str]) -> list[str]:
+    """Select the frames among file names and sort them by number.
+
+    Raises:
+        Unreadable: there are no frames, or their numbers are not a complete series; the message names the files.
+    """
+    names = sorted(name for name in files if not name.startswith("."))
+    frames: dict[int, str] = {}
+    for name in names:
+        stem, dot, suffix = name.rpartition(".")
+        if dot + suffix.lower() not in FRAME_SUFFIXES:
+            continue
+        match = re.search(r"[0-9]+$", stem)
+        if match is None:
+            raise Unreadable(f"contains {name}, an image without a number at the end of its name")
+        number = int(match.group())
+        if number in frames:
+            raise Unreadable(f"contains frame {number} twice: {frames[number]} and {name}")
+        frames[number] = name
+    if not frames:
+        found = ", ".join(names[:_MAX_NAMES]) + (", …" if len(names) > _MAX_NAMES else "")
+        raise Unreadable(
+            f"is a directory without frames ({', '.join(FRAME_SUFFIXES)}): it contains {found or 'nothing'}"
+        )
+    _check_steps(sorted(frames))
+    return [frames[number] for number in sorted(frames)]
+
+
+def _check_steps(numbers: Sequence[int]) -> None:
+    steps = [after - before for before, after in itertools.pairwise(numbers)]
+    step = min(steps, default=0)
+    gap = next((i for i, found in enumerate(steps) if found != step), None)
+    if gap is not None:
+        missing = round((numbers[-1] - numbers[0]) / step) + 1 - len(numbers)
+        raise Unreadable(
+            f"is missing frame {numbers[gap] + step}, between {numbers[gap]} and {numbers[gap + 1]}"
+            + (f" ({missing} frames are missing in total)" if missing > 1 else "")
+        )
+
+
+class ImageSpan(FrameSpan):
+    """Frames stored as image files.
+
+    Args:
+        names: file names, in order.
+        load: returns the content of a file.
+    """
+
+    def __init__(self, names: Sequence[str], load: Callable[[str], bytes]) -> None:
+        self._names = names
+        self._load = load
+
+    @property
+    def count(self) -> int:
+        """Number of frames."""
+        return len(self._names)
+
+    @property
+    def times(self) -> list[float]:
+        """Always raises Unreadable."""
+        raise Unreadable("is a directory of frames, which has no timestamps")
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the first frame."""
+        first = self._decode(self._names[0])
+        return first.height, first.width
+
+    def read(self, positions: Sequence[int], short_side: int | None) -> UInt8[Tensor, "n 3 h w"]:
+        """See :meth:`FrameSpan.read`."""
+        frames = ((position, self._decode(self._names[position])) for position in dict.fromkeys(positions))
+        return assemble_clip(frames, positions, short_side)
+
+    def _decode(self, name: str) -> VideoFrame:
+        content = self._load(name)
+        codec = next((codec for codec, (head, _) in _IMAGE_MARKERS.items() if content.startswith(head)), None)
+        if codec is None:
+            raise Unreadable(f"contains {name}, which is {'not a JPEG or PNG image' if content else 'empty (0 bytes)'}")
+        if _IMAGE_MARKERS[codec][1] not in content[-1024:]:
+            raise Unreadable(f"contains {name}, which is truncated")
+        context = VideoCodecContext.create(codec, "r")
+        assert isinstance(context, VideoCodecContext)
+        context.thread_count = 1
+        try:
+            frames = [*context.decode(av.Packet(content)), *context.decode(None)]
+        except av.FFmpegError as error:
+            raise Unreadable(f"contains {name}, which cannot be read: {error.strerror or error}") from error
+        if not frames or frames[0].is_corrupt:
+            raise Unreadable(f"contains {name}, which is damaged")
+        return frames[0]
