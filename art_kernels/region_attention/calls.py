@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import triton
 from torch import Tensor
 
-from art_kernels.call import Call, alignment, float32_like, matmul_precision, readable
-from art_kernels.devices import Device, splits_for
+from art_kernels._core.launch import KernelLaunch, alignment, float32_like, dot_precision, contiguous_last_dim
+from art_kernels._core.launch import DeviceSpec, choose_splits
 from art_kernels.region_attention import kernels
 from art_kernels.region_attention.tiles import Tiles, backward_tiles, forward_tiles
 
@@ -26,11 +26,11 @@ class Inputs(NamedTuple):
     scale: float
     layer_norm_eps: float | None
 
-    def forward_tiles(self, device: Device) -> Tiles:
+    def forward_tiles(self, device: DeviceSpec) -> Tiles:
         """The sizes in the table."""
         return forward_tiles(self.regions.dtype, self.queries.shape[1], self.regions.shape[2], device, **self._more())
 
-    def backward_tiles(self, device: Device) -> tuple[Tiles, bool]:
+    def backward_tiles(self, device: DeviceSpec) -> tuple[Tiles, bool]:
         """The sizes in the table, and whether one block holds all rows."""
         return backward_tiles(self.regions.dtype, self.queries.shape[1], self.regions.shape[2], device, **self._more())
 
@@ -69,22 +69,22 @@ class Inputs(NamedTuple):
             "POSITION": self.key_position is not None,
             "MASK": self.region_mask is not None,
             "NORMALIZE": self.layer_norm_eps is not None,
-            "PRECISION": matmul_precision(self.regions.dtype),
+            "PRECISION": dot_precision(self.regions.dtype),
         }
 
     def _more(self) -> dict[str, bool]:
         return {"position": self.key_position is not None, "normalize": self.layer_norm_eps is not None}
 
     def _readable(self) -> tuple[Tensor, Tensor, Tensor | None]:
-        return readable(self.queries), readable(self.regions), readable(self.key_position)
+        return contiguous_last_dim(self.queries), contiguous_last_dim(self.regions), contiguous_last_dim(self.key_position)
 
 
-def forward_calls(inputs: Inputs, tiles: Tiles, output: Tensor, softmax: Tensor, scores: Tensor | None) -> list[Call]:
+def forward_calls(inputs: Inputs, tiles: Tiles, output: Tensor, softmax: Tensor, scores: Tensor | None) -> list[KernelLaunch]:
     """The launches that fill `output` [F,M,C], `softmax` [F,M,2] and, where it is given, `scores` [F,M,N]."""
     (frames, rows, channels), (_, count, _) = inputs.queries.shape, inputs.regions.shape
     row_blocks = -(-rows // tiles.block_m)
     programs = frames * row_blocks * tiles.parts
-    splits, regions_a_split = splits_for(count, programs, tiles.block_n, inputs.regions.device)
+    splits, regions_a_split = choose_splits(count, programs, tiles.block_n, inputs.regions.device)
     partial, partial_softmax = output, softmax
     if splits > 1:
         partial = float32_like(output, splits, frames, rows, channels)
@@ -103,7 +103,7 @@ def forward_calls(inputs: Inputs, tiles: Tiles, output: Tensor, softmax: Tensor,
         "SCORES": scores is not None,
         "HOLD": tiles.hold,
     }
-    calls = [Call(kernels.forward_kernel, (programs * splits,), arguments, constants, *tiles.of_a_program())]
+    calls = [KernelLaunch(kernels.forward_kernel, (programs * splits,), arguments, constants, *tiles.of_a_program())]
     if splits > 1:
         width = min(1024, triton.next_power_of_2(channels))
         arguments = {
@@ -115,18 +115,18 @@ def forward_calls(inputs: Inputs, tiles: Tiles, output: Tensor, softmax: Tensor,
             "splits": splits,
         }
         grid = (frames * rows, -(-channels // width))
-        calls.append(Call(kernels.combine_kernel, grid, arguments, {"C": channels, "BLOCK_C": width}, 4, 1))
+        calls.append(KernelLaunch(kernels.combine_kernel, grid, arguments, {"C": channels, "BLOCK_C": width}, 4, 1))
     return calls
 
 
 def delta_call(
     inputs: Inputs, tiles: Tiles, softmax: Tensor, grad_output: Tensor, grad_map: Tensor | None
-) -> tuple[Call, Tensor]:
+) -> tuple[KernelLaunch, Tensor]:
     """The launch that takes delta from the products of the backward pass, whose sizes it has to have, and the tensor
     into which it puts a part for each split [splits, F, M], to be summed."""
     (frames, rows, _), (_, count, _) = inputs.queries.shape, inputs.regions.shape
     programs = frames * -(-rows // tiles.block_m)
-    splits, regions_a_split = splits_for(count, programs, tiles.block_n, inputs.regions.device)
+    splits, regions_a_split = choose_splits(count, programs, tiles.block_n, inputs.regions.device)
     delta = float32_like(grad_output, splits, frames, rows)
     arguments = {
         **inputs.arguments(),
@@ -138,7 +138,7 @@ def delta_call(
         "splits": splits,
     }
     constants = {**inputs.constants(tiles), "GRAD_MAP": grad_map is not None}
-    return Call(kernels.delta_kernel, (programs * splits,), arguments, constants, *tiles.of_a_program()), delta
+    return KernelLaunch(kernels.delta_kernel, (programs * splits,), arguments, constants, *tiles.of_a_program()), delta
 
 
 def backward_call(
@@ -152,12 +152,12 @@ def backward_call(
     grad_queries: Tensor,
     grad_regions: Tensor | None,
     grad_scores: Tensor | None,
-) -> tuple[Call, Tensor]:
+) -> tuple[KernelLaunch, Tensor]:
     """The launch, and the tensor into which it puts the gradient of the queries: `grad_queries`, or a part for each
     split [splits, F, M, C], to be summed."""
     (frames, rows, channels), (_, count, _) = inputs.queries.shape, inputs.regions.shape
     programs = frames * tiles.parts
-    splits, regions_a_split = splits_for(count, programs, tiles.block_n, inputs.regions.device)
+    splits, regions_a_split = choose_splits(count, programs, tiles.block_n, inputs.regions.device)
     partial = grad_queries
     if splits > 1 or not one_block:
         partial = float32_like(grad_queries, splits, frames, rows, channels)
@@ -184,4 +184,4 @@ def backward_call(
     if one_block:
         kernel = kernels.backward_kernel
         constants["HOLD"] = tiles.hold
-    return Call(kernel, (programs * splits,), arguments, constants, *tiles.of_a_program()), partial
+    return KernelLaunch(kernel, (programs * splits,), arguments, constants, *tiles.of_a_program()), partial

@@ -8,8 +8,8 @@ import torch
 import triton
 
 from art_kernels import tuning
-from art_kernels.call import float32_like
-from art_kernels.devices import device_of, device_refusal
+from art_kernels._core.launch import float32_like
+from art_kernels._core.launch import device_spec, device_unsupported_reason
 from art_kernels.region_attention import kernels
 from art_kernels.region_attention.calls import Inputs, backward_call, delta_call, forward_calls
 from art_kernels.region_attention.passes import Forward, Gradients
@@ -23,15 +23,15 @@ if TYPE_CHECKING:
 INTERPRETED = not isinstance(kernels.forward_kernel, triton.runtime.JITFunction)
 
 
-def refusal(regions: Tensor) -> str | None:
+def unsupported_reason(regions: Tensor) -> str | None:
     """Why the kernels cannot serve `regions`, or None where they can."""
     channels = regions.shape[-1]
     if channels > MAX_CHANNELS:
         return f"the kernels keep a region of at most {MAX_CHANNELS} channels, and these have {channels}"
-    return device_refusal(regions, INTERPRETED)
+    return device_unsupported_reason(regions, INTERPRETED)
 
 
-def by_name_only(regions: Tensor) -> bool:
+def opt_in(regions: Tensor) -> bool:
     """Whether the kernels serve `regions` only when asked for: in Triton's interpreter, which is there for tests, and
     in float32, whose exact products take no tensor core and, with many channels, are taken by several programs each."""
     return regions.device.type != "cuda" or regions.dtype == torch.float32
@@ -61,7 +61,7 @@ def forward(
             for call in forward_calls(inputs, tiles, output, softmax, scores):
                 call.run()
 
-        tiles = inputs.forward_tiles(device_of(regions.device))
+        tiles = inputs.forward_tiles(device_spec(regions.device))
         run(tuning.best(
             "region_attention.forward", regions.device, _shape(inputs, map=return_map), tiles, candidates(tiles), run,
             fingerprint=tuning.fingerprint(kernels.forward_kernel, kernels.combine_kernel),
@@ -97,7 +97,7 @@ def backward(
     grad_output = grad_output.contiguous()
     grad_map = None if grad_map is None else grad_map.contiguous()
     delta = float32_like(queries, frames, rows)
-    tiles, one_block = inputs.backward_tiles(device_of(regions.device))
+    tiles, one_block = inputs.backward_tiles(device_spec(regions.device))
 
     def run(tiles: Tiles) -> Tensor:
         call, partial = backward_call(

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from art_kernels.checks import (
+from art_kernels._core.checks import (
     check_choice,
     check_count,
     check_flag,
@@ -19,7 +19,7 @@ from art_kernels.checks import (
     check_same_dtype,
     check_sizes,
 )
-from art_kernels.precision import accumulation_dtype, autocast_dtype
+from art_kernels._core.precision import accumulation_dtype, autocast_dtype
 from art_kernels.region_attention.operator import region_attention
 from art_kernels.region_attention.routes import ROUTES, cheaper_route
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from art_kernels.precision import accumulation_dtype, at_least_float32
+from art_kernels._core.precision import accumulation_dtype, at_least_float32
 from art_kernels.region_attention.passes import Forward, Gradients
 
 if TYPE_CHECKING:

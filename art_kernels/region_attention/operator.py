@@ -5,8 +5,8 @@ from __future__ import annotations
 import functools
 from typing import TYPE_CHECKING, Any, Literal, overload
 
-from art_kernels import backends
-from art_kernels.checks import (
+from art_kernels._core import backends
+from art_kernels._core.checks import (
     check_flag,
     check_floating,
     check_mask,
@@ -15,7 +15,7 @@ from art_kernels.checks import (
     check_same_dtype,
     check_sizes,
 )
-from art_kernels.precision import autocast_as_matmul, without_autocast
+from art_kernels._core.precision import autocast_as_matmul, without_autocast
 from art_kernels.region_attention import native, reference
 from art_kernels.region_attention.registration import passes, region_attention_forward
 
@@ -43,8 +43,8 @@ def _fused(*arguments: Any, backend: str) -> tuple[Tensor, Tensor]:
     return output, weights
 
 
-passes["native"] = native
-backends.register(_NAME, "native", functools.partial(_fused, backend="native"))
+passes["torch"] = native
+backends.register(_NAME, "torch", functools.partial(_fused, backend="torch"))
 backends.register(_NAME, "reference", _definition)
 try:
     from art_kernels.region_attention import launch
@@ -53,7 +53,7 @@ except ImportError as error:
 else:
     passes["triton"] = launch
     backends.register(
-        _NAME, "triton", functools.partial(_fused, backend="triton"), launch.refusal, by_name_only=launch.by_name_only
+        _NAME, "triton", functools.partial(_fused, backend="triton"), launch.unsupported_reason, opt_in=launch.opt_in
     )
 
 
@@ -111,7 +111,7 @@ def region_attention(
             0) gives zeros, with zero gradient.
         layer_norm_eps: where given, x is `regions` layer-normalised over C with this epsilon and no affine part.
         return_map: also return the softmax.
-        backend: "triton", "native", "reference", or None to choose (`art_kernels.backends`).
+        backend: "triton", "torch", "reference", or None to choose (`art_kernels._core.backends`).
 
     Returns:
         [F,M,C], or with `return_map` the pair of it and the map [F,M,N], whose rows sum to 1. Both have the dtype of

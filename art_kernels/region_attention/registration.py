@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from art_kernels.mapped import fold
+from art_kernels._core.autograd import merge_batch_dim
 from art_kernels.region_attention import reference
 from art_kernels.region_attention.passes import Forward
 
@@ -182,7 +182,7 @@ def _over_frames(operator: Callable[..., Any], shared: int) -> Callable[..., Any
                 "keep it out of in_dims, or add it to the regions first"
             )
         folded = [
-            fold(info, argument, dim) if isinstance(argument, Tensor) and index != shared else argument
+            merge_batch_dim(info, argument, dim) if isinstance(argument, Tensor) and index != shared else argument
             for index, (argument, dim) in enumerate(zip(arguments, in_dims, strict=True))
         ]
         results = operator(*folded)

@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 import torch
 
-from art_kernels.call import chunk_width
-from art_kernels.devices import Device
+from art_kernels._core.launch import chunk_width
+from art_kernels._core.launch import DeviceSpec
 
 MAX_CHANNELS = 1536
 
@@ -161,7 +161,7 @@ TABLE["forward with more", "amd", 4] = TABLE["forward", "amd", 4]
 
 
 def forward_tiles(
-    dtype: torch.dtype, rows: int, channels: int, device: Device, *, position: bool, normalize: bool
+    dtype: torch.dtype, rows: int, channels: int, device: DeviceSpec, *, position: bool, normalize: bool
 ) -> Tiles:
     """The tiles of the forward kernel."""
     block_m = 32 if rows > 16 and channels <= 128 and dtype.itemsize == 2 else 16
@@ -171,7 +171,7 @@ def forward_tiles(
 
 
 def backward_tiles(
-    dtype: torch.dtype, rows: int, channels: int, device: Device, *, position: bool, normalize: bool
+    dtype: torch.dtype, rows: int, channels: int, device: DeviceSpec, *, position: bool, normalize: bool
 ) -> tuple[Tiles, bool]:
     """The tiles of the backward kernels, and whether one block holds all rows.
 
@@ -195,7 +195,7 @@ def candidates(tiles: Tiles) -> tuple[Tiles, ...]:
     )
 
 
-def _tiles(kernel: str, dtype: torch.dtype, channels: int, device: Device, block_m: int, plain: bool) -> Tiles:
+def _tiles(kernel: str, dtype: torch.dtype, channels: int, device: DeviceSpec, block_m: int, plain: bool) -> Tiles:
     line = next(line for line in TABLE[kernel, device.vendor, dtype.itemsize] if channels <= line.channels)
     a_tile = line.block_n * channels * dtype.itemsize
     num_stages = max(1, min(line.num_stages, device.shared_memory // (2 * a_tile)))

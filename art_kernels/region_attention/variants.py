@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import torch
 
-from art_kernels.call import Call
-from art_kernels.devices import Device
+from art_kernels._core.launch import KernelLaunch
+from art_kernels._core.launch import DeviceSpec
 from art_kernels.region_attention.calls import Inputs, backward_call, delta_call, forward_calls
 
 #: Channels that stand for all: each row of the table of tiles, with chunks that are full and some that are not.
@@ -23,7 +23,7 @@ OPTIONS = {
 }
 
 
-def variants(device: Device) -> Iterator[tuple[str, Call]]:
+def variants(device: DeviceSpec) -> Iterator[tuple[str, KernelLaunch]]:
     """Names such as "backward.bf16.c768.m16.normed", and the launches, on such a device."""
     for dtype_name, dtype in DTYPES.items():
         for channels in CHANNELS:
@@ -60,14 +60,14 @@ def _inputs(
     )
 
 
-def _forward(inputs: Inputs, option: str, device: Device) -> list[Call]:
+def _forward(inputs: Inputs, option: str, device: DeviceSpec) -> list[KernelLaunch]:
     (frames, rows, _), count = inputs.queries.shape, inputs.regions.shape[1]
     scores = _empty(torch.float32, frames, rows, count) if OPTIONS[option][3] else None
     softmax = _empty(torch.float32, frames, rows, 2)
     return forward_calls(inputs, inputs.forward_tiles(device), inputs.queries, softmax, scores)
 
 
-def _backward(inputs: Inputs, option: str, device: Device) -> dict[str, Call]:
+def _backward(inputs: Inputs, option: str, device: DeviceSpec) -> dict[str, KernelLaunch]:
     position, _, _, scores = OPTIONS[option]
     (frames, rows, _), (_, count, _) = inputs.queries.shape, inputs.regions.shape
     of_rows = _empty(torch.float32, frames, rows, 2)

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from art_kernels.call import Call, alignment, chunk_width, matmul_precision, readable
-from art_kernels.devices import Device, processors
+from art_kernels._core.launch import KernelLaunch, alignment, chunk_width, dot_precision, contiguous_last_dim
+from art_kernels._core.launch import DeviceSpec, num_sms
 from art_kernels.tracklet_contrast import kernels
 from art_kernels.tracklet_contrast.passes import Options
 from art_kernels.tracklet_contrast.tiles import (
@@ -29,11 +29,11 @@ class Rows(NamedTuple):
 
     responses: Tensor
     valid: Tensor | None
-    device: Device
+    device: DeviceSpec
 
     def arguments(self) -> dict[str, Any]:
         """Of every kernel that reads them."""
-        rows = readable(self.responses)
+        rows = contiguous_last_dim(self.responses)
         align = alignment(rows)
         video, frame, tracklet, _ = (stride // align for stride in rows.stride())
         return {
@@ -54,13 +54,13 @@ class Rows(NamedTuple):
             "C": channels,
             "BLOCK_C": width,
             "CHUNKS": -(-channels // width),
-            "ALIGN": alignment(readable(self.responses)),
+            "ALIGN": alignment(contiguous_last_dim(self.responses)),
             "VALID": self.valid is not None,
         }
 
     def products(self) -> dict[str, Any]:
         """Of the kernels that multiply rows with each other, at compile time."""
-        tiles, precision = self.tiles(), matmul_precision(self.responses.dtype)
+        tiles, precision = self.tiles(), dot_precision(self.responses.dtype)
         return {**self.constants(tiles.widest), "BLOCK_R": tiles.block_r, "PRECISION": precision}
 
     def tiles(self) -> Tiles:
@@ -68,17 +68,17 @@ class Rows(NamedTuple):
         return tiles_for(self.responses.dtype, self.responses.shape[2], self.device)
 
 
-def mean_call(rows: Rows, mean: Tensor) -> Call:
+def mean_call(rows: Rows, mean: Tensor) -> KernelLaunch:
     """The launch that fills `mean` [B,K,C], float32."""
     batch, _, count, _ = rows.responses.shape
     constants = {**rows.constants(MEAN_WIDEST), "BLOCK_T": MEAN_FRAMES}
     grid = (batch * count * constants["CHUNKS"],)
-    return Call(kernels.mean_kernel, grid, {**rows.arguments(), "p_mean": mean}, constants, 4, 1)
+    return KernelLaunch(kernels.mean_kernel, grid, {**rows.arguments(), "p_mean": mean}, constants, 4, 1)
 
 
 def levels_call(
     rows: Rows, options: Options, within: Tensor | None, across: Tensor | None, *, temporal: bool
-) -> tuple[Call, Tensor]:
+) -> tuple[KernelLaunch, Tensor]:
     """The launch that fills the gradients `within` and `across` [B,T,K,C] where they are given, and the tensor into
     which it puts the sums [programs, 4]; without `temporal` the spatial term alone."""
     batch, frames, count, _ = rows.responses.shape
@@ -101,15 +101,15 @@ def levels_call(
         "CLAMP": options.clamp,
         "GRADIENTS": within is not None,
     }
-    return Call(kernels.levels_kernel, (programs,), arguments, constants, *tiles.of_a_program()), partial
+    return KernelLaunch(kernels.levels_kernel, (programs,), arguments, constants, *tiles.of_a_program()), partial
 
 
-def flattened_call(rows: Rows, options: Options, whole: Tensor | None) -> tuple[Call, Tensor]:
+def flattened_call(rows: Rows, options: Options, whole: Tensor | None) -> tuple[KernelLaunch, Tensor]:
     """The launch that fills the gradient `whole` [B,T,K,C] where it is given, and the tensor into which it puts the
     sums [programs, 4]."""
     batch, frames, *_ = rows.responses.shape
     tiles = rows.tiles()
-    wanted = max(1, min(processors(rows.responses.device) // max(batch, 1), frames)) if whole is not None else 1
+    wanted = max(1, min(num_sms(rows.responses.device) // max(batch, 1), frames)) if whole is not None else 1
     frames_a_part = -(-frames // wanted)
     parts = -(-frames // frames_a_part)
     partial = _partial(rows, batch * parts)
@@ -121,10 +121,10 @@ def flattened_call(rows: Rows, options: Options, whole: Tensor | None) -> tuple[
         "parts": parts,
     }
     constants = {**rows.products(), "CLAMP": options.clamp, "GRADIENTS": whole is not None}
-    return Call(kernels.flattened_kernel, (batch * parts,), arguments, constants, *tiles.of_a_program()), partial
+    return KernelLaunch(kernels.flattened_kernel, (batch * parts,), arguments, constants, *tiles.of_a_program()), partial
 
 
-def terms_call(partial: Tensor, tracklet_partial: Tensor, count: int, terms: Tensor, scale: Tensor) -> Call:
+def terms_call(partial: Tensor, tracklet_partial: Tensor, count: int, terms: Tensor, scale: Tensor) -> KernelLaunch:
     """The launch that fills `terms` [3] and `scale` [3]."""
     arguments = {
         "p_partial": partial,
@@ -135,7 +135,7 @@ def terms_call(partial: Tensor, tracklet_partial: Tensor, count: int, terms: Ten
         "tracklet_programs": len(tracklet_partial),
         "K": count,
     }
-    return Call(kernels.terms_kernel, (1,), arguments, {"BLOCK": TERMS_PROGRAMS}, 4, 1)
+    return KernelLaunch(kernels.terms_kernel, (1,), arguments, {"BLOCK": TERMS_PROGRAMS}, 4, 1)
 
 
 def weigh_call(
@@ -147,7 +147,7 @@ def weigh_call(
     share: Tensor | None,
     valid: Tensor | None,
     grad: Tensor,
-) -> Call:
+) -> KernelLaunch:
     """The launch that fills `grad` [B,T,K,C]. `whole` is [B,T,K,C], or with the `share` [B] of each valid frame
     [B,K,C]; a `whole` without elements adds nothing."""
     batch, frames, count, channels = grad.shape
@@ -166,7 +166,7 @@ def weigh_call(
     kind = "none" if whole.numel() == 0 else "frames" if share is None else "videos"
     constants = {"SIZE": size, "BLOCK": WEIGH_NUMBERS, "WHOLE": kind, "VALID": valid is not None and kind == "videos"}
     grid = (batch * frames * -(-size // WEIGH_NUMBERS),)
-    return Call(kernels.weigh_kernel, grid, arguments, constants, 4, 1)
+    return KernelLaunch(kernels.weigh_kernel, grid, arguments, constants, 4, 1)
 
 
 def _partial(rows: Rows, programs: int) -> Tensor:

@@ -8,8 +8,8 @@ import torch
 import triton
 from torch import Tensor
 
-from art_kernels.call import float32_like
-from art_kernels.devices import device_of, device_refusal
+from art_kernels._core.launch import float32_like
+from art_kernels._core.launch import device_spec, device_unsupported_reason
 from art_kernels.tracklet_contrast import kernels
 from art_kernels.tracklet_contrast.calls import Rows, flattened_call, levels_call, mean_call, terms_call, weigh_call
 from art_kernels.tracklet_contrast.passes import Forward, Gradients, Options
@@ -22,14 +22,14 @@ if TYPE_CHECKING:
 INTERPRETED = not isinstance(kernels.levels_kernel, triton.runtime.JITFunction)
 
 
-def refusal(responses: Tensor) -> str | None:
+def unsupported_reason(responses: Tensor) -> str | None:
     """Why the kernels cannot serve `responses`, or None where they can."""
     if responses.dim() == 4 and responses.shape[2] > MAX_TRACKLETS:
         return f"the kernels compare at most {MAX_TRACKLETS} tracklets, and these are {responses.shape[2]}"
-    return device_refusal(responses, INTERPRETED)
+    return device_unsupported_reason(responses, INTERPRETED)
 
 
-def by_name_only(responses: Tensor) -> bool:
+def opt_in(responses: Tensor) -> bool:
     """Whether the kernels serve `responses` only when asked for: in Triton's interpreter, which is there for tests."""
     return responses.device.type != "cuda"
 
@@ -47,7 +47,7 @@ def forward(
     if responses.numel() == 0:
         return Forward(terms.zero_(), scale.zero_(), *saved)
     within, across, whole = saved if gradients else (None, None, None)
-    rows = Rows(responses, valid, device_of(responses.device))
+    rows = Rows(responses, valid, device_spec(responses.device))
     levels, partial = levels_call(rows, options, within, across, temporal=True)
     levels.run()
     if options.flattened:

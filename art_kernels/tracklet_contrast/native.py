@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from art_kernels.precision import accumulation_dtype, at_least_float32
+from art_kernels._core.precision import accumulation_dtype, at_least_float32
 from art_kernels.tracklet_contrast.passes import Forward, Gradients, Options
 
 if TYPE_CHECKING:

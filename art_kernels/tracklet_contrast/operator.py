@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from art_kernels import backends
-from art_kernels.checks import (
+from art_kernels._core import backends
+from art_kernels._core.checks import (
     check_choice,
     check_flag,
     check_floating,
@@ -18,7 +18,7 @@ from art_kernels.checks import (
     check_same_device,
     check_sizes,
 )
-from art_kernels.precision import at_least_float32, autocast_as_softmax, without_autocast
+from art_kernels._core.precision import at_least_float32, autocast_as_softmax, without_autocast
 from art_kernels.tracklet_contrast import native
 from art_kernels.tracklet_contrast.passes import Options
 from art_kernels.tracklet_contrast.registration import definition, mtc_loss_forward, passes
@@ -39,8 +39,8 @@ def _fused(
     return terms.unbind()
 
 
-passes["native"] = native
-backends.register(_NAME, "native", functools.partial(_fused, backend="native"))
+passes["torch"] = native
+backends.register(_NAME, "torch", functools.partial(_fused, backend="torch"))
 backends.register(_NAME, "reference", definition)
 try:
     from art_kernels.tracklet_contrast import launch
@@ -49,7 +49,7 @@ except ImportError as error:
 else:
     passes["triton"] = launch
     backends.register(
-        _NAME, "triton", functools.partial(_fused, backend="triton"), launch.refusal, by_name_only=launch.by_name_only
+        _NAME, "triton", functools.partial(_fused, backend="triton"), launch.unsupported_reason, opt_in=launch.opt_in
     )
 
 
@@ -112,7 +112,7 @@ def mtc_loss(
         clamp_repulsion: choice: replace negative cosines by 0 in the spatial and the tracklet term.
         tracklet_form: choice: "pooled" compares tracklets pooled over time, "flattened" the concatenations of their T
             responses (then `aggregated` has no place, and must be None).
-        backend: "triton", "native", "reference", or None to choose (`art_kernels.backends`).
+        backend: "triton", "torch", "reference", or None to choose (`art_kernels._core.backends`).
 
     Returns:
         The three terms and, as `.total`, their sum: scalars in float32 (float64 for float64), also under autocast.

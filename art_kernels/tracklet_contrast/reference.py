@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from art_kernels.cosine import unit_vectors
+from art_kernels._core.precision import unit_vectors
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import torch
 
-from art_kernels.devices import Device
+from art_kernels._core.launch import DeviceSpec
 
 #: A frame is one block, whose rows are all compared with each other; more spill.
 MAX_TRACKLETS = 32
@@ -47,7 +47,7 @@ TABLE: dict[int, list[Tiles]] = {
 MEAN_FRAMES, MEAN_WIDEST, WEIGH_NUMBERS, TERMS_PROGRAMS = 16, 128, 1024, 1024
 
 
-def tiles_for(dtype: torch.dtype, count: int, device: Device) -> Tiles:
+def tiles_for(dtype: torch.dtype, count: int, device: DeviceSpec) -> Tiles:
     """The sizes for so many tracklets a frame; only NVIDIA's compiler takes a bound on registers."""
     tiles = next(tiles for tiles in TABLE[dtype.itemsize] if count <= tiles.block_r)
     return tiles if device.vendor == "nvidia" else tiles._replace(registers=None)

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import torch
 
-from art_kernels.call import Call
-from art_kernels.devices import Device
+from art_kernels._core.launch import KernelLaunch
+from art_kernels._core.launch import DeviceSpec
 from art_kernels.tracklet_contrast.calls import Rows, flattened_call, levels_call, mean_call, terms_call, weigh_call
 from art_kernels.tracklet_contrast.passes import Options
 
@@ -20,7 +20,7 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 OPTIONS = {"plain": (Options(0.6, False, False, False), False), "all": (Options(0.6, True, True, False), True)}
 
 
-def variants(device: Device) -> Iterator[tuple[str, Call]]:
+def variants(device: DeviceSpec) -> Iterator[tuple[str, KernelLaunch]]:
     """Names such as "levels.bf16.c256.k32.plain", and the launches."""
     partial = _empty(torch.float32, 4096, 4)
     yield "terms", terms_call(partial, partial, 2, partial, partial)
@@ -32,7 +32,7 @@ def variants(device: Device) -> Iterator[tuple[str, Call]]:
                         yield f"{kernel}.{dtype_name}.c{channels}.k{count}.{option}", call
 
 
-def _calls(dtype: torch.dtype, channels: int, count: int, option: str, device: Device) -> dict[str, Call]:
+def _calls(dtype: torch.dtype, channels: int, count: int, option: str, device: DeviceSpec) -> dict[str, KernelLaunch]:
     options, masked = OPTIONS[option]
     responses = _empty(dtype, 64, 64, count, channels)
     rows = Rows(responses, _empty(torch.bool, 64, 64) if masked else None, device)

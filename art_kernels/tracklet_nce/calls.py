@@ -14,8 +14,8 @@ import torch
 import triton
 from torch import Tensor
 
-from art_kernels.call import Call, alignment, float32_like, matmul_precision, readable
-from art_kernels.devices import splits_for
+from art_kernels._core.launch import KernelLaunch, alignment, float32_like, dot_precision, contiguous_last_dim
+from art_kernels._core.launch import choose_splits
 from art_kernels.tracklet_nce import kernels
 from art_kernels.tracklet_nce.passes import Pairs
 from art_kernels.tracklet_nce.rules import function_of
@@ -40,12 +40,12 @@ class Inputs(NamedTuple):
     @property
     def rows(self) -> Tensor:
         """[M,C]: what a program has some of."""
-        return readable(self.candidates if self.transposed else self.anchors)
+        return contiguous_last_dim(self.candidates if self.transposed else self.anchors)
 
     @property
     def columns(self) -> Tensor:
         """[N,C]: what it walks over."""
-        return readable(self.anchors if self.transposed else self.candidates)
+        return contiguous_last_dim(self.anchors if self.transposed else self.candidates)
 
     def arguments(self) -> dict[str, Any]:
         """Of both kernels."""
@@ -79,14 +79,14 @@ class Inputs(NamedTuple):
             "EXCLUDED": self.pairs.excluded is not None,
             "TRANSPOSED": self.transposed,
             "HOLD": tiles.hold,
-            "PRECISION": matmul_precision(self.anchors.dtype),
+            "PRECISION": dot_precision(self.anchors.dtype),
         }
 
     def split(self, tiles: Tiles) -> tuple[int, dict[str, int]]:
         """How many programs there are, and the arguments that say how they share the columns."""
         (rows, _), (columns, _) = self.rows.shape, self.columns.shape
         programs = -(-rows // tiles.block_m) * tiles.parts
-        splits, columns_a_split = splits_for(columns, programs, tiles.block_n, self.anchors.device)
+        splits, columns_a_split = choose_splits(columns, programs, tiles.block_n, self.anchors.device)
         return programs * splits, {"columns_a_split": columns_a_split, "splits": splits}
 
 
@@ -105,23 +105,23 @@ def side_of(statistics: Tensor, grads: Tensor) -> Tensor | None:
     return torch.stack([statistics[0], grads[0], grads[1] / statistics[2].clamp(min=1.0)])
 
 
-def forward_calls(inputs: Inputs, tiles: Tiles, statistics: Tensor) -> list[Call]:
+def forward_calls(inputs: Inputs, tiles: Tiles, statistics: Tensor) -> list[KernelLaunch]:
     """The launches that fill `statistics` [3, M] of the rows."""
     programs, shares = inputs.split(tiles)
     rows = statistics.shape[1]
     partial = statistics if shares["splits"] == 1 else float32_like(statistics, shares["splits"], 3, rows)
     arguments = {**inputs.arguments(), **shares, "p_statistics": partial}
     constants = inputs.constants(tiles)
-    calls = [Call(kernels.forward_kernel, (programs,), arguments, constants, *tiles.of_a_program())]
+    calls = [KernelLaunch(kernels.forward_kernel, (programs,), arguments, constants, *tiles.of_a_program())]
     if partial is not statistics:
         arguments = {"p_partial": partial, "p_statistics": statistics, "M": rows, "splits": shares["splits"]}
-        calls.append(Call(kernels.combine_kernel, (-(-rows // _COMBINED),), arguments, {"BLOCK_M": _COMBINED}, 4, 1))
+        calls.append(KernelLaunch(kernels.combine_kernel, (-(-rows // _COMBINED),), arguments, {"BLOCK_M": _COMBINED}, 4, 1))
     return calls
 
 
 def backward_call(
     inputs: Inputs, tiles: Tiles, sides: Sides, grad_rows: Tensor | None, needs_temperature: bool
-) -> tuple[Call, Tensor | None, Tensor | None]:
+) -> tuple[KernelLaunch, Tensor | None, Tensor | None]:
     """The launch, and the tensors into which it puts, for each split and to be summed, the gradient of the rows
     [splits, M, C] (`grad_rows` itself [M, C] where there is one split; None where there is none) and, where that is
     needed, Σ_j G_ij l_ij, where G_ij is the gradient of a logit [splits, M].
@@ -156,7 +156,7 @@ def backward_call(
         "GRAD_ROWS": grad_rows is not None,
         "GRAD_TEMPERATURE": needs_temperature,
     }
-    call = Call(kernels.backward_kernel, (programs,), arguments, constants, *tiles.of_a_program())
+    call = KernelLaunch(kernels.backward_kernel, (programs,), arguments, constants, *tiles.of_a_program())
     return call, partial, grad_temperature
 
 

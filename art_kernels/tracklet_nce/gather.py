@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from art_kernels.precision import FLOATING
+from art_kernels._core.precision import FLOATING
 from art_kernels.tracklet_nce.loss import sum_and_count
 from art_kernels.tracklet_nce.rules import Positives, pairs_of
 

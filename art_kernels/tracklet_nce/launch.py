@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import torch
 import triton
 
-from art_kernels.call import float32_like
-from art_kernels.devices import device_of, device_refusal
+from art_kernels._core.launch import float32_like
+from art_kernels._core.launch import device_spec, device_unsupported_reason
 from art_kernels.tracklet_nce import kernels
 from art_kernels.tracklet_nce.calls import Inputs, Sides, backward_call, forward_calls, side_of
 from art_kernels.tracklet_nce.passes import Gradients, Pairs, Statistics
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 INTERPRETED = not isinstance(kernels.forward_kernel, triton.runtime.JITFunction)
 
 
-def refusal(anchors: Tensor) -> str | None:
+def unsupported_reason(anchors: Tensor) -> str | None:
     """Why the kernels cannot serve `anchors`, or None where they can."""
-    return device_refusal(anchors, INTERPRETED)
+    return device_unsupported_reason(anchors, INTERPRETED)
 
 
-def by_name_only(anchors: Tensor) -> bool:
+def opt_in(anchors: Tensor) -> bool:
     """Whether the kernels serve `anchors` only when asked for: in Triton's interpreter, which is there for tests."""
     return anchors.device.type != "cuda"
 
@@ -55,7 +55,7 @@ def _statistics(inputs: Inputs) -> Tensor:
         statistics[0] = float("-inf")
         statistics[1:] = 0.0
     elif inputs.rows.shape[0] > 0:
-        tiles = forward_tiles(inputs.anchors.dtype, inputs.anchors.shape[1], device_of(inputs.anchors.device))
+        tiles = forward_tiles(inputs.anchors.dtype, inputs.anchors.shape[1], device_spec(inputs.anchors.device))
         for call in forward_calls(inputs, tiles, statistics):
             call.run()
     return statistics
@@ -101,7 +101,7 @@ def _gradient(
     inputs: Inputs, sides: Sides, grad_rows: Tensor | None, needs_temperature: bool
 ) -> tuple[Tensor | None, Tensor | None]:
     """That of the rows, and Σ_ij G_ij l_ij, where G_ij is the gradient of a logit."""
-    tiles = backward_tiles(inputs.anchors.dtype, inputs.anchors.shape[1], device_of(inputs.anchors.device))
+    tiles = backward_tiles(inputs.anchors.dtype, inputs.anchors.shape[1], device_spec(inputs.anchors.device))
     if grad_rows is None:
         tiles = tiles._replace(parts=1)
     call, partial, of_temperature = backward_call(inputs, tiles, sides, grad_rows, needs_temperature)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from art_kernels.precision import at_least_float32
+from art_kernels._core.precision import at_least_float32
 from art_kernels.tracklet_nce.passes import Gradients, Pairs, Statistics
 from art_kernels.tracklet_nce.rules import function_of
 

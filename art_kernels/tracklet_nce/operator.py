@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from art_kernels import backends
-from art_kernels.checks import (
+from art_kernels._core import backends
+from art_kernels._core.checks import (
     check_flag,
     check_floating,
     check_ids,
@@ -18,7 +18,7 @@ from art_kernels.checks import (
     check_same_dtype,
     check_sizes,
 )
-from art_kernels.precision import FLOATING, accumulation_dtype, autocast_as_matmul, without_autocast
+from art_kernels._core.precision import FLOATING, accumulation_dtype, autocast_as_matmul, without_autocast
 from art_kernels.tracklet_nce import native, reference
 from art_kernels.tracklet_nce.loss import mean_loss
 from art_kernels.tracklet_nce.passes import Pairs, Statistics
@@ -39,8 +39,8 @@ def _fused(
     return Statistics(*tracklet_nce_forward(anchors, candidates, *ids, temperature, symmetric, backend))
 
 
-passes["native"] = native
-backends.register(_NAME, "native", functools.partial(_fused, backend="native"))
+passes["torch"] = native
+backends.register(_NAME, "torch", functools.partial(_fused, backend="torch"))
 backends.register(_NAME, "reference", reference.tracklet_nce)
 try:
     from art_kernels.tracklet_nce import launch
@@ -49,7 +49,7 @@ except ImportError as error:
 else:
     passes["triton"] = launch
     backends.register(
-        _NAME, "triton", functools.partial(_fused, backend="triton"), launch.refusal, by_name_only=launch.by_name_only
+        _NAME, "triton", functools.partial(_fused, backend="triton"), launch.unsupported_reason, opt_in=launch.opt_in
     )
 
 
@@ -98,7 +98,7 @@ def tracklet_nce(
             results over the processes, and so that of their gradients, which `DistributedDataParallel` takes, is the
             result for the whole batch in one process. None is this process alone. The host waits for the sizes, and
             `torch.compile` breaks its graph here.
-        backend: "triton", "native", "reference", or None to choose (`art_kernels.backends`).
+        backend: "triton", "torch", "reference", or None to choose (`art_kernels._core.backends`).
 
     Returns:
         The loss, a scalar in float32 (float64 for float64). Under autocast anchors and candidates are cast to the

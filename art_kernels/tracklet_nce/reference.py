@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from art_kernels.precision import at_least_float32
+from art_kernels._core.precision import at_least_float32
 from art_kernels.tracklet_nce.passes import Pairs, Statistics
 from art_kernels.tracklet_nce.rules import function_of
 

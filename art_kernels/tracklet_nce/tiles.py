@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import torch
 
-from art_kernels.devices import Device
+from art_kernels._core.launch import DeviceSpec
 
 
 class Tiles(NamedTuple):
@@ -102,17 +102,17 @@ for _kernel in ("forward", "backward"):
         ]
 
 
-def forward_tiles(dtype: torch.dtype, channels: int, device: Device) -> Tiles:
+def forward_tiles(dtype: torch.dtype, channels: int, device: DeviceSpec) -> Tiles:
     """The tiles of the forward kernel."""
     return _tiles("forward", dtype, channels, device)
 
 
-def backward_tiles(dtype: torch.dtype, channels: int, device: Device) -> Tiles:
+def backward_tiles(dtype: torch.dtype, channels: int, device: DeviceSpec) -> Tiles:
     """The tiles of the backward kernel."""
     return _tiles("backward", dtype, channels, device)
 
 
-def _tiles(kernel: str, dtype: torch.dtype, channels: int, device: Device) -> Tiles:
+def _tiles(kernel: str, dtype: torch.dtype, channels: int, device: DeviceSpec) -> Tiles:
     line = next(
         line
         for line in TABLE[kernel, device.vendor, dtype.itemsize]

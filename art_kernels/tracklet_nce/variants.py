@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import torch
 
-from art_kernels.call import Call
-from art_kernels.devices import Device
+from art_kernels._core.launch import KernelLaunch
+from art_kernels._core.launch import DeviceSpec
 from art_kernels.tracklet_nce.calls import Inputs, Sides, backward_call, forward_calls
 from art_kernels.tracklet_nce.passes import Pairs
 from art_kernels.tracklet_nce.tiles import backward_tiles, forward_tiles
@@ -28,7 +28,7 @@ BACKWARD = {
 _SIZE = 8192
 
 
-def variants(device: Device) -> Iterator[tuple[str, Call]]:
+def variants(device: DeviceSpec) -> Iterator[tuple[str, KernelLaunch]]:
     """Names such as "backward.anchors.bf16.c256.plain", and the launches, on such a device."""
     few = _forward(_inputs(torch.float32, 1, 32, "plain", False), device)
     yield "combine", few[-1]
@@ -54,13 +54,13 @@ def _inputs(dtype: torch.dtype, rows: int, channels: int, option: str, transpose
     )
 
 
-def _forward(inputs: Inputs, device: Device) -> list[Call]:
+def _forward(inputs: Inputs, device: DeviceSpec) -> list[KernelLaunch]:
     rows, channels = inputs.rows.shape
     tiles = forward_tiles(inputs.anchors.dtype, channels, device)
     return forward_calls(inputs, tiles, _empty(torch.float32, 3, rows))
 
 
-def _backward(inputs: Inputs, option: str, kernel: str, device: Device) -> Call:
+def _backward(inputs: Inputs, option: str, kernel: str, device: DeviceSpec) -> KernelLaunch:
     (rows, channels), columns = inputs.anchors.shape, inputs.candidates.shape[0]
     tiles = backward_tiles(inputs.anchors.dtype, channels, device)
     of_columns = _empty(torch.float32, 3, columns) if OPTIONS[option][0] else None

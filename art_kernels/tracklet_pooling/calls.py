@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from art_kernels.call import Call, alignment, float32_like, matmul_precision, readable
-from art_kernels.devices import Device
+from art_kernels._core.launch import KernelLaunch, alignment, float32_like, dot_precision, contiguous_last_dim
+from art_kernels._core.launch import DeviceSpec
 from art_kernels.tracklet_pooling import kernels
 from art_kernels.tracklet_pooling.tiles import Tiles, tiles_for, tracklets_a_program
 
@@ -23,14 +23,14 @@ class Inputs(NamedTuple):
     temperature: float
     valid: Tensor | None
 
-    def tiles(self, kernel: str, device: Device) -> Tiles:
+    def tiles(self, kernel: str, device: DeviceSpec) -> Tiles:
         """The sizes in the table, for "forward" or "backward"."""
         _, frames, _, channels = self.responses.shape
         return tiles_for(kernel, self.responses.dtype, frames, self.semantics.shape[1], channels, device)
 
     def arguments(self) -> dict[str, Any]:
         """Of every kernel."""
-        responses, semantics, valid = readable(self.responses), readable(self.semantics), self.valid
+        responses, semantics, valid = contiguous_last_dim(self.responses), contiguous_last_dim(self.semantics), self.valid
         align = alignment(responses, semantics)
         return {
             "p_responses": responses,
@@ -59,15 +59,15 @@ class Inputs(NamedTuple):
             "BLOCK_J": tiles.block_j,
             "BLOCK_C": tiles.block_c,
             "CHUNKS": tiles.chunks(channels),
-            "ALIGN": alignment(readable(self.responses), readable(self.semantics)),
+            "ALIGN": alignment(contiguous_last_dim(self.responses), contiguous_last_dim(self.semantics)),
             "VALID": self.valid is not None,
             "ONE_TILE": one_tile,
             "HOLD": one_tile and tiles.chunks(channels) == 1,
-            "PRECISION": matmul_precision(self.responses.dtype),
+            "PRECISION": dot_precision(self.responses.dtype),
         }
 
 
-def forward_call(inputs: Inputs, tiles: Tiles, saliency: Tensor) -> tuple[Call, Tensor]:
+def forward_call(inputs: Inputs, tiles: Tiles, saliency: Tensor) -> tuple[KernelLaunch, Tensor]:
     """The launch that fills `saliency` [B,T,K], and the tensor into which it puts the aggregated tracklets [B,K,C]: in
     float32 where it adds up several tiles."""
     videos, frames, count, channels = inputs.responses.shape
@@ -76,7 +76,7 @@ def forward_call(inputs: Inputs, tiles: Tiles, saliency: Tensor) -> tuple[Call, 
     else:
         aggregated = float32_like(saliency, videos, count, channels)
     arguments = {**inputs.arguments(), "p_aggregated": aggregated, "p_saliency": saliency}
-    return Call(
+    return KernelLaunch(
         kernels.forward_kernel,
         (videos * count,),
         arguments,
@@ -94,7 +94,7 @@ def backward_call(
     grad_saliency: Tensor | None,
     grad_responses: Tensor | None,
     needs_semantics: bool,
-) -> tuple[Call, Tensor | None]:
+) -> tuple[KernelLaunch, Tensor | None]:
     """The launch that fills `grad_responses`, and the tensor into which it puts parts of the gradient of the semantics
     [B,G,J,C] in float32, to be summed; None where that is not needed."""
     videos, _, count, channels = inputs.responses.shape
@@ -117,6 +117,6 @@ def backward_call(
         "GRAD_RESPONSES": grad_responses is not None,
         "GRAD_SEMANTICS": needs_semantics,
     }
-    return Call(
+    return KernelLaunch(
         kernels.backward_kernel, (videos * groups,), arguments, constants, tiles.num_warps, 1, tiles.registers
     ), parts

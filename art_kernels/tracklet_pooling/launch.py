@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 import triton
 
-from art_kernels.devices import device_of, device_refusal
+from art_kernels._core.launch import device_spec, device_unsupported_reason
 from art_kernels.tracklet_pooling import kernels
 from art_kernels.tracklet_pooling.calls import Inputs, backward_call, forward_call
 from art_kernels.tracklet_pooling.tiles import MAX_SEMANTICS
@@ -20,15 +20,15 @@ if TYPE_CHECKING:
 INTERPRETED = not isinstance(kernels.forward_kernel, triton.runtime.JITFunction)
 
 
-def refusal(semantics: Tensor) -> str | None:
+def unsupported_reason(semantics: Tensor) -> str | None:
     """Why the kernels cannot serve `semantics` [B,J,C], and responses like them, or None where they can."""
     count = semantics.shape[1] if semantics.dim() > 1 else 0  # the report on all backends has a tensor of one dimension
     if count > MAX_SEMANTICS:
         return f"the kernels take at most {MAX_SEMANTICS} semantics a video, and these are {count}"
-    return device_refusal(semantics, INTERPRETED)
+    return device_unsupported_reason(semantics, INTERPRETED)
 
 
-def by_name_only(semantics: Tensor) -> bool:
+def opt_in(semantics: Tensor) -> bool:
     """Whether the kernels serve `semantics` only when asked for: in Triton's interpreter, which is there for tests."""
     return semantics.device.type != "cuda"
 
@@ -45,7 +45,7 @@ def forward(
     if saliency.numel() == 0:
         return responses.new_empty(videos, count, channels), saliency
     inputs = Inputs(responses, semantics, temperature, valid)
-    call, aggregated = forward_call(inputs, inputs.tiles("forward", device_of(responses.device)), saliency)
+    call, aggregated = forward_call(inputs, inputs.tiles("forward", device_spec(responses.device)), saliency)
     call.run()
     return aggregated.to(responses.dtype), saliency
 
@@ -70,7 +70,7 @@ def backward(
         grad_saliency = grad_saliency.contiguous()
     inputs = Inputs(responses, semantics, temperature, valid)
     call, parts = backward_call(
-        inputs, inputs.tiles("backward", device_of(responses.device)), grad_aggregated.contiguous(), grad_saliency,
+        inputs, inputs.tiles("backward", device_spec(responses.device)), grad_aggregated.contiguous(), grad_saliency,
         grad_responses, needs_semantics,
     )  # fmt: skip
     call.run()

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from art_kernels.cosine import cosine_norms, unit_vectors
-from art_kernels.precision import at_least_float32
+from art_kernels._core.precision import cosine_norms, unit_vectors
+from art_kernels._core.precision import at_least_float32
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from art_kernels import backends
-from art_kernels.checks import (
+from art_kernels._core import backends
+from art_kernels._core.checks import (
     check_floating,
     check_mask,
     check_number,
@@ -13,7 +13,7 @@ from art_kernels.checks import (
     check_same_dtype,
     check_sizes,
 )
-from art_kernels.precision import autocast_as_softmax, without_autocast
+from art_kernels._core.precision import autocast_as_softmax, without_autocast
 from art_kernels.tracklet_pooling import native, reference
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 _NAME = "pool_tracklets"
 
-backends.register(_NAME, "native", native.pool_tracklets)
+backends.register(_NAME, "torch", native.pool_tracklets)
 backends.register(_NAME, "reference", reference.pool_tracklets)
 try:
     from art_kernels.tracklet_pooling import launch
@@ -30,7 +30,7 @@ try:
 except ImportError as error:
     backends.register_missing(_NAME, "triton", f"triton cannot be imported: {error}")
 else:
-    backends.register(_NAME, "triton", pool_tracklets_forward, launch.refusal, by_name_only=launch.by_name_only)
+    backends.register(_NAME, "triton", pool_tracklets_forward, launch.unsupported_reason, opt_in=launch.opt_in)
 
 
 def pool_tracklets(
@@ -54,7 +54,7 @@ def pool_tracklets(
         temperature: positive; the smaller, the more the best frames count.
         valid: [B,T] bool, True where a frame exists, for clips of different length. An invalid frame has saliency 0
             and gradient 0, whatever it holds; a video without a valid frame gives zeros. None is all True.
-        backend: "triton", "native", "reference", or None to choose (`art_kernels.backends`).
+        backend: "triton", "torch", "reference", or None to choose (`art_kernels._core.backends`).
 
     Returns:
         The aggregated tracklets [B,K,C] and the saliency [B,T,K], which sums to 1 over T. Both are computed in float32

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from art_kernels.mapped import fold
-from art_kernels.precision import at_least_float32
+from art_kernels._core.autograd import merge_batch_dim
+from art_kernels._core.precision import at_least_float32
 from art_kernels.tracklet_pooling import launch, reference
 
 
@@ -116,7 +116,7 @@ def _over_videos(operator: Callable[..., Any]) -> Callable[..., Any]:
 
     def rule(info: Any, in_dims: Sequence[int | None], *arguments: Any) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
         folded = [
-            fold(info, argument, dim) if isinstance(argument, Tensor) else argument
+            merge_batch_dim(info, argument, dim) if isinstance(argument, Tensor) else argument
             for argument, dim in zip(arguments, in_dims, strict=True)
         ]
         unfolded = tuple(

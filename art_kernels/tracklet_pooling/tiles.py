@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 import triton
 
-from art_kernels.devices import Device, processors
+from art_kernels._core.launch import DeviceSpec, num_sms
 
 #: A program has all semantics of a video at once: more than these would leave no room for a tile of frames.
 MAX_SEMANTICS = 64
@@ -77,7 +77,7 @@ for _kernel in ("forward", "backward"):
         TABLE[_kernel, "interpreter", _bytes] = Line(512, 1536, 512)
 
 
-def tiles_for(kernel: str, dtype: torch.dtype, frames: int, semantics: int, channels: int, device: Device) -> Tiles:
+def tiles_for(kernel: str, dtype: torch.dtype, frames: int, semantics: int, channels: int, device: DeviceSpec) -> Tiles:
     """The tiles of the "forward" or the "backward" kernel."""
     line = TABLE[kernel, device.vendor, dtype.itemsize]
     block_j = max(16, triton.next_power_of_2(semantics))
@@ -100,4 +100,4 @@ def tracklets_a_program(videos: int, count: int, device: torch.device) -> int:
 
     The more a program has, the fewer parts of the semantics' gradient are written and summed.
     """
-    return max(1, min(count, videos * count // (4 * processors(device))))
+    return max(1, min(count, videos * count // (4 * num_sms(device))))

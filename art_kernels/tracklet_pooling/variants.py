@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import torch
 
-from art_kernels.call import Call
-from art_kernels.devices import Device
+from art_kernels._core.launch import KernelLaunch
+from art_kernels._core.launch import DeviceSpec
 from art_kernels.tracklet_pooling.calls import Inputs, backward_call, forward_call
 
 #: Channels that stand for all: few chunks, all of them full, and many, of which the last is not.
@@ -19,7 +19,7 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 OPTIONS = {"plain": False, "all": True}
 
 
-def variants(device: Device) -> Iterator[tuple[str, Call]]:
+def variants(device: DeviceSpec) -> Iterator[tuple[str, KernelLaunch]]:
     """Names such as "backward.bf16.c256.j16.t32.all", and the launches, on such a device."""
     for dtype_name, dtype in DTYPES.items():
         for channels in CHANNELS:
@@ -32,7 +32,7 @@ def variants(device: Device) -> Iterator[tuple[str, Call]]:
                     yield from _calls(name, inputs, everything, device)
 
 
-def _calls(name: str, inputs: Inputs, everything: bool, device: Device) -> Iterator[tuple[str, Call]]:
+def _calls(name: str, inputs: Inputs, everything: bool, device: DeviceSpec) -> Iterator[tuple[str, KernelLaunch]]:
     videos, frames, count, channels = inputs.responses.shape
     saliency = _empty(inputs.responses.dtype, videos, frames, count)
     call, _ = forward_call(inputs, inputs.tiles("forward", device), saliency)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from art.model.pretrained import VideoClassifier
-from art_kernels.backends import ENVIRONMENT_VARIABLE
+from art_kernels._core.backends import ENVIRONMENT_VARIABLE
 
 #: What an exported model can say; the logits always come first.
 OUTPUTS = ("logits", "class_token", "maps")

@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 
 from art_kernels.region_attention.kernels.tile import SIZES, chunk, key, tile_at, value
-from art_kernels.rows import load_chunk, load_rows, rows_at, store_chunk, zeros
+from art_kernels._core.rows import load_chunk, load_rows, rows_at, store_chunk, zeros
 
 
 @triton.jit

@@ -6,7 +6,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from art_kernels.rows import load_chunk, rows_at, store_chunk
+from art_kernels._core.rows import load_chunk, rows_at, store_chunk
 from art_kernels.tracklet_contrast.kernels.levels import SIZES, frames_exist
 from art_kernels.tracklet_contrast.kernels.pairs import inverse_norms, repelled, repulsion_gradient
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from art_kernels.rows import load_rows, rows_at
+from art_kernels._core.rows import load_rows, rows_at
 from art_kernels.tracklet_nce.kernels.logits import SIZES, pairs_at, products, rows_of_pairs
 
 LOG2_E: tl.constexpr = tl.constexpr(1.4426950408889634)

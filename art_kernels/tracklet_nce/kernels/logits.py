@@ -6,7 +6,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from art_kernels.rows import load_chunk
+from art_kernels._core.rows import load_chunk
 
 #: What a compiled variant does not depend on: no recompilation where there are more anchors or candidates.
 SIZES = ["M", "N", "columns_a_split", "splits", "stride_row", "stride_column"]

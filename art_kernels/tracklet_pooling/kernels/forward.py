@@ -6,7 +6,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from art_kernels.rows import load_chunk, rows_at, store_chunk
+from art_kernels._core.rows import load_chunk, rows_at, store_chunk
 from art_kernels.tracklet_pooling.kernels.tile import (
     SIZES,
     one_row,

@@ -6,7 +6,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from art_kernels.rows import load_chunk, rows_at
+from art_kernels._core.rows import load_chunk, rows_at
 
 #: What a compiled variant does not depend on: no recompilation where a batch, or a clip, has another length.
 SIZES = [

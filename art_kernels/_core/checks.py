@@ -1,6 +1,6 @@
-"""Argument checks shared by the operations: cheap, made before any work, and transparent to `torch.compile`.
+"""Argument checks shared by the operations; they run before any computation and support `torch.compile`.
 
-Every message names the operation and the argument, what came, what was expected, and what to do.
+Every message names the operation and the argument, what was passed, what was expected, and how to fix it.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from art_kernels.precision import FLOATING
+from art_kernels._core.precision import FLOATING
 
 
 def check_floating(operation: str, name: str, value: object, layout: str) -> None:

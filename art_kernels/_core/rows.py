@@ -1,8 +1,8 @@
-"""Rows in memory and their chunks of channels, as every Triton kernel reads and writes them.
+"""Loads and stores of rows and their chunks of channels, shared by all Triton kernels.
 
-Names in kernels: `p_` a pointer, `o_` an offset, `m_` a mask, `b_` a value of the block. Strides of rows come in units
-of ALIGN elements (`call.alignment`): that they are its multiples is what lets a load be 16 bytes wide, and one compiled
-variant serves all sizes that ALIGN divides.
+Names in kernels: `p_` pointer, `o_` offset, `m_` mask, `b_` block value. Row strides are passed in units of ALIGN
+elements (:func:`art_kernels._core.launch.alignment`), so the compiler can prove that 16-byte loads are aligned, and one
+compiled variant covers all sizes that ALIGN divides.
 """
 
 # mypy: ignore-errors
@@ -14,17 +14,17 @@ import triton.language as tl
 
 @triton.jit
 def rows_at(p_rows, o_row, m_row, stride_row, ALIGN: tl.constexpr):
-    """A view of some rows: (pointers to their first channels [rows, 1], mask [rows, 1])."""
-    # More than 2^31 elements may lie before a row.
+    """Return a view of rows: (pointers to their first channels [rows, 1], mask [rows, 1])."""
+    # The offset of a row may exceed 2^31 elements.
     return p_rows + (o_row.to(tl.int64) * stride_row * ALIGN)[:, None], m_row[:, None]
 
 
 @triton.jit
 def chunk_of(view, k, C: tl.constexpr, BLOCK_C: tl.constexpr, CHUNKS: tl.constexpr):
-    """Chunk k of a view as (pointers [rows, BLOCK_C], mask).
+    """Return chunk k of a view: (pointers [rows, BLOCK_C], mask).
 
-    The chunk moves the pointer and not the channel: so its offset becomes a constant in the instruction, and no chunk
-    keeps a pointer of its own.
+    The chunk offset is added to the pointer, not to the channel index, so that it becomes an immediate operand and the
+    chunks share one pointer.
     """
     o_c = tl.arange(0, BLOCK_C)
     m_c = view[1]
@@ -35,21 +35,21 @@ def chunk_of(view, k, C: tl.constexpr, BLOCK_C: tl.constexpr, CHUNKS: tl.constex
 
 @triton.jit
 def load_chunk(view, k, C: tl.constexpr, BLOCK_C: tl.constexpr, CHUNKS: tl.constexpr):
-    """Chunk k of a view, [rows, BLOCK_C]; rows outside of the mask, and channels beyond C, are zero."""
+    """Load chunk k of a view [rows, BLOCK_C]; masked rows and channels beyond C are zero."""
     p_c, m_c = chunk_of(view, k, C, BLOCK_C, CHUNKS)
     return tl.load(p_c, mask=m_c, other=0.0)
 
 
 @triton.jit
 def store_chunk(view, k, b_chunk, C: tl.constexpr, BLOCK_C: tl.constexpr, CHUNKS: tl.constexpr):
-    """Write chunk k of a view."""
+    """Store chunk k of a view."""
     p_c, m_c = chunk_of(view, k, C, BLOCK_C, CHUNKS)
     tl.store(p_c, b_chunk.to(view[0].dtype.element_ty), mask=m_c)
 
 
 @triton.jit
 def load_rows(view, C: tl.constexpr, BLOCK_C: tl.constexpr, CHUNKS: tl.constexpr):
-    """All chunks of a view."""
+    """Load all chunks of a view as a tuple."""
     chunks = ()
     for i in tl.static_range(CHUNKS):
         chunks = chunks + (load_chunk(view, i, C, BLOCK_C, CHUNKS),)
@@ -58,7 +58,7 @@ def load_rows(view, C: tl.constexpr, BLOCK_C: tl.constexpr, CHUNKS: tl.constexpr
 
 @triton.jit
 def zeros(BLOCKS: tl.constexpr, ROWS: tl.constexpr, BLOCK_C: tl.constexpr):
-    """Accumulators of so many chunks."""
+    """Return a tuple of BLOCKS zero accumulators [ROWS, BLOCK_C]."""
     chunks = ()
     for i in tl.static_range(BLOCKS):
         chunks = chunks + (tl.zeros([ROWS, BLOCK_C], tl.float32),)
