@@ -1,6 +1,8 @@
 """Small videos whose frames show their own number, as eight black or white squares: the bits."""
 
+import contextlib
 import json
+import resource
 from fractions import Fraction
 
 import av
@@ -54,13 +56,46 @@ def numbered():
 
 
 @pytest.fixture
-def picture():
+def draw_number():
     return draw
 
 
 @pytest.fixture
 def read_numbers():
     return numbers
+
+
+@pytest.fixture
+def video_with_two_sizes(tmp_path):
+    """A Matroska file of six frames of 64×32, then six of 128×64."""
+    path = tmp_path / "two_sizes.mkv"
+    with av.open(str(path), "w") as new:
+        stream = None
+        for part, size in enumerate(((32, 64), (64, 128))):
+            with av.open(str(write(tmp_path / f"{part}.webm", 6, codec="libvpx", size=size))) as old:
+                stream = stream or new.add_stream_from_template(old.streams.video[0])
+                for packet in old.demux(video=0):
+                    if packet.size:
+                        packet.pts = packet.dts = packet.pts + 1000 * part
+                        packet.stream = stream
+                        new.mux(packet)
+    return path
+
+
+@pytest.fixture
+def limited_file_size():
+    """Limits the size of files: writing beyond it fails, as on a full disk."""
+
+    @contextlib.contextmanager
+    def limit(size):
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    return limit
 
 
 @pytest.fixture
