@@ -24,7 +24,7 @@ from art.commands import (
     run_train,
 )
 
-#: The data sets that come with this package, as art.data.datasets.registry knows them: help must not import that.
+#: The data sets that come with this package, as art.data.datasets.base knows them: help must not import that.
 DATA_SETS = (
     "motion", "finegym99", "finegym288", "finegym99_v1.0", "finegym288_v1.0", "diving48", "ntu60_xsub", "ntu60_xview",
     "ntu120_xsub", "ntu120_xset", "kinetics400", "kinetics600", "something_v1", "something_v2", "folder", "csv", "list",
@@ -213,9 +213,12 @@ def _add_prepare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--to exist, as every original is decoded then)",
     )  # fmt: skip
     check.add_argument(
-        "--max-bad-share", type=float, metavar="SHARE",
-        help="exit code 1 above this share of missing and broken clips in a split, 0 to 1 (default 0)",
+        "--max-failed-fraction", type=float, metavar="FRACTION",
+        help="exit code 1 if a split has a larger fraction of missing and broken clips, 0 to 1 (default 0)",
     )  # fmt: skip
+    check.add_argument(  # name in earlier versions
+        "--max-bad-share", dest="max_failed_fraction", type=float, default=argparse.SUPPRESS, help=argparse.SUPPRESS
+    )
     check.add_argument(
         "--out", type=Path, metavar="DIR",
         help="where prepare.json goes, which lists everything (default: the folder of --to, else runs/prepare-NAME)",
@@ -307,10 +310,7 @@ def _add_explain(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     explain.add_argument("--checkpoint", type=Path, required=True, metavar="DIR", help="a checkpoint, or a run folder")
     explain.add_argument("--out", type=Path, metavar="DIR", help="where to write (default: runs/explain-CLIP)")
     explain.add_argument("--top-k", type=int, default=5, help="classes in the chart (default 5)")
-    explain.add_argument(
-        "--moments", type=int, default=24, metavar="N",
-        help="points of the chart: so many beginnings of the clip are classified; 0 is no chart (default 24)",
-    )  # fmt: skip
+    _add_timeline_points(explain)
     explain.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:<number> or mps (default auto)")
 
     example = "art bank --checkpoint runs/motion --out runs/bank"
@@ -322,6 +322,17 @@ def _add_explain(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     bank.add_argument("--checkpoint", type=Path, required=True, metavar="DIR", help="a checkpoint, or a run folder")
     bank.add_argument("--out", type=Path, metavar="DIR", help="where to write (default: runs/bank-CHECKPOINT)")
+
+
+def _add_timeline_points(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--timeline-points", type=int, default=24, metavar="N",
+        help="clip prefixes to classify for the chart over time, one forward pass each; 0 omits the chart (default 24)",
+    )  # fmt: skip
+    # Deprecated alias.
+    command.add_argument(
+        "--moments", dest="timeline_points", type=int, default=argparse.SUPPRESS, help=argparse.SUPPRESS
+    )
 
 
 def _add_serve(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -341,10 +352,7 @@ def _add_serve(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "ART_SERVE_TOKEN (default: none on this machine only, else one is made and printed)",
     )
     serve.add_argument("--top-k", type=int, default=5, metavar="N", help="classes to name (default 5)")
-    serve.add_argument(
-        "--moments", type=int, default=24, metavar="N",
-        help="points of the chart over time, each a forward pass; 0 is no chart (default 24)",
-    )  # fmt: skip
+    _add_timeline_points(serve)
     serve.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:<number> or mps (default auto)")
     limits = serve.add_argument_group("limits")
     limits.add_argument("--max-megabytes", type=float, default=64, metavar="N", help="of a file (default 64)")

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 _RENDERED = ("seed", "size", "frames", "fps", "train_per_class", "test_per_class", "force")
-_CHECKED = ("splits", "check", "max_bad_share", "out", "to")
+_CHECKED = ("splits", "check", "max_failed_fraction", "out", "to")
 _ENCODED = ("cut", "short_side", "keyframe_every", "crf")
 
 
 def run_shards(options: argparse.Namespace) -> int:
     """Writes a data set into tar shards."""
-    from art.data.datasets.registry import dataset_splits, open_dataset
+    from art.data.datasets.base import dataset_splits, open_dataset
     from art.data.loading.shards import write_shards
 
     splits = options.splits or dataset_splits(options.name, options.root)
@@ -54,13 +54,13 @@ def run_prepare(options: argparse.Namespace) -> int:
         raise ValueError(f"{_flag(next(iter(rendered)))} is for 'motion' only, which is rendered")
     if encoded and options.to is None:
         raise ValueError(f"{_flag(next(iter(encoded)))} needs --to DIR, the folder that the new videos go to")
-    share = options.max_bad_share or 0.0
-    if not 0 <= share <= 1:
-        raise ValueError(f"--max-bad-share must lie in 0..1, got {share}")
-    return _prepare_videos(options, share, encoded)
+    fraction = options.max_failed_fraction or 0.0
+    if not 0 <= fraction <= 1:
+        raise ValueError(f"--max-failed-fraction must be in 0..1, got {fraction}")
+    return _prepare_videos(options, fraction, encoded)
 
 
-def _prepare_videos(options: argparse.Namespace, max_bad_share: float, encoded: dict[str, Any]) -> int:
+def _prepare_videos(options: argparse.Namespace, max_failed_fraction: float, encoded: dict[str, Any]) -> int:
     from art.data.files import atomic_write, check_writable
     from art.data.prepare.check import as_table, check_dataset
     from art.data.prepare.convert import prepare_dataset
@@ -88,7 +88,7 @@ def _prepare_videos(options: argparse.Namespace, max_bad_share: float, encoded: 
     text = json.dumps(check.as_json(), indent=1, ensure_ascii=False) + "\n"
     atomic_write(out / "prepare.json", lambda path: path.write_text(text, encoding="utf-8"))
     print(f"everything is in {out / 'prepare.json'}")
-    return 1 if check.bad_share > max_bad_share else 0
+    return 1 if check.failed_fraction > max_failed_fraction else 0
 
 
 def _given(options: argparse.Namespace, names: Sequence[str]) -> dict[str, Any]:
@@ -183,12 +183,17 @@ def run_predict(options: argparse.Namespace) -> int:
 
 def run_explain(options: argparse.Namespace) -> int:
     """Shows what a model looks at in a video."""
-    from art.tools.explain import explain_to_folder
-    from art.tools.explain.write import FILES
+    from art.tools.explain import explain_to_directory
+    from art.tools.explain.figures import FILES
 
     out = options.out or Path("runs") / f"explain-{options.clip.stem}"
-    explanation = explain_to_folder(
-        options.clip, options.checkpoint, out, top_k=options.top_k, moments=options.moments, device=options.device
+    explanation = explain_to_directory(
+        options.clip,
+        options.checkpoint,
+        out,
+        top_k=options.top_k,
+        timeline_points=options.timeline_points,
+        device=options.device,
     )
     for c in explanation.best(options.top_k):
         print(f"  {100 * float(explanation.probabilities[c]):6.2f} %  {explanation.class_names[c]}")
@@ -210,14 +215,16 @@ def run_bank(options: argparse.Namespace) -> int:
 
 def run_serve(options: argparse.Namespace) -> int:
     """Serves a page to try a model on, until it is stopped."""
-    from art.tools.serve import Asking, Limits, ServeSettings, serve
+    from art.tools.serve import Limits, RequestOptions, ServeSettings, serve
 
     sizes = {name: getattr(options, f"max_{name}") for name in ("megabytes", "seconds", "frames", "megapixels")}
     names = ("checkpoint", "host", "port", "token", "keep_minutes", "max_waiting", "timeout", "device")
     serve(
         ServeSettings(
             **{name: getattr(options, name) for name in names},
-            asking=Asking(top_k=options.top_k, moments=options.moments, limits=Limits(**sizes)),
+            options=RequestOptions(
+                top_k=options.top_k, timeline_points=options.timeline_points, limits=Limits(**sizes)
+            ),
         ),
         lambda said: print(said, flush=True),
     )

@@ -9,7 +9,7 @@ import pytest
 
 import art
 from art.cli import DATA_SETS, build_parser, main
-from art.data.datasets import registry
+from art.data.datasets import base as registry
 from art.data.decoding.video import read_frames
 from art.data.motion.filming import write_video
 
@@ -100,11 +100,11 @@ def test_overrides_may_stand_on_either_side_of_options():
         (["prepare", "motion", "--root", "x", "--check", "open"], "--check is not for 'motion'"),
         (["prepare", "csv", "--root", "x", "--train-per-class", "3"], "--train-per-class is for 'motion' only"),
         (["prepare", "csv", "--root", "x", "--cut"], "--cut needs --to DIR"),
-        (["prepare", "csv", "--root", "x", "--max-bad-share", "2"], "--max-bad-share must lie in 0..1, got 2.0"),
-        (["prepare", "csv", "--root", "nowhere"], "root nowhere is not there"),
-        (["prepare", "csv", "--root", ".", "--to", "new", "--crf", "60"], "crf must lie in 0..51, got 60"),
+        (["prepare", "csv", "--root", "x", "--max-failed-fraction", "2"], "--max-failed-fraction must be in 0..1, got 2.0"),
+        (["prepare", "csv", "--root", "nowhere"], "root nowhere does not exist"),
+        (["prepare", "csv", "--root", ".", "--to", "new", "--crf", "60"], "crf must be in 0..51, got 60"),
         (["prepare", "finegym9", "--root", "."], "did you mean 'finegym99'?"),
-        (["prepare", "shards", "--root", "."], "check the data set that they are written from"),
+        (["prepare", "shards", "--root", "."], "check the dataset that they are written from"),
         (["profile", "CONFIG", "--clips", "0"], "clips: got 0, expected at least 1"),
         (["profile", "CONFIG", "--classes", "1"], "class_names has 1 names, expected at least 2"),
         (["profile", "CONFIG", "model.backbone=tinny"], "did you mean 'tiny'?"),
@@ -175,7 +175,7 @@ def test_prepare_says_what_is_missing(capsys, clips):
     assert content["check"] == "open"
     assert content["splits"]["train"]["missing"] == 1
     options = ("--workers", "1", "--out", "there", "--check", "exist")
-    assert run(capsys, "prepare", "csv", "--root", "mine", *options, "--max-bad-share", "0.25")[0] == 0
+    assert run(capsys, "prepare", "csv", "--root", "mine", *options, "--max-failed-fraction", "0.25")[0] == 0
     assert run(capsys, "prepare", "csv", "--root", "mine", *options, "--max-bad-share", "0.24")[0] == 1
     assert json.loads((clips / "there/prepare.json").read_text())["check"] == "exist"
     assert sorted(path.name for path in (clips / "mine").iterdir()) == ["0.mp4", "1.mp4", "2.mp4", "train.csv"]

@@ -1,21 +1,28 @@
-"""Files that are there as a whole or not at all."""
+"""Crash-safe files: atomic writes, and a journal from which interrupted work resumes."""
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, TextIO
 
-#: The end of the name of a file that is being written.
+#: Suffix of files that are being written.
 PARTIAL = ".partial"
 
 
+class WriteError(OSError):
+    """An output file cannot be written, for example because the disk is full."""
+
+
 def atomic_write(path: Path, write: Callable[[Path], object]) -> None:
-    """Write under another name first: whoever sees ``path`` sees all of it.
+    """Write a file under a temporary name and rename it, so that ``path`` is never incomplete.
 
     Args:
-        path: where the file is to be; its folder is made if need be.
-        write: writes the file to the path that it is given. Whatever it raises removes what it wrote.
+        path: the file to create or replace; missing parent directories are created.
+        write: writes the file to the path passed to it. If it raises an exception, the temporary file is removed.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + PARTIAL)
@@ -27,15 +34,89 @@ def atomic_write(path: Path, write: Callable[[Path], object]) -> None:
         raise
 
 
-def check_writable(folder: Path, argument: str) -> None:
-    """Raise ValueError unless files can be written to ``folder``, which need not be there yet; nothing is made.
+def check_writable(directory: Path, argument: str) -> None:
+    """Raise ValueError unless files can be written to ``directory``. It need not exist, and is not created.
 
     Args:
-        folder: the folder.
-        argument: what the user called it, for the error.
+        directory: the directory.
+        argument: name of the argument or option, for the error message.
     """
-    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not there.is_dir():
-        raise ValueError(f"{argument} {folder}: {there} is no folder")
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise ValueError(f"{argument} {folder} cannot be written to; choose a folder of your own")
+    existing = next(path for path in (directory, *directory.absolute().parents) if path.exists())
+    if not existing.is_dir():
+        raise ValueError(f"{argument} {directory}: {existing} is not a directory")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise ValueError(f"{argument} {directory} is not writable; use another directory")
+
+
+class Journal:
+    """An append-only file in JSON Lines format with an entry for each finished output file.
+
+    Use it as a context manager. While it is open, its directory is locked against other processes. Opening it reads the
+    entries and removes files that a killed process left incomplete.
+
+    Args:
+        path: the journal; its directory is created if it does not exist.
+
+    Attributes:
+        entries: the last entry of each file, by name (the value of ``"file"``).
+
+    Raises:
+        ValueError: on opening, if another process has locked the directory.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.entries: dict[str, dict[str, Any]] = {}
+        self._path = path
+
+    def __enter__(self) -> Journal:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = self._path.open("a+", encoding="utf-8")
+        try:
+            _lock(self._file, self._path.parent)
+            self._read()
+        except BaseException:
+            self._file.close()
+            raise
+        for partial in self._path.parent.rglob(f"*{PARTIAL}"):
+            partial.unlink()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def append(self, entry: dict[str, Any]) -> None:
+        """Append an entry.
+
+        Raises:
+            WriteError: the journal cannot be written.
+        """
+        try:
+            self._file.write(json.dumps(entry) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise WriteError(error.errno, error.strerror, str(self._path)) from error
+
+    def _read(self) -> None:
+        self._file.seek(0)
+        text = self._file.read()
+        for line in text.splitlines():
+            with contextlib.suppress(json.JSONDecodeError, KeyError, TypeError):  # an incomplete line
+                entry = json.loads(line)
+                self.entries[entry["file"]] = entry
+        if text and not text.endswith("\n"):
+            self._file.write("\n")
+
+
+def _lock(file: TextIO, directory: Path) -> None:
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise ValueError(
+            f"another process is writing to {directory}; wait for it to finish or use another directory"
+        ) from None
+    except OSError:
+        return  # the file system does not support locks

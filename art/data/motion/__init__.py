@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from art.data.datasets.clips import ClipSet, mirror_by_words
-from art.data.datasets.registry import register_dataset
-from art.data.datasets.table import clips_of_table
-from art.data.datasets.user_classes import read_classes
+from art.data.datasets.base import ClipSet, mirror_by_words
+from art.data.datasets.base import register_dataset
+from art.data.datasets.custom import clips_of_table
+from art.data.datasets.custom import read_classes
 from art.data.motion.joints import Joints, defining_joints, read_joints
 from art.data.motion.prepare import JOINTS_FILE, SETTINGS_FILE, prepare_motion
 from art.data.motion.views import SPLITS

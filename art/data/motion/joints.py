@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 
-from art.data.datasets.registry import nearest
+from art.data.datasets.base import suggest
 from art.data.motion.classes import CLASSES
 from art.data.motion.prepare import JOINTS_FILE, SETTINGS_FILE
 
@@ -74,5 +74,5 @@ def defining_joints(class_names: Sequence[str]) -> list[str | None]:
     known = {motion_class.name: motion_class.joint for motion_class in CLASSES}
     for name in class_names:
         if name not in known:
-            raise ValueError(f"class {name!r} is not one of the motion data set{nearest(name, tuple(known))}")
+            raise ValueError(f"class {name!r} is not one of the motion data set{suggest(name, tuple(known))}")
     return [known[name] for name in class_names]

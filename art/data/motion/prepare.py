@@ -31,7 +31,7 @@ from art.data.motion.filming import Filming, Job, film_in_worker, start_worker
 from art.data.motion.render import TRACKED, Stage
 from art.data.motion.takes import motions_folder
 from art.data.motion.views import SPLITS, Shot, draw_shot, poses_of
-from art.data.parallel import cores
+from art.data.parallel import available_cores
 from art.data.prepare.reencode import check_encoder
 
 SETTINGS_FILE, JOINTS_FILE, CLASSES_FILE = "dataset.json", "joints.json", "classes.txt"
@@ -82,7 +82,7 @@ def prepare_motion(
     jobs = [Job(s, c, i) for s, count in counts.items() for c in range(len(CLASSES)) for i in range(count)]
     known = _known_joints(filming.root)
     missing = [job for job in jobs if not _is_finished(job, filming.root, known)]
-    filmed = contextlib.closing(_film_all(filming, missing, workers or cores()))
+    filmed = contextlib.closing(_film_all(filming, missing, workers or available_cores()))
     bar = tqdm(total=len(jobs), initial=len(jobs) - len(missing), desc="motion", unit="clip", disable=not progress)
     with filmed as clips, bar:
         for _ in clips:

@@ -1,1 +1,1 @@
-"""TODO."""
+"""Checks and re-encoding of datasets."""

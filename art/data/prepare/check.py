@@ -1,4 +1,4 @@
-"""Which clips of a data set are missing or broken: the annotation files, each split, and each clip's file."""
+"""Checks of a dataset: finds missing annotation files, and missing or broken clips of each split."""
 
 from __future__ import annotations
 
@@ -13,38 +13,38 @@ from typing import Any
 
 from tqdm import tqdm
 
-from art.data.datasets.clips import Clip, ClipSet
-from art.data.datasets.registry import RequiredFile, dataset_splits, open_dataset, required_files
+from art.data.datasets.base import Clip, ClipSet, RequiredFile, dataset_splits, open_dataset, required_files
 from art.data.decoding.pyav import TOLERANCE
 from art.data.decoding.video import VideoError, decoded_bytes, frame_times, iterate_frames, read_frames
 from art.data.loading.dataset import check_clip_set
-from art.data.parallel import Stopped, cores, in_processes, stopping
+from art.data.parallel import Stopped, available_cores, map_processes, stop_requested
 
-#: How closely files are looked at.
+#: Levels of a check, with a description for the report.
 LEVELS = {
-    "exist": "every file looked for",
-    "open": "every file opened and its frames listed",
-    "decode": "every frame of every clip decoded",
+    "exist": "checked that every file exists",
+    "open": "opened every file and listed its frames",
+    "decode": "decoded every frame of every clip",
 }
+_KINDS = ("missing", "broken", "doubtful")
 
-_NAMED = 3  # clips that are named for each thing that is wrong
-_LATE = 0.5  # seconds after the end of a video in which a clip may still end
-_FEW = 32  # files that one process looks at sooner than another has started
+_MAX_NAMES = 3  # clips listed for each problem
+_END_MARGIN = 0.5  # seconds by which a clip may end after its video
+_MIN_FILES_PER_WORKER = 32  # starting another process takes longer than checking this many files
 
-Span = tuple[float | None, float | None]
-_WHOLE: Span = (None, None)
+_Span = tuple[float | None, float | None]
+_Finding = tuple[str, str]  # kind and reason of a problem
 
 
 @dataclass(frozen=True)
 class Problem:
-    """What is wrong with a clip.
+    """A problem of a clip.
 
     Attributes:
-        clip: its path below the root.
-        start: where it starts in the file, seconds; None is the beginning.
-        end: where it ends in the file, seconds; None is the end.
-        kind: "missing", "broken", or "doubtful": it can be read, but not its end, or not another part of its file.
-        reason: a sentence without its subject.
+        clip: path relative to the root.
+        start: start of the clip in the file, in seconds; None is the beginning.
+        end: end of the clip in the file, in seconds; None is the end.
+        kind: "missing", "broken", or "doubtful": readable, but the end of the clip or another part of its file is not.
+        reason: description, without a subject.
     """
 
     clip: str
@@ -56,14 +56,14 @@ class Problem:
 
 @dataclass(frozen=True)
 class SplitCheck:
-    """What was found in a split.
+    """The result for one split.
 
     Attributes:
-        split: its name.
-        clips: how many clips it lists.
-        files: how many files (or folders of frames) they lie in.
-        problems: the clips that something is wrong with.
-        error: why the split could not be opened, in which case there is nothing else; None where it could.
+        split: name of the split.
+        clips: number of clips.
+        files: number of files or directories of frames that contain them.
+        problems: problems of the clips.
+        error: why the split could not be opened; None if it was opened.
     """
 
     split: str
@@ -73,18 +73,18 @@ class SplitCheck:
     error: str | None = None
 
     def count(self, kind: str) -> int:
-        """How many clips are ``kind``."""
+        """Return the number of clips with a problem of this kind."""
         return sum(problem.kind == kind for problem in self.problems)
 
     @property
-    def bad_share(self) -> float:
-        """The share of clips that are missing or broken; 1 where the split could not be opened."""
+    def failed_fraction(self) -> float:
+        """Fraction of clips that are missing or broken; 1 if the split could not be opened."""
         return (self.count("missing") + self.count("broken")) / self.clips if self.clips else 1.0
 
 
 @dataclass(frozen=True)
 class DatasetCheck:
-    """What was found in a data set: ``level`` is one of ``LEVELS``, ``annotations`` what its reader looks for."""
+    """The result for a dataset. ``level`` is one of ``LEVELS``; ``annotations`` are the files that its reader needs."""
 
     name: str
     root: Path
@@ -93,13 +93,12 @@ class DatasetCheck:
     splits: tuple[SplitCheck, ...]
 
     @property
-    def bad_share(self) -> float:
-        """The share of bad clips in the worst split."""
-        return max((split.bad_share for split in self.splits), default=1.0)
+    def failed_fraction(self) -> float:
+        """Largest fraction of missing and broken clips of any split."""
+        return max((split.failed_fraction for split in self.splits), default=1.0)
 
     def as_json(self) -> dict[str, Any]:
-        """All of it, for :func:`json.dumps`."""
-        counts = ("missing", "broken", "doubtful")
+        """Return the result in a form that :func:`json.dumps` accepts."""
         return {
             "dataset": self.name,
             "root": str(self.root),
@@ -110,7 +109,7 @@ class DatasetCheck:
                     "error": split.error,
                     "clips": split.clips,
                     "files": split.files,
-                    **{kind: split.count(kind) for kind in counts},
+                    **{kind: split.count(kind) for kind in _KINDS},
                     "problems": [asdict(problem) for problem in split.problems],
                 }
                 for split in self.splits
@@ -119,24 +118,24 @@ class DatasetCheck:
 
 
 def open_splits(name: str, root: Path, splits: Sequence[str] | None = None) -> dict[str, ClipSet | str]:
-    """The clips of each split; for one that cannot be opened, why.
+    """Open splits of a dataset; a split that cannot be opened is replaced with the error message.
 
     Args:
-        name: the data set.
-        root: the folder that holds it.
-        splits: which; None are all that there are.
+        name: the dataset.
+        root: its directory.
+        splits: names of splits; None is all of them.
 
     Raises:
-        FileNotFoundError: ``root`` is no folder.
-        ValueError: the data set is unknown, has none of the splits, or is in shards.
+        FileNotFoundError: ``root`` is not a directory.
+        ValueError: the dataset is unknown, has none of the splits, or is stored in shards.
     """
     if name == "shards":
-        raise ValueError("shards have no files to look at; check the data set that they are written from, and write it")
+        raise ValueError("shards cannot be checked; check the dataset that they are written from")
     known = dataset_splits(name, root)
     unknown = [split for split in splits or () if split not in known]
     if unknown or not known:
-        named = f"splits: {unknown[0]!r} is none of" if unknown else f"{root} holds no split of"
-        raise ValueError(f"{named} {name!r}; expected {', '.join(known) or 'annotations or folders of splits'}")
+        problem = f"splits: {unknown[0]!r} is not a split of" if unknown else f"{root} has no split of"
+        raise ValueError(f"{problem} {name!r}; expected {', '.join(known) or 'annotation files or split directories'}")
     opened: dict[str, ClipSet | str] = {}
     for split in splits or known:
         try:
@@ -155,21 +154,21 @@ def check_dataset(
     workers: int | None = None,
     progress: bool = True,
 ) -> DatasetCheck:
-    """Look for the annotation files, open each split, and look at each clip's file; nothing is written.
+    """Check the annotation files, each split, and the file of each clip. Nothing is written.
 
-    With several workers, a script has to call this below ``if __name__ == "__main__":``.
+    With several workers, a script must call this below ``if __name__ == "__main__":``.
 
     Args:
-        name: the data set, one of :func:`.registry.dataset_names`.
-        root: the folder that holds it.
-        splits: which splits; None are all.
-        level: how closely files are looked at, one of ``LEVELS``.
-        workers: processes; None is one for each core that may be used.
+        name: the dataset, one of :func:`art.data.dataset_names`.
+        root: its directory.
+        splits: names of splits; None is all of them.
+        level: how thorough the check is, one of ``LEVELS``.
+        workers: number of processes; None is one per available core.
         progress: show a progress bar.
 
     Raises:
-        FileNotFoundError: ``root`` is no folder.
-        ValueError: an unknown data set, split or level.
+        FileNotFoundError: ``root`` is not a directory.
+        ValueError: the dataset, a split or the level is unknown.
     """
     if level not in LEVELS:
         raise ValueError(f"level must be one of {', '.join(LEVELS)}, got {level!r}")
@@ -177,11 +176,12 @@ def check_dataset(
         raise ValueError(f"workers must be at least 1, got {workers}")
     root = Path(root)
     opened = open_splits(name, root, splits)
-    missing = {split: check_clip_set(clips) for split, clips in opened.items() if isinstance(clips, ClipSet)}
-    found: dict[tuple[Path, Span], tuple[str, str]] = {}
+    clip_sets = {split: clips for split, clips in opened.items() if isinstance(clips, ClipSet)}
+    missing = {split: check_clip_set(clips) for split, clips in clip_sets.items()}
+    found: dict[tuple[Path, _Span], _Finding] = {}
     if level != "exist":
-        there = (clip for split, bad in missing.items() for i, clip in enumerate(_clips(opened, split)) if i not in bad)
-        found = _look_at_all(there, level, workers or cores(), progress)
+        existing = (c for split, clips in clip_sets.items() for i, c in enumerate(clips) if i not in missing[split])
+        found = _inspect_files(existing, level, workers or available_cores(), progress)
     checks = []
     for split, clips in opened.items():
         if isinstance(clips, str):
@@ -189,133 +189,107 @@ def check_dataset(
             continue
         problems = []
         for i, clip in enumerate(clips):
+            finding = found.get((clip.path, (clip.start, clip.end)))
             if i in missing[split]:
-                kind = "broken" if clip.path.exists() else "missing"
-                problems.append(problem_of(clips, i, kind, missing[split][i]))
-            elif (clip.path, (clip.start, clip.end)) in found:
-                problems.append(problem_of(clips, i, *found[clip.path, (clip.start, clip.end)]))
+                finding = "broken" if clip.path.exists() else "missing", missing[split][i]
+            if finding is not None:
+                problems.append(Problem(clips.relative_path(i), clip.start, clip.end, *finding))
         checks.append(SplitCheck(split, len(clips), len({clip.path for clip in clips}), tuple(problems)))
     return DatasetCheck(name, root, level, required_files(name, root), tuple(checks))
 
 
-def problem_of(clip_set: ClipSet, index: int, kind: str, reason: str) -> Problem:
-    """A problem of clip ``index``."""
-    clip = clip_set.clips[index]
-    return Problem(clip_set.relative_path(index), clip.start, clip.end, kind, reason)
-
-
-def as_table(check: DatasetCheck) -> str:
-    """What was found, for people: counts by split and by what is wrong, and the first clips of each."""
-    rows: list[tuple[str, ...]] = [("split", "clips", "files", "good", "missing", "broken", "bad")]
-    for split in check.splits:
-        if split.error is None:
-            missing, broken = split.count("missing"), split.count("broken")
-            numbers = (split.clips, split.files, split.clips - missing - broken, missing, broken)
-            rows.append((split.split, *map(str, numbers), f"{split.bad_share:.2%}"))
-    lines = [f"{check.name} in {check.root}: {LEVELS[check.level]}", ""]
-    if len(rows) > 1:
-        lines += [*_aligned(rows), ""]
-    lines += [f"{split.split} cannot be opened: {split.error}" for split in check.splits if split.error]
-    told = " ".join(split.error or "" for split in check.splits)
-    absent = [file for file in check.annotations if not file.found and file.splits and file.path.name not in told]
-    lines += [f"no {file.path} (for {', '.join(file.splits)}), from {file.source}" for file in absent]
-    for kind in ("missing", "broken", "doubtful"):
-        groups: dict[str, list[Problem]] = {}
-        for problem in (problem for split in check.splits for problem in split.problems if problem.kind == kind):
-            groups.setdefault(re.sub(r"\d+(\.\d+)?", "…", problem.reason), []).append(problem)
-        for problems in sorted(groups.values(), key=len, reverse=True):
-            lines.append(f"{len(problems)} {'clip' if len(problems) == 1 else 'clips'} {kind}: {problems[0].reason}")
-            lines += [f"    {_named(problem)}" for problem in problems[:_NAMED]]
-            if len(problems) > _NAMED:
-                lines.append(f"    and {len(problems) - _NAMED} more")
-    return "\n".join(lines).rstrip() + "\n"
-
-
-def _named(problem: Problem) -> str:
-    return str(Clip(Path(problem.clip), 0, problem.start, problem.end))
-
-
-def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(cell.ljust(width) if i == 0 else cell.rjust(width) for i, (cell, width) in enumerate(cells)).rstrip()
-        for cells in (list(zip(row, widths, strict=True)) for row in rows)
-    ]
-
-
-def _clips(opened: dict[str, ClipSet | str], split: str) -> tuple[Clip, ...]:
-    clips = opened[split]
-    assert isinstance(clips, ClipSet)
-    return clips.clips
-
-
-@dataclass(frozen=True)
-class _Job:
-    """A file, and the parts of it that are clips."""
-
-    path: Path
-    spans: tuple[Span, ...]
-    level: str
-
-
-def _look_at_all(
+def _inspect_files(
     clips: Iterable[Clip], level: str, workers: int, progress: bool
-) -> dict[tuple[Path, Span], tuple[str, str]]:
-    """The kind and the reason of each problem."""
-    spans: dict[Path, dict[Span, None]] = {}
+) -> dict[tuple[Path, _Span], _Finding]:
+    """Open each file once and return the problem of each clip that has one."""
+    spans: dict[Path, dict[_Span, None]] = {}
     for clip in clips:
         spans.setdefault(clip.path, {})[clip.start, clip.end] = None
-    jobs = [_Job(path, tuple(parts), level) for path, parts in spans.items()]
-    workers = min(workers, 1 + len(jobs) // _FEW)
+    jobs = [(path, tuple(parts), level) for path, parts in spans.items()]
+    workers = min(workers, 1 + len(jobs) // _MIN_FILES_PER_WORKER)
     found = {}
-    looked = contextlib.closing(in_processes(_look, jobs, workers))
-    with looked as results, tqdm(total=len(jobs), desc="check", unit="file", disable=not progress) as bar:
-        for job, problems in results:
-            found.update({(job.path, span): problem for span, problem in problems.items()})
+    with (
+        contextlib.closing(map_processes(_inspect_file, jobs, workers)) as results,
+        tqdm(total=len(jobs), desc="check", unit="file", disable=not progress) as bar,
+    ):
+        for (path, _, _), problems in results:
+            found.update({(path, span): problem for span, problem in problems.items()})
             bar.update()
     return found
 
 
-def _look(job: _Job) -> dict[Span, tuple[str, str]]:
+def _inspect_file(job: tuple[Path, tuple[_Span, ...], str]) -> dict[_Span, _Finding]:
+    path, spans, level = job
     try:
-        if job.path.is_dir():
-            (read_frames if job.level == "decode" else decoded_bytes)(job.path)
+        if path.is_dir():
+            (read_frames if level == "decode" else decoded_bytes)(path)
             return {}
-        times = frame_times(job.path)
+        times = frame_times(path)
     except VideoError as error:
-        looked = {span: _read_part(job.path, span, "open", error.reason) for span in job.spans}
+        found = {span: _inspect_span(path, span, "open", error.reason) for span in spans}
     else:
-        looked = {span: _problem_of_span(times, span) for span in job.spans}
-    if job.level == "decode":
-        for span, problem in looked.items():
+        found = {span: _compare_with_times(times, span) for span in spans}
+    if level == "decode":
+        for span, problem in found.items():
             if problem is None or problem[0] == "doubtful":
-                looked[span] = _read_part(job.path, span, "decode") or problem
-    return {span: problem for span, problem in looked.items() if problem is not None}
+                found[span] = _inspect_span(path, span, "decode") or problem
+    return {span: problem for span, problem in found.items() if problem is not None}
 
 
-def _read_part(path: Path, span: Span, level: str, elsewhere: str | None = None) -> tuple[str, str] | None:
-    """What is wrong with a part of a file, of which ``elsewhere`` is known to be wrong as a whole."""
-    if span == _WHOLE and elsewhere is not None:
-        return "broken", elsewhere
+def _inspect_span(path: Path, span: _Span, level: str, file_problem: str | None = None) -> _Finding | None:
+    """Return the problem of a part of a file; ``file_problem`` is that of the file as a whole."""
+    if span == (None, None) and file_problem is not None:
+        return "broken", file_problem
     try:
         if level == "open":
             frame_times(path, start=span[0], end=span[1])
         else:
             for _ in iterate_frames(path, start=span[0], end=span[1]):
-                if stopping():
+                if stop_requested():
                     raise Stopped
     except VideoError as error:
         return "broken", error.reason
-    return None if elsewhere is None else ("doubtful", f"another part of its file cannot be read: it {elsewhere}")
+    return None if file_problem is None else ("doubtful", f"another part of its file cannot be read: it {file_problem}")
 
 
-def _problem_of_span(times: Sequence[float], span: Span) -> tuple[str, str] | None:
+def _compare_with_times(times: Sequence[float], span: _Span) -> _Finding | None:
     start, end = span
     first = bisect.bisect_left(times, (start or 0.0) - TOLERANCE)
     last = len(times) if end is None else bisect.bisect_left(times, end - TOLERANCE)
     if first >= last:
         return "broken", f"has no video frame from {start or 0:g} s to {'its end' if end is None else f'{end:g} s'}"
     length = times[-1] + (times[-1] - times[0]) / max(len(times) - 1, 1)
-    if end is not None and end > length + _LATE:
+    if end is not None and end > length + _END_MARGIN:
         return "doubtful", f"the video ends at {length:.2f} s, {end - length:.2f} s before the clip does"
     return None
+
+
+def as_table(check: DatasetCheck) -> str:
+    """Format the result as text: counts by split and by problem, with the first clips of each."""
+    rows: list[tuple[str, ...]] = [("split", "clips", "files", "good", "missing", "broken", "bad")]
+    for split in check.splits:
+        if split.error is None:
+            missing, broken = split.count("missing"), split.count("broken")
+            numbers = (split.clips, split.files, split.clips - missing - broken, missing, broken)
+            rows.append((split.split, *map(str, numbers), f"{split.failed_fraction:.2%}"))
+    lines = [f"{check.name} in {check.root}: {LEVELS[check.level]}", ""]
+    if len(rows) > 1:
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        for name, *cells in rows:
+            padded = [cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True)]
+            lines.append("  ".join([name.ljust(widths[0]), *padded]))
+        lines.append("")
+    lines += [f"{split.split} cannot be opened: {split.error}" for split in check.splits if split.error]
+    errors = " ".join(split.error or "" for split in check.splits)
+    absent = [file for file in check.annotations if not file.found and file.splits and file.path.name not in errors]
+    lines += [f"missing {file.path} (for {', '.join(file.splits)}), available from {file.source}" for file in absent]
+    for kind in _KINDS:
+        groups: dict[str, list[Problem]] = {}  # by reason without its numbers
+        for problem in (problem for split in check.splits for problem in split.problems if problem.kind == kind):
+            groups.setdefault(re.sub(r"\d+(\.\d+)?", "…", problem.reason), []).append(problem)
+        for problems in sorted(groups.values(), key=len, reverse=True):
+            lines.append(f"{len(problems)} {'clip' if len(problems) == 1 else 'clips'} {kind}: {problems[0].reason}")
+            lines += [f"    {Clip(Path(p.clip), 0, p.start, p.end)}" for p in problems[:_MAX_NAMES]]
+            if len(problems) > _MAX_NAMES:
+                lines.append(f"    and {len(problems) - _MAX_NAMES} more")
+    return "\n".join(lines).rstrip() + "\n"

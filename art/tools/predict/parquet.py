@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from art.data.files import atomic_write, check_writable
 from art.data.inputs import Source, find_sources
-from art.data.parallel import Stopped, in_processes, slot, stopping
+from art.data.parallel import Stopped, map_processes, stop_requested, worker_slot
 from art.eval.evaluate import find_checkpoint
 from art.extras import import_extra
 from art.model.pretrained import CONFIG_FILE, WEIGHTS_FILE
@@ -97,7 +97,7 @@ def predict_to_parquet(
     workers = min(len(devices), len(left))
     with ending_on_sigterm(), tqdm(total=len(left), desc="predict", unit="part", disable=None) as bar:
         if left:
-            with closing(in_processes(_predict_part, left, workers, devices[:workers])) as done:
+            with closing(map_processes(_predict_part, left, workers, devices[:workers])) as done:
                 for _ in done:
                     bar.update()
     tables = [parquet.ParquetFile(part.path) for part in parts]
@@ -143,10 +143,10 @@ def _begin(out: Path, about: dict[str, Any]) -> None:
 
 def _predict_part(part: _Part) -> None:
     """In a process of its own where there are several; the model stays there from one part to the next."""
-    predictor = _predictor(part.settings, slot())
+    predictor = _predictor(part.settings, worker_slot())
     answers = []
     for answer in predictor(part.source.open()):
-        if stopping():
+        if stop_requested():
             raise Stopped
         answers.append(answer)
     write_part(part.path, answers, predictor.class_names, part.settings.top_k, part.every_probability)
