@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from art import ARTModel
-from art.backbones import interface
-from art.data.datasets import registry
+from art.backbones import base as interface
+from art.data.datasets import base as registry
 from art_kernels.tracklet_nce import rules
 
 ROOT = Path(__file__).parents[2]
@@ -62,10 +62,10 @@ WITHOUT_EXAMPLE = {
     ),
     "UniFormerV2": "builds 115 million parameters at least: docs/backbones.md, tests/model",
     "Backbone": "an abstract base: docs/how_to_add.md has a whole one, which runs",
-    "explain_to_folder": "the command `art explain`, which docs/explain.md runs",
+    "explain_to_directory": "the command `art explain`, which docs/explain.md runs",
     "bank_to_folder": "the command `art bank`, likewise",
     **dict.fromkeys(
-        ("serve", "ServeSettings", "Asking", "Limits", "Refused"),
+        ("serve", "ServeSettings", "RequestOptions", "Limits", "Refused"),
         "a page that is served until it is stopped: the command `art serve`, docs/serve.md, tests/serving",
     ),
     "TrainResult": "what `train` gives, in whose example it is",
@@ -137,7 +137,7 @@ def nothing_is_left_registered():
     """What an example registers is gone after it; what it made a room register stays."""
     yield
     for known, maker in (
-        (interface._MAKERS, lambda value: value),
+        (interface._REGISTRY, lambda value: value),
         (registry._entries, lambda value: value.opener),
         (rules._functions, lambda value: value),
     ):

@@ -7,7 +7,7 @@ import pytest
 
 from art_kernels.flops import _pool_tracklets, _pool_tracklets_backward
 from art_kernels.region_attention import tiles
-from benchmarks.contrast_shapes import ContrastShape
+from benchmarks.bench_contrast import ContrastShape
 from docs import cost_tables
 from docs.drawings import csrc
 from docs.drawings.attention import forward
