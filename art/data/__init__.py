@@ -1,23 +1,31 @@
-"""Data: which clips there are, their frames, and what becomes of them on the way to the model."""
+"""Datasets, decoding, sampling, augmentation, and batches of video clips."""
 
-from art.data.datasets.clips import Clip, ClipSet
-from art.data.datasets.registry import (
-    RequiredFile,
-    dataset_names,
-    dataset_splits,
-    open_dataset,
-    register_dataset,
-    required_files,
-)
-from art.data.decoding.video import VideoError, frame_times, read_clip, read_frames
-from art.data.loading.dataset import ClipDataset, DataError, build_loader
-from art.data.transforms.augment import CentreCrop, TrainAugment
-from art.data.transforms.mix import PairMix
-from art.data.transforms.rand_augment import RandAugment
-from art.data.transforms.sampling import FrameSampling
+from __future__ import annotations
+
+import importlib
+import warnings
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from art.data.datasets.base import (
+        Clip,
+        ClipSet,
+        RequiredFile,
+        dataset_names,
+        dataset_splits,
+        open_dataset,
+        register_dataset,
+        required_files,
+    )
+    from art.data.decoding.video import VideoError, frame_times, read_clip, read_frames
+    from art.data.loading.dataset import ClipDataset, DataError
+    from art.data.loading.loader import build_loader
+    from art.data.transforms.augment import CenterCrop, PairMix, TrainAugment
+    from art.data.transforms.rand_augment import RandAugment
+    from art.data.transforms.sampling import FrameSampling
 
 __all__ = [
-    "CentreCrop",
+    "CenterCrop",
     "Clip",
     "ClipDataset",
     "ClipSet",
@@ -38,3 +46,25 @@ __all__ = [
     "register_dataset",
     "required_files",
 ]
+
+#: The module of each public name, imported when the name is first used.
+_LAZY_EXPORTS = {
+    **dict.fromkeys(("Clip", "ClipSet", "RequiredFile", "dataset_names", "dataset_splits"), "datasets.base"),
+    **dict.fromkeys(("open_dataset", "register_dataset", "required_files"), "datasets.base"),
+    **dict.fromkeys(("VideoError", "frame_times", "read_clip", "read_frames"), "decoding.video"),
+    **dict.fromkeys(("ClipDataset", "DataError"), "loading.dataset"),
+    "build_loader": "loading.loader",
+    **dict.fromkeys(("CenterCrop", "PairMix", "TrainAugment"), "transforms.augment"),
+    "RandAugment": "transforms.rand_augment",
+    "FrameSampling": "transforms.sampling",
+}
+_RENAMED = {"CentreCrop": "CenterCrop"}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _RENAMED:
+        warnings.warn(f"art.data.{name} is now {_RENAMED[name]}", DeprecationWarning, stacklevel=2)
+        name = _RENAMED[name]
+    if name not in _LAZY_EXPORTS:
+        raise AttributeError(f"module 'art.data' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"art.data.{_LAZY_EXPORTS[name]}"), name)

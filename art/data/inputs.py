@@ -1,19 +1,26 @@
-"""What is to be predicted: single clips, and what lists them: folders, tables, lists, shards."""
+"""Inputs of prediction: what a path is (video, frames, directory, table, list, shard, index), and its clips."""
 
 from __future__ import annotations
 
 import os
 import re
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from art.data.datasets.annotations import FRAME_SUFFIXES, VIDEO_SUFFIXES, read_lines, read_table
-from art.data.datasets.table import time_span
+from art.data.datasets.custom import time_span
 from art.data.decoding.frames import StoredClip
 from art.data.loading.shards import open_shards, read_shard
 
-LISTS = (".txt", ".list")
+#: Kinds of inputs. "directory" also means a directory of frames.
+InputKind = Literal["video", "directory", "table", "list", "shard", "index"]
+_KIND_OF_SUFFIX: dict[str, InputKind] = {
+    ".csv": "table", ".txt": "list", ".list": "list", ".tar": "shard", ".json": "index",
+}  # fmt: skip
+_LABELED = re.compile(r"(.*[^\s,])[\s,]+-?\d+")
 
 
 @dataclass(frozen=True)
@@ -21,16 +28,16 @@ class Item:
     """One clip.
 
     Attributes:
-        name: what it is called in the answers: its path, or shard and key.
-        place: the file, a folder of frames, or either in memory. None: it should be there and is not.
-        start: seconds since the first frame of the file; None is its beginning.
-        end: likewise; None is its end.
-        problem: why there is no ``place``.
+        name: name of the clip in the predictions: its path, or shard and key.
+        place: the video file, directory of frames, or clip in memory. None if the clip is missing.
+        start: seconds since the first frame of the file; None is the beginning.
+        end: seconds since the first frame of the file; None is the end.
+        problem: why ``place`` is None.
 
     Examples:
         >>> from pathlib import Path
         >>> from art.tools.predict import Item
-        >>> Item("clip.mp4 from 1 s on", Path("clip.mp4"), start=1.0).end is None
+        >>> Item("clip.mp4 from 1 s", Path("clip.mp4"), start=1.0).end is None
         True
     """
 
@@ -43,17 +50,17 @@ class Item:
 
 @dataclass(frozen=True)
 class Source:
-    """Clips that are read together: some files, or those of a shard.
+    """Clips that are read together: a group of files, or the clips of one shard.
 
     Attributes:
-        items: the clips, where they are files.
+        items: the clips, if they are files.
         shard: path or URL of the shard.
-        keys: the clips that the shard should hold; empty: what it holds is known once it has been read.
+        keys: the expected clips of the shard; empty if they are unknown before the shard is read.
 
     Examples:
         >>> from pathlib import Path
-        >>> from art.tools.predict import find_sources
-        >>> source = find_sources([Path("clip.mp4")], clips_at_once=8)[0]
+        >>> from art.tools.predict import open_inputs
+        >>> source = open_inputs([Path("clip.mp4")])[0]
         >>> [item.name for item in source.open()]
         ['clip.mp4']
     """
@@ -64,18 +71,18 @@ class Source:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """What tells the source from another one: the names of its clips, or the shard."""
+        """The names that identify the source: those of its clips, or of its shard."""
         if self.shard is not None:
             return (self.shard, *self.keys)
         return tuple(f"{item.name} {item.start} {item.end}" for item in self.items)
 
     def open(self) -> Iterator[Item]:
-        """The clips. A shard is read as one stream; what it should hold and does not comes as a problem, and so does a
-        shard of which nothing else is known, where it cannot be read to its end."""
+        """Iterate over the clips. A shard is read as one stream. Clips missing from it are returned with a problem, and
+        so is a shard without known keys that cannot be read to its end."""
         if self.shard is None:
             yield from self.items
             return
-        missing, problem = dict.fromkeys(self.keys), f"shard {self.shard} does not hold it"
+        missing, problem = dict.fromkeys(self.keys), f"not found in shard {self.shard}"
         try:
             for key, clip in read_shard(self.shard):
                 missing.pop(key, None)
@@ -88,75 +95,98 @@ class Source:
             yield Item(f"{self.shard}/{key}", None, problem=problem)
 
 
-def find_sources(inputs: Sequence[Path], clips_at_once: int) -> list[Source]:
-    """The clips that some paths mean, in the order of the paths; each clip once.
+def input_kind(path: Path) -> InputKind:
+    """The kind of an input: a directory by looking at the file system, anything else by its suffix. A path with an
+    unknown suffix is a video."""
+    suffix = path.suffix.lower()
+    if suffix in (".tar", ".json"):
+        return _KIND_OF_SUFFIX[suffix]
+    return "directory" if path.is_dir() else _KIND_OF_SUFFIX.get(suffix, "video")
 
-    A path is a video file; a folder with videos or folders of frames at any depth, or a folder of frames itself; a
-    ``.csv`` table with a column ``path`` and perhaps ``time_start`` and ``time_end`` (seconds); a ``.txt`` or ``.list``
-    file with a path a line (what follows it there as a label is not looked at); a shard, ``.tar``; or the ``.json``
-    index of a split that is in shards. Paths in tables and lists are relative to their folder, or absolute.
+
+def open_inputs(paths: Sequence[Path], clips_at_once: int = 512) -> list[Source]:
+    """List the clips of some paths, in order and without duplicates.
+
+    A path is a video file; a directory of frames, or a directory with videos or directories of frames at any depth; a
+    ``.csv`` table with a column ``path`` and, optionally, ``time_start`` and ``time_end`` (seconds); a ``.txt`` or
+    ``.list`` file with one path per line (a label after the path is ignored); a ``.tar`` shard; or the ``.json`` index
+    of a split in shards. Paths in tables and lists are absolute or relative to the file's directory.
 
     Args:
-        inputs: the paths. A video that is not there is an item all the same: it is told of with the answers.
-        clips_at_once: so many files make a source; a shard is one.
+        paths: the paths. A video that does not exist is listed, too, and reported when it is read.
+        clips_at_once: number of files per source; each shard is one source.
 
     Raises:
-        ValueError: a folder, table or list without clips, or a line that does not fit; it names file and line.
-        FileNotFoundError: there is no such table, list or index.
+        ValueError: a directory, table or list has no clips, or a line is invalid; the message names file and line.
+        FileNotFoundError: a table, list or index does not exist.
 
     Examples:
         >>> from pathlib import Path
-        >>> from art.tools.predict import find_sources
-        >>> [len(source.items) for source in find_sources([Path("data/mine/train")], clips_at_once=8)]
+        >>> from art.tools.predict import open_inputs
+        >>> [len(source.items) for source in open_inputs([Path("data/mine/train")])]
         [2]
     """
     if clips_at_once < 1:
         raise ValueError(f"clips_at_once must be at least 1, got {clips_at_once}")
     items: dict[tuple[str, float | None, float | None], Item] = {}
     shards: dict[str, Source] = {}
-    for path in inputs:
-        suffix = path.suffix.lower()
-        if suffix == ".tar":
+    for path in paths:
+        kind = input_kind(path)
+        if kind == "shard":
             shards.setdefault(str(path), Source(shard=str(path)))
-        elif suffix == ".json":
-            shards |= {str(source.shard): source for source in _of_index(path)}
+        elif kind == "index":
+            shards |= {str(source.shard): source for source in _sources_of_index(path)}
         else:
-            for item in _items(path, suffix):
+            for item in _items_of(path, kind):
                 items.setdefault((item.name, item.start, item.end), item)
     files = list(items.values())
     parts = [tuple(files[begin : begin + clips_at_once]) for begin in range(0, len(files), clips_at_once)]
     return [*(Source(part) for part in parts), *shards.values()]
 
 
-def _items(path: Path, suffix: str) -> list[Item]:
-    if path.is_dir():
-        return [Item(str(clip), clip) for clip in _in_folder(path)]
-    if suffix == ".csv":
-        return _of_table(path)
-    if suffix in LISTS:
-        return _of_list(path)
-    return [Item(str(path), path)]
+def find_sources(inputs: Sequence[Path], clips_at_once: int) -> list[Source]:
+    """Deprecated alias of :func:`open_inputs`.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> from art.tools.predict import find_sources
+        >>> [source.names for source in find_sources([Path("clip.mp4")], clips_at_once=8)]
+        [('clip.mp4 None None',)]
+    """
+    warnings.warn("find_sources is now open_inputs", DeprecationWarning, stacklevel=2)
+    return open_inputs(inputs, clips_at_once)
 
 
-def _in_folder(root: Path) -> list[Path]:
-    """Videos at any depth, and folders that hold pictures and no videos; sorted, hidden ones left out."""
+def _items_of(path: Path, kind: InputKind) -> list[Item]:
+    if kind == "video":
+        return [Item(str(path), path)]
+    if kind == "directory":
+        return [Item(str(clip), clip) for clip in _clips_in(path)]
+    items = _items_of_table(path) if kind == "table" else _items_of_list(path)
+    if not items:
+        raise ValueError(f"{path} lists no clips; expected at least one")
+    return items
+
+
+def _clips_in(root: Path) -> list[Path]:
+    """Videos at any depth, and directories with images and no videos; sorted, without hidden ones."""
     found: list[Path] = []
-    for folder, folders, files in os.walk(root):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        seen = [name for name in sorted(files) if not name.startswith(".")]
-        videos = [name for name in seen if name.lower().endswith(VIDEO_SUFFIXES)]
-        found += [Path(folder) / name for name in videos]
-        if not videos and any(name.lower().endswith(FRAME_SUFFIXES) for name in seen):
-            found.append(Path(folder))
+    for directory, subdirectories, files in os.walk(root):
+        subdirectories[:] = sorted(name for name in subdirectories if not name.startswith("."))
+        visible = [name for name in sorted(files) if not name.startswith(".")]
+        videos = [name for name in visible if name.lower().endswith(VIDEO_SUFFIXES)]
+        found += [Path(directory) / name for name in videos]
+        if not videos and any(name.lower().endswith(FRAME_SUFFIXES) for name in visible):
+            found.append(Path(directory))
     if not found:
         raise ValueError(
-            f"{root} holds no clips; expected video files ({', '.join(VIDEO_SUFFIXES)}) or folders of frames at any "
-            "depth (shards are named by their index: DIR/test.json)"
+            f"{root} contains no clips; expected video files ({', '.join(VIDEO_SUFFIXES)}) or directories of frames at "
+            "any depth (for shards, pass their index: DIR/test.json)"
         )
     return found
 
 
-def _of_table(path: Path) -> list[Item]:
+def _items_of_table(path: Path) -> list[Item]:
     items = []
     for line, values in read_table(path, ("path",)):
         where = f"{path}:{line}"
@@ -164,29 +194,20 @@ def _of_table(path: Path) -> list[Item]:
             raise ValueError(f"{where}: path is empty")
         clip = path.parent / values["path"]
         items.append(Item(str(clip), clip, *time_span(values, where)))
-    return _some(items, path)
-
-
-_LABELLED = re.compile(r"(.*[^\s,])[\s,]+-?\d+")
-
-
-def _of_list(path: Path) -> list[Item]:
-    items = []
-    for _, text in read_lines(path):
-        clip, labelled = path.parent / text, _LABELLED.fullmatch(text)
-        while labelled is not None and not clip.exists():  # a label, and before it perhaps a number of frames
-            clip, labelled = path.parent / labelled[1], _LABELLED.fullmatch(labelled[1])
-        items.append(Item(str(clip), clip))
-    return _some(items, path)
-
-
-def _some(items: list[Item], path: Path) -> list[Item]:
-    if not items:
-        raise ValueError(f"{path} lists no clips; expected at least one")
     return items
 
 
-def _of_index(path: Path) -> list[Source]:
+def _items_of_list(path: Path) -> list[Item]:
+    items = []
+    for _, text in read_lines(path):
+        clip, labeled = path.parent / text, _LABELED.fullmatch(text)
+        while labeled is not None and not clip.exists():  # strip a label, and a number of frames before it
+            clip, labeled = path.parent / labeled[1], _LABELED.fullmatch(labeled[1])
+        items.append(Item(str(clip), clip))
+    return items
+
+
+def _sources_of_index(path: Path) -> list[Source]:
     split = open_shards(path.parent, path.stem)
     keys: dict[int, list[str]] = {}
     for clip, shard in zip(split.clips, split.shard_of, strict=True):

@@ -1,1 +1,1 @@
-"""TODO."""
+"""Datasets: lists of labeled clips, read from annotation files."""

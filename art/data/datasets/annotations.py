@@ -1,4 +1,4 @@
-"""Annotation files and videos as their authors hand them out: where they lie, and errors that name file and line."""
+"""Annotation files and videos of published datasets: searching for them, and parsing with errors that name the line."""
 
 from __future__ import annotations
 
@@ -10,109 +10,111 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from art.data.datasets.registry import RequiredFile, check_root
+from art.data.datasets.base import RequiredFile, check_root
 
-#: Files that are taken for videos.
+#: Suffixes of video files.
 VIDEO_SUFFIXES = (".mp4", ".avi", ".webm", ".mkv", ".mov")
-#: Files that are taken for the frames of a clip, where a folder holds them.
+#: Suffixes of frames in a directory of frames.
 FRAME_SUFFIXES = (".jpg", ".jpeg", ".png")
 
 
 @dataclass(frozen=True)
 class AnnotationFile:
-    """An annotation file that a reader needs.
+    """An annotation file that a reader requires.
 
     Attributes:
-        names: what it may be called, the name that its authors gave it first.
-        source: where they publish it.
+        names: accepted file names, the published one first.
+        source: where its authors publish it.
         splits: the splits that cannot be opened without it (see :class:`RequiredFile`).
-        folders: where it may lie below the root.
+        directories: directories below the root to search.
     """
 
     names: tuple[str, ...]
     source: str
     splits: tuple[str, ...]
-    folders: tuple[str, ...] = ("", "annotations")
+    directories: tuple[str, ...] = ("", "annotations")
 
     def find(self, root: Path) -> Path | None:
-        """Where it is below ``root``, None where it is not."""
-        return next((path for path in self._places(root) if path.is_file()), None)
+        """The file below ``root``, or None if it is missing."""
+        return next((path for path in self._candidates(root) if path.is_file()), None)
 
     def path(self, root: Path) -> Path:
-        """Where it is below ``root``.
+        """The file below ``root``.
 
         Raises:
-            FileNotFoundError: ``root`` is no folder, or the file is not there.
+            FileNotFoundError: ``root`` is not a directory, or the file is missing.
         """
         check_root(root)
         found = self.find(root)
         if found is None:
-            folders = " or ".join(str(root / folder) for folder in self.folders)
-            raise FileNotFoundError(f"{self.names[0]} is not there; expected in {folders}. Get it from {self.source}")
+            searched = " or ".join(str(root / directory) for directory in self.directories)
+            raise FileNotFoundError(
+                f"{self.names[0]} not found; expected in {searched}. Download it from {self.source}"
+            )
         return found
 
     def required(self, root: Path) -> RequiredFile:
-        """What is told of it before it is read."""
+        """The entry of this file in :func:`art.data.required_files`."""
         found = self.find(root)
-        return RequiredFile(found or self._places(root)[0], found is not None, self.source, self.splits)
+        return RequiredFile(found or self._candidates(root)[0], found is not None, self.source, self.splits)
 
-    def _places(self, root: Path) -> list[Path]:
-        return [root / folder / name for name in self.names for folder in self.folders]
+    def _candidates(self, root: Path) -> list[Path]:
+        return [root / directory / name for name in self.names for directory in self.directories]
 
 
-def find_videos(root: Path, folders: Sequence[str], names: Collection[str], depth: int = 1) -> dict[str, Path]:
-    """Where the videos called ``names`` are: a file with one of ``VIDEO_SUFFIXES``, or a folder of frames.
+def find_videos(root: Path, directories: Sequence[str], names: Collection[str], depth: int = 1) -> dict[str, Path]:
+    """Find videos by name: files with one of ``VIDEO_SUFFIXES``, or directories of frames.
 
-    Every folder is listed once, so that this takes as long as it takes to list them.
+    Each directory is listed once, independent of the number of names.
 
     Args:
-        root: the root of the data set.
-        folders: where to look below it; what is found in an earlier one counts.
-        names: names of files without suffix, and of folders of frames.
-        depth: how many levels of each of ``folders`` are listed.
+        root: root of the dataset.
+        directories: directories to search below the root; earlier ones take precedence.
+        names: file names without suffix, or names of directories of frames.
+        depth: levels of subdirectories to list.
 
     Returns:
-        the names that were found, and where.
+        the path of each name that was found.
     """
     found: dict[str, Path] = {}
     wanted = names if isinstance(names, (set, frozenset, dict)) else set(names)
-    for folder in folders:
-        if (root / folder).is_dir():
-            _find_in(root / folder, wanted, depth, found)
+    for directory in directories:
+        if (root / directory).is_dir():
+            _scan(root / directory, wanted, depth, found)
     return found
 
 
-def _find_in(folder: Path, names: Collection[str], depth: int, found: dict[str, Path]) -> None:
-    inner = []
+def _scan(directory: Path, names: Collection[str], depth: int, found: dict[str, Path]) -> None:
+    subdirectories = []
     files: dict[str, str] = {}
     frames: dict[str, str] = {}
-    with os.scandir(folder) as entries:
+    with os.scandir(directory) as entries:
         for entry in entries:
             stem, _, suffix = entry.name.rpartition(".")
             if stem in names and f".{suffix.lower()}" in VIDEO_SUFFIXES:
-                files[stem] = min(files.get(stem, entry.name), entry.name)  # one of several: everywhere the same
+                files[stem] = min(files.get(stem, entry.name), entry.name)  # of several, the same on every file system
             elif entry.is_dir():
                 if entry.name in names:
                     frames[entry.name] = entry.name
                 elif not entry.name.startswith("."):
-                    inner.append(entry.name)
+                    subdirectories.append(entry.name)
     for stem, name in (*files.items(), *frames.items()):
-        found.setdefault(stem, folder / name)
+        found.setdefault(stem, directory / name)
     if depth > 1:
-        for name in sorted(inner):
-            _find_in(folder / name, names, depth - 1, found)
+        for name in sorted(subdirectories):
+            _scan(directory / name, names, depth - 1, found)
 
 
-def first_folder(root: Path, folders: Sequence[str]) -> Path:
-    """The first of ``folders`` that is there; the first of all where none is: where a missing video is expected."""
-    return next((root / folder for folder in folders if (root / folder).is_dir()), root / folders[0])
+def first_directory(root: Path, directories: Sequence[str]) -> Path:
+    """The first directory that exists, or else the first one: where a missing video is expected."""
+    return next((root / name for name in directories if (root / name).is_dir()), root / directories[0])
 
 
 def read_text(path: Path) -> str:
-    """The text of a file, without a byte order mark.
+    """Read a UTF-8 file, without a byte order mark.
 
     Raises:
-        ValueError: it is not UTF-8.
+        ValueError: the file is not UTF-8.
     """
     try:
         return path.read_text(encoding="utf-8-sig")
@@ -121,36 +123,45 @@ def read_text(path: Path) -> str:
 
 
 def read_lines(path: Path) -> list[tuple[int, str]]:
-    """The lines of a file that are not blank, stripped, with their numbers from 1."""
+    """The non-blank lines of a file, stripped, with their line numbers (from 1)."""
     lines = enumerate(read_text(path).splitlines(), start=1)
     return [(number, line.strip()) for number, line in lines if line.strip()]
 
 
 def read_json(path: Path, kind: type) -> Any:
-    """What a JSON file holds.
+    """Parse a JSON file.
 
     Args:
         path: the file.
-        kind: what it must be: ``list`` or ``dict``.
+        kind: the required type, ``list`` or ``dict``.
 
     Raises:
-        ValueError: it is no JSON (such as a download that broke off), or of another kind.
+        ValueError: the file is not valid JSON (such as an incomplete download), or has another type.
     """
     try:
         content = json.loads(read_text(path))
     except json.JSONDecodeError as error:
-        raise ValueError(f"{path}:{error.lineno}: is no JSON: {error.msg}; was it downloaded whole?") from None
+        raise ValueError(
+            f"{path}:{error.lineno}: invalid JSON: {error.msg}; check that the download is complete"
+        ) from None
     if not isinstance(content, kind):
         expected = "a list" if kind is list else "an object"
-        raise ValueError(f"{path} holds {shown(content)}; expected {expected}")
+        raise ValueError(f"{path} holds {short_repr(content)}; expected {expected}")
     return content
 
 
 def read_table(path: Path, columns: tuple[str, ...]) -> list[tuple[int, dict[str, str]]]:
-    """The lines of a table with a header that has at least ``columns``, with their numbers; blank lines are skipped.
+    """Read a CSV file with a header; blank lines are skipped.
+
+    Args:
+        path: the file.
+        columns: required columns; the file may have more.
+
+    Returns:
+        for each row, its line number and its values by column.
 
     Raises:
-        ValueError: no header, another header, or a line that does not fit it; the message gives file and line.
+        ValueError: the header is missing or incomplete, or a row does not match it; the message names file and line.
     """
     reader = csv.reader(read_text(path).splitlines(keepends=True), strict=True)
     rows: list[tuple[int, dict[str, str]]] = []
@@ -171,26 +182,26 @@ def read_table(path: Path, columns: tuple[str, ...]) -> list[tuple[int, dict[str
             if len(values) != len(header):
                 raise ValueError(
                     f"{path}:{reader.line_num}: has {len(values)} values, expected {len(header)} ({','.join(header)}); "
-                    "a value that holds a comma needs quotes"
+                    "quote values that contain a comma"
                 )
             rows.append((reader.line_num, dict(zip(header, values, strict=True))))
     except csv.Error as error:
-        raise ValueError(f"{path}:{reader.line_num}: is no line of a CSV table: {error}") from None
+        raise ValueError(f"{path}:{reader.line_num}: invalid CSV: {error}") from None
     if header is None:
         raise ValueError(f"{path} is empty; expected the header {','.join(columns)!r}")
     return rows
 
 
 def class_index(value: object, where: str, count: int) -> int:
-    """``value`` as a label, which annotations give as a number or as a string of digits.
+    """Parse a label, which annotations store as a number or as a string of digits.
 
     Raises:
-        ValueError: it is neither, or not in 0..count-1; the message begins with ``where``.
+        ValueError: the value is neither, or not in 0..count-1; the message begins with ``where``.
     """
     if isinstance(value, str) and value.strip().lstrip("-").isdecimal():
         value = int(value)
     if not isinstance(value, int) or isinstance(value, bool):
-        raise ValueError(f"{where}: label is {shown(value)}; expected a whole number, 0 to {count - 1}")
+        raise ValueError(f"{where}: label is {short_repr(value)}; expected an integer, 0 to {count - 1}")
     if not 0 <= value < count:
         raise ValueError(
             f"{where}: label {value} is out of range, expected 0 to {count - 1}: there are {count} classes"
@@ -198,7 +209,7 @@ def class_index(value: object, where: str, count: int) -> int:
     return value
 
 
-def shown(value: object) -> str:
-    """A value for an error message, cut where it is long."""
+def short_repr(value: object) -> str:
+    """``repr(value)`` for an error message, truncated to 80 characters."""
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."

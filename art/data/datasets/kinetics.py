@@ -1,9 +1,9 @@
 """Kinetics-400 and Kinetics-600 (Kay et al., 2017; Carreira et al., 2018; https://github.com/cvdfoundation/kinetics-dataset).
 
-The published tables ``train.csv``, ``val.csv`` and ``test.csv`` (or ``.txt``, as some of Kinetics-600 are handed out)
-lie in the root or in ``annotations``. Videos are called ``<id>_<start>_<end>.mp4``, times with six digits, and lie in a
-folder of their split, flat or in class folders (whose names do not count): ``train/_dbcJuKJQNs_000040_000050.mp4``,
-``videos_train/air_drumming/_dbcJuKJQNs_000040_000050.mp4``.
+The published tables ``train.csv``, ``val.csv`` and ``test.csv`` (or ``.txt``, as in some copies of Kinetics-600) are in
+the root or in ``annotations``. Videos are named ``<id>_<start>_<end>.mp4``, with six-digit times, and are in a
+directory of their split, flat or in class directories (whose names are ignored):
+``train/_dbcJuKJQNs_000040_000050.mp4``, ``videos_train/air_drumming/_dbcJuKJQNs_000040_000050.mp4``.
 """
 
 from __future__ import annotations
@@ -11,32 +11,31 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from art.data.datasets.annotations import AnnotationFile, find_videos, first_folder, read_table
-from art.data.datasets.clips import Clip, ClipSet
-from art.data.datasets.registry import RequiredFile, nearest, register_dataset
+from art.data.datasets.annotations import AnnotationFile, find_videos, first_directory, read_table
+from art.data.datasets.base import Clip, ClipSet, RequiredFile, register_dataset, suggest
 
 SPLITS = ("train", "val", "test")
 
 _COLUMNS = ("youtube_id", "time_start", "time_end")
-_LONG = {"train": "train", "val": "validate", "test": "test"}  # as the authors' own tables and folders say
+_SPLIT_WORDS = {"train": "train", "val": "validate", "test": "test"}  # in the published file and directory names
 
 
 def _table(classes: int, split: str, *needed_by: str) -> AnnotationFile:
-    fronts = ("", f"kinetics{classes}_", f"kinetics_{classes}_", f"kinetics-{classes}_", "kinetics_")
-    words = tuple(dict.fromkeys((split, _LONG[split])))
-    names = tuple(f"{front}{word}{end}" for end in (".csv", ".txt") for word in words for front in fronts)
+    prefixes = ("", f"kinetics{classes}_", f"kinetics_{classes}_", f"kinetics-{classes}_", "kinetics_")
+    words = tuple(dict.fromkeys((split, _SPLIT_WORDS[split])))
+    names = tuple(f"{prefix}{word}{suffix}" for suffix in (".csv", ".txt") for word in words for prefix in prefixes)
     source = f"https://s3.amazonaws.com/kinetics/{classes}/annotations/{split}.csv"
     return AnnotationFile(names, source, needed_by)
 
 
 def _tables(classes: int) -> dict[str, AnnotationFile]:
-    """The table of each split; that of training lists the classes of all."""
+    """The table of each split. The training table defines the classes of all splits."""
     return {"train": _table(classes, "train", *SPLITS)} | {s: _table(classes, s, s) for s in ("val", "test")}
 
 
-def _folders(classes: int, split: str) -> tuple[str, ...]:
-    names = tuple(dict.fromkeys((split, _LONG[split], "validation" if split == "val" else split)))
-    fronts = (
+def _directories(classes: int, split: str) -> tuple[str, ...]:
+    names = tuple(dict.fromkeys((split, _SPLIT_WORDS[split], "validation" if split == "val" else split)))
+    prefixes = (
         "",
         "videos_",
         "videos/",
@@ -45,18 +44,18 @@ def _folders(classes: int, split: str) -> tuple[str, ...]:
         f"kinetics-{classes}_",
         "rawframes_",
     )
-    return (*(f"{front}{name}" for front in fronts for name in names), "videos")
+    return (*(f"{prefix}{name}" for prefix in prefixes for name in names), "videos")
 
 
 def open_kinetics(root: Path, split: str, classes: int = 400) -> ClipSet:
-    """A split of Kinetics-400 or Kinetics-600. A horizontal flip keeps every class, as in published training.
+    """Open a split of Kinetics-400 or Kinetics-600. A horizontal flip keeps the class, as in published training code.
 
-    The classes are the sorted labels of the training table, in every split. The authors publish the test table without
-    labels; it opens where a copy has them.
+    The classes of every split are the sorted labels of the training table. The test table is published without labels;
+    the test split requires a copy that includes them.
 
     Raises:
-        FileNotFoundError: ``root`` or a table is not there.
-        ValueError: a line that does not fit; the message gives file and line.
+        FileNotFoundError: ``root`` or a table does not exist.
+        ValueError: a row is invalid; the message names file and line.
     """
     tables = _tables(classes)
     path = tables["train"].path(root)
@@ -70,14 +69,13 @@ def open_kinetics(root: Path, split: str, classes: int = 400) -> ClipSet:
     for where, label in rows.values():
         if label not in index:
             raise ValueError(
-                f"{where}: label {label!r} is no class of {tables['train'].path(root)}{nearest(label, names)}"
+                f"{where}: label {label!r} is not a class in {tables['train'].path(root)}{suggest(label, names)}"
             )
-    folders = _folders(classes, split)
-    found = find_videos(root, folders, rows, depth=2)
-    folder = first_folder(root, folders)
-    expected = {
-        name: first_folder(folder, (name, name.replace(" ", "_"), "")) for name in names
-    }  # as its neighbours lie
+    directories = _directories(classes, split)
+    found = find_videos(root, directories, rows, depth=2)
+    directory = first_directory(root, directories)
+    # A missing video is expected in the directory of its class, if there is one.
+    expected = {name: first_directory(directory, (name, name.replace(" ", "_"), "")) for name in names}
     clips = tuple(
         Clip(found[name] if name in found else expected[label] / f"{name}.mp4", index[label])
         for name, (_, label) in rows.items()
@@ -86,24 +84,23 @@ def open_kinetics(root: Path, split: str, classes: int = 400) -> ClipSet:
 
 
 def _read(path: Path) -> dict[str, tuple[str, str]]:
-    """For the name of each video, the line that lists it and its label."""
+    """For each video name, the line that lists it and its label."""
     rows: dict[str, tuple[str, str]] = {}
     for number, values in read_table(path, _COLUMNS):
         where = f"{path}:{number}"
         label = values.get("label")
         if label is None:
             raise ValueError(
-                f"{path} has no column 'label', and a clip without a label can be neither trained on nor scored; "
-                "use another split, such as val"
+                f"{path} has no column 'label', which training and evaluation require; use another split, such as val"
             )
         if not label:
-            raise ValueError(f"{where}: label is empty; expected the name of a class")
+            raise ValueError(f"{where}: label is empty; expected a class name")
         name = _video_name(values, where)
         if name in rows:
-            raise ValueError(f"{where}: {name} is there already, in {rows[name][0]}; remove one")
+            raise ValueError(f"{where}: {name} is already listed in {rows[name][0]}; remove one")
         rows[name] = (where, label)
     if not rows:
-        raise ValueError(f"{path} lists no clips; expected lines below its header")
+        raise ValueError(f"{path} lists no clips; expected rows below the header")
     return rows
 
 

@@ -1,8 +1,9 @@
 """NTU RGB+D 60 and 120 (Shahroudy et al., CVPR 2016; Liu et al., TPAMI 2019; https://rose1.ntu.edu.sg/dataset/actionRecognition).
 
-There is no annotation file: the name of a video says everything. ``S001C002P003R002A013_rgb.avi`` is setup 1, camera 2,
-performer 3, replication 2, action 13. The videos lie in ``nturgb+d_rgb`` (as their archives unpack), ``rgb``,
-``videos`` or the root; ``_rgb`` may be left out of a name. A folder that holds all of NTU RGB+D 120 serves for 60 too.
+There is no annotation file: the file name of a video encodes its annotation. ``S001C002P003R002A013_rgb.avi`` is setup
+1, camera 2, performer 3, replication 2, action 13. The videos are in ``nturgb+d_rgb`` (the name in their archives),
+``rgb``, ``videos`` or the root; the suffix ``_rgb`` is optional. A directory with all of NTU RGB+D 120 also serves as
+NTU RGB+D 60.
 """
 
 from __future__ import annotations
@@ -10,25 +11,24 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
-from art.data.datasets.annotations import VIDEO_SUFFIXES
-from art.data.datasets.clips import Clip, ClipSet
-from art.data.datasets.registry import Opener, check_root, register_dataset
+from art.data.datasets.annotations import VIDEO_SUFFIXES, first_directory
+from art.data.datasets.base import Clip, ClipSet, check_root, register_dataset
 
 SPLITS = ("train", "test")
 
-_FOLDERS = ("nturgb+d_rgb", "rgb", "videos", "")
+_DIRECTORIES = ("nturgb+d_rgb", "rgb", "videos", "")
 _NAME = re.compile(r"S(\d{3})C(\d{3})P(\d{3})R(\d{3})A(\d{3})(_rgb)?")
 
-#: Training performers of X-Sub60; those of X-Sub120 are these and some of the later recordings.
+#: Training performers of X-Sub60. X-Sub120 adds performers of the later recordings.
 XSUB60_TRAIN = frozenset([1, 2, 4, 5, 8, 9, *range(13, 20), 25, 27, 28, 31, 34, 35, 38])
 XSUB120_TRAIN = XSUB60_TRAIN | frozenset(
     [45, 46, 47, 49, 50, *range(52, 60), 70, 74, 78, *range(80, 87), 89, *range(91, 96), 97, 98, 100, 103]
 )
 
-#: The published names of A001 to A120, without the dot at their ends; A001 to A060 are those of NTU RGB+D 60.
+#: The published names of A001 to A120, without the final dot; A001 to A060 are those of NTU RGB+D 60.
 CLASS_NAMES = (
     "drink water", "eat meal/snack", "brushing teeth", "brushing hair", "drop", "pickup", "throw", "sitting down",
     "standing up (from sitting position)", "clapping",
@@ -63,9 +63,8 @@ CLASS_NAMES = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Recording:
-    """What the name of a video says."""
+class Recording(NamedTuple):
+    """The fields of a video's file name."""
 
     setup: int
     camera: int
@@ -74,83 +73,84 @@ class Recording:
     action: int
 
 
-@dataclass(frozen=True)
-class _Protocol:
-    """A data set and the half of it that is trained on."""
+class _Protocol(NamedTuple):
+    """A dataset and the rule that selects its training split."""
 
     name: str
     classes: int
     setups: int
     performers: int
-    trained_on: Callable[[Recording], bool]
+    in_training: Callable[[Recording], bool]
     description: str
 
 
 _PROTOCOLS = (
-    _Protocol("ntu60_xsub", 60, 17, 40, lambda r: r.performer in XSUB60_TRAIN, "other performers are tested"),
-    _Protocol("ntu60_xview", 60, 17, 40, lambda r: r.camera in (2, 3), "another camera is tested"),
-    _Protocol("ntu120_xsub", 120, 32, 106, lambda r: r.performer in XSUB120_TRAIN, "other performers are tested"),
-    _Protocol("ntu120_xset", 120, 32, 106, lambda r: r.setup % 2 == 0, "other setups are tested"),
+    _Protocol("ntu60_xsub", 60, 17, 40, lambda r: r.performer in XSUB60_TRAIN, "tested on other performers"),
+    _Protocol("ntu60_xview", 60, 17, 40, lambda r: r.camera in (2, 3), "tested on another camera"),
+    _Protocol("ntu120_xsub", 120, 32, 106, lambda r: r.performer in XSUB120_TRAIN, "tested on other performers"),
+    _Protocol("ntu120_xset", 120, 32, 106, lambda r: r.setup % 2 == 0, "tested on other setups"),
 )
 
 
-def prompt_of(class_name: str) -> str:
-    """A class name without what it has in parentheses and without dots at its end."""
+def class_prompt(class_name: str) -> str:
+    """Remove parenthesized parts and trailing dots from a class name."""
     return re.sub(r"\s*\([^)]*\)", "", class_name).rstrip(" .")
 
 
 def parse_name(name: str) -> Recording | None:
-    """What the name of a video without its suffix says; None where it is no name of NTU RGB+D."""
+    """Parse the file name of a video, without its suffix; None if it is not an NTU RGB+D name."""
     match = _NAME.fullmatch(name)
     return None if match is None else Recording(*(int(match[i]) for i in range(1, 6)))
 
 
 def _open(protocol: _Protocol, root: Path, split: str) -> ClipSet:
-    """A split of NTU RGB+D: the videos that are there, in the order of their names. A horizontal flip keeps every
-    class: none names a side.
+    """Open a split of NTU RGB+D: the videos found, sorted by name. A horizontal flip keeps the class: no class names a
+    side.
 
     Raises:
-        FileNotFoundError: ``root`` is not there.
-        ValueError: a video whose name is of another form, or no video.
+        FileNotFoundError: ``root`` does not exist.
+        ValueError: the file name of a video is invalid, or there are no videos.
     """
     clips = []
     for path, recording in _recordings(root):
         if protocol.classes == 60 and recording.setup > protocol.setups:
-            continue  # of the later recordings, which are those of 120 alone
-        _check(path, recording, protocol)
-        if protocol.trained_on(recording) == (split == "train"):
+            continue  # a later recording, only in NTU RGB+D 120
+        _check_range(path, recording, protocol)
+        if protocol.in_training(recording) == (split == "train"):
             clips.append(Clip(path, recording.action - 1))
     names = CLASS_NAMES[: protocol.classes]
-    prompts = tuple(map(prompt_of, names))
+    prompts = tuple(map(class_prompt, names))
     return ClipSet(protocol.name, split, root, tuple(clips), names, prompts, tuple(range(len(names))))
 
 
 def _recordings(root: Path) -> list[tuple[Path, Recording]]:
     check_root(root)
-    folder = next(folder for folder in (root / name for name in _FOLDERS) if folder.is_dir())
+    directory = first_directory(root, _DIRECTORIES)
     found: dict[Recording, Path] = {}
-    with os.scandir(folder) as entries:
+    with os.scandir(directory) as entries:
         names = sorted(entry.name for entry in entries)
     for name in names:
         stem, dot, suffix = name.rpartition(".")
         if f"{dot}{suffix.lower()}" not in VIDEO_SUFFIXES:
-            stem = name  # of a folder of frames, if it fits
+            stem = name  # possibly a directory of frames
         recording = parse_name(stem)
         if recording is None:
             if stem != name:
                 raise ValueError(
-                    f"{folder / name}: is no name of NTU RGB+D; expected such as S001C002P003R002A013_rgb.avi"
+                    f"{directory / name}: not an NTU RGB+D file name; expected one such as S001C002P003R002A013_rgb.avi"
                 )
             continue
         if recording in found:
-            raise ValueError(f"{folder / name}: is there already, as {found[recording].name}; remove one")
-        found[recording] = folder / name
+            raise ValueError(f"{directory / name}: the same recording as {found[recording].name}; remove one")
+        found[recording] = directory / name
     if not found:
-        raise ValueError(f"{folder} holds no video of NTU RGB+D; expected such as S001C002P003R002A013_rgb.avi")
+        raise ValueError(
+            f"{directory} contains no NTU RGB+D video; expected file names such as S001C002P003R002A013_rgb.avi"
+        )
     return [(path, recording) for recording, path in found.items()]
 
 
-def _check(path: Path, recording: Recording, protocol: _Protocol) -> None:
+def _check_range(path: Path, recording: Recording, protocol: _Protocol) -> None:
     limits = {"setup": protocol.setups, "camera": 3, "performer": protocol.performers, "replication": 2}
     for part, limit in {**limits, "action": protocol.classes}.items():
         value = getattr(recording, part)
@@ -158,16 +158,13 @@ def _check(path: Path, recording: Recording, protocol: _Protocol) -> None:
             raise ValueError(f"{path}: {part} is {value}; expected 1 to {limit} in {protocol.name}")
 
 
-def _opener(protocol: _Protocol) -> Opener:
+def _register(protocol: _Protocol) -> None:
+    description = f"NTU RGB+D {protocol.classes}: {protocol.classes} actions, {protocol.description}"
+
+    @register_dataset(protocol.name, description=description, splits=SPLITS)
     def opener(root: Path, split: str) -> ClipSet:
         return _open(protocol, root, split)
 
-    return opener
-
 
 for _protocol in _PROTOCOLS:
-    register_dataset(
-        _protocol.name,
-        description=f"NTU RGB+D {_protocol.classes}: {_protocol.classes} actions, {_protocol.description}",
-        splits=SPLITS,
-    )(_opener(_protocol))
+    _register(_protocol)

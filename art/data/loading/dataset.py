@@ -1,48 +1,55 @@
-"""Clips as a PyTorch data set: decoded, sampled, and the same for a seed whatever the number of workers."""
+"""Clips as a PyTorch dataset: decoded and sampled, reproducible for a seed regardless of the number of workers."""
 
 from __future__ import annotations
 
+import itertools
 import logging
 import stat
+import warnings
+from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
 from jaxtyping import Float32, UInt8
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, get_worker_info
 
-from art.data.datasets.clips import ClipSet
+from art.data.datasets.base import Clip, ClipSet
 from art.data.decoding.frames import StoredClip
-from art.data.decoding.video import VideoError, find_decoder, read_clip
-from art.data.loading.cache import FrameCache
-from art.data.loading.loader import BatchOrder, ClipLoader
-from art.data.transforms.augment import three_squares
+from art.data.decoding.video import VideoError, decoded_bytes, find_decoder, read_clip, read_frames
+from art.data.loading.shards import ShardSet, read_shard
+from art.data.transforms.augment import check_views, three_squares
 from art.data.transforms.sampling import SPARSE, FrameSampling
 
 _log = logging.getLogger(__name__)
 
-_LISTED = 10  # so many bad clips are named in an error
+#: Maximum decoded size of a cached clip, in bytes: caching a long clip costs more memory than it saves time.
+CACHED_CLIP_LIMIT = 32 * 2**20
+_MAX_LISTED = 10  # failed clips listed in an error
+#: Batches are taken round-robin from this many positions of the epoch. Workers whose number divides it read each shard
+#: once (those at a boundary twice), others several times.
+LANES = 8
 
 
 class DataError(RuntimeError):
-    """The clips of a data set cannot be used as they are; the message names them.
+    """The clips of a dataset cannot be used; the message names them.
 
     Examples:
         >>> from pathlib import Path
         >>> from art.data import Clip, ClipDataset, ClipSet
-        >>> gone = ClipSet("mine", "test", Path("."), (Clip(Path("gone.mp4"), 0),), ("walk", "run"))
-        >>> ClipDataset(gone, 2, train=False)  # doctest: +ELLIPSIS
+        >>> missing = ClipSet("mine", "test", Path("."), (Clip(Path("missing.mp4"), 0),), ("walk", "run"))
+        >>> ClipDataset(missing, 2, train=False)  # doctest: +ELLIPSIS
         Traceback (most recent call last):
         art.data.loading.dataset.DataError: ...
     """
 
 
 class Sample(TypedDict):
-    """One clip, decoded: its frames, or those of several views one after the other, and the random numbers that
-    belong to it (none in evaluation)."""
+    """One decoded clip: its frames, or the concatenated frames of several views, and the random numbers for its
+    augmentation (none in evaluation)."""
 
     video: UInt8[Tensor, "n 3 h w"]
     label: int
@@ -50,53 +57,107 @@ class Sample(TypedDict):
     draws: Float32[Tensor, " d"]
 
 
+def seeded_generator(*entropy: int) -> torch.Generator:
+    """A CPU generator whose state is a hash of some non-negative integers."""
+    state = np.random.SeedSequence(entropy).generate_state(1, np.uint64)
+    return torch.Generator().manual_seed(int(state[0]))
+
+
 def check_clip_set(clip_set: ClipSet) -> dict[int, str]:
-    """Look for every file without opening it.
+    """Check that every file exists and is not empty, without opening it.
 
     Returns:
-        for each clip whose file is missing or empty, its index in the set and what is wrong.
+        the reason for each clip with a missing or empty file, by the index of the clip.
     """
-    found: dict[Path, str | None] = {}
-    for clip in clip_set:
-        if clip.path not in found:
-            found[clip.path] = _problem(clip.path)
-    return {i: problem for i, clip in enumerate(clip_set) if (problem := found[clip.path]) is not None}
+    problems = {path: _file_problem(path) for path in dict.fromkeys(clip.path for clip in clip_set)}
+    return {i: problem for i, clip in enumerate(clip_set) if (problem := problems[clip.path]) is not None}
+
+
+def _file_problem(path: Path) -> str | None:
+    try:
+        status = path.stat()
+    except OSError as error:
+        return "there is no such file" if isinstance(error, FileNotFoundError) else str(error.strerror or error)
+    return "is empty (0 bytes)" if stat.S_ISREG(status.st_mode) and status.st_size == 0 else None
+
+
+class FrameCache:
+    """Keeps all frames of decoded clips in memory, up to ``limit`` bytes in all worker processes together.
+
+    Raises:
+        ValueError: the limit is negative.
+    """
+
+    def __init__(self, limit: int) -> None:
+        if limit < 0:
+            raise ValueError(f"cache_limit must be 0 bytes or more, got {limit}")
+        self._limit = limit
+        self._frames: dict[int, UInt8[Tensor, "n 3 h w"]] = {}
+        self._bytes = 0
+        self._rejected: set[int] = set()
+
+    def frames(
+        self, index: int, clip: Clip, short_side: int | None, decoder: str = "pyav"
+    ) -> UInt8[Tensor, "n 3 h w"] | None:
+        """All frames of a clip, or None if they do not fit in the cache."""
+        if index in self._frames:
+            return self._frames[index]
+        if index in self._rejected:
+            return None
+        size = decoded_bytes(clip.path, start=clip.start, end=clip.end, short_side=short_side, decoder=decoder)
+        worker = get_worker_info()
+        limit = self._limit // (1 if worker is None else worker.num_workers)
+        if size > CACHED_CLIP_LIMIT or self._bytes + size > limit:
+            if not self._rejected:
+                _log.warning(
+                    "clip %s does not fit in the cache (%.0f MiB; %.0f of %.0f MiB are in use, at most %.0f per clip); "
+                    "clips that do not fit are decoded every time",
+                    clip,
+                    *(value / 2**20 for value in (size, self._bytes, limit, CACHED_CLIP_LIMIT)),
+                )
+            self._rejected.add(index)
+            return None
+        frames = read_frames(clip.path, start=clip.start, end=clip.end, short_side=short_side, decoder=decoder)
+        self._frames[index] = frames
+        self._bytes += frames.nbytes
+        return frames
 
 
 class ClipDataset(Dataset[Sample]):
     """The clips of one split.
 
-    ``dataset[i]`` depends on the seed, the epoch and i only, and so do the random numbers that come with it for its
-    augmentation: batches may be put together in any way. In training its frames are drawn at random, in evaluation they
-    are fixed, and there may be several views of them.
+    ``dataset[i]``, including the random numbers for its augmentation, depends only on the seed, the epoch and i, so
+    that batches can be formed in any way. Frames are sampled at random in training and at fixed positions in
+    evaluation, where a clip may have several views.
 
-    A clip that cannot be read is named in a warning and stands in :attr:`bad`. In training the next good one takes its
-    place; in evaluation ``dataset[i]`` is an error, and the loader of :func:`build_loader` leaves the clip out. When
-    more than ``max_bad_share`` of all clips turn out bad, it is a :class:`DataError`. Missing and empty files are found
-    before the first clip is read.
+    A clip that cannot be read is logged as a warning and listed in :attr:`bad`. In training it is replaced by the next
+    readable clip; in evaluation ``dataset[i]`` raises an error, and the loader of :func:`build_loader` skips the clip.
+    If more than ``max_failed_fraction`` of all clips fail, a :class:`DataError` is raised. Missing and empty files are
+    detected before the first clip is read.
 
     Args:
         clip_set: the clips.
-        num_frames: T, frames a clip.
-        train: whether frames are sampled at random and bad clips replaced.
-        seed: of the sampling.
-        frame_size: every frame is scaled until its shorter side has this many pixels and cut to a square, placed at
-            random along the longer side in training and in the middle in evaluation. None leaves frames as they are;
-            then all files must have one size.
-        sampling: which frames of a clip are taken.
-        views: in evaluation, so many times T frames of each clip, as :class:`.sampling.FrameSampling` chooses them.
-        crops: in evaluation, 3 gives each view three times, cut to the squares at the beginning, in the middle and at
-            the end of the longer side (of square frames they are the same); 1 once.
-        draws: so many random numbers, uniform in [0, 1), come with each training clip.
-        cache: keep decoded clips (of at most ``art.data.loading.cache.CACHED_CLIP_LIMIT`` bytes each) in memory. Each worker
-            process keeps its own, so that few workers, or none, make best use of it.
-        cache_limit: bytes that all processes together may keep.
-        max_bad_share: the share of clips, 0..1, that may be bad.
-        decoder: of video files, one of :data:`art.data.decoding.video.DECODERS`.
+        num_frames: T, frames per clip.
+        train: sample frames at random and replace unreadable clips.
+        seed: seed of the sampling.
+        frame_size: resize every frame to this shorter side (pixels) and crop it to a square, at a random position
+            along the longer side in training and in the center in evaluation. None keeps frames as they are, which
+            requires files of the same size.
+        sampling: which frames of a clip are used.
+        views: in evaluation, number of views of T frames each, chosen by :class:`.sampling.FrameSampling`.
+        crops: in evaluation, 3 repeats each view three times, cropped to the squares at the beginning, in the center
+            and at the end of the longer side (for square frames they are equal); 1 uses each view once.
+        draws: number of random numbers, uniform in [0, 1), that are returned with each training clip.
+        cache: keep decoded clips (of at most ``art.data.loading.dataset.CACHED_CLIP_LIMIT`` bytes each) in memory.
+            Each worker process has its own cache, so use few workers, or none.
+        cache_limit: bytes that all processes together may cache.
+        max_failed_fraction: fraction of clips, 0..1, that may fail.
+        decoder: decoder of video files, one of :data:`art.data.decoding.video.DECODERS`.
+        max_bad_share: deprecated name of ``max_failed_fraction``.
 
     Raises:
         DataError: too many files are missing or empty.
-        ValueError: an argument is out of its range.
+        ValueError: an argument is out of range.
 
     Examples:
         >>> from art.data import ClipDataset, open_dataset
@@ -120,77 +181,74 @@ class ClipDataset(Dataset[Sample]):
         draws: int = 0,
         cache: bool = False,
         cache_limit: int = 4 * 2**30,
-        max_bad_share: float = 0.0,
+        max_failed_fraction: float = 0.0,
         decoder: str = "pyav",
+        max_bad_share: float | None = None,
     ) -> None:
+        if max_bad_share is not None:
+            warnings.warn("max_bad_share is now max_failed_fraction", DeprecationWarning, stacklevel=2)
+            max_failed_fraction = max_bad_share
         if num_frames < 1:
             raise ValueError(f"num_frames must be at least 1, got {num_frames}")
         if seed < 0:
             raise ValueError(f"seed must be 0 or more, got {seed}")
         if frame_size is not None and frame_size < 1:
             raise ValueError(f"frame_size must be at least 1 pixel, got {frame_size}")
-        if views < 1:
-            raise ValueError(f"views must be at least 1, got {views}")
-        if crops not in (1, 3):
-            raise ValueError(f"crops must be 1 or 3, got {crops}")
+        check_views(views, crops)
         if train and (views, crops) != (1, 1):
             raise ValueError(f"views is {views} and crops is {crops}, expected 1 each in training")
         if draws < 0:
             raise ValueError(f"draws must be 0 or more, got {draws}")
-        if not 0 <= max_bad_share <= 1:
-            raise ValueError(f"max_bad_share must lie in 0..1, got {max_bad_share}")
+        if not 0 <= max_failed_fraction <= 1:
+            raise ValueError(f"max_failed_fraction must be in 0..1, got {max_failed_fraction}")
+        find_decoder(decoder)  # raises if the decoder is not available, before any work starts
         self.clip_set = clip_set
         self.num_frames = num_frames
         self.train = train
         self.seed = seed
         self.frame_size = frame_size
         self.sampling, self.views, self.crops, self.draws = sampling, views, crops, draws
-        self.max_bad_share = max_bad_share
-        find_decoder(decoder)  # whether it can be used is known before any work starts
+        self.max_failed_fraction = max_failed_fraction
         self.decoder = decoder
         self.epoch = 0
         self._cache = FrameCache(cache_limit) if cache else None
-        self._known: dict[int, str] = {}  # bad clips that this process has met: they are not tried again
-        self._bad: dict[int, str] = {}  # those that have been counted
-        self.record(self._missing())
+        self._known: dict[int, str] = {}  # failures seen in this process, which are not tried again
+        self._bad: dict[int, str] = {}  # failures that have been recorded
+        self.record_failures(self._find_missing())
         self._known.update(self._bad)
-
-    #: Of :func:`build_loader`: what puts clips into batches, and what loads them.
-    order_type: type[BatchOrder] = BatchOrder
-    loader_type: type[ClipLoader] = ClipLoader
 
     def __len__(self) -> int:
         return len(self.clip_set)
 
     def __getitem__(self, index: int) -> Sample:
         index = range(len(self))[index]
-        sample, failures = self.draw(self.epoch, index)
-        self.record(failures)
+        sample, failures = self.load(self.epoch, index)
+        self.record_failures(failures)
         if sample is None:
             raise DataError(f"clip {self.clip_set.clips[index]} cannot be read: {failures[index]}")
         return sample
 
     @property
     def bad(self) -> dict[Path, str]:
-        """The clips that could not be read so far, and why."""
+        """The clips that could not be read so far, and the reasons."""
         return {self.clip_set.clips[index].path: reason for index, reason in sorted(self._bad.items())}
 
     def set_epoch(self, epoch: int) -> None:
-        """Sample other frames than in any other epoch."""
+        """Set the epoch, which changes the frames sampled in training."""
         self.epoch = epoch
 
-    def draw(self, epoch: int, index: int) -> tuple[Sample | None, dict[int, str]]:
-        """Clip ``index`` in ``epoch``, without counting what fails: the half of the work that a worker process does.
+    def load(self, epoch: int, index: int) -> tuple[Sample | None, dict[int, str]]:
+        """Load clip ``index`` in ``epoch`` without recording failures. This part runs in worker processes.
 
         Returns:
-            the sample (of another clip where a bad one is replaced; None where it cannot be), and the clips that
-            failed on the way, as :meth:`record` takes them.
+            the sample (of another clip if the clip failed and is replaced, or None if it cannot be), and the clips
+            that failed, for :meth:`record_failures`.
         """
         failures: dict[int, str] = {}
         for candidate in self._candidates(index) if self.train else (index,):
             if candidate not in self._known:
-                # Seeded by the index that was asked for: a clip that stands in for others is not sampled alike.
-                generator = self._generator(epoch, index) if self.train else None
+                # Seeded by the requested index: one clip that replaces several others is sampled differently for each.
+                generator = seeded_generator(self.seed, epoch, index) if self.train else None
                 try:
                     video = self._read(candidate, generator)
                 except VideoError as error:
@@ -202,27 +260,27 @@ class ClipDataset(Dataset[Sample]):
             failures[candidate] = self._known[candidate]
         return None, failures
 
-    def record(self, failures: Mapping[int, str]) -> None:
-        """Count clips that failed, with a warning for each new one.
+    def record_failures(self, failures: Mapping[int, str]) -> None:
+        """Record failed clips, with a warning for each new one.
 
         Raises:
-            DataError: they are too many now.
+            DataError: too many clips have failed.
         """
         new = {index: reason for index, reason in failures.items() if index not in self._bad}
         if not new:
             return
         self._bad.update(new)
-        if len(self._bad) / len(self) > self.max_bad_share:
-            raise DataError(self._complaint(f"more than max_bad_share={self.max_bad_share:g} allows"))
+        if len(self._bad) / len(self) > self.max_failed_fraction:
+            raise DataError(self._failure_report(f"more than max_failed_fraction={self.max_failed_fraction:g} allows"))
         if self.train and len(self._bad) == len(self):
-            raise DataError(self._complaint("so that none is left to train on"))
+            raise DataError(self._failure_report("so there is no clip to train on"))
         for index, reason in new.items():
-            fate = "replaced by the next" if self.train else "left out"
-            _log.warning("clip %s is %s: %s", self.clip_set.clips[index], fate, reason)
+            action = "replaced by the next" if self.train else "skipped"
+            _log.warning("clip %s is %s: %s", self.clip_set.clips[index], action, reason)
 
     def stack(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
-        """One batch: ``video`` [B, crops · views · T, 3, H, W] uint8, ``label`` [B] and ``index`` [B] int64, and
-        ``draws`` [B, D] float32, those of each clip.
+        """Stack samples into a batch: ``video`` [B, crops · views · T, 3, H, W] uint8, ``label`` [B] and ``index`` [B]
+        int64, and ``draws`` [B, D] float32.
 
         Raises:
             DataError: the clips differ in size.
@@ -230,13 +288,13 @@ class ClipDataset(Dataset[Sample]):
         first = samples[0]
         for other in samples:
             if other["video"].shape != first["video"].shape:
-                named = [
+                sizes = [
                     f"{self.clip_set.clips[sample['index']]} ({sample['video'].shape[3]}×{sample['video'].shape[2]})"
                     for sample in (first, other)
                 ]
                 raise DataError(
-                    f"clips of different sizes cannot form a batch: {' and '.join(named)}. Give frame_size, which "
-                    "brings every clip to one size"
+                    f"clips of different sizes cannot form a batch: {' and '.join(sizes)}. Set frame_size, which "
+                    "resizes all clips to the same size"
                 )
         return {
             "video": torch.stack([sample["video"] for sample in samples]),
@@ -245,21 +303,17 @@ class ClipDataset(Dataset[Sample]):
             "draws": torch.stack([sample["draws"] for sample in samples]),
         }
 
-    def _missing(self) -> dict[int, str]:
-        """The clips that are known to be bad before the first is read."""
+    def _find_missing(self) -> dict[int, str]:
+        """The clips that are known to be unreadable before the first one is read."""
         return check_clip_set(self.clip_set)
 
     def _candidates(self, index: int) -> Iterable[int]:
-        """A clip and, in the order in which they are tried, those that may stand in for it."""
+        """A clip and its possible replacements, in order."""
         return ((index + step) % len(self) for step in range(len(self)))
 
     def _source(self, index: int) -> Path | StoredClip:
-        """What a clip is read from."""
+        """The file or stored clip to decode."""
         return self.clip_set.clips[index].path
-
-    def _generator(self, epoch: int, index: int) -> torch.Generator:
-        state = np.random.SeedSequence([self.seed, epoch, index]).generate_state(1, np.uint64)
-        return torch.Generator().manual_seed(int(state[0]))
 
     def _read(self, index: int, generator: torch.Generator | None) -> UInt8[Tensor, "n 3 h w"]:
         clip = self.clip_set.clips[index]
@@ -281,97 +335,83 @@ class ClipDataset(Dataset[Sample]):
             )
         if self.crops == 3:
             return torch.cat(three_squares(frames))
-        return frames if self.frame_size is None else _square(frames, self.frame_size, generator)
+        return frames if self.frame_size is None else _crop_square(frames, self.frame_size, generator)
 
-    def _complaint(self, too_many: str) -> str:
+    def _failure_report(self, problem: str) -> str:
         name = f"{self.clip_set.name}/{self.clip_set.split}"
-        share = f"{len(self._bad)} of {len(self)} clips ({len(self._bad) / len(self):.1%})"
-        listed = [f"  {self.clip_set.clips[i]}: {reason}" for i, reason in sorted(self._bad.items())[:_LISTED]]
-        if len(self._bad) > _LISTED:
-            listed.append(f"  and {len(self._bad) - _LISTED} more")
-        advice = "Mend or remove them, or raise max_bad_share:"
-        return "\n".join([f"{name}: {share} cannot be read, {too_many}. {advice}", *listed])
+        count = f"{len(self._bad)} of {len(self)} clips ({len(self._bad) / len(self):.1%})"
+        listed = [f"  {self.clip_set.clips[i]}: {reason}" for i, reason in sorted(self._bad.items())[:_MAX_LISTED]]
+        if len(self._bad) > _MAX_LISTED:
+            listed.append(f"  and {len(self._bad) - _MAX_LISTED} more")
+        remedy = "Repair or remove them, or raise max_failed_fraction:"
+        return "\n".join([f"{name}: {count} cannot be read, {problem}. {remedy}", *listed])
 
 
-def _square(frames: UInt8[Tensor, "t 3 h w"], size: int, generator: torch.Generator | None) -> UInt8[Tensor, "t 3 s s"]:
-    spare = frames.shape[2] + frames.shape[3] - 2 * size  # only the longer side has any
+def _crop_square(
+    frames: UInt8[Tensor, "t 3 h w"], size: int, generator: torch.Generator | None
+) -> UInt8[Tensor, "t 3 s s"]:
+    spare = frames.shape[2] + frames.shape[3] - 2 * size  # along the longer side
     start = spare // 2 if generator is None else int(torch.randint(spare + 1, (), generator=generator))
-    if frames.shape[2] > size:
-        return frames[:, :, start : start + size]
-    return frames[:, :, :, start : start + size]
+    return frames.narrow(2 if frames.shape[2] > size else 3, start, size)
 
 
-def _problem(path: Path) -> str | None:
-    try:
-        status = path.stat()
-    except OSError as error:
-        return "there is no such file" if isinstance(error, FileNotFoundError) else str(error.strerror or error)
-    return "is empty (0 bytes)" if stat.S_ISREG(status.st_mode) and status.st_size == 0 else None
+class ShardDataset(ClipDataset):
+    """The clips of a split stored in shards; see :class:`ClipDataset`.
 
+    A clip that cannot be read is replaced by one of the same shard. If a shard cannot be opened, or is truncated, the
+    clips missing from it are recorded as failed.
 
-def dataset_of(clip_set: ClipSet) -> type[ClipDataset]:
-    """The kind of data set that reads ``clip_set``: from files, or from shards."""
-    from art.data.loading.shards import ShardSet
-
-    if not isinstance(clip_set, ShardSet):
-        return ClipDataset
-    from art.data.loading.shard_loader import ShardDataset
-
-    return ShardDataset
-
-
-def build_loader(
-    dataset: ClipDataset,
-    batch_size: int,
-    *,
-    workers: int = 0,
-    shuffle: bool | None = None,
-    drop_last: bool = False,
-    pin_memory: bool = False,
-    rank: int = 0,
-    world_size: int = 1,
-) -> ClipLoader:
-    """A loader of ``dataset``.
-
-    Args:
-        dataset: the clips.
-        batch_size: clips a batch (of each rank).
-        workers: processes that decode; 0 decodes in the calling process. Changes the speed, never a batch.
-        shuffle: whether each epoch has an order of its own; None is yes in training and no in evaluation.
-        drop_last: leave out the last batch where it is not full.
-        pin_memory: hand batches over in page-locked memory, from which copies to a GPU are faster.
-        rank: which of the processes that share the work this is.
-        world_size: how many they are. Together their batches are those of one process with a ``batch_size`` so many
-            times as large: each takes its part of them, as :class:`.loader.BatchOrder` says.
-
-    Raises:
-        ValueError: an argument is out of its range, or ``drop_last`` leaves no batch, or the last training batch would
-            leave a rank without a clip.
-
-    Examples:
-        >>> from art.data import ClipDataset, build_loader, open_dataset
-        >>> dataset = ClipDataset(open_dataset("folder", "data/mine", "train"), num_frames=4, train=True)
-        >>> batch = next(iter(build_loader(dataset, batch_size=2)))
-        >>> batch["video"].shape
-        torch.Size([2, 4, 3, 64, 64])
+    A shard is held in memory, compressed, while its clips are in use: about ``LANES`` shards at a time in all workers
+    together.
     """
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-    if workers < 0:
-        raise ValueError(f"workers must be 0 or more, got {workers}")
-    if world_size < 1 or not 0 <= rank < world_size:
-        raise ValueError(f"rank is {rank} of world_size {world_size}, expected 0 <= rank < world_size")
-    together = batch_size * world_size
-    if drop_last and len(dataset) < together:
-        raise ValueError(
-            f"batch_size {batch_size} on {world_size} ranks with drop_last leaves no batch of {len(dataset)} clips; "
-            f"expected at most {len(dataset) // world_size}"
-        )
-    if dataset.train and not drop_last and 0 < len(dataset) % together < world_size:
-        raise ValueError(
-            f"the last of {len(dataset)} clips in batches of {batch_size} on {world_size} ranks leave a rank without "
-            "a clip in the last step; use drop_last or another batch_size"
-        )
-    shuffled = dataset.train if shuffle is None else shuffle
-    order = dataset.order_type(dataset, batch_size, shuffled, drop_last, rank, world_size)
-    return dataset.loader_type(dataset, order, workers, pin_memory)
+
+    clip_set: ShardSet
+
+    def __init__(self, clip_set: ShardSet, num_frames: int, **options: Any) -> None:
+        self._open_shards: OrderedDict[int, tuple[dict[str, StoredClip], str]] = OrderedDict()
+        self.members: list[list[int]] = [[] for _ in clip_set.shards]  # the clips of each shard
+        for index, shard in enumerate(clip_set.shard_of):
+            self.members[shard].append(index)
+        super().__init__(clip_set, num_frames, **options)
+
+    def _find_missing(self) -> dict[int, str]:
+        """The clips of missing shard files. URLs are not checked before they are opened."""
+        return {
+            index: f"its shard {place} does not exist"
+            for place, members in zip(self.clip_set.shards, self.members, strict=True)
+            if ":" not in place and not Path(place).exists()
+            for index in members
+        }
+
+    def _candidates(self, index: int) -> Iterable[int]:
+        """The clips of the same shard, starting from this one."""
+        members = self.members[self.clip_set.shard_of[index]]
+        position = members.index(index)
+        return itertools.chain(members[position:], members[:position])
+
+    def _source(self, index: int) -> StoredClip:
+        shard, key = self.clip_set.shard_of[index], self.clip_set.clips[index].path.name
+        if shard not in self._open_shards:
+            self._open_shards[shard] = self._load_shard(shard)
+            while len(self._open_shards) > 2 * LANES:  # used without a loader, which releases them
+                self._open_shards.popitem(last=False)
+        self._open_shards.move_to_end(shard)
+        clips, problem = self._open_shards[shard]
+        if key not in clips:
+            problem = problem or f"not found in shard {self.clip_set.shards[shard]}"
+            raise VideoError(self.clip_set.clips[index].path, problem)
+        return clips[key]
+
+    def release(self, shard: int) -> None:
+        """Free the memory of a shard."""
+        self._open_shards.pop(shard, None)
+
+    def _load_shard(self, shard: int) -> tuple[dict[str, StoredClip], str]:
+        """The clips of a shard by key, and the error if not all of them could be read."""
+        clips: dict[str, StoredClip] = {}
+        try:
+            for key, clip in read_shard(self.clip_set.shards[shard]):
+                clips[key] = clip
+        except OSError as error:
+            return clips, str(error)
+        return clips, ""

@@ -2,7 +2,7 @@
 
 The new directory contains the annotation files and, at the same relative paths, the videos as ``.mp4`` (see
 :mod:`art.data.prepare.reencode`), and is opened by the same reader. Its journal, ``prepared.jsonl``, has a line for
-each finished file. Interrupted jobs resume from it, and files whose settings or original have changed are encoded again.
+each finished file. Interrupted jobs resume from it, and files are encoded again if their settings or original changed.
 The original directory is only read.
 """
 

@@ -1,1 +1,1 @@
-"""TODO."""
+"""Transforms: frame sampling and augmentation."""
