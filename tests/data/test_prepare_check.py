@@ -1,24 +1,25 @@
 import json
 from pathlib import Path
 
+import av
+import numpy as np
 import pytest
 
-from art.data.datasets import registry
-from art.data.datasets.clips import Clip, ClipSet
-from art.data.datasets.registry import RequiredFile, register_dataset
-from art.data.prepare import check as checking
+from art.data.datasets import base
+from art.data.datasets.base import Clip, ClipSet, RequiredFile, register_dataset
+from art.data.prepare import check as check_module
 from art.data.prepare.check import DatasetCheck, Problem, SplitCheck, as_table, check_dataset, open_splits
 
 
 @pytest.fixture(autouse=True)
-def own_registry(monkeypatch):
-    registry.dataset_entry("csv")
-    monkeypatch.setattr(registry, "_entries", dict(registry._entries))
+def isolated_registry(monkeypatch):
+    base.dataset_entry("csv")
+    monkeypatch.setattr(base, "_entries", dict(base._entries))
 
 
 @pytest.fixture
 def root(tmp_path, numbered):
-    """Ten clips of 60 frames (5 s) to train on: 0 missing, 1 empty, 2 text, 3 truncated, 4 damaged; two to test."""
+    """Ten training clips of 60 frames (5 s): 0 missing, 1 empty, 2 text, 3 truncated, 4 damaged; and two test clips."""
     source = numbered(tmp_path / "source.mp4", 60, gop=60).read_bytes()
     root = tmp_path / "data"
     (root / "clips").mkdir(parents=True)
@@ -51,26 +52,26 @@ FOUND = {
 
 
 @pytest.mark.parametrize("level", FOUND)
-def test_each_level_finds_more(level, root):
+def test_levels(level, root):
     before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in root.rglob("*") if path.is_file()}
     test, train = check(root, level).splits
     assert (test.split, train.split) == ("test", "train")
     assert test.problems == ()
-    assert test.bad_share == 0
+    assert test.failed_fraction == 0
     assert kinds(train) == FOUND[level]
     assert (train.clips, train.files) == (10, 10)
-    assert train.bad_share == pytest.approx(len(FOUND[level]) / 10)
-    assert check(root, level).bad_share == train.bad_share
+    assert train.failed_fraction == pytest.approx(len(FOUND[level]) / 10)
+    assert check(root, level).failed_fraction == train.failed_fraction
     assert {p: (p.read_bytes(), p.stat().st_mtime_ns) for p in root.rglob("*") if p.is_file()} == before
 
 
-def test_only_the_splits_that_are_asked_for(root):
+def test_selected_splits(root):
     assert [split.split for split in check(root, "open", splits=["test"]).splits] == ["test"]
-    with pytest.raises(ValueError, match="splits: 'valid' is none of 'csv'; expected test, train"):
+    with pytest.raises(ValueError, match="splits: 'valid' is not a split of 'csv'; expected test, train"):
         check(root, "open", splits=["valid"])
 
 
-def test_parts_of_one_file(tmp_path, numbered):
+def test_clips_of_one_file(tmp_path, numbered):
     numbered(tmp_path / "a.mp4", 60)
     spans = [("0", "1"), ("4.9", "5.2"), ("5.5", "6"), ("4", "8"), ("", "")]
     (tmp_path / "train.csv").write_text(
@@ -84,10 +85,10 @@ def test_parts_of_one_file(tmp_path, numbered):
             (5.5, 6.0): ("broken", "has no video frame from 5.5 s to 6 s"),
             (4.0, 8.0): ("doubtful", "the video ends at 5.00 s, 3.00 s before the clip does"),
         }
-        assert train.bad_share == 0.2
+        assert train.failed_fraction == 0.2
 
 
-def test_parts_of_a_damaged_file_count_by_themselves(tmp_path, numbered):
+def test_clips_of_a_damaged_file_are_checked_separately(tmp_path, numbered):
     path = numbered(tmp_path / "a.avi", 120, codec="mpeg4", gop=12)
     path.write_bytes(path.read_bytes()[: path.stat().st_size * 2 // 3])
     lines = "path,label,time_start,time_end\na.avi,0,0,1\na.avi,1,9,10\na.avi,1,,\n"
@@ -105,22 +106,19 @@ def test_parts_of_a_damaged_file_count_by_themselves(tmp_path, numbered):
 
 def test_each_file_is_opened_once(root, monkeypatch):
     (root / "val.csv").write_text((root / "test.csv").read_text())
-    opened, times = [], checking.frame_times
-    monkeypatch.setattr(checking, "frame_times", lambda path, **span: opened.append(path) or times(path, **span))
+    opened, times = [], check_module.frame_times
+    monkeypatch.setattr(check_module, "frame_times", lambda path, **span: opened.append(path) or times(path, **span))
     check(root, "open", splits=["test", "val"])
     assert sorted(path.name for path in opened) == ["10.mp4", "11.mp4"]
 
 
-def test_folders_of_frames(tmp_path):
-    import av
-    import numpy as np
-
-    picture = av.VideoFrame.from_ndarray(np.zeros((32, 64, 3), np.uint8), "rgb24")
+def test_directories_of_frames(tmp_path):
+    image = av.VideoFrame.from_ndarray(np.zeros((32, 64, 3), np.uint8), "rgb24")
     for name, numbers in {"good": (1, 2, 3), "gap": (1, 2, 4, 5), "empty": ()}.items():
-        folder = tmp_path / "train" / "waving" / name
-        folder.mkdir(parents=True)
+        directory = tmp_path / "train" / "waving" / name
+        directory.mkdir(parents=True)
         for number in numbers:
-            picture.save(str(folder / f"{number:05d}.png"))
+            image.save(str(directory / f"{number:05d}.png"))
     (tmp_path / "train" / "waving" / "empty" / "notes.txt").write_text("no frames")
     opened = {name: ClipSet("frames", "train", tmp_path, (Clip(tmp_path / "train/waving" / name, 0),), ("waving",))
               for name in ("good", "gap", "empty")}  # fmt: skip
@@ -130,35 +128,35 @@ def test_folders_of_frames(tmp_path):
         assert {name: split.count("broken") for name, split in splits.items()} == {"good": 0, "gap": 1, "empty": 1}
 
 
-def test_a_split_that_cannot_be_opened_is_told_with_what_is_missing(tmp_path, root):
-    def files(folder):
+def test_split_that_cannot_be_opened(tmp_path, root):
+    def files(directory):
         names = {"test.csv": ("test",), "extra.json": ("train", "test"), "test.json": ("test",)}
-        listed = [(folder / name, splits) for name, splits in names.items()]
+        listed = [(directory / name, splits) for name, splits in names.items()]
         return tuple(RequiredFile(path, path.exists(), "https://example.org/x", splits) for path, splits in listed)
 
-    def opener(folder, split):
+    def opener(directory, split):
         if split == "test":
             raise FileNotFoundError(f"{split}.json is not there")
-        return registry.open_dataset("csv", folder, split)
+        return base.open_dataset("csv", directory, split)
 
     register_dataset("mine", splits=("train", "test"), required_files=files)(opener)
     result = check(root, "exist", "mine")
     train, test = result.splits
     assert (train.error, test.error) == (None, "test.json is not there")
-    assert test.bad_share == result.bad_share == 1
+    assert test.failed_fraction == result.failed_fraction == 1
     table = as_table(result)
     assert "test cannot be opened: test.json is not there" in table
-    assert f"no {root / 'extra.json'} (for train, test), from https://example.org/x" in table
+    assert f"missing {root / 'extra.json'} (for train, test), available from https://example.org/x" in table
     assert "test.csv" not in table
-    assert table.count("test.json") == 1, "what the error says need not be said again"
+    assert table.count("test.json") == 1, "not repeated if the error names it"
     assert result.as_json()["annotation_files"][0]["found"] is True
 
 
-def test_the_table_counts_by_split_and_by_what_is_wrong(root):
+def test_table(root):
     for i in (5, 6, 7, 8):
         (root / f"clips/{i}.mp4").unlink()
     table = as_table(check(root, "open"))
-    assert table.splitlines()[0] == f"csv in {root}: every file opened and its frames listed"
+    assert table.splitlines()[0] == f"csv in {root}: opened every file and listed its frames"
     assert [line.split() for line in table.splitlines()[2:5]] == [
         ["split", "clips", "files", "good", "missing", "broken", "bad"],
         ["test", "2", "2", "2", "0", "0", "0.00%"],
@@ -171,8 +169,8 @@ def test_the_table_counts_by_split_and_by_what_is_wrong(root):
     assert "    clips/3.mp4" in table
 
 
-def test_reasons_that_differ_in_numbers_are_one():
-    reasons = [f"is truncated: it ends after {i}.5 s, its header says 10.25 s" for i in range(3)]
+def test_table_groups_reasons_that_differ_only_in_numbers():
+    reasons = [f"is truncated: it ends after {i}.5 s, but its header specifies 10.25 s" for i in range(3)]
     problems = [Problem(f"{i}.avi", None, None, "broken", reason) for i, reason in enumerate(reasons)]
     problems += [Problem("3.avi", 0.0, 2.5, "broken", "has no video, only audio")]
     table = as_table(DatasetCheck("csv", Path("x"), "open", (), (SplitCheck("train", 9, 9, tuple(problems)),)))
@@ -184,7 +182,7 @@ def test_reasons_that_differ_in_numbers_are_one():
     ]
 
 
-def test_everything_is_in_the_json(root):
+def test_json(root):
     content = json.loads(json.dumps(check(root, "open").as_json()))
     assert (content["dataset"], content["root"], content["check"]) == ("csv", str(root), "open")
     train = content["splits"]["train"]
@@ -198,20 +196,21 @@ def test_everything_is_in_the_json(root):
     }
 
 
-def test_several_processes_find_the_same(root, monkeypatch):
-    monkeypatch.setattr(checking, "_FEW", 1)
+@pytest.mark.slow
+def test_workers_find_the_same_problems(root, monkeypatch):
+    monkeypatch.setattr(check_module, "_MIN_FILES_PER_WORKER", 1)
     assert check_dataset("csv", root, workers=2, progress=False) == check(root, "open")
 
 
-def test_impossible_arguments(root, tmp_path):
+def test_invalid_arguments(root, tmp_path):
     with pytest.raises(ValueError, match="level must be one of exist, open, decode, got 'look'"):
         check(root, "look")
     with pytest.raises(ValueError, match="workers must be at least 1, got 0"):
         check_dataset("csv", root, workers=0)
-    with pytest.raises(FileNotFoundError, match=r"root .* is not there"):
+    with pytest.raises(FileNotFoundError, match=r"root .* does not exist"):
         check(tmp_path / "nowhere", "open")
     with pytest.raises(ValueError, match="did you mean 'csv'"):
         check(root, "open", "cvs")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match="holds no split of 'csv'"):
+    with pytest.raises(ValueError, match="has no split of 'csv'"):
         open_splits("csv", tmp_path / "empty")

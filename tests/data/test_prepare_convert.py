@@ -2,7 +2,6 @@ import contextlib
 import fcntl
 import json
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -11,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from art.data.datasets.registry import open_dataset
+from art.data.datasets.base import open_dataset
 from art.data.decoding.video import frame_times, read_frames
 from art.data.parallel import Stopped
-from art.data.prepare import convert as preparing
+from art.data.prepare import convert
 from art.data.prepare.check import check_dataset
 from art.data.prepare.convert import JOURNAL, prepare_dataset
-from art.data.prepare.reencode import Encoding, Made, WriteError
+from art.data.prepare.reencode import EncodeResult, Encoding, WriteError
 
 GYM = "-_LtLS9_rO-"
 TURN = f"{GYM}_E_000002_000006_A_0000_0001"
@@ -42,22 +41,18 @@ def prepare(root, to, name="csv", **options):
     return prepare_dataset(name, root, to, **{"workers": 1, "progress": False, "encoding": Encoding(crf=18), **options})
 
 
-def state(folder):
-    """Bytes and times of everything in a folder."""
+def state(directory):
+    """Content and modification time of every file in a directory."""
     return {
-        path.relative_to(folder).as_posix(): (path.read_bytes(), path.stat().st_mtime_ns)
-        for path in folder.rglob("*")
+        path.relative_to(directory).as_posix(): (path.read_bytes(), path.stat().st_mtime_ns)
+        for path in directory.rglob("*")
         if path.is_file()
     }
 
 
-def names(folder):
-    return {name for name in state(folder) if not name.startswith(".")}
-
-
 @pytest.fixture
 def gym(tmp_path, numbered):
-    """FineGym: a whole video, an event, a sub-action that has a file of its own, and one that has none."""
+    """FineGym: a whole video, the video of an event, that of a sub-action, and a sub-action without a file."""
     root = tmp_path / "gym"
     (root / "annotations").mkdir(parents=True)
     files = {
@@ -78,7 +73,7 @@ def gym(tmp_path, numbered):
 
 @pytest.fixture
 def table(tmp_path, numbered):
-    """Six clips in a table, two of them the halves of a file."""
+    """A table of six clips, two of which are the halves of one file."""
     root = tmp_path / "table"
     for i, name in enumerate(("a.mp4", "b.webm", "c.avi", "d.mkv", "e.mp4")):
         codec = {"webm": "libvpx", "avi": "mpeg4"}.get(name.split(".")[1], "libx264")
@@ -93,20 +88,20 @@ def table(tmp_path, numbered):
 
 @pytest.fixture
 def made(monkeypatch):
-    """The names of the files that are made from now on."""
-    paths, make = [], preparing._make
+    """Collects the names of the files that are encoded."""
+    paths, encode = [], convert._encode_job
 
-    def note(job):
-        result = make(job)
-        if isinstance(result, Made):
+    def record(job):
+        result = encode(job)
+        if isinstance(result, EncodeResult):
             paths.append(job.target.name)
         return result
 
-    monkeypatch.setattr(preparing, "_make", note)
+    monkeypatch.setattr(convert, "_encode_job", record)
     return paths
 
 
-def test_sub_actions_are_cut_exactly_and_the_reader_opens_them(gym, tmp_path, read_numbers):
+def test_cut_subactions(gym, tmp_path, read_numbers):
     before, to = state(gym), tmp_path / "new"
     result = prepare(gym, to, "finegym99", cut=True)
     assert (result.made, result.kept) == (3, 0)
@@ -125,24 +120,25 @@ def test_sub_actions_are_cut_exactly_and_the_reader_opens_them(gym, tmp_path, re
     assert {name: state(to)[name][0] for name in annotations} == annotations
 
 
-def test_without_cutting_files_stay_whole_and_keep_their_places(gym, tmp_path, read_numbers):
-    prepare(gym, tmp_path / "new", "finegym99")
-    videos = {name for name in names(tmp_path / "new") if name.endswith(".mp4")}
-    assert videos == {f"videos/{GYM}.mp4", "events/0LtLS9wROrk_E_000001_000004.mp4", f"subactions/{OWN}.mp4"}
-    turn, vault, _ = open_dataset("finegym99", tmp_path / "new", "train")
+def test_without_cut_files_keep_their_length_and_path(gym, tmp_path, read_numbers):
+    to = tmp_path / "new"
+    prepare(gym, to, "finegym99")
+    paths = {path.relative_to(to).as_posix() for path in to.rglob("*.mp4")}
+    assert paths == {f"videos/{GYM}.mp4", "events/0LtLS9wROrk_E_000001_000004.mp4", f"subactions/{OWN}.mp4"}
+    turn, vault, _ = open_dataset("finegym99", to, "train")
     assert read_numbers(read_frames(turn.path, start=turn.start, end=turn.end)) == list(range(27, 42))
     assert read_numbers(read_frames(vault.path, start=vault.start, end=vault.end)) == list(range(6, 24))
 
 
-def test_whole_videos_may_become_cut_ones_and_not_the_other_way_round(gym, tmp_path, made):
+def test_cut_after_a_call_without_cut_but_not_the_reverse(gym, tmp_path, made):
     prepare(gym, tmp_path / "new", "finegym99")
     made.clear()
     prepare(gym, tmp_path / "new", "finegym99", cut=True)
     assert sorted(made) == [f"{TURN}.mp4", f"{VAULT}.mp4"]
-    refused(gym, tmp_path / "new", "holds sub-actions that were cut", "finegym99")
+    check_rejected(gym, tmp_path / "new", "contains sub-actions cut by an earlier call", "finegym99")
 
 
-def test_lists_of_one_data_set_share_their_files(gym, tmp_path, made):
+def test_datasets_with_the_same_files(gym, tmp_path, made):
     prepare(gym, tmp_path / "new", "finegym99", cut=True)
     for name in ("gym288_categories.txt", "gym288_train_element_v1.1.txt", "gym288_val_element.txt"):
         text = (gym / "annotations" / name.replace("288", "99")).read_text()
@@ -153,10 +149,10 @@ def test_lists_of_one_data_set_share_their_files(gym, tmp_path, made):
     assert len(open_dataset("finegym288", tmp_path / "new", "train")) == 3
 
 
-def test_a_table_names_the_new_files(table, tmp_path, read_numbers):
+def test_table_has_the_new_paths(table, tmp_path, read_numbers):
     before, to = state(table), tmp_path / "new"
     result = prepare(table, to)
-    assert (result.made, result.check.bad_share) == (5, 0)
+    assert (result.made, result.check.failed_fraction) == (5, 0)
     old, new = open_dataset("csv", table, "train"), open_dataset("csv", to, "train")
     assert [(c.label, c.start, c.end) for c in new] == [(c.label, c.start, c.end) for c in old]
     assert [clip.path.relative_to(to).as_posix() for clip in new] == [f"clips/{n}.mp4" for n in "abcdee"]
@@ -165,10 +161,10 @@ def test_a_table_names_the_new_files(table, tmp_path, read_numbers):
         assert read_numbers(read_frames(clip.path)) == list(range(count))
     assert '"x, y"' in (to / "train.csv").read_text()
     assert state(table) == before
-    assert check_dataset("csv", to, level="decode", workers=1, progress=False).bad_share == 0
+    assert check_dataset("csv", to, level="decode", workers=1, progress=False).failed_fraction == 0
 
 
-def test_a_list_names_the_new_files(tmp_path, numbered):
+def test_list_has_the_new_paths(tmp_path, numbered):
     root = tmp_path / "list"
     for name in ("a b.webm", "c.mp4"):
         numbered(root / name, 12, codec="libvpx" if name.endswith("webm") else "libx264")
@@ -180,7 +176,7 @@ def test_a_list_names_the_new_files(tmp_path, numbered):
     assert len(open_dataset("list", tmp_path / "new", "val")) == 1
 
 
-def test_a_folder_keeps_classes_of_which_nothing_can_be_read(tmp_path, numbered):
+def test_class_directories_keep_unreadable_classes(tmp_path, numbered):
     root = tmp_path / "folder"
     numbered(root / "train/b/x.mov", 12)
     numbered(root / "test/b/y.mp4", 12)
@@ -197,7 +193,7 @@ def test_a_folder_keeps_classes_of_which_nothing_can_be_read(tmp_path, numbered)
     assert (problem.clip, problem.kind) == ("train/a/broken.mp4", "broken")
 
 
-def test_broken_originals_are_listed_and_left_out(table, tmp_path, made):
+def test_broken_originals_are_reported_and_skipped(table, tmp_path, made):
     content = (table / "clips/c.avi").read_bytes()
     (table / "clips/c.avi").write_bytes(content[: len(content) // 2])
     (table / "clips/e.mp4").write_text("no video")
@@ -212,11 +208,11 @@ def test_broken_originals_are_listed_and_left_out(table, tmp_path, made):
         ("clips/e.mp4", 0.0, "broken"),
         ("clips/e.mp4", 1.0, "broken"),
     ]
-    assert train.bad_share == pytest.approx(4 / 6)
+    assert train.failed_fraction == pytest.approx(4 / 6)
     assert {path.name for path in (tmp_path / "new/clips").iterdir()} == {"b.mp4", "d.mp4"}
 
 
-def test_what_is_finished_is_not_made_again(table, tmp_path, made):
+def test_finished_files_are_kept(table, tmp_path, made):
     prepare(table, tmp_path / "new")
     before = {name: content for name, content in state(tmp_path / "new").items() if name.endswith(".mp4")}
     made.clear()
@@ -236,20 +232,20 @@ def test_what_is_finished_is_not_made_again(table, tmp_path, made):
         (lambda root, to: (root / "clips/d.mkv").unlink(), []),
     ],
 )
-def test_what_has_changed_is_made_again(change, again, table, tmp_path, made):
+def test_changed_files_are_encoded_again(change, again, table, tmp_path, made):
     to = tmp_path / "new"
     prepare(table, to)
     made.clear()
     change(table, to)
     for _ in range(2):
         result = prepare(table, to)
-        assert made == again, "once, and no second time"
-        assert result.check.bad_share == 0
-    assert check_dataset("csv", to, workers=1, progress=False).bad_share == 0
+        assert made == again, "once only"
+        assert result.check.failed_fraction == 0
+    assert check_dataset("csv", to, workers=1, progress=False).failed_fraction == 0
 
 
 @pytest.mark.parametrize("other", [Encoding(crf=19), Encoding(18, crf=18), Encoding(keyframe_every=6, crf=18)])
-def test_other_settings_make_everything_again(other, table, tmp_path, made):
+def test_other_settings_encode_everything_again(other, table, tmp_path, made):
     prepare(table, tmp_path / "new")
     made.clear()
     prepare(table, tmp_path / "new", encoding=other)
@@ -259,12 +255,12 @@ def test_other_settings_make_everything_again(other, table, tmp_path, made):
     assert made == []
 
 
-def test_only_some_splits(gym, tmp_path):
+def test_selected_splits_are_prepared(gym, tmp_path):
     assert prepare(gym, tmp_path / "new", "finegym99", cut=True, splits=["val"]).made == 1
     assert prepare(gym, tmp_path / "new", "finegym99", cut=True).kept == 1
 
 
-def refused(root, to, message, name="csv", **options):
+def check_rejected(root, to, message, name="csv", **options):
     before = state(root)
     there = to.exists()
     with pytest.raises(ValueError, match=message):
@@ -273,71 +269,60 @@ def refused(root, to, message, name="csv", **options):
     assert to.exists() == there
 
 
-def test_folders_that_are_refused(table, tmp_path):
+def test_invalid_output_directories(table, tmp_path):
     (tmp_path / "link").symlink_to(table)
     for inside in (table, table / "new", tmp_path, tmp_path / "link" / "new"):
-        refused(table, inside, "lies in --root")
+        check_rejected(table, inside, "contain each other")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("x")
-    refused(table, tmp_path / "mine", "holds something else")
+    check_rejected(table, tmp_path / "mine", "contains other files")
     (tmp_path / "file").write_text("x")
-    refused(table, tmp_path / "file", "is no folder")
+    check_rejected(table, tmp_path / "file", "is not a directory")
 
 
-def test_originals_that_are_links_into_the_new_folder_are_refused(table, tmp_path):
+def test_originals_linked_into_the_output_directory(table, tmp_path):
     to = tmp_path / "new"
     prepare(table, to)
     (table / "clips/a.mp4").unlink()
     (table / "clips/a.mp4").symlink_to(to / "clips/a.mp4")
     before = (to / "clips/a.mp4").read_bytes()
-    refused(table, to, "is a link into --to", encoding=Encoding(crf=40))
+    check_rejected(table, to, "is a link into --to", encoding=Encoding(crf=40))
     assert (to / "clips/a.mp4").read_bytes() == before
 
 
-def test_clips_that_are_refused(table, tmp_path, numbered):
-    refused(table, tmp_path / "new", "--cut cuts the sub-actions of FineGym", cut=True)
+def test_clips_that_cannot_be_prepared(table, tmp_path, numbered):
+    check_rejected(table, tmp_path / "new", "--cut cuts the sub-actions of FineGym", cut=True)
     numbered(tmp_path / "elsewhere.mp4", 3)
     lines = (table / "train.csv").read_text()
     (table / "train.csv").write_text(lines + f"one,{tmp_path}/elsewhere.mp4,,,\n")
-    refused(table, tmp_path / "new", "elsewhere.mp4 is not below --root")
+    check_rejected(table, tmp_path / "new", "elsewhere.mp4 is not in --root")
     numbered(table / "clips/a.avi", 3, codec="mpeg4")
     (table / "train.csv").write_text(lines + "one,clips/a.avi,,,\n")
-    refused(table, tmp_path / "new", "would both become .*a.mp4")
+    check_rejected(table, tmp_path / "new", "would both become .*a.mp4")
     (table / "clips/frames").mkdir()
     (table / "train.csv").write_text(lines + "one,clips/frames,,,\n")
-    refused(table, tmp_path / "new", "is a folder of frames")
+    check_rejected(table, tmp_path / "new", "is a directory of frames")
 
 
-def test_where_no_split_can_be_opened_it_says_why(gym, tmp_path):
+def test_error_if_no_split_can_be_opened(gym, tmp_path):
     (gym / "annotations/set_categories.txt").unlink()
-    message = r"train cannot be opened: set_categories\.txt is not there.*; val cannot be opened"
-    refused(gym, tmp_path / "new", message, "finegym99")
+    message = r"train cannot be opened: set_categories\.txt .*; val cannot be opened"
+    check_rejected(gym, tmp_path / "new", message, "finegym99")
 
 
-def test_one_at_a_time(table, tmp_path):
+def test_output_directory_is_locked(table, tmp_path):
     prepare(table, tmp_path / "new")
     with (tmp_path / "new" / JOURNAL).open() as other:
         fcntl.flock(other, fcntl.LOCK_EX)
-        with pytest.raises(ValueError, match="another process is writing there"):
+        with pytest.raises(ValueError, match="another process is writing to"):
             prepare(table, tmp_path / "new")
 
 
-@contextlib.contextmanager
-def files_of_at_most(count):
-    """As on a full disk, writing beyond ``count`` bytes of a file fails."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (count, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
-def test_a_full_disk_stops_the_work_and_nothing_is_lost(table, tmp_path, numbered, made):
+def test_full_disk_keeps_finished_files(table, tmp_path, numbered, made, limited_file_size):
     numbered(table / "clips/d.mkv", 250)  # larger than the others
-    with files_of_at_most(6000), pytest.raises(WriteError) as caught:
+    with limited_file_size(6000), pytest.raises(WriteError) as caught:
         prepare(table, tmp_path / "new")
-    assert "3 videos were made before and stay; the same command goes on from there" in str(caught.value)
+    assert "3 videos were finished and are kept; run the same command to resume" in str(caught.value)
     assert caught.value.filename == str(tmp_path / "new/clips/d.mp4")
     assert {path.name for path in (tmp_path / "new/clips").iterdir()} == {"a.mp4", "b.mp4", "c.mp4"}
     made.clear()
@@ -345,8 +330,8 @@ def test_a_full_disk_stops_the_work_and_nothing_is_lost(table, tmp_path, numbere
     assert made == ["d.mp4", "e.mp4"]
 
 
-def test_an_interruption_leaves_no_half_file(table, tmp_path, monkeypatch, made):
-    reencode = preparing.reencode
+def test_interruption_leaves_no_partial_file(table, tmp_path, monkeypatch, made):
+    reencode = convert.reencode
 
     def interrupt(source, target, encoding, **options):
         if source.name == "c.avi":
@@ -358,7 +343,7 @@ def test_an_interruption_leaves_no_half_file(table, tmp_path, monkeypatch, made)
         return reencode(source, target, encoding, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(preparing, "reencode", interrupt)
+        patch.setattr(convert, "reencode", interrupt)
         with pytest.raises(KeyboardInterrupt):
             prepare(table, tmp_path / "new")
     assert {path.name for path in (tmp_path / "new/clips").iterdir()} == {"a.mp4", "b.mp4"}
@@ -369,7 +354,7 @@ def test_an_interruption_leaves_no_half_file(table, tmp_path, monkeypatch, made)
 
 @pytest.fixture(scope="module")
 def long_table(tmp_path_factory, numbered):
-    """Twenty clips that take a while."""
+    """Twenty clips that take a while to encode."""
     root = tmp_path_factory.mktemp("long")
     content = numbered(root / "source.mp4", 240, size=(240, 320)).read_bytes()
     for i in range(20):
@@ -379,7 +364,7 @@ def long_table(tmp_path_factory, numbered):
 
 
 def children(pid):
-    """The processes that a process has started."""
+    """Child processes of a process."""
     found = []
     for status in Path("/proc").glob("[0-9]*/status"):
         with contextlib.suppress(OSError):
@@ -396,8 +381,9 @@ def alive(pid):
     return True
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "code", "workers"), [(signal.SIGTERM, 143, 1), (signal.SIGKILL, -9, 2)])
-def test_a_process_that_is_stopped_or_killed(number, code, workers, long_table, tmp_path):
+def test_resume_after_a_signal(number, code, workers, long_table, tmp_path):
     to = tmp_path / "new"
     command = [sys.executable, "-m", "art", "prepare", "csv", "--root", str(long_table), "--to", str(to)]
     running = subprocess.Popen(
@@ -413,22 +399,22 @@ def test_a_process_that_is_stopped_or_killed(number, code, workers, long_table, 
     assert len(others) >= workers - 1
     while any(map(alive, others)) and time.monotonic() < limit:
         time.sleep(0.05)
-    assert not any(map(alive, others)), "workers end with their parent"
+    assert not any(map(alive, others)), "workers exit with their parent"
     finished = {path.name for path in to.glob("*.mp4")}
     assert 1 <= len(finished) < 20
     if number == signal.SIGTERM:
-        assert "what is finished stays" in errors
+        assert "SIGTERM" in errors
         assert not list(to.rglob("*.partial"))
     else:
         (to / "0.mp4.partial").write_text("left behind")
     result = prepare(long_table, to, encoding=Encoding())
-    assert result.kept >= len(finished) - 2, "those whose end was not written down yet are made again"
+    assert result.kept >= len(finished) - 2, "files without a journal entry are encoded again"
     assert result.made + result.kept == 20
     assert not list(to.rglob("*.partial"))
     assert {len(frame_times(path)) for path in to.glob("*.mp4")} == {240}
 
 
-def test_work_that_is_given_up_is_no_broken_original(table, tmp_path, monkeypatch):
-    monkeypatch.setattr(preparing, "stopping", lambda: True)
+def test_stopped_work_is_not_a_broken_original(table, tmp_path, monkeypatch):
+    monkeypatch.setattr(convert, "stop_requested", lambda: True)
     with pytest.raises(Stopped):
         prepare(table, tmp_path / "new")
