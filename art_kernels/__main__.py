@@ -1,6 +1,6 @@
-"""`python -m art_kernels`: versions, devices, and which backend serves which operation on which device, and why not.
+"""`python -m art_kernels`: versions, devices, and which backends support each operation on each device, with reasons.
 
-`python -m art_kernels compile --out DIR` compiles every Triton kernel for devices that need not be there.
+`python -m art_kernels compile --out DIR` compiles every Triton kernel for GPUs that need not be present.
 """
 
 from __future__ import annotations
@@ -13,19 +13,20 @@ from importlib import metadata
 
 import torch
 
-from art_kernels import backends, tuning
-from art_kernels.tracklet_linking import extension
+from art_kernels._core import backends, launch
+from art_kernels.tracklet_linking import cpp
 
 
 def main(argv: list[str]) -> int:
-    """Print the report, or run the command that is named; gives the exit status."""
+    """Print the report, or run the named command; returns the exit status."""
     if argv[:1] == ["compile"]:
         from art_kernels import compile as compiler
 
         return compiler.run(argv[1:])
     if argv:
         print(
-            f"python -m art_kernels: {' '.join(argv)!r} came, expected nothing, or: compile --out DIR", file=sys.stderr
+            f"python -m art_kernels: unknown arguments {' '.join(argv)!r}, expected none, or: compile --out DIR",
+            file=sys.stderr,
         )
         return 2
     _report()
@@ -37,35 +38,38 @@ def _report() -> None:
     facts = {
         "python": f"{platform.python_version()} on {platform.system()} {platform.machine()}",
         "torch": torch.__version__,
-        "triton": _triton(),
+        "triton": _import_status("triton"),
+        "numpy": _import_status("numpy"),
         "cuda": _cuda(),
-        "native module": extension.built_with(),
+        "native module": cpp.build_summary(),
         "threads": str(torch.get_num_threads()),
-        backends.ENVIRONMENT_VARIABLE: _environment(),
-        tuning.ENVIRONMENT_VARIABLE: tuning.summary(),
+        backends.ENVIRONMENT_VARIABLE: _default_backend(),
+        launch.AUTOTUNE_VARIABLE: _autotune(),
     }
     width = max(map(len, facts))
     for name, fact in facts.items():
         print(f"  {name:<{width}}  {fact}")
-    for device in _devices():
+    devices = [torch.device("cpu"), *(torch.device("cuda", index) for index in range(torch.cuda.device_count()))]
+    for device in devices:
         print(f"\n{device}: {_device_name(device)}")
         for line in _table(device):
             print(f"  {line}".rstrip())
 
 
 def _table(device: torch.device) -> list[str]:
-    """One line for each operation and backend, for float32 tensors on `device`."""
-    rows = [("operation", "backend", "serves", "why")]
+    """One line per operation and backend, for float32 tensors on `device`."""
+    rows = [("operation", "backend", "status", "reason")]
     tensor = torch.empty(0, device=device)
     for operation in backends.operations():
-        for backend in backends.PREFERENCE:
-            reason = backends.refusal(operation, backend, tensor)
+        default = _choose(operation, tensor)
+        for backend in backends.BACKENDS:
+            reason = backends.unsupported_reason(operation, backend, tensor)
             if reason is not None:
                 rows.append((operation, backend, "no", reason))
-            elif backend == _default(operation, tensor):
-                rows.append((operation, backend, "default", "taken unless another is asked for"))
+            elif backend == default:
+                rows.append((operation, backend, "default", "used unless another backend is named"))
             else:
-                rows.append((operation, backend, "yes", f"when asked for by backend={backend!r}"))
+                rows.append((operation, backend, "yes", f"used with backend={backend!r}"))
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
     lines = [
         "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[3]]) for row in rows
@@ -73,8 +77,8 @@ def _table(device: torch.device) -> list[str]:
     return [lines[0], "-" * max(map(len, lines)), *lines[1:]]
 
 
-def _default(operation: str, tensor: torch.Tensor) -> str | None:
-    """The backend taken with backend=None; None where the environment names one that refuses."""
+def _choose(operation: str, tensor: torch.Tensor) -> str | None:
+    """The default backend; None if ART_KERNELS_BACKEND names one that does not support the tensor."""
     try:
         return backends.choose(operation, tensor)
     except ValueError:
@@ -85,34 +89,41 @@ def _version(distribution: str) -> str:
     try:
         return metadata.version(distribution)
     except metadata.PackageNotFoundError:
-        return "(not installed: imported from its source folder)"
+        return "(not installed: imported from a source directory)"
 
 
-def _triton() -> str:
+def _import_status(module: str) -> str:
     try:
-        module = importlib.import_module("triton")
+        return f"{importlib.import_module(module).__version__}, importable"
     except ImportError as error:
         return f"cannot be imported: {error}"
-    return f"{module.__version__}, importable"
 
 
 def _cuda() -> str:
-    if torch.version.cuda is None and torch.version.hip is None:
+    version = torch.version.cuda or torch.version.hip
+    if version is None:
         return "this build of torch has no CUDA"
     if not torch.cuda.is_available():
-        return f"this build of torch has CUDA {torch.version.cuda or torch.version.hip}, but no device is there"
-    return f"{torch.version.cuda or torch.version.hip}, {torch.cuda.device_count()} device(s)"
+        return f"this build of torch has CUDA {version}, but no device is available"
+    return f"{version}, {torch.cuda.device_count()} device(s)"
 
 
-def _environment() -> str:
+def _default_backend() -> str:
     value = os.environ.get(backends.ENVIRONMENT_VARIABLE)
     if not value:
-        return f"not set: the first that serves of {', '.join(backends.PREFERENCE)}"
-    return value if value in backends.PREFERENCE else f"{value}: not a backend, every operation will refuse it"
+        return f"not set: the first supported of {', '.join(backends.BACKENDS)}"
+    if value == "native":
+        return "native: deprecated, use cpp or torch"
+    return value if value in backends.BACKENDS else f"{value}: not a backend, every operation will raise an error"
 
 
-def _devices() -> list[torch.device]:
-    return [torch.device("cpu"), *(torch.device("cuda", index) for index in range(torch.cuda.device_count()))]
+def _autotune() -> str:
+    try:
+        if launch.autotune_enabled():
+            return "on; results are stored in Triton's cache directory"
+        return "off, block sizes come from the tables"
+    except ValueError as error:
+        return f"error: {error}"
 
 
 def _device_name(device: torch.device) -> str:

@@ -1,8 +1,8 @@
-"""`python -m art_kernels compile`: every kernel variant to machine code, for devices that need not be there.
+"""`python -m art_kernels compile`: compile every kernel variant to machine code, for GPUs that need not be present.
 
-For each it prints what a device would spend on it, and so for the CUDA kernels that the native module holds. Local
-memory (a spilled register goes to the memory that the kernel is there to save), more shared memory than the device has,
-and 16-bit products without tensor cores are failures.
+Prints the resources of each variant, and those of the CUDA kernels in the native module. A variant fails if it uses
+local memory (spilled registers cause the very memory traffic that the kernel avoids), exceeds the shared memory of the
+device, or multiplies 16-bit numbers without tensor cores.
 """
 
 from __future__ import annotations
@@ -23,26 +23,25 @@ from typing import Any
 
 import torch
 
-from art_kernels.call import Call
-from art_kernels.devices import Device
-from art_kernels.tracklet_linking import extension, resources
+from art_kernels._core.launch import DeviceSpec, KernelLaunch
+from art_kernels.tracklet_linking import cpp, resources
 
 #: Shared memory: NVIDIA's CUDA C++ Programming Guide, AMD's CDNA 3 ISA.
 TARGETS = {
-    "sm_80": Device("nvidia", 163 * 1024),
-    "sm_86": Device("nvidia", 99 * 1024),
-    "sm_89": Device("nvidia", 99 * 1024),
-    "sm_90": Device("nvidia", 227 * 1024),
-    "sm_100": Device("nvidia", 227 * 1024),
-    "sm_120": Device("nvidia", 99 * 1024),
-    "gfx942": Device("amd", 64 * 1024),
+    "sm_80": DeviceSpec("nvidia", 163 * 1024),
+    "sm_86": DeviceSpec("nvidia", 99 * 1024),
+    "sm_89": DeviceSpec("nvidia", 99 * 1024),
+    "sm_90": DeviceSpec("nvidia", 227 * 1024),
+    "sm_100": DeviceSpec("nvidia", 227 * 1024),
+    "sm_120": DeviceSpec("nvidia", 99 * 1024),
+    "gfx942": DeviceSpec("amd", 64 * 1024),
 }
 
-#: Those with Triton kernels.
+#: The packages with Triton kernels.
 OPERATIONS = ("region_attention", "tracklet_contrast", "tracklet_nce", "tracklet_pooling")
 
 _TENSOR_CORE = re.compile(r"\b(?:mma\.sync|wgmma\.mma_async|tcgen05\.mma|v_s?mfma_)")
-#: In Triton's own code, before it chooses instructions: a product of 16-bit numbers.
+#: A product of 16-bit numbers in Triton's intermediate representation, before instruction selection.
 _DOT_OF_16_BITS = re.compile(r"\btt\.dot\b.*:\s*tensor<[\dx]+xb?f16>\s*\*")
 _LOAD = re.compile(r"\b(?:ld\.global|cp\.async\.c[ag]|(?:global|buffer|flat)_load_)")
 _WIDE_LOAD = re.compile(
@@ -60,18 +59,18 @@ _TYPES = {
 
 @dataclass(frozen=True)
 class Report:
-    """What a compiled variant takes.
+    """Resources of a compiled variant.
 
     Attributes:
         name: kernel and variant.
-        target: the device.
-        registers: of a thread.
-        local: bytes of local memory of a thread: spilled registers and the like.
-        shared: bytes of shared memory of a program.
-        loads: instructions that load from device memory.
-        wide_loads: those of them that load 16 bytes.
-        tensor_core: tensor-core instructions.
-        error: why it failed, or "".
+        target: the architecture, such as "sm_90".
+        registers: registers per thread.
+        local: bytes of local memory per thread, such as spilled registers.
+        shared: bytes of shared memory per program.
+        loads: number of instructions that load from device memory.
+        wide_loads: number of these that load 16 bytes.
+        tensor_core: number of tensor-core instructions.
+        error: reason of a failure, or "".
     """
 
     name: str
@@ -85,41 +84,40 @@ class Report:
     error: str = ""
 
     def line(self, width: int) -> str:
-        """A line of the table, whose names are so wide."""
+        """Format a line of the table, with names padded to `width`."""
         numbers = f"{self.registers:9}  {self.local:5}  {self.shared:6}  "
         numbers += f"{self.loads:5}  {self.wide_loads:11}  {self.tensor_core:6}"
         return f"{self.name:<{width}}  {self.target:<7}  {numbers}  {self.error}".rstrip()
 
 
 def native_reports(targets: Sequence[str]) -> list[Report]:
-    """What the CUDA kernels of the native module take, as its build compiled them: "tracklet_linking.kernel"."""
+    """Resources of the CUDA kernels that the native module was built with: "tracklet_linking.kernel"."""
     reports = []
     for kernel in resources.kernels():
         if kernel.target in targets:
-            fault = f"{kernel.local} bytes of local memory" if kernel.local else ""
+            error = f"{kernel.local} bytes of local memory" if kernel.local else ""
             name = f"tracklet_linking.{kernel.name}"
-            report = Report(name, kernel.target, kernel.registers, kernel.local, kernel.shared, error=fault)
-            reports.append(report)
+            reports.append(Report(name, kernel.target, kernel.registers, kernel.local, kernel.shared, error=error))
     return reports
 
 
-def all_variants(target: str) -> Iterator[tuple[str, Call]]:
-    """Every variant of every operation with Triton kernels, as the target launches it: "operation.kernel.variant"."""
+def all_variants(target: str) -> Iterator[tuple[str, KernelLaunch]]:
+    """Yield "operation.kernel.variant" and the launch for every variant of every operation, as built for `target`."""
     for operation in OPERATIONS:
-        variants = importlib.import_module(f"art_kernels.{operation}.variants")
-        for name, call in variants.variants(TARGETS[target]):
-            yield f"{operation}.{name}", call
+        triton_backend = importlib.import_module(f"art_kernels.{operation}.triton")
+        for name, launch in triton_backend.variants(TARGETS[target]):
+            yield f"{operation}.{name}", launch
 
 
 def compile_variant(name: str, target: str, out: Path) -> Report:
-    """Compile one variant, write `<name>.<target>.cubin` (`.hsaco`) into `out`, and say what it takes."""
+    """Compile one variant, write `<name>.<target>.cubin` (or `.hsaco`) to `out`, and report its resources."""
     import triton
 
-    call = dict(all_variants(target))[name]
-    if not isinstance(call.kernel, triton.runtime.JITFunction):
+    launch = dict(all_variants(target))[name]
+    if not isinstance(launch.kernel, triton.runtime.JITFunction):
         return Report(name, target, error="TRITON_INTERPRET is set; unset it to compile")
     try:
-        compiled = triton.compile(_source(call), target=_target(target), options=call.options())
+        compiled = triton.compile(_source(launch), target=_target(target), options=launch.options())
     except Exception as error:
         return Report(
             name, target, error=f"does not compile: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
@@ -127,18 +125,17 @@ def compile_variant(name: str, target: str, out: Path) -> Report:
     kind = "hsaco" if target.startswith("gfx") else "cubin"
     binary = compiled.asm[kind]
     (out / f"{name}.{target}.{kind}").write_bytes(binary)
-    registers, local = _amd(compiled.asm["amdgcn"]) if kind == "hsaco" else _nvidia(binary)
+    registers, local = _amd_resources(compiled.asm["amdgcn"]) if kind == "hsaco" else _nvidia_resources(binary)
     text = compiled.asm["amdgcn" if kind == "hsaco" else "ptx"]
     tensor_core = len(_TENSOR_CORE.findall(text))
     shared = compiled.metadata.shared
-    products = bool(_DOT_OF_16_BITS.search(compiled.asm["ttir"]))
-    fault = _fault(target, local, shared, products, tensor_core)
-    loads, wide = len(_LOAD.findall(text)), len(_WIDE_LOAD.findall(text))
-    return Report(name, target, registers, local, shared, loads, wide, tensor_core, fault)
+    error = _fault(target, local, shared, bool(_DOT_OF_16_BITS.search(compiled.asm["ttir"])), tensor_core)
+    loads, wide_loads = len(_LOAD.findall(text)), len(_WIDE_LOAD.findall(text))
+    return Report(name, target, registers, local, shared, loads, wide_loads, tensor_core, error)
 
 
 def _fault(target: str, local: int, shared: int, products: bool, tensor_core: int) -> str:
-    """What is wrong with a variant, or ""; `products`: it takes some of 16-bit numbers."""
+    """Return why a variant fails, or ""; `products`: whether it multiplies 16-bit numbers."""
     if local:
         return f"{local} bytes of local memory"
     available = TARGETS[target].shared_memory
@@ -149,21 +146,21 @@ def _fault(target: str, local: int, shared: int, products: bool, tensor_core: in
     return ""
 
 
-def _source(call: Call) -> Any:
+def _source(launch: KernelLaunch) -> Any:
     from triton.compiler import ASTSource
 
-    names = call.kernel.arg_names
-    constants = dict(call.constants) | {name: None for name, value in call.arguments.items() if value is None}
-    signature = {name: "constexpr" if name in constants else _type(name, call.arguments[name]) for name in names}
+    names = launch.kernel.arg_names
+    constants = dict(launch.constants) | {name: None for name, value in launch.arguments.items() if value is None}
+    signature = {name: "constexpr" if name in constants else _type(launch.arguments[name]) for name in names}
     aligned = {
         (index,): [["tt.divisibility", 16]] for index, name in enumerate(names) if signature[name].startswith("*")
     }
     return ASTSource(
-        call.kernel, signature, {(names.index(name),): value for name, value in constants.items()}, aligned
+        launch.kernel, signature, {(names.index(name),): value for name, value in constants.items()}, aligned
     )
 
 
-def _type(name: str, value: object) -> str:
+def _type(value: object) -> str:
     if isinstance(value, torch.Tensor):
         return _TYPES[value.dtype]
     return "fp32" if isinstance(value, float) else "i32"
@@ -175,8 +172,8 @@ def _target(target: str) -> Any:
     return GPUTarget("hip", target, 64) if target.startswith("gfx") else GPUTarget("cuda", int(target[3:]), 32)
 
 
-def _nvidia(cubin: bytes) -> tuple[int, int]:
-    """Registers and bytes of local memory of a thread, from the tool that Triton's wheel carries."""
+def _nvidia_resources(cubin: bytes) -> tuple[int, int]:
+    """Registers and bytes of local memory per thread, from the cuobjdump in Triton's wheel."""
     import triton
 
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
@@ -188,8 +185,8 @@ def _nvidia(cubin: bytes) -> tuple[int, int]:
     return found["REG"], found["STACK"] + found["LOCAL"]
 
 
-def _amd(assembly: str) -> tuple[int, int]:
-    """Vector registers and bytes of scratch memory of a thread, from the kernel's metadata."""
+def _amd_resources(assembly: str) -> tuple[int, int]:
+    """Vector registers and bytes of scratch memory per thread, from the metadata of the kernel."""
     found = {
         key: int(value) for key, value in re.findall(r"\.(vgpr_count|private_segment_fixed_size):\s+(\d+)", assembly)
     }
@@ -197,24 +194,29 @@ def _amd(assembly: str) -> tuple[int, int]:
 
 
 def run(argv: list[str]) -> int:
-    """The command; the exit status is 1 where a variant failed."""
+    """Run the command; the exit status is 1 if a variant failed."""
     parser = argparse.ArgumentParser(prog="python -m art_kernels compile", description=__doc__)
-    parser.add_argument("--targets", type=_targets, default=list(TARGETS), help=f"some of {','.join(TARGETS)}")
     parser.add_argument(
-        "--out", type=Path, required=True, help="folder for what Triton compiles; made if it is not there"
+        "--targets", type=_targets, default=list(TARGETS), help=f"comma-separated list of {', '.join(TARGETS)}"
     )
     parser.add_argument(
-        "--only", type=_pattern, default=re.compile(""), help="regular expression that names must match"
+        "--out", type=Path, required=True, help="output directory for the machine code, created if missing"
     )
-    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes (default: %(default)s)")
+    parser.add_argument(
+        "--only",
+        type=_pattern,
+        default=re.compile(""),
+        help="regular expression; compile only the variants whose names match",
+    )
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="number of processes (default: %(default)s)")
     arguments = parser.parse_args(argv)
     known = [name for name, _ in all_variants(arguments.targets[0])]
     names = [name for name in known if arguments.only.search(name)]
     native = [report for report in native_reports(arguments.targets) if arguments.only.search(report.name)]
     if not names and not native:
         parser.error(f"--only {arguments.only.pattern!r} matches no variant; a name is {known[0]}")
-    if not extension.has_cuda():
-        print("The native module was built without CUDA: its kernels are not in this table", file=sys.stderr)
+    if not cpp.has_cuda():
+        print("The native module was built without CUDA; its kernels are not in this table", file=sys.stderr)
     jobs = [(name, target) for name in names for target in arguments.targets]
     if jobs:
         arguments.out.mkdir(parents=True, exist_ok=True)
@@ -227,7 +229,7 @@ def run(argv: list[str]) -> int:
             failed += report.error != ""
             print(report.line(width), flush=True)
     count = len(jobs) + len(native)
-    places = [f"{len(jobs)} into {arguments.out}"] * bool(jobs) + [f"{len(native)} in the native module"] * bool(native)
+    places = [f"{len(jobs)} to {arguments.out}"] * bool(jobs) + [f"{len(native)} in the native module"] * bool(native)
     print(f"{count - failed} of {count} variants compiled without fault: {', '.join(places)}")
     return 1 if failed else 0
 
@@ -236,7 +238,7 @@ def _targets(text: str) -> list[str]:
     targets = text.split(",")
     for target in targets:
         if target not in TARGETS:
-            raise argparse.ArgumentTypeError(f"{target!r} is no target, expected some of {','.join(TARGETS)}")
+            raise argparse.ArgumentTypeError(f"{target!r} is not a target, expected some of {','.join(TARGETS)}")
     return targets
 
 
@@ -244,7 +246,7 @@ def _pattern(text: str) -> re.Pattern[str]:
     try:
         return re.compile(text)
     except re.error as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is no regular expression: {error}") from error
+        raise argparse.ArgumentTypeError(f"{text!r} is not a regular expression: {error}") from error
 
 
 if __name__ == "__main__":

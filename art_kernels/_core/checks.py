@@ -15,15 +15,16 @@ from art_kernels._core.precision import FLOATING
 
 
 def check_floating(operation: str, name: str, value: object, layout: str) -> None:
-    """Raise unless `value` is a floating tensor with the rank of `layout`, such as "[B,T,K,C]" or "[...,K,K]".
+    """Check that `value` is a floating-point tensor with the rank of `layout`, such as "[B,T,K,C]" or "[...,K,K]".
 
     Raises:
-        TypeError: not a tensor, or a dtype other than float16, bfloat16, float32, float64.
-        ValueError: the wrong number of dimensions, or no channel where the last dimension is C.
+        TypeError: if it is not a tensor, or not float16, bfloat16, float32 or float64.
+        ValueError: if it has the wrong number of dimensions, or no channels and the last dimension is C.
     """
     if not isinstance(value, Tensor):
-        raise TypeError(f"{operation}: {name} is {_kind(value)}, expected a torch.Tensor of shape {layout}")
-    _check_rank(operation, name, value, layout)
+        raise TypeError(f"{operation}: {name} is {_describe(value)}, expected a torch.Tensor of shape {layout}")
+    if value.dim() != layout.count(",") + 1:
+        _check_leading_dims(operation, name, value, layout)
     if value.dtype not in FLOATING:
         raise TypeError(
             f"{operation}: {name} has dtype {value.dtype}, expected float16, bfloat16, float32 or float64; "
@@ -32,80 +33,73 @@ def check_floating(operation: str, name: str, value: object, layout: str) -> Non
     if layout.endswith("C]") and value.shape[-1] == 0:
         raise ValueError(
             f"{operation}: {name} has shape {list(value.shape)}, expected {layout} with at least one channel; "
-            "check the layer that made it"
+            "check the layer that produced it"
         )
 
 
 def check_mask(
     operation: str, name: str, value: object, layout: str, sizes: Sequence[int], device: torch.device
 ) -> None:
-    """Raise unless `value` is a boolean tensor of `sizes`, written `layout`, on `device`.
+    """Check that `value` is a boolean tensor of shape `sizes`, described by `layout`, on `device`.
 
     Raises:
-        TypeError: not a tensor, or not of dtype bool.
-        ValueError: wrong shape or device.
+        TypeError: if it is not a tensor, or not of dtype bool.
+        ValueError: if the shape or the device is wrong.
     """
     if not isinstance(value, Tensor):
-        raise TypeError(f"{operation}: {name} is {_kind(value)}, expected a boolean torch.Tensor of shape {layout}")
+        raise TypeError(f"{operation}: {name} is {_describe(value)}, expected a boolean torch.Tensor of shape {layout}")
     if value.dtype != torch.bool:
         raise TypeError(
-            f"{operation}: {name} has dtype {value.dtype}, expected torch.bool with True for what takes part; "
+            f"{operation}: {name} has dtype {value.dtype}, expected torch.bool with True for valid entries; "
             "compare first, for example mask > 0"
         )
-    check_sizes(operation, name, value, layout, sizes)
-    if value.device != device:
-        raise ValueError(
-            f"{operation}: {name} is on {value.device}, expected {device}; move it with {name}.to({str(device)!r})"
-        )
+    _check_sizes_and_device(operation, name, value, layout, sizes, device)
 
 
 def check_ids(
     operation: str, name: str, value: object, layout: str, sizes: Sequence[int], device: torch.device
 ) -> None:
-    """Raise unless `value` is an int64 tensor of `sizes`, written `layout`, on `device`.
+    """Check that `value` is an int64 tensor of shape `sizes`, described by `layout`, on `device`.
 
     Raises:
-        TypeError: not a tensor, or not of dtype int64.
-        ValueError: wrong shape or device.
+        TypeError: if it is not a tensor, or not of dtype int64.
+        ValueError: if the shape or the device is wrong.
     """
     if not isinstance(value, Tensor):
-        raise TypeError(f"{operation}: {name} is {_kind(value)}, expected an int64 torch.Tensor of shape {layout}")
+        raise TypeError(f"{operation}: {name} is {_describe(value)}, expected an int64 torch.Tensor of shape {layout}")
     if value.dtype != torch.int64:
         raise TypeError(
             f"{operation}: {name} has dtype {value.dtype}, expected torch.int64; convert it with {name}.long()"
         )
-    check_sizes(operation, name, value, layout, sizes)
-    if value.device != device:
-        raise ValueError(
-            f"{operation}: {name} is on {value.device}, expected {device}; move it with {name}.to({str(device)!r})"
-        )
+    _check_sizes_and_device(operation, name, value, layout, sizes, device)
 
 
 def check_sizes(operation: str, name: str, value: Tensor, layout: str, sizes: Sequence[int]) -> None:
-    """Raise ValueError unless `value` has exactly `sizes`, written `layout`."""
-    _check_rank(operation, name, value, layout)
+    """Raise ValueError unless `value` has exactly shape `sizes`, described by `layout`."""
+    if value.dim() != layout.count(",") + 1:
+        _check_leading_dims(operation, name, value, layout)
     for axis, size in enumerate(sizes):
         if value.shape[axis] != size:
             raise ValueError(
                 f"{operation}: {name} has shape {list(value.shape)}, expected {layout} = {list(sizes)}; "
-                f"its dimension {axis} must agree with the other arguments"
+                f"dimension {axis} must match the other arguments"
             )
 
 
 def check_same_device(operation: str, name: str, value: Tensor, other_name: str, other: Tensor) -> None:
-    """Raise ValueError unless the two tensors are on one device."""
+    """Raise ValueError unless both tensors are on the same device."""
     if value.device != other.device:
         raise ValueError(
-            f"{operation}: {name} is on {value.device}, expected {other.device}, where {other_name} is; "
+            f"{operation}: {name} is on {value.device}, expected {other.device}, the device of {other_name}; "
             f"move it with {name}.to({str(other.device)!r})"
         )
 
 
 def check_same_dtype(operation: str, name: str, value: Tensor, other_name: str, other: Tensor) -> None:
-    """Raise TypeError unless the two tensors have one dtype."""
+    """Raise TypeError unless both tensors have the same dtype."""
     if value.dtype != other.dtype:
         raise TypeError(
-            f"{operation}: {name} has dtype {value.dtype}, expected {other.dtype}, that of {other_name}; "
+            f"{operation}: {name} has dtype {value.dtype}, expected {other.dtype}, the dtype of {other_name}; "
             f"convert one of them, or run under torch.autocast"
         )
 
@@ -119,28 +113,28 @@ def check_number(
     high: float = math.inf,
     low_is_open: bool = False,
 ) -> None:
-    """Raise unless `value` is a finite int or float with low <= value <= high (low < value with `low_is_open`).
+    """Check that `value` is a finite int or float with low <= value <= high (low < value with `low_is_open`).
 
     Raises:
-        TypeError: not an int or float.
-        ValueError: not finite, or out of range.
+        TypeError: if it is not an int or float.
+        ValueError: if it is not finite, or out of range.
     """
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{operation}: {name} is {_kind(value)}, expected a number (int or float)")
+        raise TypeError(f"{operation}: {name} is {_describe(value)}, expected a number (int or float)")
     too_low = value <= low if low_is_open else value < low
-    finite = -math.inf < value < math.inf  # a comparison, which NaN fails too: math.isfinite cannot be compiled
+    finite = -math.inf < value < math.inf  # False for NaN too; torch.compile does not support math.isfinite
     if not finite or too_low or value > high:
         opening, closing = "(" if low_is_open or low == -math.inf else "[", ")" if high == math.inf else "]"
         raise ValueError(
             f"{operation}: {name} is {value}, expected a finite number in {opening}{low}, {high}{closing}; "
-            "pass one from this range"
+            "choose a value in this range"
         )
 
 
 def check_count(operation: str, name: str, value: object) -> None:
-    """Raise TypeError unless `value` is an int, ValueError unless it is at least 1."""
+    """Raise TypeError unless `value` is an int, and ValueError unless it is at least 1."""
     if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{operation}: {name} is {_kind(value)}, expected an int")
+        raise TypeError(f"{operation}: {name} is {_describe(value)}, expected an int")
     if value < 1:
         raise ValueError(f"{operation}: {name} is {value}, expected at least 1")
 
@@ -148,7 +142,7 @@ def check_count(operation: str, name: str, value: object) -> None:
 def check_flag(operation: str, name: str, value: object) -> None:
     """Raise TypeError unless `value` is True or False."""
     if not isinstance(value, bool):
-        raise TypeError(f"{operation}: {name} is {_kind(value)}, expected True or False")
+        raise TypeError(f"{operation}: {name} is {_describe(value)}, expected True or False")
 
 
 def check_choice(operation: str, name: str, value: object, choices: Sequence[str]) -> None:
@@ -157,20 +151,30 @@ def check_choice(operation: str, name: str, value: object, choices: Sequence[str
         raise ValueError(f"{operation}: {name} is {value!r}, expected one of {', '.join(map(repr, choices))}")
 
 
-def _check_rank(operation: str, name: str, value: Tensor, layout: str) -> None:
+def _check_sizes_and_device(
+    operation: str, name: str, value: Tensor, layout: str, sizes: Sequence[int], device: torch.device
+) -> None:
+    check_sizes(operation, name, value, layout, sizes)
+    if value.device != device:
+        raise ValueError(
+            f"{operation}: {name} is on {value.device}, expected {device}; move it with {name}.to({str(device)!r})"
+        )
+
+
+def _check_leading_dims(operation: str, name: str, value: Tensor, layout: str) -> None:
+    """Raise ValueError for a rank other than that of `layout`, unless "..." covers the other dimensions."""
     rank = layout.count(",") + 1
-    if layout.startswith("[...,"):
-        if value.dim() < rank - 1:
-            raise ValueError(
-                f"{operation}: {name} has shape {list(value.shape)}, expected at least the last {rank - 1} dimensions "
-                f"of {layout}; reshape it"
-            )
-    elif value.dim() != rank:
+    if not layout.startswith("[...,"):
         raise ValueError(
             f"{operation}: {name} has shape {list(value.shape)}, expected the {rank} dimensions {layout}; "
             "reshape it, or add the missing dimensions with unsqueeze"
         )
+    if value.dim() < rank - 1:
+        raise ValueError(
+            f"{operation}: {name} has shape {list(value.shape)}, expected at least the last {rank - 1} dimensions "
+            f"of {layout}; reshape it"
+        )
 
 
-def _kind(value: object) -> str:
+def _describe(value: object) -> str:
     return "None" if value is None else f"{value!r} of type {type(value).__name__}"

@@ -59,7 +59,7 @@ def choose_splits(count: int, programs: int, block_n: int, device: torch.device)
 
 
 def device_unsupported_reason(tensor: Tensor, interpreted: bool) -> str | None:
-    """Return why no Triton kernel can process `tensor`, or None; `interpreted` is whether TRITON_INTERPRET=1 was set."""
+    """Return why no Triton kernel supports `tensor`, or None; `interpreted`: defined under TRITON_INTERPRET=1."""
     if tensor.dtype == torch.float64:
         return "the kernels compute in float32"
     if tensor.device.type == "cuda":

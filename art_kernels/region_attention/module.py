@@ -1,4 +1,4 @@
-"""`RegionCrossAttention`: multi-head cross-attention that projects no region where that is cheaper."""
+"""`RegionCrossAttention`: multi-head cross-attention that avoids projecting the regions when that is cheaper."""
 
 from __future__ import annotations
 
@@ -20,38 +20,58 @@ from art_kernels._core.checks import (
     check_sizes,
 )
 from art_kernels._core.precision import accumulation_dtype, autocast_dtype
-from art_kernels.region_attention.operator import region_attention
-from art_kernels.region_attention.routes import ROUTES, cheaper_route
+from art_kernels.region_attention.functional import attend
+from art_kernels.region_attention.reference import Arguments
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float
 
 _NAME = "RegionCrossAttention"
 LAYER_NORM_EPS = 1e-5
+ROUTES = ("folded", "projected")
+
+
+def cheaper_route(*, queries: int, regions: int, region_dim: int, embed_dim: int, num_heads: int) -> str:
+    """Return the route with fewer multiply-adds per frame: "folded" or "projected".
+
+    Folded, W_K is applied to the queries and W_V to the pooled regions (K·E·C each), and scores and pooling use the C
+    channels of the regions for each of the H·K rows. Projected, every region is projected to a key and a value (N·C·E
+    each), and scores and pooling use E channels in total. W_Q and the output projection are common to both and not
+    counted.
+
+    Args:
+        queries: K, queries per frame.
+        regions: N, regions per frame.
+        region_dim: C, channels of a region.
+        embed_dim: E, channels of a query.
+        num_heads: H.
+    """
+    folded = 2 * queries * region_dim * (embed_dim + num_heads * regions)
+    projected = 2 * regions * embed_dim * (region_dim + queries)
+    return "folded" if folded <= projected else "projected"
 
 
 class RegionCrossAttention(nn.Module):
-    """The function of `torch.nn.MultiheadAttention` as cross-attention, for few queries over many regions.
+    """Multi-head cross-attention equivalent to `torch.nn.MultiheadAttention`, for few queries over many regions.
 
-    It computes what `nn.MultiheadAttention(embed_dim, num_heads, dropout, bias, kdim=C, vdim=C, batch_first=True)`
-    computes with the regions as keys and values, and has its parameters by name, shape and initialisation: the same
-    seed gives the same parameters, and either loads the other's state dict. A state dict with the separate
-    projections q_proj_weight, k_proj_weight and v_proj_weight also loads where this module holds them as one
-    in_proj_weight.
+    Equivalent to `nn.MultiheadAttention(embed_dim, num_heads, dropout, bias, kdim=C, vdim=C, batch_first=True)` with
+    the regions as keys and values. The parameters have the same names, shapes and initialization: the same seed creates
+    the same parameters, and each module can load the other's state dict. A state dict with the separate projections
+    q_proj_weight, k_proj_weight and v_proj_weight can also be loaded if this module has a single in_proj_weight.
 
     Args:
-        embed_dim: E, channels of queries and output.
+        embed_dim: E, channels of the queries and the output.
         num_heads: H; must divide `embed_dim`.
-        region_dim: C, channels of the regions; None is `embed_dim`.
-        bias: biases in the projections, input and output.
-        dropout: probability with which an attention weight is zeroed in training.
-        norm_regions: layer-normalise the regions first, without affine part, with epsilon 1e-5.
-        device: where the parameters are made.
-        dtype: of the parameters.
+        region_dim: C, channels of the regions; None for `embed_dim`.
+        bias: add biases in the input and output projections.
+        dropout: dropout probability of the attention weights in training.
+        norm_regions: layer-normalize the regions first, without affine parameters, with epsilon 1e-5.
+        device: device of the parameters.
+        dtype: dtype of the parameters.
 
     Raises:
-        TypeError: an argument of the wrong type.
-        ValueError: an argument out of range, or `num_heads` does not divide `embed_dim`.
+        TypeError: if an argument has the wrong type.
+        ValueError: if an argument is out of range, or `num_heads` does not divide `embed_dim`.
 
     Examples:
         >>> import torch
@@ -89,7 +109,7 @@ class RegionCrossAttention(nn.Module):
         if embed_dim % num_heads != 0:
             raise ValueError(
                 f"{_NAME}: embed_dim is {embed_dim} and num_heads is {num_heads}, expected a multiple; "
-                f"choose num_heads among the divisors of {embed_dim}"
+                f"choose a divisor of {embed_dim} as num_heads"
             )
         if region_dim is not None:
             check_count(_NAME, "region_dim", region_dim)
@@ -117,7 +137,7 @@ class RegionCrossAttention(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Xavier-uniform projections and zero biases, drawn in the order of `nn.MultiheadAttention`."""
+        """Initialize projections (Xavier uniform) and biases (zero), in the order of `nn.MultiheadAttention`."""
         for weight in (self.in_proj_weight, self.q_proj_weight, self.k_proj_weight, self.v_proj_weight):
             if weight is not None:
                 nn.init.xavier_uniform_(weight)
@@ -140,23 +160,25 @@ class RegionCrossAttention(nn.Module):
 
         Args:
             queries: [F,K,E], in the dtype of the parameters (any floating dtype under autocast).
-            regions: [F,N,C], likewise; any strides in F and N.
-            key_position: [N,C], added to the (normalised) regions as keys and not as values.
-            region_mask: [F,N] bool, True where a region may be attended (the opposite of key_padding_mask). What a
-                masked region holds, NaN included, reaches neither output nor gradient. A frame without a region to
-                attend gives attention zero, so that its output is out_proj.bias; `nn.MultiheadAttention` gives NaN.
+            regions: [F,N,C], in the same dtype; any strides of F and N.
+            key_position: [N,C], added to the (normalized) regions as keys but not as values.
+            region_mask: [F,N] bool, True where a region may be attended (the opposite of key_padding_mask). The
+                contents of masked regions, even NaN, affect neither output nor gradients. A frame with no region to
+                attend has zero attention, so its output is out_proj.bias; `nn.MultiheadAttention` returns NaN.
             return_map: also return the attention weights; in training with dropout, the weights after dropout.
             route: "folded", "projected", or None for the cheaper one (`cheaper_route`).
-            backend: the backend of `region_attention`; naming one takes the folded route.
+            backend: the backend of `region_attention`; naming one selects the folded route.
 
         Returns:
             The output [F,K,E], and the map of every head [F,H,K,N] or None.
 
         Raises:
-            TypeError: an argument of the wrong type or dtype.
-            ValueError: an argument of the wrong shape, device or value, or a backend that cannot serve these tensors.
+            TypeError: if an argument has the wrong type or dtype.
+            ValueError: if an argument has the wrong shape, device or value, or the backend does not support it.
         """
         self._check(queries, regions, key_position, region_mask, return_map, route, backend)
+        if route is None and backend is not None:
+            route = "folded"
         if route is None:
             route = cheaper_route(
                 queries=queries.shape[1],
@@ -165,7 +187,6 @@ class RegionCrossAttention(nn.Module):
                 embed_dim=self.embed_dim,
                 num_heads=self.num_heads,
             )
-            route = route if backend is None else "folded"
         if route == "folded":
             attended, weights = self._folded(queries, regions, key_position, region_mask, return_map, backend)
         else:
@@ -173,7 +194,7 @@ class RegionCrossAttention(nn.Module):
         return self.out_proj(attended), weights
 
     def extra_repr(self) -> str:
-        """The arguments of the constructor."""
+        """Return the constructor arguments."""
         return (
             f"embed_dim={self.embed_dim}, num_heads={self.num_heads}, region_dim={self.region_dim}, "
             f"bias={self.in_proj_bias is not None}, dropout={self.dropout}, norm_regions={self.norm_regions}"
@@ -188,31 +209,30 @@ class RegionCrossAttention(nn.Module):
         return_map: bool,
         backend: str | None,
     ) -> tuple[Tensor, Tensor | None]:
-        """(softmax((q W_K) xᵀ) x) W_Vᵀ: regrouped so that W_K meets the queries and W_V the pooled regions."""
+        """Compute (softmax((q W_K) xᵀ) x) W_Vᵀ: W_K is applied to the queries, and W_V to the pooled regions."""
         w_q, w_k, w_v, b_q, b_v = self._projections()
         frames, count = queries.shape[:2]
         q = F.linear(queries, w_q, b_q).unflatten(-1, (self.num_heads, -1))  # [F, K, H, D]
         rows = torch.einsum("fkhd,hdc->fhkc", q, w_k.unflatten(0, (self.num_heads, -1))).flatten(1, 2)  # [F, H·K, C]
-        options: dict[str, Any] = {"scale": q.shape[-1] ** -0.5, "key_position": key_position, "backend": backend}
-        # W_K's bias would add q · b_K to every score of a row. The softmax is blind to that: its gradient is 0.
-        weights: Tensor | None = None
+        scale = q.shape[-1] ** -0.5
+        # The bias of W_K would add the constant q · b_K to all scores of a row, which does not change the softmax.
         if self.training and self.dropout > 0.0:
             regions = self._prepare(regions, region_mask)
-            _, weights = region_attention(rows, regions, region_mask=region_mask, return_map=True, **options)
+            arguments = Arguments(rows, regions, key_position, region_mask, scale, None, return_map=True)
+            _, weights = attend(arguments, backend)
+            assert weights is not None
             weights = F.dropout(weights, self.dropout)
             pooled = torch.bmm(weights, regions.to(weights.dtype))
             total: Tensor | None = weights.sum(-1).view(frames, self.num_heads, count).transpose(1, 2)  # [F, K, H]
         else:
-            options["layer_norm_eps"] = LAYER_NORM_EPS if self.norm_regions else None
-            if return_map:
-                pooled, weights = region_attention(rows, regions, region_mask=region_mask, return_map=True, **options)
-            else:
-                pooled = region_attention(rows, regions, region_mask=region_mask, **options)
+            eps = LAYER_NORM_EPS if self.norm_regions else None
+            arguments = Arguments(rows, regions, key_position, region_mask, scale, eps, return_map)
+            pooled, weights = attend(arguments, backend)
             total = None if region_mask is None else region_mask.any(1)[:, None, None].to(pooled.dtype)
         pooled = pooled.unflatten(1, (self.num_heads, count))  # [F, H, K, C]
         attended = torch.einsum("fhkc,hdc->fkhd", pooled, w_v.unflatten(0, (self.num_heads, -1)))
         if b_v is not None and regions.shape[1] > 0:
-            # Weighted as the regions are: by 1, unless dropout changed the sum or there is nothing to attend.
+            # Scaled by the sum of the weights: 1, unless dropout changed it or all regions are masked.
             bias = b_v.unflatten(0, (self.num_heads, -1))  # [H, D]
             attended = attended + (bias if total is None else bias * total[..., None])
         if not return_map or weights is None:
@@ -227,7 +247,7 @@ class RegionCrossAttention(nn.Module):
         region_mask: Tensor | None,
         return_map: bool,
     ) -> tuple[Tensor, Tensor | None]:
-        """Keys and values of every region, as `nn.MultiheadAttention` does it."""
+        """Project every region to a key and a value, like `nn.MultiheadAttention`."""
         w_q, w_k, w_v, b_q, b_v = self._projections()
         regions = self._prepare(regions, region_mask)
         keys = F.linear(regions, w_k)
@@ -249,7 +269,7 @@ class RegionCrossAttention(nn.Module):
             weights = F.dropout(weights, dropout)
             attended = torch.matmul(weights, v)
         else:
-            # A frame without a region attends to all (they are zeroed) and its result is dropped: 0 without any 0/0.
+            # A fully masked frame attends to all of its zeroed regions, and its result is set to 0: no 0/0 occurs.
             attended_mask = empty = None
             if region_mask is not None:
                 empty = ~region_mask.any(1)[:, None, None, None]
@@ -260,13 +280,13 @@ class RegionCrossAttention(nn.Module):
         return attended.transpose(1, 2).flatten(2), weights
 
     def _prepare(self, regions: Tensor, region_mask: Tensor | None) -> Tensor:
-        """The regions as a projection or a plain product may read them: masked ones zero, normalised if asked for."""
+        """Set masked regions to zero and apply the LayerNorm, as required before a plain matrix product."""
         if region_mask is not None:
             regions = regions.masked_fill(~region_mask[:, :, None], 0)
         return F.layer_norm(regions, regions.shape[-1:], eps=LAYER_NORM_EPS) if self.norm_regions else regions
 
     def _projections(self) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
-        """W_Q [E,E], W_K [E,C], W_V [E,C], b_Q [E] and b_V [E]."""
+        """Return W_Q [E,E], W_K [E,C], W_V [E,C], b_Q [E] and b_V [E]."""
         if self.in_proj_weight is not None:
             w_q, w_k, w_v = self.in_proj_weight.chunk(3)
         else:
@@ -309,13 +329,13 @@ class RegionCrossAttention(nn.Module):
             check_choice(_NAME, "route", route, ROUTES)
         if route == "projected" and backend is not None:
             raise ValueError(
-                f"{_NAME}: backend is {backend!r} with route='projected', which runs no kernel of this package; "
-                "leave out one of the two"
+                f"{_NAME}: backend is {backend!r} with route='projected', which does not use region_attention; "
+                "pass only one of them"
             )
 
 
 def _join_separate_projections(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
-    """Where the module holds one in_proj_weight, stack the separate projections that a state dict may have instead."""
+    """Stack separate projections of a state dict if the module has a single in_proj_weight."""
     names = [f"{prefix}{letter}_proj_weight" for letter in "qkv"]
     if module.in_proj_weight is not None and all(name in state_dict for name in names):
         state_dict[f"{prefix}in_proj_weight"] = torch.cat([state_dict.pop(name) for name in names])

@@ -1,5 +1,8 @@
-"""The backward pass. With p the weights, o the output and do its gradient, the gradient of a score is
-p · (do xᵀ - delta) · scale, where delta = Σ_n p · (do xᵀ) = do · o of each row."""
+"""Triton backward kernels of region attention.
+
+With p the weights, o the output and do its gradient, the gradient of a score is p · (do xᵀ - delta) · scale, where
+delta = Σ_n p · (do xᵀ) = do · o per row.
+"""
 
 # mypy: ignore-errors
 from __future__ import annotations
@@ -7,23 +10,26 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from art_kernels.region_attention.kernels.tile import SIZES, chunk, key, tile_at, value
 from art_kernels._core.rows import load_chunk, load_rows, rows_at, store_chunk, zeros
+from art_kernels.region_attention.forward import SIZES, chunk, key, tile_at, value
 
 
 @triton.jit
 def _products(
     queries, grads, regions, positions, b_q, b_do, b_x, mean, rstd, C: tl.constexpr, BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr, CHUNKS: tl.constexpr, POSITION: tl.constexpr,
-    NORMALIZE: tl.constexpr, HOLD: tl.constexpr, PRECISION: tl.constexpr,
+    NORMALIZE: tl.constexpr, KEEP_IN_REGS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Of a block of rows and a tile: q (x + position)ᵀ, q xᵀ and do xᵀ [BLOCK_M, BLOCK_N], the second for the
-    normalisation only; Σ_c q and Σ_c do [BLOCK_M]."""
+    """Products of a block of rows and a tile, accumulated over the channels.
+
+    Returns q (x + position)ᵀ, q xᵀ (used by the LayerNorm gradient only) and do xᵀ, each [BLOCK_M, BLOCK_N]; and Σ_c q
+    and Σ_c do, each [BLOCK_M].
+    """
     b_qx = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     b_scores = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     b_dox = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     b_q_sum, b_do_sum = tl.zeros([BLOCK_M], tl.float32), tl.zeros([BLOCK_M], tl.float32)
-    if HOLD:
+    if KEEP_IN_REGS:
         for i in tl.static_range(CHUNKS):
             b_scores, b_qx, b_dox, b_q_sum, b_do_sum = _add_products(
                 b_scores, b_qx, b_dox, b_q_sum, b_do_sum, b_q[i], b_do[i], b_x[i], positions, i, C, BLOCK_C, CHUNKS,
@@ -33,7 +39,7 @@ def _products(
         for k in range(CHUNKS):
             b_qk = load_chunk(queries, k, C, BLOCK_C, CHUNKS)
             b_dok = load_chunk(grads, k, C, BLOCK_C, CHUNKS)
-            b_xk = value(regions, b_x, mean, rstd, 0, k, NORMALIZE, HOLD, C, BLOCK_C, CHUNKS)
+            b_xk = value(regions, b_x, mean, rstd, 0, k, NORMALIZE, KEEP_IN_REGS, C, BLOCK_C, CHUNKS)
             b_scores, b_qx, b_dox, b_q_sum, b_do_sum = _add_products(
                 b_scores, b_qx, b_dox, b_q_sum, b_do_sum, b_qk, b_dok, b_xk, positions, k, C, BLOCK_C, CHUNKS,
                 POSITION, NORMALIZE, PRECISION,
@@ -48,7 +54,7 @@ def _add_products(
     b_scores, b_qx, b_dox, b_q_sum, b_do_sum, b_q, b_do, b_x, positions, k, C: tl.constexpr, BLOCK_C: tl.constexpr,
     CHUNKS: tl.constexpr, POSITION: tl.constexpr, NORMALIZE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """The sums of :func:`_products` with chunk k added."""
+    """Add chunk k to the sums of :func:`_products`."""
     if POSITION and NORMALIZE:
         b_qx = tl.dot(b_q, tl.trans(b_x), b_qx, input_precision=PRECISION)
     b_key = key(b_x, positions, k, POSITION, C, BLOCK_C, CHUNKS)
@@ -64,11 +70,11 @@ def _add_products(
 def _weights(
     b_scores, b_dox, p_softmax, p_grad_map, row, m_m, m_n, N, o_n, scale, GRAD_MAP: tl.constexpr
 ):  # fmt: skip
-    """The weights and their gradient, [BLOCK_M, BLOCK_N] in float32."""
-    # Highest score and sum, as the softmax takes them, and not the logarithm of the sum, which would cost a digit.
+    """Return the weights and their gradient, [BLOCK_M, BLOCK_N] in float32."""
+    # Maximum and sum instead of a log-sum-exp, whose rounding would cost one digit.
     b_highest = tl.load(p_softmax + 2 * row, mask=m_m, other=0.0)
     b_total = tl.load(p_softmax + 2 * row + 1, mask=m_m, other=1.0)
-    b_total = tl.where(b_total > 0, b_total, 1.0)  # a row with nothing to attend has no region in the mask
+    b_total = tl.where(b_total > 0, b_total, 1.0)  # a fully masked row
     m_pair = m_m[:, None] & m_n[None, :]
     b_weights = tl.where(m_pair, tl.exp(b_scores * scale - b_highest[:, None]) / b_total[:, None], 0.0)
     if GRAD_MAP:
@@ -78,23 +84,23 @@ def _weights(
 
 @triton.jit
 def _weights_and_scores(
-    b_scores, b_dox, p_softmax, p_delta, p_grad_map, p_grad_scores, row, m_m, m_n, N, end, o_n, part, scale,
+    b_scores, b_dox, p_softmax, p_delta, p_grad_map, p_grad_scores, row, m_m, m_n, N, end, o_n, channel_split, scale,
     GRAD_MAP: tl.constexpr, GRAD_SCORES: tl.constexpr,
 ):  # fmt: skip
-    """The weights and the gradient of q (x + position)ᵀ, [BLOCK_M, BLOCK_N] in float32."""
+    """Return the weights and the gradient of q (x + position)ᵀ, [BLOCK_M, BLOCK_N] in float32."""
     b_weights, b_grad = _weights(b_scores, b_dox, p_softmax, p_grad_map, row, m_m, m_n, N, o_n, scale, GRAD_MAP)
     b_delta = tl.load(p_delta + row, mask=m_m, other=0.0)
     b_ds = b_weights * (b_grad - b_delta[:, None]) * scale
     if GRAD_SCORES:
         p_pair = p_grad_scores + row[:, None] * N + o_n[None, :]
-        m_pair = m_m[:, None] & (o_n < end)[None, :] & (part == 0)
+        m_pair = m_m[:, None] & (o_n < end)[None, :] & (channel_split == 0)
         tl.store(p_pair, b_ds.to(p_grad_scores.dtype.element_ty), mask=m_pair)
     return b_weights, b_ds
 
 
 @triton.jit
 def _norm_sums(b_p, b_ds, b_qx, b_dox, b_q_sum, b_do_sum):
-    """Σ_c dx̂ and Σ_c dx̂ x̂ of each region, for dx̂ = dsᵀ q + pᵀ do, from sums over c that are there already."""
+    """Return Σ_c dx̂ and Σ_c dx̂ x̂ per region, with dx̂ = dsᵀ q + pᵀ do, from sums over c computed earlier."""
     b_ds, b_p = b_ds.to(tl.float32), b_p.to(tl.float32)
     b_sum = tl.sum(b_ds * b_q_sum[:, None] + b_p * b_do_sum[:, None], 0)
     return b_sum, tl.sum(b_ds * b_qx + b_p * b_dox, 0)
@@ -105,7 +111,7 @@ def _store_gradient(
     grad_regions, b_dx, b_x, b_sum, b_product, b_rstd, m_n, k, C: tl.constexpr, BLOCK_C: tl.constexpr,
     CHUNKS: tl.constexpr, NORMALIZE: tl.constexpr,
 ):  # fmt: skip
-    """Chunk k of the gradient of a tile, through the normalisation where there is one; masked regions get zero."""
+    """Store chunk k of the gradient of a tile, through the LayerNorm with NORMALIZE; masked regions get zero."""
     if NORMALIZE:
         b_dx -= b_sum[:, None] / C + b_x.to(tl.float32) * (b_product / C)[:, None]
         b_dx *= b_rstd[:, None]
@@ -126,7 +132,7 @@ def delta_kernel(
     eps,
     M,
     N,
-    regions_a_split,
+    regions_per_split,
     splits,
     stride_query_frame,
     stride_query_row,
@@ -147,10 +153,10 @@ def delta_kernel(
     GRAD_MAP: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Delta of a block of rows as Σ_n weight · (gradient of the weight) over the regions of one split: delta[s,F,M].
+    """Compute delta[s,F,M] of a block of rows as Σ_n weight · (gradient of the weight) over the regions of split s.
 
-    It is do · o too. But where one weight is near 1, the gradient of its score is the small difference of do xᵀ and
-    delta: it keeps its digits only if delta has the rounding errors of the very products that it is taken from.
+    Mathematically this is do · o. But if one weight is close to 1, the gradient of its score is the small difference
+    between do xᵀ and delta, which is accurate only if delta has the rounding errors of the same products.
     """
     split = tl.program_id(0) % splits
     row_blocks = tl.cdiv(M, BLOCK_M)
@@ -166,8 +172,8 @@ def delta_kernel(
     grads = rows_at(p_grad_output + frame * M * C, o_m, m_m, C, 1)
 
     b_delta = tl.zeros([BLOCK_M], tl.float32)
-    begin = split * regions_a_split
-    end = tl.minimum(begin + regions_a_split, N)
+    begin = split * regions_per_split
+    end = tl.minimum(begin + regions_per_split, N)
     for start in range(begin, end, BLOCK_N):
         o_n, m_n, regions, positions, b_x, mean, rstd = tile_at(
             p_regions, p_position, p_mask, start, end, stride_region, stride_position, stride_mask, eps,
@@ -201,7 +207,7 @@ def backward_kernel(
     eps,
     M,
     N,
-    regions_a_split,
+    regions_per_split,
     splits,
     stride_query_frame,
     stride_query_row,
@@ -215,7 +221,7 @@ def backward_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_C: tl.constexpr,
     CHUNKS: tl.constexpr,
-    PARTS: tl.constexpr,
+    CHANNEL_SPLITS: tl.constexpr,
     ALIGN: tl.constexpr,
     POSITION: tl.constexpr,
     MASK: tl.constexpr,
@@ -223,20 +229,20 @@ def backward_kernel(
     GRAD_MAP: tl.constexpr,
     GRAD_REGIONS: tl.constexpr,
     GRAD_SCORES: tl.constexpr,
-    HOLD: tl.constexpr,
+    KEEP_IN_REGS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """All rows of one frame, which one block holds, over the regions of one split; of the gradients, one part.
+    """Gradients of one frame whose rows fit in one block, over the regions of one split, for one channel split.
 
-    Writes the whole gradient of its regions to grad_regions[F,N,C], its share of that of the queries to
-    grad_queries[s,F,M,C], and with GRAD_SCORES the gradient of q (x + position)ᵀ to grad_scores[F,M,N].
+    Writes the complete gradient of its regions to grad_regions[F,N,C], the contribution of split s to the gradient of
+    the queries to grad_queries[s,F,M,C], and with GRAD_SCORES the gradient of q (x + position)ᵀ to grad_scores[F,M,N].
     """
-    OWN: tl.constexpr = CHUNKS // PARTS
-    part = tl.program_id(0) % PARTS
-    first = part * OWN
-    split = (tl.program_id(0) // PARTS) % splits
-    frame = (tl.program_id(0) // (PARTS * splits)).to(tl.int64)
-    frames = tl.num_programs(0) // (PARTS * splits)
+    OWN_CHUNKS: tl.constexpr = CHUNKS // CHANNEL_SPLITS
+    channel_split = tl.program_id(0) % CHANNEL_SPLITS
+    first = channel_split * OWN_CHUNKS
+    split = (tl.program_id(0) // CHANNEL_SPLITS) % splits
+    frame = (tl.program_id(0) // (CHANNEL_SPLITS * splits)).to(tl.int64)
+    frames = tl.num_programs(0) // (CHANNEL_SPLITS * splits)
     p_regions += frame * stride_region_frame * ALIGN
     if MASK:
         p_mask += frame * stride_mask_frame
@@ -245,24 +251,24 @@ def backward_kernel(
     queries = rows_at(p_queries + frame * stride_query_frame * ALIGN, o_m, m_m, stride_query_row, ALIGN)
     grads = rows_at(p_grad_output + frame * M * C, o_m, m_m, C, 1)
 
-    b_dq = zeros(OWN, BLOCK_M, BLOCK_C)
-    begin = split * regions_a_split
-    end = tl.minimum(begin + regions_a_split, N)
+    b_dq = zeros(OWN_CHUNKS, BLOCK_M, BLOCK_C)
+    begin = split * regions_per_split
+    end = tl.minimum(begin + regions_per_split, N)
     for start in range(begin, end, BLOCK_N):
         o_n, m_n, regions, positions, b_x, mean, rstd = tile_at(
             p_regions, p_position, p_mask, start, end, stride_region, stride_position, stride_mask, eps,
-            C, BLOCK_N, BLOCK_C, CHUNKS, ALIGN, POSITION, MASK, NORMALIZE, HOLD,
+            C, BLOCK_N, BLOCK_C, CHUNKS, ALIGN, POSITION, MASK, NORMALIZE, KEEP_IN_REGS,
         )  # fmt: skip
         b_q, b_do = (), ()
-        if HOLD:
+        if KEEP_IN_REGS:
             b_q, b_do = load_rows(queries, C, BLOCK_C, CHUNKS), load_rows(grads, C, BLOCK_C, CHUNKS)
         b_scores, b_qx, b_dox, b_q_sum, b_do_sum = _products(
             queries, grads, regions, positions, b_q, b_do, b_x, mean, rstd, C, BLOCK_M, BLOCK_N, BLOCK_C, CHUNKS,
-            POSITION, NORMALIZE, HOLD, PRECISION,
+            POSITION, NORMALIZE, KEEP_IN_REGS, PRECISION,
         )  # fmt: skip
         b_p, b_ds = _weights_and_scores(
             b_scores, b_dox, p_softmax, p_delta, p_grad_map, p_grad_scores, frame * M + o_m, m_m, m_n, N, end, o_n,
-            part, scale, GRAD_MAP, GRAD_SCORES,
+            channel_split, scale, GRAD_MAP, GRAD_SCORES,
         )  # fmt: skip
         b_p, b_ds = b_p.to(p_regions.dtype.element_ty), b_ds.to(p_regions.dtype.element_ty)
         b_sum, b_product = 0.0, 0.0
@@ -272,11 +278,11 @@ def backward_kernel(
             if NORMALIZE:
                 b_sum, b_product = _norm_sums(b_p, b_ds, b_qx, b_dox, b_q_sum, b_do_sum)
         b_next = ()
-        for i in tl.static_range(OWN):
-            b_xi = value(regions, b_x, mean, rstd, i, first + i, NORMALIZE, HOLD, C, BLOCK_C, CHUNKS)
+        for i in tl.static_range(OWN_CHUNKS):
+            b_xi = value(regions, b_x, mean, rstd, i, first + i, NORMALIZE, KEEP_IN_REGS, C, BLOCK_C, CHUNKS)
             if GRAD_REGIONS:
-                b_qi = chunk(queries, b_q, i, first + i, HOLD, C, BLOCK_C, CHUNKS)
-                b_doi = chunk(grads, b_do, i, first + i, HOLD, C, BLOCK_C, CHUNKS)
+                b_qi = chunk(queries, b_q, i, first + i, KEEP_IN_REGS, C, BLOCK_C, CHUNKS)
+                b_doi = chunk(grads, b_do, i, first + i, KEEP_IN_REGS, C, BLOCK_C, CHUNKS)
                 b_dx = tl.dot(tl.trans(b_ds), b_qi, input_precision=PRECISION)
                 b_dx = tl.dot(tl.trans(b_p), b_doi, b_dx, input_precision=PRECISION)
                 _store_gradient(
@@ -287,12 +293,12 @@ def backward_kernel(
         b_dq = b_next
 
     grad_queries = rows_at(p_grad_queries + (split * frames + frame) * M * C, o_m, m_m, C, 1)
-    for i in tl.static_range(OWN):
+    for i in tl.static_range(OWN_CHUNKS):
         store_chunk(grad_queries, first + i, b_dq[i], C, BLOCK_C, CHUNKS)
 
 
 @triton.jit(do_not_specialize=SIZES)
-def backward_many_rows_kernel(
+def backward_multi_block_kernel(
     p_queries,
     p_regions,
     p_position,
@@ -308,7 +314,7 @@ def backward_many_rows_kernel(
     eps,
     M,
     N,
-    regions_a_split,
+    regions_per_split,
     splits,
     stride_query_frame,
     stride_query_row,
@@ -322,7 +328,7 @@ def backward_many_rows_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_C: tl.constexpr,
     CHUNKS: tl.constexpr,
-    PARTS: tl.constexpr,
+    CHANNEL_SPLITS: tl.constexpr,
     ALIGN: tl.constexpr,
     POSITION: tl.constexpr,
     MASK: tl.constexpr,
@@ -332,17 +338,17 @@ def backward_many_rows_kernel(
     GRAD_SCORES: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """As :func:`backward_kernel`, for rows that take several blocks.
+    """Multi-block version of :func:`backward_kernel`, for rows that do not fit in one block.
 
-    The gradient of a tile of regions stays in registers over all blocks of rows; that of the queries is added up, tile
-    by tile, in the program's own part of grad_queries[s,F,M,C] in float32, which no other program touches.
+    The gradient of a tile of regions stays in registers over all blocks of rows. The gradient of the queries is
+    accumulated tile by tile in float32 in grad_queries[s,F,M,C], where each program owns its channels.
     """
-    OWN: tl.constexpr = CHUNKS // PARTS
-    part = tl.program_id(0) % PARTS
-    first = part * OWN
-    split = (tl.program_id(0) // PARTS) % splits
-    frame = (tl.program_id(0) // (PARTS * splits)).to(tl.int64)
-    frames = tl.num_programs(0) // (PARTS * splits)
+    OWN_CHUNKS: tl.constexpr = CHUNKS // CHANNEL_SPLITS
+    channel_split = tl.program_id(0) % CHANNEL_SPLITS
+    first = channel_split * OWN_CHUNKS
+    split = (tl.program_id(0) // CHANNEL_SPLITS) % splits
+    frame = (tl.program_id(0) // (CHANNEL_SPLITS * splits)).to(tl.int64)
+    frames = tl.num_programs(0) // (CHANNEL_SPLITS * splits)
     p_queries += frame * stride_query_frame * ALIGN
     p_regions += frame * stride_region_frame * ALIGN
     p_grad_output += frame * M * C
@@ -350,15 +356,15 @@ def backward_many_rows_kernel(
     if MASK:
         p_mask += frame * stride_mask_frame
 
-    begin = split * regions_a_split
-    end = tl.minimum(begin + regions_a_split, N)
+    begin = split * regions_per_split
+    end = tl.minimum(begin + regions_per_split, N)
     for start in range(begin, end, BLOCK_N):
         o_n, m_n, regions, positions, b_x, mean, rstd = tile_at(
             p_regions, p_position, p_mask, start, end, stride_region, stride_position, stride_mask, eps,
             C, BLOCK_N, BLOCK_C, CHUNKS, ALIGN, POSITION, MASK, NORMALIZE, False,
         )  # fmt: skip
         b_sum, b_product = tl.zeros([BLOCK_N], tl.float32), tl.zeros([BLOCK_N], tl.float32)
-        b_dx = zeros(OWN if GRAD_REGIONS else 0, BLOCK_N, BLOCK_C)
+        b_dx = zeros(OWN_CHUNKS if GRAD_REGIONS else 0, BLOCK_N, BLOCK_C)
 
         for first_row in range(0, M, BLOCK_M):
             o_m = first_row + tl.arange(0, BLOCK_M)
@@ -371,7 +377,7 @@ def backward_many_rows_kernel(
             )  # fmt: skip
             b_p, b_ds = _weights_and_scores(
                 b_scores, b_dox, p_softmax, p_delta, p_grad_map, p_grad_scores, frame * M + o_m, m_m, m_n, N, end, o_n,
-                part, scale, GRAD_MAP, GRAD_SCORES,
+                channel_split, scale, GRAD_MAP, GRAD_SCORES,
             )  # fmt: skip
             b_p, b_ds = b_p.to(p_regions.dtype.element_ty), b_ds.to(p_regions.dtype.element_ty)
             if GRAD_REGIONS and NORMALIZE:
@@ -379,15 +385,15 @@ def backward_many_rows_kernel(
                 b_sum += b_more
                 b_product += b_more_product
             b_next = ()
-            for i in tl.static_range(OWN if GRAD_REGIONS else 0):
+            for i in tl.static_range(OWN_CHUNKS if GRAD_REGIONS else 0):
                 b_qi = load_chunk(queries, first + i, C, BLOCK_C, CHUNKS)
                 b_doi = load_chunk(grads, first + i, C, BLOCK_C, CHUNKS)
                 b_next_dx = tl.dot(tl.trans(b_ds), b_qi, b_dx[i], input_precision=PRECISION)
                 b_next = b_next + (tl.dot(tl.trans(b_p), b_doi, b_next_dx, input_precision=PRECISION),)
-            m_later = m_m & (tl.zeros_like(o_m) + start > begin)  # the first tile finds nothing yet
+            m_later = m_m & (tl.zeros_like(o_m) + start > begin)  # the first tile has nothing to add to
             before = rows_at(p_grad_queries, o_m, m_later, C, 1)
             after = rows_at(p_grad_queries, o_m, m_m, C, 1)
-            for k in range(first, first + OWN):
+            for k in range(first, first + OWN_CHUNKS):
                 b_dq = load_chunk(before, k, C, BLOCK_C, CHUNKS)
                 b_xk = value(regions, b_x, mean, rstd, 0, k, NORMALIZE, False, C, BLOCK_C, CHUNKS)
                 b_key = key(b_xk, positions, k, POSITION, C, BLOCK_C, CHUNKS)
@@ -398,7 +404,7 @@ def backward_many_rows_kernel(
 
         if GRAD_REGIONS:
             grad_regions = rows_at(p_grad_regions + frame * N * C, o_n, o_n < end, C, 1)
-            for i in tl.static_range(OWN):
+            for i in tl.static_range(OWN_CHUNKS):
                 b_xi = value(regions, b_x, mean, rstd, 0, first + i, NORMALIZE, False, C, BLOCK_C, CHUNKS)
                 _store_gradient(
                     grad_regions, b_dx[i], b_xi, b_sum, b_product, rstd, m_n, first + i, C, BLOCK_C, CHUNKS, NORMALIZE

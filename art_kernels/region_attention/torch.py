@@ -1,0 +1,152 @@
+"""Region attention with PyTorch operators, processing blocks of frames and rows.
+
+A block is small enough that its intermediate tensors (normalized regions, keys, scores) stay in cache and never reach
+the size of the inputs. The map is not saved for the backward pass, which recomputes the weights. Within a block, the
+regions are read in place, and the two terms of their gradient, dSᵀ q + Pᵀ dO, are one product of concatenated factors,
+written directly into the gradient.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from art_kernels._core.precision import accumulation_dtype, at_least_float32
+from art_kernels.region_attention.reference import Arguments
+
+#: Maximum bytes of regions and scores in a block: about the cache size on a CPU, enough to fill the device on a GPU.
+BLOCK_BYTES = {"cpu": 12 << 20, "cuda": 256 << 20}
+
+
+def forward(*fields: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """Return output [F,M,C], no softmax statistics, and the map [F,M,N], without elements if it was not requested."""
+    queries, regions, key_position, region_mask, scale, layer_norm_eps, return_map = arguments = Arguments(*fields)
+    output, softmax, weights = fake(arguments)
+    for frames, row_blocks in _blocks(queries, regions):
+        mask = None if region_mask is None else region_mask[frames]
+        values, _, _ = _normalize(regions[frames], mask, layer_norm_eps)
+        keys = values if key_position is None else values + key_position
+        for rows in row_blocks:
+            block = _softmax(_scores(queries[frames, rows], keys, scale), mask).to(values.dtype)
+            output[frames, rows] = torch.bmm(block, values)
+            if return_map:
+                weights[frames, rows] = block
+        del values, keys  # free the memory before the next block allocates its own
+    return output, softmax, weights
+
+
+def fake(arguments: Arguments) -> tuple[Tensor, Tensor, Tensor]:
+    """Return uninitialized outputs of :func:`forward`."""
+    queries = arguments.queries
+    frames, rows, _ = queries.shape
+    return (
+        torch.empty(queries.shape, dtype=queries.dtype, device=queries.device),
+        torch.empty(0, dtype=torch.float32, device=queries.device),
+        queries.new_empty((frames, rows, arguments.regions.shape[1]) if arguments.return_map else (0,)),
+    )
+
+
+def backward(
+    grads: Sequence[Tensor | None], arguments: Arguments, saved: Sequence[Tensor], needs: Sequence[bool]
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Return the gradients of queries, regions and key_position, each in the dtype of its argument."""
+    queries, regions, key_position, region_mask, scale, layer_norm_eps, return_map = arguments
+    grad_output, grad_map = grads
+    if grad_output is None:
+        grad_output = torch.zeros_like(queries)
+    _, needs_regions, needs_position = needs
+    grad_queries = torch.empty(queries.shape, dtype=queries.dtype, device=queries.device)
+    grad_regions = None
+    if needs_regions:
+        grad_regions = torch.empty(regions.shape, dtype=regions.dtype, device=regions.device)
+        if queries.shape[1] == 0:
+            grad_regions.zero_()
+    grad_position = None
+    if needs_position:
+        grad_position = regions.new_zeros(regions.shape[1:], dtype=accumulation_dtype(queries.dtype))
+    for frames, row_blocks in _blocks(queries, regions):
+        mask = None if region_mask is None else region_mask[frames]
+        values, mean, rstd = _normalize(regions[frames], mask, layer_norm_eps)
+        keys = values if key_position is None else values + key_position
+        for index, rows in enumerate(row_blocks):
+            q, do = queries[frames, rows], grad_output[frames, rows]
+            weights = _softmax(_scores(q, keys, scale), mask)
+            grad_scores = at_least_float32(torch.bmm(do, values.mT))  # of the weights; below, in place, of the scores
+            if grad_map is not None and return_map:
+                grad_scores.add_(grad_map[frames, rows])
+            inner = (grad_scores * weights).sum(-1, keepdim=True)
+            grad_scores = grad_scores.sub_(inner).mul_(weights).mul_(scale).to(values.dtype)  # of q · key
+            grad_queries[frames, rows] = torch.bmm(grad_scores, keys)
+            if grad_position is not None:
+                grad_position += grad_scores.flatten(0, 1).mT @ q.flatten(0, 1)
+            if grad_regions is not None:
+                left = torch.cat([grad_scores, weights.to(values.dtype)], 1)  # [frames, 2 rows, N]
+                del grad_scores, weights
+                right = torch.cat([q, do], 1)  # [frames, 2 rows, C]
+                grad_values = grad_regions[frames]
+                torch.baddbmm(grad_values, left.mT, right, beta=min(index, 1), out=grad_values)
+                del left, right
+        del values, keys  # the LayerNorm gradient allocates as much
+        if grad_regions is not None and layer_norm_eps is not None:
+            grad_regions[frames] = torch.ops.aten.native_layer_norm_backward(
+                grad_regions[frames], _zero_masked(regions[frames], mask), regions.shape[-1:], mean, rstd,
+                None, None, [True, False, False],
+            )[0]  # fmt: skip
+        if grad_regions is not None and mask is not None:
+            grad_regions[frames].masked_fill_(~mask[:, :, None], 0)
+    if grad_position is not None:
+        grad_position = grad_position.to(regions.dtype)
+    return grad_queries, grad_regions, grad_position
+
+
+def _blocks(queries: Tensor, regions: Tensor) -> Iterator[tuple[slice, list[slice]]]:
+    """Yield slices of frames, each with its slices of rows, such that a block's regions and scores fit the bound."""
+    frames, rows, channels = queries.shape
+    count, size = regions.shape[1], queries.element_size()
+    if frames == 0:
+        return
+    bound = BLOCK_BYTES.get(queries.device.type, BLOCK_BYTES["cuda"])
+    rows_per_block = min(rows, max(16, channels))  # keeps the scores no larger than the regions
+    bytes_per_frame = count * (channels * size + rows_per_block * 4)
+    frames_per_block = max(1, bound // max(1, bytes_per_frame))
+    if 1 < frames_per_block < frames:
+        frames_per_block = math.ceil(frames / math.ceil(frames / frames_per_block))  # blocks of equal size
+    row_blocks = [slice(start, start + rows_per_block) for start in range(0, rows, max(1, rows_per_block))]
+    for start in range(0, frames, frames_per_block):
+        yield slice(start, start + frames_per_block), row_blocks
+
+
+def _normalize(
+    regions: Tensor, mask: Tensor | None, layer_norm_eps: float | None
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Return the values, and with LayerNorm the mean and 1 / standard deviation of each region."""
+    regions = _zero_masked(regions, mask)
+    if layer_norm_eps is None:
+        return regions, None, None
+    return torch.native_layer_norm(regions, regions.shape[-1:], None, None, layer_norm_eps)
+
+
+def _zero_masked(regions: Tensor, mask: Tensor | None) -> Tensor:
+    """Set masked regions to zero, because a weight of zero does not cancel NaN or inf."""
+    return regions if mask is None else regions.masked_fill(~mask[:, :, None], 0)
+
+
+def _scores(queries: Tensor, keys: Tensor, scale: float) -> Tensor:
+    """Compute q keyᵀ scale, in at least float32."""
+    if queries.dtype == torch.float16:
+        # Scaled inside the product, where the accumulator is float32: the unscaled product could overflow float16.
+        return torch.baddbmm(queries.new_empty(1, 1, 1), queries, keys.mT, beta=0, alpha=scale).float()
+    return at_least_float32(torch.bmm(queries, keys.mT)).mul_(scale)
+
+
+def _softmax(scores: Tensor, mask: Tensor | None) -> Tensor:
+    """Compute the weights, with zero for masked regions."""
+    if mask is None:
+        return scores.softmax(-1)
+    # The lowest finite number instead of -inf, then zero, so that a fully masked frame is 0 and not 0/0.
+    masked = ~mask[:, None, :]
+    return scores.masked_fill(masked, torch.finfo(scores.dtype).min).softmax(-1).masked_fill_(masked, 0)
