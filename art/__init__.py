@@ -1,22 +1,38 @@
-"""Action-Region Tracking for fine-grained video action recognition, after the ART paper (arXiv 2511.21202)."""
+"""Action-Region Tracking (ART) for fine-grained video action recognition, after arXiv 2511.21202."""
 
 from __future__ import annotations
 
 import importlib
+import sys
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
+
+from art._deprecated import MovedModules
 
 if TYPE_CHECKING:
     from art.backbones import Features, build_backbone
     from art.model.art_model import ARTModel, ARTOutput
     from art.model.baseline import BackboneClassifier
+    from art.model.loading import VideoClassifier, build_model, load_model
     from art.model.options import ARTOptions
-    from art.model.pretrained import VideoClassifier, build_model, load_model
 
 try:
     __version__ = version("art-kernels")
-except PackageNotFoundError:  # imported from a source tree that is not installed
+except PackageNotFoundError:  # a source tree that is not installed
     __version__ = "0+source"
+
+# Names are imported on first use, so that `import art` and `art --help` do not load torch.
+_LAZY_EXPORTS = {
+    "ARTModel": "art.model.art_model",
+    "ARTOptions": "art.model.options",
+    "ARTOutput": "art.model.art_model",
+    "BackboneClassifier": "art.model.baseline",
+    "Features": "art.backbones",
+    "VideoClassifier": "art.model.loading",
+    "build_backbone": "art.backbones",
+    "build_model": "art.model.loading",
+    "load_model": "art.model.loading",
+}
 
 __all__ = [
     "ARTModel",
@@ -30,21 +46,11 @@ __all__ = [
     "load_model",
 ]
 
-_ROOMS = {
-    "ARTModel": "model.art_model",
-    "ARTOptions": "model.options",
-    "ARTOutput": "model.art_model",
-    "BackboneClassifier": "model.baseline",
-    "Features": "backbones",
-    "VideoClassifier": "model.pretrained",
-    "build_backbone": "backbones",
-    "build_model": "model.pretrained",
-    "load_model": "model.pretrained",
-}
+if not any(isinstance(finder, MovedModules) for finder in sys.meta_path):
+    sys.meta_path.insert(0, MovedModules())  # before the path finder, which would load a second copy
 
 
 def __getattr__(name: str) -> Any:
-    # Names are imported when they are first used: the command line answers before torch is loaded.
-    if name not in _ROOMS:
+    if name not in _LAZY_EXPORTS:
         raise AttributeError(f"module 'art' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"art.{_ROOMS[name]}"), name)
+    return getattr(importlib.import_module(_LAZY_EXPORTS[name]), name)

@@ -1,4 +1,4 @@
-"""``python -m art``: the command line."""
+"""Entry point of ``python -m art``."""
 
 from art.cli import main
 

@@ -1,9 +1,8 @@
-"""Backbones: modules that turn a video into visual tokens and one global feature, built by name."""
+"""Backbones: modules that compute visual tokens and a global feature of a video, built by name."""
 
-from art.backbones.clip import ClipViT
-from art.backbones.interface import Backbone, Features, backbone_names, build_backbone, register_backbone
+from art.backbones.base import Backbone, Features, backbone_names, build_backbone, register_backbone
+from art.backbones.image_vit import ClipViT, TimmViT
 from art.backbones.tea import TEA50
-from art.backbones.timm_vit import TimmViT
 from art.backbones.tiny import Tiny
 from art.backbones.transformers_video import TransformersVideo
 from art.backbones.uniformerv2 import UniFormerV2

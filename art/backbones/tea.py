@@ -1,11 +1,11 @@
-"""``tea50``: Res2Net-50 with motion excitation and multiple temporal aggregation (TEA), the paper's CNN.
+"""Backbone ``tea50``: Res2Net-50 with motion excitation and multiple temporal aggregation (TEA), the paper's CNN.
 
 Li, Ji, Shi, Zhang, Kang, Wang: "TEA: Temporal Excitation and Aggregation for Action Recognition", CVPR 2020,
-arXiv 2004.01398; on Gao et al.: "Res2Net: A New Multi-scale Backbone Architecture", TPAMI 2021, arXiv 1904.01169.
-Modules carry the names of the published parameters.
+arXiv 2004.01398; based on Gao et al.: "Res2Net: A New Multi-scale Backbone Architecture", TPAMI 2021, arXiv 1904.01169.
+Modules have the names of the published parameters.
 
-The frames of all clips lie in one batch ``[B·T, C, h, w]``, channels last, so that a convolution over time is a 2-D one
-on the same memory.
+The frames of all clips are one batch ``[B·T, C, h, w]`` in channels-last layout, in which a temporal convolution is a
+2-D convolution on the same memory.
 """
 
 from __future__ import annotations
@@ -21,20 +21,30 @@ from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from art.backbones.checkpoint import load_by_name, read_checkpoint
-from art.backbones.interface import Backbone, Features, as_unit_range, layered, register_backbone
+from art._deprecated import renamed_attribute
+from art.backbones.base import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Backbone,
+    Features,
+    group_params_by_layer,
+    load_by_name,
+    read_checkpoint,
+    register_backbone,
+    to_float01,
+)
 
 DEPTHS = (3, 4, 6, 3)
-SCALES = 4  # pieces of a block's channels
-WIDTH = 26  # channels of a piece in the first stage; each stage doubles them
-REDUCTION = 16  # of the channels in which motion is measured
-STRIDE = 32  # pixels between the cells of the last stage
+SCALES = 4  # groups that the channels of a block are split into
+WIDTH = 26  # channels per group in the first stage; doubled in each further stage
+REDUCTION = 16  # channel reduction of the motion excitation
+STRIDE = 32  # of the last stage, in pixels
 
 _log = logging.getLogger(__name__)
 
 
 class MotionExcitation(nn.Module):
-    """Scales each channel of a frame by how much it changes until the next frame (section 3.1 of TEA)."""
+    """Scale each channel of a frame by its change to the next frame (section 3.1 of the TEA paper)."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -46,24 +56,24 @@ class MotionExcitation(nn.Module):
         self.bn3 = nn.BatchNorm2d(channels)
 
     def forward(self, x: Float[Tensor, "bt c h w"], num_frames: int) -> Float[Tensor, "bt c h w"]:
-        """x · (½ + σ(motion)), where the motion is bn3(conv3(mean over space of conv2(next frame) − this frame)).
+        """Return x · (½ + σ(motion)) with motion = bn3(conv3(spatial mean of conv2(next frame) − this frame)).
 
-        ``num_frames`` is T; the last frame of a clip has no next one, and its difference is 0.
+        ``num_frames`` is T. The difference is 0 for the last frame of a clip.
         """
         narrow = self.bn1(self.conv1(x))
-        # The mean of a difference of pictures is the difference of their means, of which there are far fewer.
-        now, moved = (y.mean((2, 3)).unflatten(0, (-1, num_frames)) for y in (narrow, self.conv2(narrow)))
-        motion = F.pad(moved[:, 1:] - now[:, :-1], (0, 0, 0, 1))
+        # The mean of the difference is the difference of the means, which is cheaper.
+        current, shifted = (y.mean((2, 3)).unflatten(0, (-1, num_frames)) for y in (narrow, self.conv2(narrow)))
+        motion = F.pad(shifted[:, 1:] - current[:, :-1], (0, 0, 0, 1))
         return x * (0.5 + self.bn3(self.conv3(motion.flatten(0, 1)[..., None, None])).sigmoid())
 
 
 class TemporalConvolution(nn.Module):
-    """A convolution over three frames in each channel by itself, the published code's "shift".
+    """A depthwise convolution over three frames, the "shift" of the published code.
 
     Args:
         channels: C, even.
-        shifts: begin as the shift of TSM: the first half of the channels shows the next frame, the second half the one
-            before; otherwise begin as the identity.
+        shifts: initialize as the shift of TSM: the first half of the channels reads the next frame, the second half the
+            previous frame. If False, initialize as the identity.
     """
 
     def __init__(self, channels: int, *, shifts: bool) -> None:
@@ -78,8 +88,8 @@ class TemporalConvolution(nn.Module):
                 self.conv.weight[:, 0, 1] = 1
 
     def forward(self, x: Float[Tensor, "bt c h w"], num_frames: int) -> Float[Tensor, "bt c h w"]:
-        """``num_frames`` is T."""
-        # [B·T, C, h, w] seen as pictures [B, C, T, h·w], a view because channels are last.
+        """Convolve over time; ``num_frames`` is T."""
+        # View [B·T, C, h, w] as images [B, C, T, h·w]; no copy, because the layout is channels last.
         bt, c, h, w = x.shape
         clips = x.permute(0, 2, 3, 1).reshape(bt // num_frames, num_frames, h * w, c).permute(0, 3, 1, 2)
         clips = F.conv2d(clips, self.conv.weight.unsqueeze(-1), padding=(1, 0), groups=c)
@@ -87,18 +97,18 @@ class TemporalConvolution(nn.Module):
 
 
 class TEABlock(nn.Module):
-    """A Res2Net bottleneck with motion excitation, whose pieces each pass a convolution over time first.
+    """A Res2Net bottleneck with motion excitation and a temporal convolution in each group of channels.
 
-    The channels are split into four pieces. The first three pass a convolution over time and one over space, and what
-    comes out joins the next piece, so that each sees further in both; the last piece passes the one over time alone. In
-    the first block of a stage no piece joins another, and the last one is pooled.
+    The channels are split into four groups. The first three pass through a temporal and a spatial convolution, and each
+    output is added to the next input, which enlarges the receptive field. The last group only passes through a temporal
+    convolution. In the first block of a stage the groups are independent, and the last one is pooled.
 
     Args:
-        in_channels: of its input.
-        width: channels of a piece.
-        out_channels: of its output.
-        stride: of the convolutions over space.
-        first: the first block of its stage.
+        in_channels: channels of the input.
+        width: channels per group.
+        out_channels: channels of the output.
+        stride: of the spatial convolutions.
+        first: whether this is the first block of its stage.
     """
 
     def __init__(self, in_channels: int, width: int, out_channels: int, stride: int, *, first: bool) -> None:
@@ -120,17 +130,17 @@ class TEABlock(nn.Module):
         )
 
     def forward(self, x: Float[Tensor, "bt c h w"], num_frames: int) -> Float[Tensor, "bt o h2 w2"]:
-        """``num_frames`` is T."""
+        """Apply the block to B·T frames; ``num_frames`` is T."""
         y = F.relu(self.bn1(self.conv1(x)), inplace=True)
-        y = torch.cat(self._aggregated(self.me(y, num_frames), num_frames), dim=1)
+        y = torch.cat(self._process_groups(self.me(y, num_frames), num_frames), dim=1)
         return F.relu(self.bn3(self.conv3(y)) + self.downsample(x), inplace=True)
 
-    def _aggregated(self, x: Float[Tensor, "bt m h w"], num_frames: int) -> list[Tensor]:
-        *pieces, last = x.chunk(SCALES, dim=1)
+    def _process_groups(self, x: Float[Tensor, "bt m h w"], num_frames: int) -> list[Tensor]:
+        *groups, last = x.chunk(SCALES, dim=1)
         out: list[Tensor] = []
-        for piece, shift, conv, norm in zip(pieces, self.shifts, self.convs, self.bns, strict=False):
-            joined = piece + out[-1] if out and not self.first else piece
-            out.append(F.relu(norm(conv(shift(joined, num_frames))), inplace=True))
+        for group, shift, conv, norm in zip(groups, self.shifts, self.convs, self.bns, strict=False):
+            group = group + out[-1] if out and not self.first else group
+            out.append(F.relu(norm(conv(shift(group, num_frames))), inplace=True))
         last = self.shifts[-1](last, num_frames)
         out.append(F.avg_pool2d(last, 3, self.stride, 1) if self.first else last)
         return out
@@ -138,28 +148,28 @@ class TEABlock(nn.Module):
 
 @register_backbone("tea50")
 class TEA50(Backbone):
-    """TEA on Res2Net-50 26w4s. Its state dict has the published names, without the classifier.
+    """TEA on Res2Net-50 26w4s. The state dict has the published names, without the classifier.
 
-    The tokens are the last stage's output, one for 32×32 pixels; ``class_token`` is their mean over space and time.
+    ``tokens`` are the output of the last stage, one per 32×32 pixels; ``class_token`` is their mean.
 
     Args:
-        num_frames: T; any number works, and no weight depends on it: those for 8 frames serve 16.
+        num_frames: T; any number works, and no weight depends on it.
         pretrained: path of a published TEA checkpoint, or of an ImageNet checkpoint of Res2Net-50 26w4s
-            (``res2net50_26w_4s``), as ``.safetensors`` or as ``torch.save`` wrote it. Names may begin with "module."
-            and "base_model."; the classifier ("fc", "new_fc") is left out. The ImageNet checkpoint lacks
-            :func:`temporal_names`, which keep their initialisation.
-        frozen_batch_norm: normalise with the statistics as they are, also in training, and leave the normalisations'
-            weights and biases without gradient. Meant for small batches on top of ``pretrained``.
-        gradient_checkpointing: keep only the input of each block in training and compute the block again in the
-            backward pass: less memory, more time, the same result.
+            (``res2net50_26w_4s``), as ``.safetensors`` or written by ``torch.save``. The name prefixes "module." and
+            "base_model." are removed; the classifier ("fc", "new_fc") is ignored. The parameters of
+            :func:`temporal_names` are missing from an ImageNet checkpoint and keep their initial values.
+        frozen_batch_norm: use the stored statistics in training too, and disable the gradients of the weights and
+            biases of batch normalization. For small batches with ``pretrained`` weights.
+        gradient_checkpointing: recompute the activations of each block in the backward pass: less memory, more time,
+            the same result.
 
     Attributes:
         num_frames: T.
-        initialised: the names that ``pretrained`` did not fill; all, where it is None.
+        randomly_initialized: names in the state dict that were not loaded from ``pretrained``.
 
     Raises:
-        FileNotFoundError: there is no file ``pretrained``.
-        ValueError: it holds another architecture.
+        FileNotFoundError: If ``pretrained`` does not exist.
+        ValueError: If it is a checkpoint of another architecture.
 
     Examples:
         >>> from art.backbones import TEA50
@@ -169,8 +179,9 @@ class TEA50(Backbone):
 
     channels = 2048
     input_size = 224
-    colour_mean: Tensor
-    colour_std: Tensor
+    image_mean: Tensor
+    image_std: Tensor
+    initialised = renamed_attribute("initialised", "randomly_initialized")
 
     def __init__(
         self,
@@ -184,9 +195,9 @@ class TEA50(Backbone):
         self.num_frames = num_frames
         self.frozen_batch_norm = frozen_batch_norm
         self.gradient_checkpointing = gradient_checkpointing
-        # ImageNet's mean and deviation of red, green and blue. Not in the state dict: published ones do not have them.
-        self.register_buffer("colour_mean", torch.tensor([0.485, 0.456, 0.406])[:, None, None], persistent=False)
-        self.register_buffer("colour_std", torch.tensor([0.229, 0.224, 0.225])[:, None, None], persistent=False)
+        # Not in the state dict: published ones do not have them.
+        self.register_buffer("image_mean", torch.tensor(IMAGENET_MEAN)[:, None, None], persistent=False)
+        self.register_buffer("image_std", torch.tensor(IMAGENET_STD)[:, None, None], persistent=False)
         self.conv1 = nn.Conv2d(3, 64, 7, 2, 3, bias=False)
         self.bn1 = nn.BatchNorm2d(64)
         self.layer1 = _stage(0, in_channels=64)
@@ -197,31 +208,31 @@ class TEA50(Backbone):
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.initialised = list(self.state_dict()) if pretrained is None else self._load(pretrained)
+        self.randomly_initialized = list(self.state_dict()) if pretrained is None else self._load(pretrained)
         if frozen_batch_norm:
-            for norm in self._norms():
+            for norm in self._batch_norms():
                 norm.requires_grad_(False)
         self.train(self.training)
 
     def forward(self, video: Shaped[Tensor, "b t 3 height width"]) -> Features:
-        """See :class:`~art.backbones.interface.Backbone`.
+        """Return the features of ``video``.
 
         Raises:
-            ValueError: another number of frames than ``num_frames``, or frames below 32×32 pixels.
+            ValueError: If the number of frames is not ``num_frames``, or frames are smaller than 32×32 pixels.
         """
-        video = as_unit_range(video)
+        video = to_float01(video)
         b, t, _, height, width = video.shape
         if t != self.num_frames:
             raise ValueError(
-                f"video has {t} frames a clip (shape {list(video.shape)}), expected {self.num_frames}; "
-                f"sample that many, or build the backbone with num_frames={t}"
+                f"video has {t} frames per clip (shape {list(video.shape)}), expected {self.num_frames}; "
+                f"sample {self.num_frames} frames, or build the backbone with num_frames={t}"
             )
         if min(height, width) < STRIDE:
             raise ValueError(
-                f"video has frames of {height}×{width} pixels, expected at least {STRIDE}×{STRIDE}, what a token of "
-                "the last stage stands for; enlarge the frames"
+                f"video has frames of {height}×{width} pixels, expected at least {STRIDE}×{STRIDE}, the "
+                "stride of the last stage; enlarge the frames"
             )
-        frames = ((video - self.colour_mean) / self.colour_std).flatten(0, 1)
+        frames = ((video - self.image_mean) / self.image_std).flatten(0, 1)
         x = F.relu(self.bn1(self.conv1(frames.contiguous(memory_format=torch.channels_last))), inplace=True)
         x = F.max_pool2d(x, 3, 2, 1)
         for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
@@ -232,18 +243,18 @@ class TEA50(Backbone):
         return Features(tokens, tokens.mean((1, 2)), (h, w))
 
     def train(self, mode: bool = True) -> TEA50:
-        """As ``nn.Module.train``; frozen normalisations stay in eval mode."""
+        """Set the mode as ``nn.Module.train`` does; frozen batch normalization stays in eval mode."""
         super().train(mode)
         if self.frozen_batch_norm:
-            for norm in self._norms():
+            for norm in self._batch_norms():
                 norm.eval()
         return self
 
     def parameters_by_depth(self) -> list[list[nn.Parameter]]:
-        """The first convolution, and each of the four stages."""
-        return layered(self, ("conv1.", "bn1."), [f"layer{i}." for i in range(1, 5)])
+        """Return one group for the first convolution and one per stage."""
+        return group_params_by_layer(self, ("conv1.", "bn1."), [f"layer{i}." for i in range(1, 5)])
 
-    def _norms(self) -> Iterator[nn.BatchNorm2d]:
+    def _batch_norms(self) -> Iterator[nn.BatchNorm2d]:
         return (module for module in self.modules() if isinstance(module, nn.BatchNorm2d))
 
     def _run(self, block: TEABlock, x: Float[Tensor, "bt c h w"]) -> Float[Tensor, "bt o h2 w2"]:
@@ -255,29 +266,29 @@ class TEA50(Backbone):
             self.num_frames,
             use_reentrant=False,
             preserve_rng_state=False,  # nothing in a block is random
-            context_fn=lambda: (nullcontext(), _statistics_kept(block)),
+            context_fn=lambda: (nullcontext(), _fixed_statistics(block)),
         )
 
     def _load(self, path: str) -> list[str]:
         state = read_checkpoint(path, prefixes=("module.", "base_model."))
         state = {name: value for name, value in state.items() if not name.startswith(("fc.", "new_fc."))}
         temporal = temporal_names(self)
-        from_images = not any(name in state for name in temporal)
-        lacking = load_by_name(
+        is_image_model = not any(name in state for name in temporal)
+        missing = load_by_name(
             self,
             state,
             source=path,
-            fits="a checkpoint of TEA on Res2Net-50 26w4s, or one of Res2Net-50 26w4s for images (res2net50_26w_4s), "
-            "which lacks all of the temporal parts (me, shifts)",
-            may_lack=temporal if from_images else (),
+            expected="a checkpoint of TEA on Res2Net-50 26w4s, or an ImageNet checkpoint of Res2Net-50 26w4s "
+            "(res2net50_26w_4s) without any temporal parameters (me, shifts)",
+            optional=temporal if is_image_model else (),
         )
-        if from_images:
-            _log.info("%s is a Res2Net for images: the temporal parts (me, shifts) keep their initialisation", path)
-        return lacking
+        if is_image_model:
+            _log.info("%s is an image checkpoint: the temporal parameters (me, shifts) keep their initial values", path)
+        return missing
 
 
 def temporal_names(backbone: TEA50) -> list[str]:
-    """The names in the state dict that TEA adds to Res2Net: motion excitation and convolutions over time."""
+    """Return the names in the state dict that TEA adds to Res2Net: motion excitation and temporal convolutions."""
     return [name for name in backbone.state_dict() if ".me." in name or ".shifts." in name]
 
 
@@ -290,14 +301,14 @@ def _stage(index: int, *, in_channels: int) -> nn.ModuleList:
 
 
 @contextmanager
-def _statistics_kept(block: nn.Module) -> Iterator[None]:
-    """Batch normalisation does not count this pass: a block that is computed again would count twice."""
-    counting = [module for module in block.modules() if isinstance(module, nn.BatchNorm2d) and module.training]
-    before = [(norm.momentum, norm.num_batches_tracked) for norm in counting]
-    for norm in counting:
+def _fixed_statistics(block: nn.Module) -> Iterator[None]:
+    """Do not update batch statistics: a recomputed block would update them twice."""
+    norms = [module for module in block.modules() if isinstance(module, nn.BatchNorm2d) and module.training]
+    before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
+    for norm in norms:
         norm.momentum, norm.num_batches_tracked = 0.0, None
     try:
         yield
     finally:
-        for norm, (momentum, count) in zip(counting, before, strict=True):
+        for norm, (momentum, count) in zip(norms, before, strict=True):
             norm.momentum, norm.num_batches_tracked = momentum, count

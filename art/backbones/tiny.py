@@ -1,4 +1,4 @@
-"""``tiny``: a factorised 3-D CNN that trains from scratch on two processor cores."""
+"""Backbone ``tiny``: a factorized 3-D CNN, small enough to train from scratch on two CPU cores."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import torch.nn.functional as F
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
-from art.backbones.interface import Backbone, Features, as_unit_range, layered, register_backbone
+from art.backbones.base import Backbone, Features, group_params_by_layer, register_backbone, to_float01
 
 
-class FactorisedBlock(nn.Module):
-    """A 3×3 convolution in each frame, then a residual convolution of three frames at each position.
+class FactorizedBlock(nn.Module):
+    """A 3×3 spatial convolution, then a residual temporal convolution over three frames.
 
-    The frames of all clips lie in one batch, channels last: on a CPU two 2-D convolutions in that layout take less time
-    than ``Conv3d``.
+    The frames of all clips are one batch in channels-last layout; on a CPU, two 2-D convolutions in this layout take
+    less time than ``Conv3d``.
     """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
@@ -26,13 +26,13 @@ class FactorisedBlock(nn.Module):
         self.shortcut = in_channels == out_channels and stride == 1
 
     def forward(self, frames: Float[Tensor, "bt c h w"], num_frames: int) -> Float[Tensor, "bt o h2 w2"]:
-        """``frames`` holds B·T frames; ``num_frames`` is T."""
+        """Apply the block to B·T frames; ``num_frames`` is T."""
         x = self.spatial_norm(self.spatial(frames))
         x = F.relu(x + frames if self.shortcut else x)
-        return F.relu(x + self.temporal_norm(self._over_time(x, num_frames)))
+        return F.relu(x + self.temporal_norm(self._temporal_convolution(x, num_frames)))
 
-    def _over_time(self, x: Float[Tensor, "bt o h w"], num_frames: int) -> Float[Tensor, "bt o h w"]:
-        # [B·T, C, h, w] seen as pictures [B, C, T, h·w]: no copy, because channels are last.
+    def _temporal_convolution(self, x: Float[Tensor, "bt o h w"], num_frames: int) -> Float[Tensor, "bt o h w"]:
+        # View [B·T, C, h, w] as images [B, C, T, h·w]; no copy, because the layout is channels last.
         bt, c, h, w = x.shape
         clips = x.permute(0, 2, 3, 1).reshape(bt // num_frames, num_frames, h * w, c).permute(0, 3, 1, 2)
         return self.temporal(clips).permute(0, 2, 3, 1).reshape(bt, h, w, c).permute(0, 3, 1, 2)
@@ -40,15 +40,15 @@ class FactorisedBlock(nn.Module):
 
 @register_backbone("tiny")
 class Tiny(Backbone):
-    """A factorised 3-D CNN: stages of stride 4, 8 and 16, of which the last two make the tokens.
+    """A factorized 3-D CNN with three stages of stride 4, 8, and 16; the last two provide the tokens.
 
-    A token holds what the stage of stride 8 says of its place and, from the cell around it, what the stage of stride 16
-    says: a limb is narrower than 16 pixels. A 112×112 frame gives a 14×14 grid.
+    A token concatenates the features of stride 8 at its position with those of stride 16 around it, because a limb is
+    narrower than 16 pixels. The grid of a 112×112 frame is 14×14.
 
     Args:
-        num_frames: frames a clip; any number works.
-        pretrained: path of a ``.safetensors`` file with this module's state, or None.
-        width: channels of the first stage; the next two have two and four times as many, a token the sum of these.
+        num_frames: frames per clip; any number works.
+        pretrained: path of a ``.safetensors`` file with this module's state dict, or None.
+        width: channels of the first stage; the second and third stages have 2 · width and 4 · width, tokens 6 · width.
         depth: blocks in each of the three stages.
 
     Examples:
@@ -70,7 +70,7 @@ class Tiny(Backbone):
     ) -> None:
         super().__init__()
         self.channels = 6 * width
-        # Each frame comes with its change since the frame before: motion is what is to be told apart.
+        # Input channels: a frame and its difference from the previous frame, because classes differ in motion.
         self.stem = nn.Conv2d(6, width, 7, 4, 2, bias=False)
         self.stem_norm = nn.BatchNorm2d(width)
         self.stages = nn.ModuleList()
@@ -78,7 +78,7 @@ class Tiny(Backbone):
         for stage, count in enumerate(depth):
             wider = width * 2**stage
             strides = [1] * count if stage == 0 else [2] + [1] * (count - 1)
-            blocks = [FactorisedBlock(wider if i else channels, wider, stride) for i, stride in enumerate(strides)]
+            blocks = [FactorizedBlock(wider if i else channels, wider, stride) for i, stride in enumerate(strides)]
             self.stages.append(nn.ModuleList(blocks))
             channels = wider
         self.norm = nn.LayerNorm(self.channels)
@@ -89,8 +89,8 @@ class Tiny(Backbone):
             self.load_state_dict(load_file(pretrained))
 
     def forward(self, video: Shaped[Tensor, "b t 3 height width"]) -> Features:
-        """See :class:`~art.backbones.interface.Backbone`; ``class_token`` is the normalised mean of both stages."""
-        video = as_unit_range(video) - 0.5
+        """Return the features of ``video``; ``class_token`` is the normalized mean of both stages."""
+        video = to_float01(video) - 0.5
         b, t = video.shape[:2]
         change = torch.cat([torch.zeros_like(video[:, :1]), video[:, 1:] - video[:, :-1]], dim=1)
         frames = torch.cat([video, change], dim=2).flatten(0, 1).contiguous(memory_format=torch.channels_last)
@@ -108,6 +108,6 @@ class Tiny(Backbone):
         return Features(tokens, self.norm(pooled), (h, w))
 
     def parameters_by_depth(self) -> list[list[nn.Parameter]]:
-        """The stem, and each block of each stage."""
+        """Return one group for the stem and one per block."""
         blocks = [f"stages.{i}.{j}." for i, stage in enumerate(self.stages) for j, _ in enumerate(stage.children())]
-        return layered(self, ("stem",), blocks)
+        return group_params_by_layer(self, ("stem",), blocks)

@@ -1,8 +1,7 @@
-"""``videomae``, ``vivit``, ``timesformer``: the video models of transformers (extra ``[transformers]``)."""
+"""Backbones ``videomae``, ``vivit``, and ``timesformer``: video models of transformers (extra ``[transformers]``)."""
 
 from __future__ import annotations
 
-import difflib
 import functools
 import json
 import re
@@ -16,65 +15,71 @@ import torch.nn.functional as F
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
-from art.backbones.adapted import IMAGENET_COLOURS, AdaptedBackbone, Colours, check_tiling, chosen_colours
-from art.backbones.checkpoint import load_by_name
-from art.backbones.interface import Features, layered, register_backbone
+from art.backbones.base import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    AdaptedBackbone,
+    Features,
+    check_tiling,
+    did_you_mean,
+    group_params_by_layer,
+    load_by_name,
+    register_backbone,
+)
 from art.extras import import_extra
 
-# Fields of a configuration that this file sets, and that concern parts that are not used here.
-SET_HERE = ("num_frames", "image_size", "num_channels")
-OF_OTHER_PARTS = ("decoder_", "norm_pix_loss", "pooler_")
-# Fields that a checkpoint does not decide: they act in training, or before it.
-FREE = ("initializer_range", "hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate")
-# What a checkpoint may hold beside the features: a classifier, a decoder of masked patches, a pooler.
-BESIDE = ("classifier.", "decoder.", "encoder_to_decoder.", "mask_token", "pooler.", "vivit.pooler.")
+# Configuration fields that the arguments set, and prefixes of fields of modules that are not used.
+FIXED_FIELDS = ("num_frames", "image_size", "num_channels")
+UNUSED_FIELDS = ("decoder_", "norm_pix_loss", "pooler_")
+# Fields in which a checkpoint may differ: they only affect training or initialization.
+TRAINING_FIELDS = ("initializer_range", "hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate")
+# Prefixes of parameters in a checkpoint that are not used: classifier, decoder of masked patches, pooler.
+UNUSED_PARAMETERS = ("classifier.", "decoder.", "encoder_to_decoder.", "mask_token", "pooler.", "vivit.pooler.")
 
 
 @dataclass(frozen=True)
 class Family:
-    """What one family of video models has of its own.
+    """Properties of one family of video models.
 
     Attributes:
-        name: of transformers' classes, before "Config" and "ForVideoClassification".
-        colours: mean and deviation of its published training, where a checkpoint does not say.
-        patch: (frames, pixels) of a patch, from a configuration.
-        split: tokens ``[B, T', N, C]`` in order and x_cls ``[B, C]``, from the last hidden state ``[B, L, C]`` of T'
-            frames of tokens.
-        fit: a checkpoint's state for other numbers of frames and pixels, from the state and what it shall fit.
-        fixed: which of the fields "num_frames" and "image_size" a checkpoint decides, because its positions cannot be
-            interpolated.
+        name: prefix of the class names in transformers ("<name>Config", "<name>ForVideoClassification").
+        image_mean: mean of red, green, and blue in the published training.
+        image_std: standard deviation of red, green, and blue.
+        patch: returns (frames, pixels) of a patch for a configuration.
+        split: returns tokens ``[B, T', N, C]`` and x_cls ``[B, C]`` for the last hidden state ``[B, L, C]`` and T', the
+            number of frames divided by those of a patch.
+        resize: returns a checkpoint's state dict with its positions interpolated to those of the model's state dict;
+            None if positions cannot be interpolated.
+        fixed: which of the fields "num_frames" and "image_size" must equal the checkpoint's.
     """
 
     name: str
-    colours: Colours
+    image_mean: Sequence[float]
+    image_std: Sequence[float]
     patch: Callable[[Any], tuple[int, int]]
     split: Callable[[Tensor, int], tuple[Tensor, Tensor]]
-    fit: Callable[[dict[str, Tensor], Mapping[str, Tensor]], dict[str, Tensor]]
     fixed: tuple[str, ...]
+    resize: Callable[[dict[str, Tensor], Mapping[str, Tensor]], dict[str, Tensor]] | None = None
 
 
-def _side(patch: int | Sequence[int]) -> int:
+def _square(patch: int | Sequence[int]) -> int:
     return patch if isinstance(patch, int) else patch[0]
 
 
-def _mean_of_all(hidden: Float[Tensor, "b l c"], num_frames: int) -> tuple[Tensor, Tensor]:
+def _split_without_class_token(hidden: Float[Tensor, "b l c"], num_frames: int) -> tuple[Tensor, Tensor]:
     return hidden.unflatten(1, (num_frames, -1)), hidden.mean(1)
 
 
-def _class_token_first(hidden: Float[Tensor, "b l c"], num_frames: int) -> tuple[Tensor, Tensor]:
+def _split_frame_major(hidden: Float[Tensor, "b l c"], num_frames: int) -> tuple[Tensor, Tensor]:
     return hidden[:, 1:].unflatten(1, (num_frames, -1)), hidden[:, 0]
 
 
-def _time_innermost(hidden: Float[Tensor, "b l c"], num_frames: int) -> tuple[Tensor, Tensor]:
+def _split_patch_major(hidden: Float[Tensor, "b l c"], num_frames: int) -> tuple[Tensor, Tensor]:
     return hidden[:, 1:].unflatten(1, (-1, num_frames)).transpose(1, 2), hidden[:, 0]
 
 
-def _as_it_is(state: dict[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return state
-
-
-def _nearest(state: dict[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """TimeSformer's positions in space and time, interpolated as transformers does in its forward pass."""
+def _resize_timesformer(state: dict[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Interpolate positions in space and time as transformers does in its forward pass."""
     space, time = (f"timesformer.embeddings.{name}_embeddings" for name in ("position", "time"))
     state = dict(state)
     if space in state and state[space].shape != own[space].shape:
@@ -91,62 +96,62 @@ def _nearest(state: dict[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, T
 FAMILIES = {
     "videomae": Family(
         name="VideoMAE",
-        colours=IMAGENET_COLOURS,
-        patch=lambda config: (config.tubelet_size, _side(config.patch_size)),
-        split=_mean_of_all,
-        fit=_as_it_is,
-        fixed=("image_size",),  # its positions are a formula of the number of the patch, which more frames go on with
+        image_mean=IMAGENET_MEAN,
+        image_std=IMAGENET_STD,
+        patch=lambda config: (config.tubelet_size, _square(config.patch_size)),
+        split=_split_without_class_token,
+        fixed=("image_size",),  # positions are a function of the patch index, which extends to more frames
     ),
     "vivit": Family(
         name="Vivit",
-        colours=((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+        image_mean=(0.5, 0.5, 0.5),
+        image_std=(0.5, 0.5, 0.5),
         patch=lambda config: (config.tubelet_size[0], config.tubelet_size[1]),
-        split=_class_token_first,
-        fit=_as_it_is,
+        split=_split_frame_major,
         fixed=("num_frames", "image_size"),
     ),
     "timesformer": Family(
         name="Timesformer",
-        colours=((0.45, 0.45, 0.45), (0.225, 0.225, 0.225)),
-        patch=lambda config: (1, _side(config.patch_size)),
-        split=_time_innermost,
-        fit=_nearest,
+        image_mean=(0.45, 0.45, 0.45),
+        image_std=(0.225, 0.225, 0.225),
+        patch=lambda config: (1, _square(config.patch_size)),
+        split=_split_patch_major,
         fixed=(),
+        resize=_resize_timesformer,
     ),
 }
 
 
 class TransformersVideo(AdaptedBackbone):
-    """A video model of transformers: VideoMAE, ViViT or TimeSformer.
+    """A video model of transformers: VideoMAE, ViViT, or TimeSformer.
 
-    ``tokens`` are its last hidden state; where a patch covers several frames, these get the same tokens.
-    ``class_token`` is what enters the library's classifier: the class token, or for VideoMAE, which has none, the
-    normalised mean of the tokens (the mean too with ``use_mean_pooling=False``, where the library takes the first
-    patch).
+    ``tokens`` are the last hidden state; the frames of one patch share the same tokens. ``class_token`` is the input of
+    the library's classifier: the class token or, for VideoMAE, which has none, the normalized mean of the tokens (with
+    ``use_mean_pooling=False`` too, where the library takes the first patch).
 
     Args:
-        family: which.
+        family: properties of the family.
         num_frames: T, a multiple of the frames in a patch.
-        pretrained: a folder that ``save_pretrained`` of transformers wrote, or a name on its hub, as "owner/model"
-            (downloaded on first use); with or without a classifier, which is left out. Its architecture must be that of
-            the other arguments, so that a saved model can be built without it. TimeSformer's positions are interpolated
-            to ``num_frames`` and ``input_size``; VideoMAE's fit any number of frames, but only the checkpoint's size of
-            frames; ViViT's fit only the checkpoint's of both.
-        input_size: height and width of a frame in pixels, a multiple of the patch size; None is 224.
-        frozen: no gradients, no dropout.
-        gradient_checkpointing: keep only the input of each block in training and compute the block again in the
-            backward pass: less memory, more time, the same result.
-        colour_mean: of red, green and blue; None is the checkpoint's, where it says, else that of the published
-            training.
-        colour_std: likewise, the deviations.
-        config: fields of transformers' configuration of the family, each with its default there.
+        pretrained: a directory written by ``save_pretrained`` of transformers, or the name "owner/model" on the Hugging
+            Face Hub (downloaded on first use). A classifier is ignored. The architecture must be that of the other
+            arguments, so that a saved model can be rebuilt without it. Positions of TimeSformer are interpolated to
+            ``num_frames`` and ``input_size``; those of VideoMAE support any number of frames of the checkpoint's size;
+            those of ViViT support only the checkpoint's number and size.
+        input_size: height and width of a frame in pixels, a multiple of the patch size. Default: 224.
+        frozen: disable gradients and dropout.
+        gradient_checkpointing: recompute the activations of each block in the backward pass: less memory, more time,
+            the same result.
+        image_mean: mean of red, green, and blue. Default: the checkpoint's, if it has a preprocessor configuration,
+            otherwise that of the published training.
+        image_std: standard deviation of red, green, and blue. Default: see ``image_mean``.
+        config: fields of the family's configuration in transformers, with the defaults there.
 
     Raises:
-        ModuleNotFoundError: transformers is not installed.
-        FileNotFoundError: ``pretrained`` is no folder and no name on the hub.
-        ValueError: frames or sizes that do not fit the patches; a value that the configuration refuses; a checkpoint of
-            another architecture: which fields differ, or which names.
-        TypeError: a field that the configuration does not have.
+        ModuleNotFoundError: If transformers is not installed.
+        FileNotFoundError: If ``pretrained`` is neither a directory nor the name of a repository.
+        ValueError: If patches do not tile the video, the configuration rejects a value, or the checkpoint has another
+            architecture: the message lists the fields or names that differ.
+        TypeError: If the configuration has no such field.
     """
 
     def __init__(
@@ -158,49 +163,52 @@ class TransformersVideo(AdaptedBackbone):
         input_size: int | None = None,
         frozen: bool = False,
         gradient_checkpointing: bool = False,
-        colour_mean: Sequence[float] | None = None,
-        colour_std: Sequence[float] | None = None,
+        image_mean: Sequence[float] | None = None,
+        image_std: Sequence[float] | None = None,
         **config: Any,
     ) -> None:
         transformers = import_extra("transformers", extra="transformers", needed_by=f"backbone {family.name.lower()!r}")
-        maker = getattr(transformers, f"{family.name}ForVideoClassification")
+        model_class = getattr(transformers, f"{family.name}ForVideoClassification")
         size = 224 if input_size is None else input_size
-        settings = _configuration(maker.config_class, config, num_frames=num_frames, image_size=size)
+        settings = _make_config(model_class.config_class, config, num_frames=num_frames, image_size=size)
         tubelet, patch_size = family.patch(settings)
         _check_frames(num_frames, tubelet)
         check_tiling(size, patch_size)
-        told = None if pretrained is None else _checked_source(pretrained, family, settings)
-        whole = maker(settings)
-        whole.classifier = nn.Identity()
+        mean, std = family.image_mean, family.image_std
+        if pretrained is not None:
+            _check_checkpoint(pretrained, family, settings)
+            mean, std = _checkpoint_mean_std(pretrained) or (mean, std)
+        model = model_class(settings)
+        model.classifier = nn.Identity()
         if gradient_checkpointing:
-            # transformers renames it on the way to version 6.
-            newer = getattr(whole, "activation_checkpointing_enable", None)
-            (newer or whole.gradient_checkpointing_enable)({"use_reentrant": False})
+            # transformers 6 renames the method.
+            renamed = getattr(model, "activation_checkpointing_enable", None)
+            (renamed or model.gradient_checkpointing_enable)({"use_reentrant": False})
         super().__init__(
-            whole,
+            model,
             channels=settings.hidden_size,
             input_size=size,
             patch_size=patch_size,
-            colours=chosen_colours(colour_mean, colour_std, told or family.colours),
+            image_mean=mean if image_mean is None else image_mean,
+            image_std=std if image_std is None else image_std,
             frozen=frozen,
         )
         self.family, self.num_frames, self.tubelet = family, num_frames, tubelet
         if pretrained is not None:
-            _load(whole, pretrained, family)
+            _load(model, pretrained, family)
 
     def forward(self, video: Shaped[Tensor, "b t 3 height width"]) -> Features:
-        """See :class:`~art.backbones.interface.Backbone`.
+        """Return the features of ``video``.
 
         Raises:
-            ValueError: another shape, another number of frames than ``num_frames``, or another size of them than
-                ``input_size``.
-            TypeError: another dtype.
+            ValueError: If the number of frames is not ``num_frames``, or they are not ``input_size`` pixels square.
+            TypeError: If the dtype is neither uint8 nor floating point.
         """
-        video = self.prepared(video)
+        video = self.normalize(video)
         if video.shape[1] != self.num_frames:
             raise ValueError(
-                f"video has {video.shape[1]} frames a clip (shape {list(video.shape)}), expected {self.num_frames}, "
-                f"for which there are positions; build the backbone with num_frames={video.shape[1]}"
+                f"video has {video.shape[1]} frames per clip (shape {list(video.shape)}), expected {self.num_frames}; "
+                f"build the backbone with num_frames={video.shape[1]}"
             )
         hidden = self.model.base_model(video).last_hidden_state  # type: ignore[operator]
         tokens, class_token = self.family.split(hidden, self.num_frames // self.tubelet)
@@ -210,47 +218,46 @@ class TransformersVideo(AdaptedBackbone):
         return Features(tokens, class_token if norm is None else norm(class_token), self.grid)
 
     def parameters_by_depth(self) -> list[list[nn.Parameter]]:
-        """The embedding, and each block."""
-        whole: Any = self.model
-        base, count = whole.base_model_prefix, whole.config.num_hidden_layers
-        layers = f"{base}.layers" if hasattr(whole.base_model, "layers") else f"{base}.encoder.layer"
-        return layered(whole, (f"{base}.embeddings.",), [f"{layers}.{i}." for i in range(count)])
+        """Return one group for the embedding and one per block."""
+        model: Any = self.model
+        base, count = model.base_model_prefix, model.config.num_hidden_layers
+        layers = f"{base}.layers" if hasattr(model.base_model, "layers") else f"{base}.encoder.layer"
+        return group_params_by_layer(model, (f"{base}.embeddings.",), [f"{layers}.{i}." for i in range(count)])
 
 
-def _configuration(config_class: Any, given: Mapping[str, Any], **set_here: int) -> Any:
-    """transformers' configuration, from fields that it knows."""
+def _make_config(config_class: Any, options: Mapping[str, Any], **fixed: int) -> Any:
+    """Build the configuration after checking that it has these fields."""
     from huggingface_hub.errors import StrictDataclassError
 
-    known = [name for name in _fields(config_class) if name not in SET_HERE]
-    for name in given:
+    known = [name for name in _used_fields(config_class) if name not in FIXED_FIELDS]
+    for name in options:
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            instead = "input_size" if name == "image_size" else near[0] if near else ""
-            hint = f"did you mean {instead!r}?" if instead else f"the fields are {', '.join(known)}"
-            raise TypeError(f"{config_class.__name__} has no field {name!r} to be set; {hint}")
+            hint = "; did you mean 'input_size'?" if name == "image_size" else did_you_mean(name, known)
+            hint = hint or f"; the fields are {', '.join(known)}"
+            raise TypeError(f"{config_class.__name__} has no configurable field {name!r}{hint}")
     try:
-        settings = config_class(**given, **set_here)
+        settings = config_class(**options, **fixed)
     except StrictDataclassError as error:
         raise ValueError(f"{config_class.__name__}: {' '.join(str(error).split())}") from error
     _check_supported(settings)
     return settings
 
 
-def _fields(config_class: Any) -> list[str]:
-    """The fields of a family's own that concern what is used here."""
+def _used_fields(config_class: Any) -> list[str]:
+    """Return the names of the family's fields, except those of modules that are not used."""
     return [
-        name for name in config_class.__annotations__ if name != "model_type" and not name.startswith(OF_OTHER_PARTS)
+        name for name in config_class.__annotations__ if name != "model_type" and not name.startswith(UNUSED_FIELDS)
     ]
 
 
 def _check_supported(settings: Any) -> None:
-    """Raise ValueError at what the configuration allows and this adapter does not."""
+    """Raise ValueError for values that the configuration accepts and this backbone does not."""
     patch = settings.tubelet_size[1:] if settings.model_type == "vivit" else settings.patch_size
     if not isinstance(patch, int) and len(set(patch)) != 1:
         raise ValueError(f"a patch has {list(patch)} pixels, expected a square")
     if getattr(settings, "attention_type", "") == "space_only":
         raise ValueError(
-            "attention_type is 'space_only', for which transformers has no answer for a whole clip; "
+            "attention_type is 'space_only', which does not attend across frames; "
             "expected 'divided_space_time' or 'joint_space_time'"
         )
     if settings.hidden_size % settings.num_attention_heads:
@@ -263,79 +270,84 @@ def _check_supported(settings: Any) -> None:
 def _check_frames(num_frames: int, tubelet: int) -> None:
     if num_frames % tubelet:
         below = num_frames // tubelet * tubelet
-        fitting = " or ".join(str(n) for n in (below, below + tubelet) if n > 0)
+        valid = " or ".join(str(n) for n in (below, below + tubelet) if n > 0)
         raise ValueError(
             f"num_frames is {num_frames}, expected a multiple of the {tubelet} frames of a patch (tubelet_size), "
-            f"such as {fitting}"
+            f"such as {valid}"
         )
 
 
-def _checked_source(pretrained: str, family: Family, settings: Any) -> Colours | None:
-    """The colours that a checkpoint tells, if it does.
+def _check_checkpoint(pretrained: str, family: Family, settings: Any) -> None:
+    """Check that a checkpoint has the architecture of ``settings``.
 
     Raises:
-        FileNotFoundError: ``pretrained`` is no folder and no name on the hub.
-        ValueError: its architecture is not that of ``settings``.
+        FileNotFoundError: If ``pretrained`` is neither a directory nor the name of a repository.
+        ValueError: If the architecture differs.
     """
     if not Path(pretrained).is_dir() and not re.fullmatch(r"[\w.-]+/[\w.-]+", pretrained):
         raise FileNotFoundError(
-            f"pretrained is {pretrained!r}: expected a folder written by save_pretrained of transformers, or a name on "
-            "its hub as 'owner/model'"
+            f"pretrained is {pretrained!r}: expected a directory written by save_pretrained of transformers, or "
+            "'owner/model' on the Hugging Face Hub"
         )
-    told, _ = type(settings).get_config_dict(pretrained)
-    if told.get("model_type") != settings.model_type:
+    config_class = type(settings)
+    saved, _ = config_class.get_config_dict(pretrained)
+    if saved.get("model_type") != settings.model_type:
         raise ValueError(
-            f"{pretrained} is a checkpoint of {told.get('model_type')!r}, expected one of {settings.model_type!r}"
+            f"{pretrained} is a checkpoint of {saved.get('model_type')!r}, expected one of {settings.model_type!r}"
         )
-    theirs = type(settings).from_dict(told)
-    names = [name for name in _fields(type(settings)) if name not in SET_HERE and name not in FREE]
-    differ = [name for name in (*names, *family.fixed) if _plain(theirs, name) != _plain(settings, name)]
-    if differ:
+    names = [name for name in _used_fields(config_class) if name not in (*FIXED_FIELDS, *TRAINING_FIELDS)]
+    saved_values, own_values = (
+        {name: _list_from_tuple(getattr(config, name)) for name in (*names, *family.fixed)}
+        for config in (config_class.from_dict(saved), settings)
+    )
+    differing = [name for name in saved_values if saved_values[name] != own_values[name]]
+    if differing:
         options = {"image_size": "input_size"}
         raise ValueError(
-            f"{pretrained} is of another architecture: "
-            + ", ".join(f"{name} is {_plain(theirs, name)}, here {_plain(settings, name)}" for name in differ)
-            + ". What would fit: "
-            + ", ".join(f"{options.get(name, name)}={_plain(theirs, name)!r}" for name in differ)
+            f"{pretrained} has another architecture: "
+            + ", ".join(f"{name} is {saved_values[name]}, here {own_values[name]}" for name in differing)
+            + ". Matching options: "
+            + ", ".join(f"{options.get(name, name)}={saved_values[name]!r}" for name in differing)
         )
-    return _told_colours(pretrained)
 
 
-def _plain(settings: Any, name: str) -> Any:
-    value = getattr(settings, name)
+def _list_from_tuple(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-def _told_colours(pretrained: str) -> Colours | None:
+def _checkpoint_mean_std(pretrained: str) -> tuple[Sequence[float], Sequence[float]] | None:
+    """Return mean and standard deviation of a checkpoint's preprocessor configuration, None if it has none."""
     from transformers.utils import cached_file
 
     for name in ("preprocessor_config.json", "video_preprocessor_config.json"):
         path = cached_file(pretrained, name, _raise_exceptions_for_missing_entries=False)
-        told = {} if path is None else json.loads(Path(path).read_text())
-        if "image_mean" in told and "image_std" in told:
-            return told["image_mean"], told["image_std"]
+        config = {} if path is None else json.loads(Path(path).read_text())
+        if "image_mean" in config and "image_std" in config:
+            return config["image_mean"], config["image_std"]
     return None
 
 
-def _load(whole: Any, pretrained: str, family: Family) -> None:
-    """Fill ``whole`` with the checkpoint, of the same architecture, without its classifier.
+def _load(model: Any, pretrained: str, family: Family) -> None:
+    """Load a checkpoint with the same architecture, without its classifier.
 
     Raises:
-        ValueError: names or shapes differ.
+        ValueError: If names or shapes differ.
     """
-    published, info = type(whole).from_pretrained(pretrained, dtype=torch.float32, output_loading_info=True)
-    # The normalisation before a classifier is as new as the classifier is where a checkpoint has none.
-    faults = {
+    published, info = type(model).from_pretrained(pretrained, dtype=torch.float32, output_loading_info=True)
+    # A checkpoint without a classifier has no normalization in front of it either.
+    errors = {
         "missing": [n for n in info["missing_keys"] if not n.startswith(("classifier.", "fc_norm."))],
-        "unexpected": [n for n in info["unexpected_keys"] if not n.startswith(BESIDE)],
-        "of another shape": [str(entry) for entry in info["mismatched_keys"]],
+        "unexpected": [n for n in info["unexpected_keys"] if not n.startswith(UNUSED_PARAMETERS)],
+        "with another shape": [str(entry) for entry in info["mismatched_keys"]],
     }
-    found = [f"{len(names)} {what}: {', '.join(sorted(names)[:20])}" for what, names in faults.items() if names]
-    if found:
-        raise ValueError(f"{pretrained} does not fit its configuration: {'; '.join(found)}")
+    messages = [f"{len(names)} {what}: {', '.join(sorted(names)[:20])}" for what, names in errors.items() if names]
+    if messages:
+        raise ValueError(f"{pretrained} does not match its configuration: {'; '.join(messages)}")
     published.classifier = nn.Identity()
-    state = family.fit(published.state_dict(), whole.state_dict())
-    load_by_name(whole, state, source=pretrained, fits=f"a checkpoint of {type(whole).__name__}")
+    state = published.state_dict()
+    if family.resize is not None:
+        state = family.resize(state, model.state_dict())
+    load_by_name(model, state, source=pretrained, expected=f"a checkpoint of {type(model).__name__}")
 
 
 for _name, _family in FAMILIES.items():

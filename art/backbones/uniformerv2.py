@@ -1,7 +1,7 @@
-"""``uniformerv2_*``: CLIP's vision transformer on each frame, and global blocks in which one query asks all frames.
+"""Backbones ``uniformerv2_*``: CLIP's vision transformer per frame, and global blocks with one query for all frames.
 
 After "UniFormerV2: Spatiotemporal Learning by Arming Image ViTs with Video UniFormer" (arXiv 2211.09552). Parameters
-have the names and shapes of its checkpoints; :mod:`art.backbones.uniformerv2_weights` loads and writes those.
+have the names and shapes of its checkpoints; :mod:`art.backbones.uniformerv2_weights` reads and writes them.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
-from art.backbones import uniformerv2_weights as published
-from art.backbones.interface import Backbone, Features, as_unit_range, layered, register_backbone
+import art.backbones.uniformerv2_weights as weights
+from art.backbones.base import Backbone, Features, group_params_by_layer, register_backbone, to_float01
 from art_kernels import RegionCrossAttention
 
-# The colours that the published models were trained on, also those that began with CLIP's weights.
-COLOUR_MEAN, COLOUR_STD = 0.45, 0.225
+# The normalization of the published models, including those initialized from CLIP.
+IMAGE_MEAN, IMAGE_STD = 0.45, 0.225
 
 SIZES: dict[str, dict[str, Any]] = {
     "uniformerv2_b16": {"width": 768, "layers": 12, "heads": 12, "patch_size": 16, "input_size": 224},
@@ -38,22 +38,21 @@ class Architecture:
 
     Attributes:
         width: C, channels.
-        layers: local blocks.
-        heads: attention heads of all blocks.
+        layers: number of local blocks.
+        heads: attention heads of every block.
         patch_size: height and width of a patch in pixels.
         input_size: height and width of a frame in pixels, a multiple of ``patch_size``.
-        local_mhra: local MHRA in each local block: 0 (as published for scenes: Kinetics), 1, or 2 (for movement:
-            Something-Something).
-        local_reduction: a local MHRA has this many times fewer channels inside.
-        temporal_downsample: the first convolution sees three frames and leaves every second one.
-        global_blocks: the local blocks, counted from 0, whose output feeds a global block; None is the last four.
-        drop_path: stochastic depth of the last local block, rising from 0 at the first; clip by clip.
-        global_drop_path: the same of the global blocks.
-        global_dropout: dropout within the MLP of the global blocks.
-        gradient_checkpointing: in training, attention and MLP of the local blocks keep no activation for the backward
-            pass and are computed again: True for all blocks, a number for the first so many.
-        frozen: the published frozen variant: what came from the image model is not trained, and x_cls is the global
-            query alone.
+        local_mhra: local MHRA modules per local block: 0 (published for Kinetics), 1, or 2 (for Something-Something).
+        local_reduction: channel reduction inside a local MHRA.
+        temporal_downsample: the first convolution spans three frames with a temporal stride of 2.
+        global_blocks: indices of the local blocks that are followed by a global block; None is the last four.
+        drop_path: stochastic depth rate of the last local block, rising linearly from 0 at the first.
+        global_drop_path: stochastic depth rate of the last global block.
+        global_dropout: dropout in the MLP of the global blocks.
+        gradient_checkpointing: recompute attention and MLP of the local blocks in the backward pass: True for all
+            blocks, or the number of blocks, counted from the first.
+        frozen: the published frozen variant: the parameters of the image model are fixed, and x_cls is the global query
+            alone.
     """
 
     width: int
@@ -72,67 +71,64 @@ class Architecture:
     frozen: bool = False
 
     def __post_init__(self) -> None:
-        """Stop at a value that no model could be built with."""
+        """Validate the values."""
         for name in ("width", "layers", "heads", "patch_size", "input_size"):
-            _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
-        _require(self.width % self.heads == 0, "width", self.width, f"a multiple of heads, {self.heads}")
+            self._require(name, getattr(self, name) >= 1, "at least 1")
+        self._require("width", self.width % self.heads == 0, f"a multiple of heads, {self.heads}")
         below = max(1, self.input_size // self.patch_size) * self.patch_size
         multiples = f"a multiple of patch_size, {self.patch_size}: {below} or {below + self.patch_size}"
-        _require(self.input_size % self.patch_size == 0, "input_size", self.input_size, multiples)
-        chosen = list(self.fed)
-        ordered = len(chosen) > 0 and chosen == sorted(set(chosen)) and set(chosen) <= set(range(self.layers))
-        blocks = f"at least one local block, in rising order, of 0 to {self.layers - 1}"
-        _require(ordered, "global_blocks", chosen, blocks)
-        _require(self.local_mhra in (0, 1, 2), "local_mhra", self.local_mhra, "0, 1 or 2")
-        _require(1 <= self.local_reduction <= self.width, "local_reduction", self.local_reduction, "in [1, width]")
+        self._require("input_size", self.input_size % self.patch_size == 0, multiples)
+        blocks = list(self.resolved_global_blocks)
+        valid = len(blocks) > 0 and blocks == sorted(set(blocks)) and set(blocks) <= set(range(self.layers))
+        self._require("global_blocks", valid, f"at least one index of 0 to {self.layers - 1}, in ascending order")
+        self._require("local_mhra", self.local_mhra in (0, 1, 2), "0, 1 or 2")
+        self._require("local_reduction", 1 <= self.local_reduction <= self.width, "in [1, width]")
         for name in ("drop_path", "global_drop_path", "global_dropout"):
-            _require(0 <= getattr(self, name) < 1, name, getattr(self, name), "in [0, 1)")
-        recompute = self.gradient_checkpointing
-        _require(recompute >= 0, "gradient_checkpointing", recompute, "True, False, or a number of blocks")
+            self._require(name, 0 <= getattr(self, name) < 1, "in [0, 1)")
+        self._require("gradient_checkpointing", self.gradient_checkpointing >= 0, "True, False, or a number of blocks")
+
+    def _require(self, name: str, condition: bool, expected: str) -> None:
+        if not condition:
+            raise ValueError(f"{name} is {getattr(self, name)!r}, expected {expected}")
 
     @property
-    def fed(self) -> Sequence[int]:
-        """``global_blocks``, with what None stands for."""
+    def resolved_global_blocks(self) -> Sequence[int]:
+        """``global_blocks``, with None resolved."""
         return range(max(0, self.layers - 4), self.layers) if self.global_blocks is None else self.global_blocks
 
     @property
-    def recomputed(self) -> int:
+    def num_recomputed(self) -> int:
         """``gradient_checkpointing`` as a number of blocks."""
         return self.layers if self.gradient_checkpointing is True else int(self.gradient_checkpointing)
 
     @property
     def grid(self) -> tuple[int, int]:
-        """Patches of a frame, (h, w)."""
+        """Patches per frame, (h, w)."""
         return self.input_size // self.patch_size, self.input_size // self.patch_size
 
 
-def _require(true: bool, name: str, came: object, expected: str) -> None:
-    if not true:
-        raise ValueError(f"{name} is {came}, expected {expected}")
-
-
 class DropPath(nn.Module):
-    """Stochastic depth: in training a clip goes without a branch with probability ``rate``, scaled up elsewhere."""
+    """Stochastic depth: in training, drop a branch with probability ``rate`` per clip, and rescale it otherwise."""
 
     def __init__(self, rate: float) -> None:
         super().__init__()
         self.rate = rate
 
     def forward(self, branch: Float[Tensor, "b *rest"]) -> Float[Tensor, "b *rest"]:
-        """``branch``, or for some of the B clips zeros."""
+        """Return ``branch``, set to zero for the dropped clips."""
         if not self.training or self.rate == 0:
             return branch
-        stays = torch.rand(branch.shape[:1] + (1,) * (branch.ndim - 1), device=branch.device) >= self.rate
-        return branch * (stays / (1 - self.rate)).to(branch.dtype)
+        kept = torch.rand(branch.shape[:1] + (1,) * (branch.ndim - 1), device=branch.device) >= self.rate
+        return branch * (kept / (1 - self.rate)).to(branch.dtype)
 
 
-def rising(rate: float, count: int) -> list[float]:
-    """``count`` rates of stochastic depth in equal steps from 0 to ``rate``."""
+def linear_drop_rates(rate: float, count: int) -> list[float]:
+    """Return ``count`` stochastic depth rates in equal steps from 0 to ``rate``."""
     return [rate * index / max(1, count - 1) for index in range(count)]
 
 
 class FeedForward(nn.Module):
-    """A hidden layer of four times the width, with CLIP's activation x · sigmoid(1.702 x)."""
+    """MLP with a hidden layer of 4 · width channels and QuickGELU, x · sigmoid(1.702 x), as in CLIP."""
 
     def __init__(self, width: int, dropout: float = 0.0) -> None:
         super().__init__()
@@ -141,53 +137,54 @@ class FeedForward(nn.Module):
         self.c_proj = nn.Linear(4 * width, width)
 
     def forward(self, x: Float[Tensor, "*batch c"]) -> Float[Tensor, "*batch c"]:
-        """The branch, still to be added.
+        """Return the residual branch.
 
-        With s = 1.702, x · sigmoid(s x) = silu(s x) / s, and the products with the weights take both factors along: one
-        pass over the hidden layer, the largest of a block, in place of three, and one copy of it less for the backward
-        pass.
+        With s = 1.702, x · sigmoid(s x) = silu(s x) / s. Both factors are folded into the matrix products, which takes
+        one pass over the hidden layer, the largest tensor of a block, instead of three, and saves one copy less.
         """
-        sharpness = 1.702
-        hidden = torch.addmm(self.c_fc.bias, x.flatten(0, -2), self.c_fc.weight.mT, beta=sharpness, alpha=sharpness)
+        s = 1.702
+        hidden = torch.addmm(self.c_fc.bias, x.flatten(0, -2), self.c_fc.weight.mT, beta=s, alpha=s)
         hidden = self.dropout(F.silu(hidden))
-        return torch.addmm(self.c_proj.bias, hidden, self.c_proj.weight.mT, alpha=1 / sharpness).view_as(x)
+        return torch.addmm(self.c_proj.bias, hidden, self.c_proj.weight.mT, alpha=1 / s).view_as(x)
 
 
-def on_grid(module: nn.Module, patches: Float[Tensor, "b t n c"], grid: tuple[int, int]) -> Float[Tensor, "b t n c"]:
-    """What a module over volumes ``[B, C, T, h, w]`` makes of tokens that lie row by row."""
+def apply_on_grid(
+    module: nn.Module, patches: Float[Tensor, "b t n c"], grid: tuple[int, int]
+) -> Float[Tensor, "b t n c"]:
+    """Apply a module for volumes ``[B, C, T, h, w]`` to tokens in row-major order."""
     volume = patches.unflatten(2, grid).permute(0, 4, 1, 2, 3)
     return module(volume).permute(0, 2, 3, 4, 1).flatten(2, 3)
 
 
 def add_to_patches(x: Float[Tensor, "b t l c"], branch: Float[Tensor, "b t n c"]) -> Float[Tensor, "b t l c"]:
-    """``x`` with ``branch`` added to the tokens behind the class token; L = 1 + N."""
+    """Add ``branch`` to the patch tokens of ``x``, which follow the class token; L = 1 + N."""
     return torch.cat([x[:, :, :1], x[:, :, 1:] + branch], dim=2)
 
 
 class LocalMHRA(nn.Module):
-    """Local multi-head relation aggregation: each position looks at its neighbours in time, in fewer channels."""
+    """Local multi-head relation aggregation: a temporal depthwise convolution with reduced channels."""
 
     def __init__(self, width: int, reduction: float) -> None:
         super().__init__()
         inner = int(width // reduction)
-        back = nn.Conv3d(inner, width, 1)
-        # Zero at first: a block begins as the block of the image model that its weights come from.
-        nn.init.zeros_(back.weight)
-        nn.init.zeros_(back.bias)  # type: ignore[arg-type]
+        expand = nn.Conv3d(inner, width, 1)
+        # Zero initialization: a new block computes the same as the image model's block.
+        nn.init.zeros_(expand.weight)
+        nn.init.zeros_(expand.bias)  # type: ignore[arg-type]
         self.pos_embed = nn.Sequential(
             nn.BatchNorm3d(width),
             nn.Conv3d(width, inner, 1),
             nn.Conv3d(inner, inner, (3, 1, 1), padding=(1, 0, 0), groups=inner),
-            back,
+            expand,
         )
 
     def forward(self, volume: Float[Tensor, "b c t h w"]) -> Float[Tensor, "b c t h w"]:
-        """The branch, still to be added."""
+        """Return the residual branch."""
         return self.pos_embed(volume)
 
 
 class SelfAttention(nn.Module):
-    """Multi-head self-attention with the parameters of ``nn.MultiheadAttention``."""
+    """Multi-head self-attention with the parameter names of ``nn.MultiheadAttention``."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -199,14 +196,14 @@ class SelfAttention(nn.Module):
         nn.init.zeros_(self.out_proj.bias)
 
     def forward(self, x: Float[Tensor, "f l c"]) -> Float[Tensor, "f l c"]:
-        """Attention among the L tokens of each of F frames."""
+        """Attend among the L tokens of each of F frames."""
         projected = F.linear(x, self.in_proj_weight, self.in_proj_bias)
         q, k, v = projected.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # 3 × [F, H, L, C/H]
         return self.out_proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
 
 
 class LocalBlock(nn.Module):
-    """CLIP's transformer block on each frame, with up to two local MHRA: before the attention and after it."""
+    """CLIP's transformer block on each frame, with up to two local MHRA modules, before and after the attention."""
 
     def __init__(self, a: Architecture, drop_path: float) -> None:
         super().__init__()
@@ -221,14 +218,14 @@ class LocalBlock(nn.Module):
     def forward(
         self, x: Float[Tensor, "b t l c"], grid: tuple[int, int], *, recompute: bool = False
     ) -> Float[Tensor, "b t l c"]:
-        """``x`` after this block. ``recompute``: attention and MLP keep no activation for the backward pass."""
-        # The local MHRA is not recomputed: its batch normalisation would count every batch twice.
+        """Apply the block; ``recompute`` recomputes attention and MLP in the backward pass."""
+        # The local MHRA is not recomputed: its batch normalization would update its statistics twice.
         run: Callable[..., Tensor] = functools.partial(checkpoint, use_reentrant=False) if recompute else _call
         if self.lmhra1 is not None:
-            x = add_to_patches(x, self.drop_path(on_grid(self.lmhra1, x[:, :, 1:], grid)))
+            x = add_to_patches(x, self.drop_path(apply_on_grid(self.lmhra1, x[:, :, 1:], grid)))
         x = x + self.drop_path(run(self._attend, x))
         if self.lmhra2 is not None:
-            x = add_to_patches(x, self.drop_path(on_grid(self.lmhra2, x[:, :, 1:], grid)))
+            x = add_to_patches(x, self.drop_path(apply_on_grid(self.lmhra2, x[:, :, 1:], grid)))
         return x + self.drop_path(run(self._transform, x))
 
     def _attend(self, x: Float[Tensor, "b t l c"]) -> Float[Tensor, "b t l c"]:
@@ -243,7 +240,7 @@ def _call(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
 
 
 class GlobalBlock(nn.Module):
-    """One query asks the tokens of all frames: cross-attention and MLP, pre-norm, residual on the query."""
+    """Cross-attention from one query to the tokens of all frames, and an MLP; pre-norm, residual on the query."""
 
     def __init__(self, a: Architecture, drop_path: float) -> None:
         super().__init__()
@@ -251,90 +248,92 @@ class GlobalBlock(nn.Module):
         self.ln_1 = nn.LayerNorm(a.width)
         self.mlp = FeedForward(a.width, a.global_dropout)
         self.ln_2 = nn.LayerNorm(a.width)
-        self.ln_3 = nn.LayerNorm(a.width)  # of the regions: it is never called, see _folded
+        self.ln_3 = nn.LayerNorm(a.width)  # for the regions; folded into the projections, never called
         self.drop_path = DropPath(drop_path)
-        # Zero at first: the block begins as the identity.
+        # Zero initialization: a new block is the identity.
         for layer in (self.attn.out_proj, self.mlp.c_proj):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
         nn.init.xavier_uniform_(self.mlp.c_fc.weight)
 
     def forward(self, query: Float[Tensor, "b 1 c"], regions: Float[Tensor, "b m c"]) -> Float[Tensor, "b 1 c"]:
-        """The query after it read the M = T·L regions, each layer-normalised; they are read where they lie."""
-        answer, _ = functional_call(self.attn, self._folded(), (self.ln_1(query), regions))
-        query = query + self.drop_path(answer)
+        """Return the updated query. The M = T·L regions are layer-normalized in the kernel and not copied."""
+        attended, _ = functional_call(self.attn, self._folded_projections(), (self.ln_1(query), regions))
+        query = query + self.drop_path(attended)
         return query + self.drop_path(self.mlp(self.ln_2(query)))
 
-    def _folded(self) -> dict[str, Tensor]:
-        """The projections of keys and values with the affine part of ln_3 in them.
+    def _folded_projections(self) -> dict[str, Tensor]:
+        """Return the attention's parameters with the affine part of ln_3 folded into the key and value projections.
 
-        W (γ ∘ x + β) + b = (W diag γ) x + (W β + b), exactly; 2·C² products a pass, in place of an operation on all M·C
-        numbers. It is done in each pass, so that training reaches W, b, γ and β as they are published.
+        W (γ ∘ x + β) + b = (W diag γ) x + (W β + b): 2·C² multiplications instead of an operation on M·C elements.
+        Repeated in each forward pass, so that W, b, γ, and β are trained.
         """
         weight, bias = self.attn.in_proj_weight, self.attn.in_proj_bias
         assert weight is not None and bias is not None
-        queries, others = weight.tensor_split([weight.shape[1]])
-        shift = F.pad(others @ self.ln_3.bias, (weight.shape[1], 0))
-        return {"in_proj_weight": torch.cat([queries, others * self.ln_3.weight]), "in_proj_bias": bias + shift}
+        query_weight, kv_weight = weight.tensor_split([weight.shape[1]])
+        shift = F.pad(kv_weight @ self.ln_3.bias, (weight.shape[1], 0))
+        return {"in_proj_weight": torch.cat([query_weight, kv_weight * self.ln_3.weight]), "in_proj_bias": bias + shift}
 
 
 class VideoTransformer(nn.Module):
-    """The local blocks one after another, and a global block beside each of them that feeds one."""
+    """The local blocks in sequence, and the global blocks after some of them."""
 
     def __init__(self, a: Architecture) -> None:
         super().__init__()
-        self.global_blocks = tuple(a.fed)
-        self.recomputed = a.recomputed
+        self.global_blocks = tuple(a.resolved_global_blocks)
+        self.num_recomputed = a.num_recomputed
         count = len(self.global_blocks)
-        self.resblocks = nn.ModuleList(LocalBlock(a, rate) for rate in rising(a.drop_path, a.layers))
+        self.resblocks = nn.ModuleList(LocalBlock(a, rate) for rate in linear_drop_rates(a.drop_path, a.layers))
         self.temporal_cls_token = nn.Parameter(torch.zeros(1, 1, a.width))
         self.dpe = nn.ModuleList(nn.Conv3d(a.width, a.width, 3, padding=1, groups=a.width) for _ in range(count))
         for convolution in self.dpe.children():
             nn.init.zeros_(convolution.bias)  # type: ignore[arg-type]
-        self.dec = nn.ModuleList(GlobalBlock(a, rate) for rate in rising(a.global_drop_path, count))
+        self.dec = nn.ModuleList(GlobalBlock(a, rate) for rate in linear_drop_rates(a.global_drop_path, count))
         self.balance = None if a.frozen else nn.Parameter(torch.zeros(a.width))
 
     def forward(
         self, x: Float[Tensor, "b t l c"], grid: tuple[int, int]
     ) -> tuple[Float[Tensor, "b t l c"], Float[Tensor, "b c"]]:
-        """The tokens of each frame, its class token first, and x_cls."""
+        """Return the tokens of each frame, the class token first, and x_cls."""
         query = self.temporal_cls_token.expand(x.shape[0], -1, -1)
         for index, block in enumerate(self.resblocks):
-            x = block(x, grid, recompute=self.training and index < self.recomputed)
+            x = block(x, grid, recompute=self.training and index < self.num_recomputed)
             if index in self.global_blocks:
-                query = self._ask_all_frames(self.global_blocks.index(index), query, x, grid)
+                query = self._apply_global_block(self.global_blocks.index(index), query, x, grid)
         if self.balance is None:
             return x, query[:, 0]
         return x, torch.lerp(query[:, 0], x[:, :, 0].mean(1), self.balance.sigmoid())
 
-    def _ask_all_frames(
+    def _apply_global_block(
         self, number: int, query: Float[Tensor, "b 1 c"], x: Float[Tensor, "b t l c"], grid: tuple[int, int]
     ) -> Float[Tensor, "b 1 c"]:
-        """Global block ``number``, over the tokens with a dynamic position encoding added to them."""
-        position = on_grid(self.dpe[number], x[:, :, 1:], grid)
+        """Apply global block ``number`` to the tokens, with a dynamic position encoding added."""
+        position = apply_on_grid(self.dpe[number], x[:, :, 1:], grid)
         return self.dec[number](query, add_to_patches(x, position).flatten(1, 2))
 
 
 class UniFormerV2(Backbone):
-    """UniFormerV2. ``class_token`` is the gated mix of the global query and the mean class token of the frames, as it
-    enters the published head (its LayerNorm); ``tokens`` are the output of the last local block, without class tokens.
+    """UniFormerV2.
+
+    ``class_token`` is the gated sum of the global query and the mean class token of the frames, the input of the
+    published head; ``tokens`` are the output of the last local block, without class tokens.
 
     Args:
-        num_frames: T; any number, an even one with ``temporal_downsample``, where two frames get the same tokens.
-        pretrained: path of a checkpoint, or None. A published UniFormerV2 (names with or without "backbone."), or CLIP
-            with the names of OpenAI or open_clip, trained with QuickGELU: its image tower, alone or in the whole model.
-            Its first convolution is inflated, and what only videos need starts from scratch. Positions are interpolated
-            to ``input_size``. Every other difference is an error.
-        keep_head: the L_v head is the checkpoint's classification head, its LayerNorm included, instead of a new one.
-        head_labels: which of its labels, in the order of the classes: indices, or the path of a JSON list of them; None
-            is all.
-        architecture: fields of :class:`Architecture`. The name of the backbone gives the size, any part of which may be
-            given too.
+        num_frames: T; any number. With ``temporal_downsample`` it must be even, and two frames share the same tokens.
+        pretrained: path of a checkpoint: a published UniFormerV2 (names with or without "backbone."), or CLIP trained
+            with QuickGELU, with OpenAI's or open_clip's names: the whole model or its image tower. CLIP's
+            first convolution is inflated, and the video modules keep their initial values. Position embeddings are
+            interpolated to ``input_size``. Any other difference is an error.
+        keep_head: use the checkpoint's classification head, including its LayerNorm, as the L_v head.
+        head_labels: rows of that head to keep, in the order of the classes: indices, or the path of a JSON list of
+            them; None keeps all.
+        architecture: fields of :class:`Architecture`; they override those of the named size.
 
     Raises:
-        ValueError: a value out of range; a checkpoint that does not fit: all names and shapes, and what would fit.
-        TypeError: an option that there is not.
-        FileNotFoundError: ``pretrained`` or ``head_labels`` names no file.
+        ValueError: If a value is out of range, or the checkpoint does not match: the message lists all names and shapes
+            that differ and the options that match.
+        TypeError: If an option is unknown.
+        FileNotFoundError: If ``pretrained`` or ``head_labels`` does not exist.
     """
 
     def __init__(
@@ -348,7 +347,7 @@ class UniFormerV2(Backbone):
     ) -> None:
         super().__init__()
         if head_labels is not None and not keep_head:
-            raise ValueError("head_labels is given, but keep_head is False: there is no head to choose labels from")
+            raise ValueError("head_labels is given, but keep_head is False")
         self.architecture = a = Architecture(**architecture)
         self._check_frames(num_frames)
         self.channels = a.width
@@ -362,25 +361,26 @@ class UniFormerV2(Backbone):
         self.transformer = VideoTransformer(a)
         if a.frozen:
             for name, parameter in self.named_parameters():
-                parameter.requires_grad_(not name.startswith(published.OF_IMAGES))
+                parameter.requires_grad_(not name.startswith(weights.IMAGE_PARAMETERS))
         self.keep_head = keep_head
-        self._kept: dict[str, Tensor] | None = None
+        self._pretrained_head: dict[str, Tensor] | None = None
         if pretrained is not None:
-            head = published.load(self, pretrained, SIZES)
-            self._kept = published.labels_of(head, head_labels, pretrained) if keep_head else None
+            head = weights.load(self, pretrained, SIZES)
+            self._pretrained_head = weights.select_labels(head, head_labels, pretrained) if keep_head else None
 
     def forward(self, video: Shaped[Tensor, "b t 3 height width"]) -> Features:
-        """See :class:`~art.backbones.interface.Backbone`.
+        """Return the features of ``video``.
 
         Raises:
-            ValueError: frames of another size than ``input_size``, or an odd number of them that is to be halved.
-            TypeError: another dtype.
+            ValueError: If frames are not ``input_size`` pixels square, or their number is odd with
+                ``temporal_downsample``.
+            TypeError: If the dtype is neither uint8 nor floating point.
         """
-        video = as_unit_range(video)
+        video = to_float01(video)
         self._check_frames(video.shape[1])
         self._check_resolution(video.shape[3], video.shape[4])
         grid = self.architecture.grid
-        patches = self.conv1(((video - COLOUR_MEAN) / COLOUR_STD).transpose(1, 2))  # [B, C, T', h, w]
+        patches = self.conv1(((video - IMAGE_MEAN) / IMAGE_STD).transpose(1, 2))  # [B, C, T', h, w]
         patches = patches.permute(0, 2, 3, 4, 1).flatten(2, 3)
         class_token = self.class_embedding.to(patches.dtype).expand(*patches.shape[:2], 1, -1)
         x = self.ln_pre(torch.cat([class_token, patches], dim=2) + self.positional_embedding)
@@ -391,43 +391,45 @@ class UniFormerV2(Backbone):
         return Features(tokens, class_token, grid)
 
     def video_head(self, num_classes: int) -> nn.Linear:
-        """The L_v head; with ``keep_head`` of the published form, and with the checkpoint's weights if there is one.
+        """Return the L_v head. With ``keep_head`` it has the published form, and the weights of the checkpoint, if any.
 
         Raises:
-            ValueError: the checkpoint's head, or what ``head_labels`` chose of it, has another number of labels.
+            ValueError: If the checkpoint's head, after selecting ``head_labels``, has another number of labels.
         """
         if not self.keep_head:
             return super().video_head(num_classes)
-        head = published.NormalisedLinear(self.channels, num_classes)
-        if self._kept is not None:
-            labels = len(self._kept["weight"])
+        head = weights.NormalizedLinear(self.channels, num_classes)
+        if self._pretrained_head is not None:
+            labels = len(self._pretrained_head["weight"])
             if labels != num_classes:
                 raise ValueError(
-                    f"the kept head has {labels} labels, but there are {num_classes} classes; give head_labels with "
-                    "the label of each class, or keep_head=False for a new head"
+                    f"the checkpoint's head has {labels} labels, but there are {num_classes} classes; pass head_labels "
+                    "with the label of each class, or keep_head=False for a new head"
                 )
-            head.load_state_dict(self._kept)
+            head.load_state_dict(self._pretrained_head)
         return head
 
     def parameters_by_depth(self) -> list[list[nn.Parameter]]:
-        """The embedding, and each local block; with the last, what makes x_cls: the global blocks."""
+        """Return one group for the embedding and one per local block; the last includes the global blocks."""
         embedding = ("conv1.", "class_embedding", "positional_embedding", "ln_pre.")
-        return layered(self, embedding, [f"transformer.resblocks.{i}." for i in range(self.architecture.layers)])
+        return group_params_by_layer(
+            self, embedding, [f"transformer.resblocks.{i}." for i in range(self.architecture.layers)]
+        )
 
     def _check_frames(self, num_frames: int) -> None:
         if self.architecture.temporal_downsample and num_frames % 2:
             raise ValueError(
-                f"there are {num_frames} frames, which temporal_downsample cannot halve; expected an even number "
-                f"such as {num_frames + 1}, or temporal_downsample=False, which takes any"
+                f"got {num_frames} frames, which temporal_downsample cannot halve; expected an even number such as "
+                f"{num_frames + 1}, or temporal_downsample=False, which supports any number"
             )
 
     def _check_resolution(self, height: int, width: int) -> None:
         a = self.architecture
         if (height, width) != (a.input_size, a.input_size):
             raise ValueError(
-                f"video has frames of {height}×{width} pixels, but there are positions for {a.grid[0]}×{a.grid[1]} "
-                f"patches of {a.patch_size}: expected {a.input_size}×{a.input_size}; for another square give another "
-                f"input_size, a multiple of {a.patch_size}, to which the positions of a checkpoint are interpolated"
+                f"video has frames of {height}×{width} pixels, but the position embeddings are for "
+                f"{a.grid[0]}×{a.grid[1]} patches of {a.patch_size}: expected {a.input_size}×{a.input_size}; for "
+                f"another square size set input_size to a multiple of {a.patch_size}"
             )
 
 

@@ -1,4 +1,4 @@
-"""Published weights of UniFormerV2, and CLIP's from which it begins: by local path, by name, in both directions."""
+"""Checkpoints of UniFormerV2 and CLIP: loading by name into the backbone, and the published names of its state dict."""
 
 from __future__ import annotations
 
@@ -13,109 +13,111 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from art.backbones.checkpoint import load_by_name, read_checkpoint
+from art.backbones.base import load_by_name, read_checkpoint
 
 if TYPE_CHECKING:
     from art.backbones.uniformerv2 import UniFormerV2
 
 PREFIX = "backbone."
-# The published head, transformer.proj, by the names of NormalisedLinear; its dropout, number 1, has no parameters.
+# Published name → name in NormalizedLinear. The published head, transformer.proj, also has a dropout, number 1.
 HEAD = {
     "transformer.proj.0.weight": "norm.weight",
     "transformer.proj.0.bias": "norm.bias",
     "transformer.proj.2.weight": "weight",
     "transformer.proj.2.bias": "bias",
 }
-# What the published frozen variant does not train: the image model, with the local MHRA in its blocks if there are any.
-OF_IMAGES = ("conv1.", "class_embedding", "positional_embedding", "ln_pre.", "transformer.resblocks.")
-# What a CLIP checkpoint holds beside the image tower, and at the end of that tower for the text to be compared with.
+# Parameters of the image model, fixed in the published frozen variant. Its blocks include the local MHRA, if any.
+IMAGE_PARAMETERS = ("conv1.", "class_embedding", "positional_embedding", "ln_pre.", "transformer.resblocks.")
+# Parameters of CLIP's text tower, its scalars, and the projection at the end of its image tower; none are used.
 CLIP_TEXT = ("transformer.", "token_embedding.", "positional_embedding", "ln_final.", "text_projection", "text.")
 CLIP_SCALARS = ("logit_scale", "logit_bias", "input_resolution", "context_length", "vocab_size")
 CLIP_IMAGE_END = ("proj", "ln_post.weight", "ln_post.bias")
 
 
-class NormalisedLinear(nn.Linear):
-    """The published classification head: LayerNorm, then a linear layer. (Its dropout stands before it here.)"""
+class NormalizedLinear(nn.Linear):
+    """The published classification head, LayerNorm and a linear layer. (Its dropout is applied before it here.)"""
 
     def __init__(self, in_features: int, out_features: int) -> None:
         super().__init__(in_features, out_features)
         self.norm = nn.LayerNorm(in_features)
 
     def forward(self, input: Float[Tensor, "*batch c"]) -> Float[Tensor, "*batch y"]:
-        """Logits."""
+        """Return the logits."""
         return super().forward(self.norm(input))
 
 
 def load(backbone: UniFormerV2, path: str, sizes: Mapping[str, Mapping[str, int]]) -> dict[str, Tensor]:
-    """Load the checkpoint at ``path`` into ``backbone``; see :class:`~art.backbones.uniformerv2.UniFormerV2`.
+    """Load a checkpoint, see ``pretrained`` of :class:`~art.backbones.uniformerv2.UniFormerV2`.
 
     Args:
-        backbone: what to fill.
-        path: of a file that :func:`~art.backbones.checkpoint.read_checkpoint` reads.
-        sizes: the backbones by name, of which one may fit better.
+        backbone: backbone to load into.
+        path: of a file that :func:`~art.backbones.base.read_checkpoint` reads.
+        sizes: architectures by backbone name, for the error message.
 
     Returns:
-        The checkpoint's classification head, by the names of :class:`NormalisedLinear`; empty where it has none.
+        The state dict of the checkpoint's head, named as in :class:`NormalizedLinear`; empty if it has none.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is no checkpoint, or one that does not fit: all names and shapes, and what would fit.
+        FileNotFoundError: If the file does not exist.
+        ValueError: If it does not match: the message lists all names and shapes that differ and the options that match.
     """
     state = _image_tower(read_checkpoint(path, prefixes=("module.", PREFIX)))
     head = {ours: state.pop(theirs) for theirs, ours in HEAD.items() if theirs in state}
-    fits = _what_fits(state, sizes)
+    expected = _matching_options(state, sizes)
     own = backbone.state_dict()
-    # An image model has nothing of what is there for videos; one that has a part of it must have all.
-    of_videos = [name for name in own if _is_for_videos(name)]
-    from_images = not any(_is_for_videos(name) for name in state)
-    for name, fit in (("conv1.weight", inflated), ("positional_embedding", interpolated)):
+    # An image model has no video parameters; a checkpoint with some of them must have all.
+    is_image_model = not any(_is_video_parameter(name) for name in state)
+    optional = [name for name in own if is_image_model and _is_video_parameter(name)]
+    for name, resize in (("conv1.weight", inflate), ("positional_embedding", interpolate_positions)):
         if name in state:
-            state[name] = fit(state[name], own[name].shape)
-    load_by_name(backbone, state, source=path, fits=fits, may_lack=of_videos if from_images else ())
+            state[name] = resize(state[name], own[name].shape)
+    load_by_name(backbone, state, source=path, expected=expected, optional=optional)
     return head
 
 
-def labels_of(head: dict[str, Tensor], labels: Sequence[int] | str | None, source: str) -> dict[str, Tensor]:
-    """The head with these labels alone, in this order.
+def select_labels(head: dict[str, Tensor], labels: Sequence[int] | str | None, source: str) -> dict[str, Tensor]:
+    """Return the head's state dict with only these labels, in this order.
 
     Args:
         head: what :func:`load` returned.
         labels: indices, the path of a JSON list of them, or None for all.
-        source: the checkpoint, for the error.
+        source: the checkpoint, for error messages.
 
     Raises:
-        ValueError: the checkpoint has no head or half of one, or the labels are no indices into it.
-        FileNotFoundError: there is no such JSON file.
+        ValueError: If the head is missing or incomplete, or a label is out of range.
+        FileNotFoundError: If the JSON file does not exist.
     """
     missing = [theirs for theirs, ours in HEAD.items() if ours not in head]
     if missing:
         raise ValueError(
             f"keep_head is True, but {source} lacks {', '.join(missing)} of a classification head; "
-            "give a checkpoint of a whole classifier, or keep_head=False for a new head"
+            "pass a checkpoint with a head, or keep_head=False for a new head"
         )
     count = len(head["weight"])
-    chosen = json.loads(Path(labels).read_text()) if isinstance(labels, str) else labels
-    if chosen is None:
+    indices = json.loads(Path(labels).read_text()) if isinstance(labels, str) else labels
+    if indices is None:
         return head
-    wrong = [label for label in chosen if not (type(label) is int and 0 <= label < count)]
-    if wrong:
-        raise ValueError(f"head_labels holds {wrong[:5]}, expected indices 0 to {count - 1} into the head of {source}")
-    rows = torch.tensor(list(chosen), dtype=torch.long)
+    invalid = [index for index in indices if not (type(index) is int and 0 <= index < count)]
+    if invalid:
+        raise ValueError(
+            f"head_labels contains {invalid[:5]}, expected indices 0 to {count - 1} into the head of {source}"
+        )
+    rows = torch.tensor(list(indices), dtype=torch.long)
     return {**head, "weight": head["weight"][rows], "bias": head["bias"][rows]}
 
 
-def published_state(backbone: UniFormerV2, head: NormalisedLinear | None = None) -> dict[str, Tensor]:
-    """Backbone and head under the published names, as the published implementation loads them; see :func:`load`."""
+def published_state(backbone: UniFormerV2, head: NormalizedLinear | None = None) -> dict[str, Tensor]:
+    """Return the state dict of backbone and head with the published names, the inverse of :func:`load`."""
     state = dict(backbone.state_dict())
     if head is not None:
         state.update({theirs: head.state_dict()[ours] for theirs, ours in HEAD.items()})
     return {PREFIX + name: tensor for name, tensor in state.items()}
 
 
-def inflated(weight: Tensor, shape: Sequence[int]) -> Tensor:
-    """A convolution of pictures as one of volumes of ``shape``: its middle frame, so that it sees one frame as before.
+def inflate(weight: Tensor, shape: Sequence[int]) -> Tensor:
+    """Inflate a 2-D convolution to a 3-D one of ``shape``: its kernel becomes the middle frame, the others are zero.
 
-    Anything but a 4-D ``weight`` for a 5-D ``shape`` is given back as it is.
+    Returns ``weight`` unchanged unless it is 4-D and ``shape`` is 5-D.
     """
     if weight.ndim != 4 or len(shape) != 5:
         return weight
@@ -123,10 +125,10 @@ def inflated(weight: Tensor, shape: Sequence[int]) -> Tensor:
     return F.pad(weight[:, :, None], (0, 0, 0, 0, before, shape[2] - 1 - before))
 
 
-def interpolated(positions: Tensor, shape: Sequence[int]) -> Tensor:
-    """Position embeddings of a class token and a square grid, bicubic, for the square grid of ``shape``.
+def interpolate_positions(positions: Tensor, shape: Sequence[int]) -> Tensor:
+    """Interpolate the position embeddings of a class token and a square grid to the grid of ``shape``, bicubic.
 
-    Given back as they are where the grid is the same, and where they are no such embeddings of as many channels.
+    Returns ``positions`` unchanged if the grid is the same, is not square, or the number of channels differs.
     """
     if positions.ndim != 2 or positions.shape[0] == shape[0] or positions.shape[1] != shape[1]:
         return positions
@@ -138,25 +140,25 @@ def interpolated(positions: Tensor, shape: Sequence[int]) -> Tensor:
     return torch.cat([positions[:1].float(), grid.flatten(2)[0].T])
 
 
-def _is_for_videos(name: str) -> bool:
-    """Whether a parameter is none of an image model's."""
+def _is_video_parameter(name: str) -> bool:
+    """Return whether a parameter does not exist in an image model."""
     return ".lmhra" in name or name.startswith(
         ("transformer.temporal_cls_token", "transformer.balance", "transformer.dpe.", "transformer.dec.")
     )
 
 
 def _image_tower(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """CLIP's image tower without its end, where ``state`` is CLIP's; every other state, and name, stays as it is."""
-    if any(_is_for_videos(name) for name in state):
+    """Return CLIP's image tower without its projection; a state dict of UniFormerV2 is returned unchanged."""
+    if any(_is_video_parameter(name) for name in state):
         return state
     if any(name.startswith("visual.") for name in state):
-        of_images = [n for n in state if n not in CLIP_SCALARS and not n.startswith(CLIP_TEXT)]
-        state = {name.removeprefix("visual."): state[name] for name in of_images}
+        image_names = [n for n in state if n not in CLIP_SCALARS and not n.startswith(CLIP_TEXT)]
+        state = {name.removeprefix("visual."): state[name] for name in image_names}
     return {name: tensor for name, tensor in state.items() if name not in CLIP_IMAGE_END}
 
 
-def _what_fits(state: Mapping[str, Tensor], sizes: Mapping[str, Mapping[str, int]]) -> str:
-    """The backbone and its options to which a checkpoint belongs, read off its names and shapes."""
+def _matching_options(state: Mapping[str, Tensor], sizes: Mapping[str, Mapping[str, int]]) -> str:
+    """Describe the backbone and the options that match a checkpoint, derived from its names and shapes."""
     known = ", ".join(sizes)
     first, positions = state.get("conv1.weight"), state.get("positional_embedding")
     if first is None or first.ndim not in (4, 5) or positions is None or positions.ndim != 2:
@@ -166,15 +168,15 @@ def _what_fits(state: Mapping[str, Tensor], sizes: Mapping[str, Mapping[str, int
     width, patch_size, layers = first.shape[0], first.shape[-1], _count(state, "transformer.resblocks.")
     size = {"width": width, "layers": layers, "patch_size": patch_size}
     input_size = math.isqrt(max(0, positions.shape[0] - 1)) * patch_size
-    near = [name for name, other in sizes.items() if all(other[key] == value for key, value in size.items())]
-    near.sort(key=lambda name: sizes[name]["input_size"] != input_size)
-    options = [] if near else [f"{key}={value}" for key, value in {**size, "input_size": input_size}.items()]
-    if any(_is_for_videos(name) for name in state):
+    matches = [name for name, other in sizes.items() if all(other[key] == value for key, value in size.items())]
+    matches.sort(key=lambda name: sizes[name]["input_size"] != input_size)
+    options = [] if matches else [f"{key}={value}" for key, value in {**size, "input_size": input_size}.items()]
+    if any(_is_video_parameter(name) for name in state):
         options.append(f"local_mhra={len({name.split('.')[3] for name in state if '.lmhra' in name})}")
         options.append(f"temporal_downsample={first.ndim == 5 and first.shape[2] > 1}")
-        options.append(f"as many global_blocks as {_count(state, 'transformer.dec.')}")
+        options.append(f"{_count(state, 'transformer.dec.')} global_blocks")
         options.append(f"frozen={'transformer.balance' not in state}")
-    return f"{near[0] if near else 'a backbone'} with {', '.join(options) or 'any options'}"
+    return f"{matches[0] if matches else 'a backbone'} with {', '.join(options) or 'any options'}"
 
 
 def _count(state: Mapping[str, Tensor], prefix: str) -> int:

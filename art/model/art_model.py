@@ -1,4 +1,4 @@
-"""ARTModel: the paper's five stages, in the paper's order."""
+"""ARTModel: the five stages of the paper."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from art.model.options import ARTOptions
 from art.model.pretrained import VideoClassifier
 from art.model.regions import RegionActivation, SpatialSemanticEnhancement, sine_position
 from art.model.semantics import TEMPLATES, SemanticsBank, encode_prompts
-from art.model.tracklets import aggregate, link
 from art.text import build_text_encoder
+from art_kernels import gather_tracklets, link_tracklets, pool_tracklets
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -26,20 +26,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ARTOutput:
-    """What the model says of B clips.
+    """Output of :class:`ARTModel` for B clips.
 
     Attributes:
-        logits: ``[B, Y]``, of the final head; what inference uses.
+        logits: ``[B, Y]``, of the final head; used for inference.
         video_logits: ``[B, Y]``, of the head on the global feature alone.
         class_token: ``[B, C]``, x_cls.
-        video_latent: ``[B, d]``, x_cls in the space of the semantics.
-        selected: ``[B, K]``, the classes whose text queried the tracklets.
+        video_latent: ``[B, d]``, x_cls projected into the latent space of the semantics.
+        selected: ``[B, K]``, the classes whose text embeddings are the queries.
         responses: ``[B, T, K, d]``, R in tracklet order.
-        tracklets: ``[B, K, T, d]``, the same by tracklet.
-        aggregated: ``[B, K, d]``, each tracklet pooled over time.
-        saliency: ``[B, T, K]``, its weights.
-        order: ``[B, T, K]``, the query that each response came from; k for tracklet k where ``linking`` is "index".
-        maps: ``[B, T, K, h, w]`` where asked for: the last layer's attention, averaged over heads.
+        tracklets: ``[B, K, T, d]``, ``responses`` with time and tracklet axes swapped.
+        aggregated: ``[B, K, d]``, tracklets pooled over time.
+        saliency: ``[B, T, K]``, the weights of the pooling.
+        order: ``[B, T, K]``, the query index of each response; k for tracklet k if ``linking`` is "index".
+        maps: ``[B, T, K, h, w]`` or None, attention of the last layer, averaged over heads.
 
     Examples:
         >>> import torch
@@ -67,16 +67,17 @@ class ARTModel(VideoClassifier):
     """Action-Region Tracking (arXiv 2511.21202).
 
     Args:
-        class_names: Y names, in the order of the labels.
-        backbone: a name that :func:`art.build_backbone` knows.
+        class_names: Y names, in label order.
+        backbone: name of a registered backbone, see :func:`art.build_backbone`.
         num_frames: T.
         num_tracklets: K, at most Y.
-        options: the other fields of :class:`art.ARTOptions`, each with its default there.
-        prompts: what the templates say of each class, Y texts; by default the class names.
-        semantics: S_0 ``[P, Y, C_t]``; by default the text encoder makes it from the class names.
+        prompts: Y texts to fill the prompt templates with; None uses the class names.
+        semantics: S_0 ``[P, Y, C_t]``; None computes it from the prompts with the text encoder.
+        options: further fields of :class:`art.ARTOptions`.
 
     Raises:
-        ValueError, TypeError: an option that is unknown or out of range; class names that are empty or repeated.
+        TypeError: If an option is unknown.
+        ValueError: If an option is out of range, or class names are empty or repeated.
 
     Examples:
         >>> import torch
@@ -88,7 +89,7 @@ class ARTModel(VideoClassifier):
         torch.Size([2, 3])
         >>> terms = model.loss(out, labels)
         >>> terms.total.backward()
-        >>> model.after_step()  # after each optimizer step
+        >>> model.update_bank()  # after each optimizer step
     """
 
     kind = "art"
@@ -109,7 +110,7 @@ class ARTModel(VideoClassifier):
         if num_tracklets > num_classes:
             raise ValueError(
                 f"num_tracklets is {num_tracklets}, expected at most the number of classes, {num_classes}: "
-                "each tracklet is queried by another class"
+                "each tracklet is queried by a different class"
             )
         if prompts is not None and len(prompts) != num_classes:
             raise ValueError(f"prompts has {len(prompts)} texts, expected one for each of the {num_classes} classes")
@@ -143,10 +144,14 @@ class ARTModel(VideoClassifier):
         self.final_head = nn.Linear(channels + o.num_tracklets * d, num_classes)
 
     def forward(self, video: Shaped[Tensor, "b t 3 height width"], *, return_maps: bool = False) -> ARTOutput:
-        """Classify ``video``, uint8 or float in 0..1.
+        """Classify videos.
+
+        Args:
+            video: uint8, or floating point with values in 0..1.
+            return_maps: also return the response maps.
 
         Raises:
-            ValueError: another shape than ``[B, T, 3, H, W]`` with this model's T.
+            ValueError: If ``video`` is not ``[B, T, 3, H, W]`` with this model's T.
         """
         self.check_video(video)
         o = self.options
@@ -154,13 +159,15 @@ class ARTModel(VideoClassifier):
 
         latent = self.video_projection(class_token.detach() if o.detach_video else class_token)
         selected, semantics = self.semantics.select(latent, o.num_tracklets)
-        tokens = torch.lerp(tokens.detach(), tokens, o.token_gradient)  # the same values, that share of the gradient
+        tokens = torch.lerp(tokens.detach(), tokens, o.token_gradient)  # equal values, scaled gradient
         tokens = self.token_projection(tokens)
         if o.region_position == "sine":
             tokens = tokens + sine_position(grid, o.latent_dim, device=tokens.device).to(tokens.dtype)
-        tokens, in_frames = self.enhancement(tokens, semantics)
-        responses, maps = self.activation(tokens, in_frames, return_maps=return_maps)
-        responses, maps, order = link(responses, maps, o.linking)
+        tokens, frame_semantics = self.enhancement(tokens, semantics)
+        responses, maps = self.activation(tokens, frame_semantics, return_maps=return_maps)
+        order = link_tracklets(responses.detach(), method=o.linking).order
+        responses = gather_tracklets(responses, order)
+        maps = None if maps is None else gather_tracklets(maps, order).unflatten(-1, grid)
         aggregated, saliency = aggregate(
             responses, semantics, temperature=o.temperature, detach_saliency=o.detach_saliency
         )
@@ -177,14 +184,16 @@ class ARTModel(VideoClassifier):
             aggregated=aggregated,
             saliency=saliency,
             order=order,
-            maps=None if maps is None else maps.unflatten(-1, grid),
+            maps=maps,
         )
 
     def loss(self, output: ARTOutput, labels: Labels, group: ProcessGroup | None = None) -> LossTerms:
-        """L = L_v + L_con + 5·L_MTC + 5·L_sema, weighted by the options; and L_nce where it has a weight.
+        """Compute L = L_v + L_con + 5·L_MTC + 5·L_sema, weighted by the options, plus L_nce if it has a weight.
+
+        Arguments are those of :meth:`art.VideoClassifier.loss`.
 
         Raises:
-            ValueError: L_nce has a weight, and ``labels`` are shares of classes.
+            ValueError: If L_nce has a weight and ``labels`` are class probabilities.
         """
         o = self.options
         video = F.cross_entropy(output.video_logits, labels)
@@ -204,18 +213,42 @@ class ARTModel(VideoClassifier):
             total = total + o.weight_nce * nce
         return LossTerms(total=total, video=video, contextual=contextual, **contrast, **sema, nce=nce)
 
-    def after_step(self) -> None:
-        """S ← μS + (1−μ)S_a: to be called after every optimizer step."""
-        self.semantics.follow_agent()
+    def update_bank(self) -> None:
+        """Update the semantics bank, S ← μS + (1−μ)S_a. Call after every optimizer step."""
+        self.semantics.ema_update()
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
-        """All parameters by group: the backbone's, the agent bank's, and the head's (everything else)."""
+        """Return all parameters by group: "backbone", "bank" (the agent bank), and "head" (all others)."""
         backbone = list(self.backbone.parameters())
         bank = [self.semantics.agent]
-        taken = {id(p) for p in backbone + bank}
-        return {"backbone": backbone, "head": [p for p in self.parameters() if id(p) not in taken], "bank": bank}
+        grouped = {id(p) for p in backbone + bank}
+        return {"backbone": backbone, "head": [p for p in self.parameters() if id(p) not in grouped], "bank": bank}
 
     @classmethod
     def _from_shapes(cls, class_names: Sequence[str], options: ARTOptions, shapes: dict[str, list[int]]) -> ARTModel:
-        empty = torch.zeros(shapes["semantics.bank"])
-        return cls(class_names, **vars(options), semantics=empty)
+        return cls(class_names, **vars(options), semantics=torch.zeros(shapes["semantics.bank"]))
+
+
+def aggregate(
+    responses: Float[Tensor, "b t k d"],
+    semantics: Float[Tensor, "b k d"],
+    *,
+    temperature: float,
+    detach_saliency: bool = False,
+) -> tuple[Float[Tensor, "b k d"], Float[Tensor, "b t k"]]:
+    """Pool tracklets over time, weighted by their similarity to the text (see :func:`art_kernels.pool_tracklets`).
+
+    Args:
+        responses: in tracklet order.
+        semantics: the K selected ones, in the latent space.
+        temperature: τ of the softmax over time.
+        detach_saliency: block the gradient through the weights.
+
+    Returns:
+        Tr_k = Σ_t w_tk r_tk, and the weights w, which sum to 1 over T.
+    """
+    aggregated, saliency = pool_tracklets(responses, semantics, temperature=temperature)
+    if detach_saliency:
+        saliency = saliency.detach()
+        aggregated = (saliency[..., None] * responses).sum(1)
+    return aggregated, saliency

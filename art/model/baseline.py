@@ -1,4 +1,4 @@
-"""The backbone alone: what ART is compared with."""
+"""The baseline: the backbone with a linear head."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class BackboneOutput:
-    """What the backbone says of B clips.
+    """Output of :class:`BackboneClassifier` for B clips.
 
     Attributes:
         logits: ``[B, Y]``.
@@ -33,10 +33,10 @@ class BackboneOutput:
 
 
 class BackboneClassifier(VideoClassifier):
-    """The backbone's global feature, dropout, and a linear head, trained by cross-entropy.
+    """The backbone's global feature, dropout, and a linear head, trained with cross-entropy.
 
-    Takes the arguments of :class:`art.ARTModel`; those that concern what is not there have no effect, so that one
-    configuration serves both.
+    Accepts the arguments of :class:`art.ARTModel` and ignores those of ART's stages, so that both models can share one
+    configuration.
 
     Examples:
         >>> import torch
@@ -66,30 +66,27 @@ class BackboneClassifier(VideoClassifier):
         self.video_head = self.backbone.video_head(len(self.class_names))
 
     def forward(self, video: Shaped[Tensor, "b t 3 height width"], *, return_maps: bool = False) -> BackboneOutput:
-        """Classify ``video``, uint8 or float in 0..1. It has no response maps to return.
+        """Classify videos, uint8 or floating point with values in 0..1.
 
         Raises:
-            ValueError: another shape than ``[B, T, 3, H, W]`` with this model's T, or ``return_maps``.
+            ValueError: If ``video`` is not ``[B, T, 3, H, W]`` with this model's T, or ``return_maps`` is True: this
+                model has no response maps.
         """
         self.check_video(video)
         if return_maps:
-            raise ValueError("return_maps is True, but the backbone alone has no response maps; use ARTModel")
+            raise ValueError("return_maps is True, but BackboneClassifier has no response maps; use ARTModel")
         class_token = self.backbone(video).class_token
         logits = self.video_head(F.dropout(class_token, self.options.dropout, self.training))
         return BackboneOutput(logits, class_token)
 
     def loss(self, output: BackboneOutput, labels: Labels, group: ProcessGroup | None = None) -> LossTerms:
-        """L_v alone."""
+        """Compute L_v, the only term. Arguments are those of :meth:`art.VideoClassifier.loss`."""
         video = F.cross_entropy(output.logits, labels)
         return LossTerms(total=video, video=video)
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
-        """All parameters by group; there is no bank."""
-        return {
-            "backbone": list(self.backbone.parameters()),
-            "head": list(self.video_head.parameters()),
-            "bank": [],
-        }
+        """Return all parameters by group; "bank" is empty."""
+        return {"backbone": list(self.backbone.parameters()), "head": list(self.video_head.parameters()), "bank": []}
 
     @classmethod
     def _from_shapes(

@@ -1,4 +1,4 @@
-"""The objective of the paper: L = L_v + L_con + 5·L_MTC + 5·L_sema, each term by name; and one term beyond it."""
+"""The paper's objective, L = L_v + L_con + 5·L_MTC + 5·L_sema, term by term, and one optional term beyond it."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from art.model.options import ARTOptions
 from art.model.semantics import SemanticsBank
 from art_kernels import mtc_loss, tracklet_nce
 
-#: The class of each video, int64 [B]; or of videos mixed from several the share of each class, floating point [B, Y].
+#: Class indices, int64 [B]; or class probabilities of mixed videos (mixup, CutMix), floating point [B, Y].
 Labels = Int[Tensor, " b"] | Float[Tensor, "b y"]
 
 
 @dataclass(frozen=True)
 class LossTerms:
-    """The terms of one batch, unweighted, and their weighted sum; None where a term does not apply.
+    """Loss terms of one batch, unweighted, and their weighted sum. A term that does not apply is None.
 
     Attributes:
-        total: L, what is minimised.
+        total: L, the loss to minimize.
         video: L_v, cross-entropy of the head on x_cls.
         contextual: L_con, cross-entropy of the head on [x_cls, Tr_1 … Tr_K].
-        spatial: repels the regions of one frame.
-        temporal: attracts the same tracklet in adjacent frames.
-        tracklet: repels whole tracklets.
-        mtc: L_MTC, the weighted sum of the three above.
-        video_consistency: the video finds its class in the agent bank.
-        prototype_consistency: each class prototype finds its class in the agent bank.
-        sema: L_sema, the weighted sum of the two above.
-        nce: beyond the paper: tracklets find those of their class in the batch.
+        spatial: repulsion between the regions of one frame.
+        temporal: attraction within a tracklet between adjacent frames.
+        tracklet: repulsion between tracklets.
+        mtc: L_MTC, the weighted sum of ``spatial``, ``temporal``, and ``tracklet``.
+        video_consistency: cross-entropy of classifying the video by the agent bank.
+        prototype_consistency: cross-entropy of classifying each class prototype by the agent bank.
+        sema: L_sema, the weighted sum of ``video_consistency`` and ``prototype_consistency``.
+        nce: beyond the paper: supervised contrastive loss between the tracklets of the batch.
 
     Examples:
         >>> import torch
@@ -57,14 +57,14 @@ class LossTerms:
     nce: Float[Tensor, ""] | None = None
 
     def named(self) -> dict[str, Tensor]:
-        """Every term that applies, by name."""
+        """Return the terms that apply, by name."""
         return {f.name: value for f in fields(self) if (value := getattr(self, f.name)) is not None}
 
 
 def multilevel_contrast(
     responses: Float[Tensor, "b t k d"], aggregated: Float[Tensor, "b k d"], options: ARTOptions
 ) -> dict[str, Tensor]:
-    """L_MTC and its three levels, by their names in :class:`LossTerms`."""
+    """Compute L_MTC and its three levels, named as in :class:`LossTerms`."""
     levels = mtc_loss(
         responses,
         aggregated if options.tracklet_form == "pooled" else None,
@@ -88,14 +88,14 @@ def semantic_consistency(
     labels: Labels,
     options: ARTOptions,
 ) -> dict[str, Tensor]:
-    """L_sema and its two terms, which train the agent bank.
+    """Compute L_sema and its two terms, which train the agent bank, named as in :class:`LossTerms`.
 
     Args:
         bank: the semantics bank.
-        video: the latent x_cls.
-        prototypes: the latent weights of the L_v head, one a class.
-        labels: the class of each video; or the share of each class in a mixed one, which the first term then weighs
-            its classes by, as L_v does (our reading). The second has no videos in it.
+        video: x_cls, projected into the latent space.
+        prototypes: weights of the L_v head, one row per class, projected into the latent space.
+        labels: class indices or class probabilities. Probabilities are the targets of the video term, as in L_v (our
+            reading); the prototype term does not depend on them.
         options: the logit scale and the weights of the two terms.
     """
     video_term = F.cross_entropy(options.logit_scale * bank.class_logits(video), labels)
@@ -108,31 +108,37 @@ def semantic_consistency(
 def tracklet_contrast(
     aggregated: Float[Tensor, "b k d"], labels: Labels, options: ARTOptions, group: dist.ProcessGroup | None = None
 ) -> Float[Tensor, ""]:
-    """Beyond the paper: the supervised contrast of all tracklets of a batch, by cosine.
+    """Compute the supervised contrastive loss between all tracklets of a batch, by cosine. Beyond the paper.
 
-    Tracklets of the same index in videos of the same class attract each other; all others in the batch, those of the
-    same video among them, repel. A tracklet alone of its kind takes no part but to be repelled from. The batch is that
-    of all processes of ``group``, over which the mean of the results is to be taken; None: that of this one.
+    Positives are tracklets with the same index in other videos of the same class; all other tracklets of the batch,
+    including those of the same video, are negatives. A tracklet without a positive is only a negative.
+
+    Args:
+        aggregated: tracklets pooled over time.
+        labels: class indices.
+        options: the temperature.
+        group: processes that the batch is distributed over; the loss is the mean of their results. None: this process
+            has the whole batch.
 
     Raises:
-        ValueError: ``labels`` are shares of classes: a tracklet of a mixed video is of no kind.
+        ValueError: If ``labels`` are class probabilities.
     """
     if labels.ndim != 1:
         raise ValueError(
-            f"labels has shape {list(labels.shape)}, the shares of mixed videos; the contrast of tracklets "
-            "(weight_nce) needs one class a video: leave out mixup and cutmix, or set weight_nce to 0"
+            f"labels has shape {list(labels.shape)}, the class probabilities of mixed videos; the contrast between "
+            "tracklets (weight_nce) requires one class per video: disable mixup and cutmix, or set weight_nce to 0"
         )
     tracklets = F.normalize(aggregated, dim=-1).flatten(0, 1)
     index = torch.arange(aggregated.shape[1], device=labels.device)
-    kinds = (labels[:, None] * aggregated.shape[1] + index).flatten()
-    itself = torch.arange(tracklets.shape[0], device=labels.device) + _rows_before(tracklets, group)
+    keys = (labels[:, None] * aggregated.shape[1] + index).flatten()
+    own_columns = torch.arange(tracklets.shape[0], device=labels.device) + _row_offset(tracklets, group)
     return tracklet_nce(
-        tracklets, tracklets, (kinds, kinds), temperature=options.nce_temperature, excluded=itself, group=group
+        tracklets, tracklets, (keys, keys), temperature=options.nce_temperature, excluded=own_columns, group=group
     )
 
 
-def _rows_before(rows: Tensor, group: dist.ProcessGroup | None) -> Int[Tensor, ""] | int:
-    """How many rows the processes before this one have."""
+def _row_offset(rows: Tensor, group: dist.ProcessGroup | None) -> Int[Tensor, ""] | int:
+    """Return the number of rows on the lower ranks of ``group``."""
     if group is None:
         return 0
     counts = torch.empty(dist.get_world_size(group), 1, dtype=torch.int64, device=rows.device)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 LINKING = ("index", "greedy", "optimal")
@@ -13,44 +15,45 @@ REGION_POSITIONS = ("none", "sine")
 
 @dataclass
 class ARTOptions:
-    """Options of :class:`art.ARTModel`; the defaults are the paper's, or our reading of it.
+    """Options of :class:`art.ARTModel`. The defaults are the paper's, or our reading of it.
 
     Attributes:
-        backbone: name for :func:`art.build_backbone`.
-        backbone_options: passed on to the backbone's constructor.
-        pretrained: a path or tag for the backbone's weights; None starts from scratch.
-        num_frames: T, frames a clip.
-        num_tracklets: K, queries a frame and so tracklets a clip.
-        latent_dim: d, the width of regions, queries and projected text.
+        backbone: name of the backbone, see :func:`art.build_backbone`.
+        backbone_options: keyword arguments of the backbone's constructor.
+        pretrained: path or tag of the backbone's initial weights; None initializes them randomly.
+        num_frames: T, frames per clip.
+        num_tracklets: K, queries per frame, and so tracklets per clip.
+        latent_dim: d, the width of regions, queries, and projected text.
         num_heads: attention heads (8 is our reading).
         feedforward_dim: hidden width of each feed-forward block (1024 is our reading).
-        enhancement_layers: transformer layers of the spatial semantic enhancement; 0 leaves it out.
+        enhancement_layers: transformer layers of the spatial semantic enhancement; 0 disables it.
         activation_layers: layers of the region activation.
-        region_position: what says where a region lies: "none" but the backbone itself, or "sine", a fixed code added to
-            the projected tokens (none is our reading; a CNN that is pooled knows no positions, a transformer does).
-        token_gradient: factor on the gradient that the regions send into the backbone, in 0..1 (1 is our reading; a
-            backbone trained from scratch learns sooner from L_v when this is small).
+        region_position: position encoding of the regions: "none", which leaves it to the backbone, or "sine", a fixed
+            encoding added to the projected tokens (none is our reading; a transformer backbone encodes positions, the
+            pooled features of a CNN do not).
+        token_gradient: factor in 0..1 on the gradient from the regions into the backbone (1 is our reading; with a
+            backbone trained from scratch, L_v converges sooner if this is small).
         query_self_attention: let the K queries of a frame attend to each other (off is our reading).
-        response_residual: add the query to what its last layer read, as in every other layer (on is our reading); off,
-            a response holds nothing but what its regions say.
+        response_residual: add the query to the output of the last layer, as in every other layer (on is our reading).
+            If off, a response contains only features of the regions.
         layer_dropout: dropout inside the transformer layers (0 is our reading).
         dropout: dropout before each classification head.
-        linking: how responses become tracklets: "index", the paper's, or beyond it by likeness to those of the next
-            frame, one to one: the best match as a whole ("optimal") or pair by pair ("greedy").
-        temperature: of the saliency softmax over time (0.01 is our reading).
-        detach_saliency: keep the gradient from flowing through the saliency weights (off is our reading).
-        margin: λ, the correlated degree of the temporal contrast.
+        linking: how responses are linked into tracklets: "index", the paper's; or, beyond the paper, by similarity to
+            the responses of the next frame, one to one, either the best total ("optimal") or pair by pair ("greedy").
+        temperature: temperature of the saliency softmax over time (0.01 is our reading).
+        detach_saliency: block the gradient through the saliency weights (off is our reading).
+        margin: λ, the degree of correlation in the temporal contrast.
         temporal_form: "hinge", max(0, λ − cos), or "absolute", |λ − cos| (hinge is our reading).
-        tracklet_form: tracklets are compared "pooled" over time, or "flattened" (pooled is our reading).
-        clamp_repulsion: clamp the repelling terms at 0 (off is our reading).
-        text_encoder: "wordllama" (embedded, needs no download) or "clip" (open_clip).
-        text_options: passed on to the text encoder.
-        templates: prompts; each must contain "{label}"; None takes the 16 of :mod:`art.model.semantics` (our reading).
-        test_crop: side of the centre square that evaluation and prediction show, as a share of the frame's shorter side
-            (1 is our reading). A random crop in training makes things larger; a smaller square does so at test.
-        logit_scale: of cosines that serve as logits in the bank's losses (1/0.07 is our reading).
+        tracklet_form: compare tracklets "pooled" over time, or "flattened" (pooled is our reading).
+        clamp_repulsion: clamp the repulsion terms at 0 (off is our reading).
+        text_encoder: "wordllama" (bundled, needs no download) or "clip" (open_clip).
+        text_options: keyword arguments of the text encoder's constructor.
+        templates: prompts, each containing "{label}"; None uses the 16 of :mod:`art.model.semantics` (our reading).
+        test_crop: side of the center square used for evaluation and prediction, as a fraction of the frame's shorter
+            side (1 is our reading). Random crops in training enlarge objects; a smaller square does so at test time.
+        logit_scale: factor on the cosines that are logits in the bank's losses (1/0.07 is our reading).
         bank_momentum: μ of the bank's moving average (0.999 is our reading).
-        detach_video: keep the bank's losses from training the backbone (on is our reading).
+        detach_video: block the gradient of the bank's losses into the backbone (on is our reading).
         weight_video: weight of L_v.
         weight_contextual: weight of L_con.
         weight_mtc: weight of L_MTC.
@@ -60,8 +63,12 @@ class ARTOptions:
         weight_sema: weight of L_sema.
         weight_consistency: weight of the video consistency within L_sema.
         weight_prototype: weight of the prototype consistency within L_sema.
-        weight_nce: weight of a contrast of the tracklets of a batch, beyond the paper (0 is the paper: left out).
-        nce_temperature: of that contrast's cosines.
+        weight_nce: weight of the contrast between the tracklets of a batch, beyond the paper (0, the paper, disables
+            it).
+        nce_temperature: temperature of that contrast.
+
+    Raises:
+        ValueError: If a value is out of range.
 
     Examples:
         >>> from art import ARTModel, ARTOptions
@@ -117,34 +124,43 @@ class ARTOptions:
     nce_temperature: float = 0.07
 
     def __post_init__(self) -> None:
-        """Stop at a value that no model could be built with."""
+        """Validate the values."""
         for name in ("num_frames", "num_tracklets", "latent_dim", "num_heads", "feedforward_dim", "activation_layers"):
-            _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
-        _require(self.enhancement_layers >= 0, "enhancement_layers", self.enhancement_layers, "0 or more")
-        _require(
-            self.latent_dim % self.num_heads == 0,
-            "latent_dim",
-            self.latent_dim,
-            f"a multiple of num_heads, {self.num_heads}",
-        )
+            self._require(name, getattr(self, name) >= 1, "at least 1")
+        self._require("enhancement_layers", self.enhancement_layers >= 0, "0 or more")
+        self._require("latent_dim", self.latent_dim % self.num_heads == 0, f"a multiple of num_heads, {self.num_heads}")
         if self.region_position == "sine":
-            _require(self.latent_dim % 4 == 0, "latent_dim", self.latent_dim, 'a multiple of 4 with "sine" positions')
+            self._require("latent_dim", self.latent_dim % 4 == 0, 'a multiple of 4 with "sine" positions')
         for name in ("dropout", "layer_dropout"):
-            _require(0 <= getattr(self, name) < 1, name, getattr(self, name), "in [0, 1)")
+            self._require(name, 0 <= getattr(self, name) < 1, "in [0, 1)")
         for name in ("bank_momentum", "token_gradient"):
-            _require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "in [0, 1]")
-        _require(0 < self.test_crop <= 1, "test_crop", self.test_crop, "above 0 and at most 1")
+            self._require(name, 0 <= getattr(self, name) <= 1, "in [0, 1]")
+        self._require("test_crop", 0 < self.test_crop <= 1, "above 0 and at most 1")
         for name in ("temperature", "nce_temperature"):
-            _require(getattr(self, name) > 0, name, getattr(self, name), "above 0")
-        for name, known in (
+            self._require(name, getattr(self, name) > 0, "above 0")
+        for name, choices in (
             ("linking", LINKING),
             ("temporal_form", TEMPORAL_FORMS),
             ("tracklet_form", TRACKLET_FORMS),
             ("region_position", REGION_POSITIONS),
         ):
-            _require(getattr(self, name) in known, name, repr(getattr(self, name)), " or ".join(map(repr, known)))
+            self._require(name, getattr(self, name) in choices, " or ".join(map(repr, choices)))
 
+    def _require(self, name: str, condition: bool, expected: str) -> None:
+        if not condition:
+            raise ValueError(f"{name} is {getattr(self, name)!r}, expected {expected}")
 
-def _require(true: bool, name: str, came: object, expected: str) -> None:
-    if not true:
-        raise ValueError(f"{name} is {came}, expected {expected}")
+    @classmethod
+    def from_kwargs(cls, options: Mapping[str, Any]) -> ARTOptions:
+        """Return the options for keyword arguments.
+
+        Raises:
+            TypeError: If an argument is not an option; the message suggests the closest name.
+        """
+        known = [f.name for f in fields(cls)]
+        for name in options:
+            if name not in known:
+                close = difflib.get_close_matches(name, known, n=1)
+                hint = f"; did you mean {close[0]!r}?" if close else f"; the options are {', '.join(known)}"
+                raise TypeError(f"unknown option {name!r}{hint}")
+        return cls(**options)

@@ -1,9 +1,8 @@
-"""What every video classifier of this package shares: its classes, saving, loading, predicting."""
+"""VideoClassifier, the base class of the models: class names, saving, loading, and prediction."""
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import json
 import os
 import shutil
@@ -11,7 +10,7 @@ import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
@@ -21,8 +20,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from art.backbones.interface import Backbone
-from art.data.transforms.augment import CentreCrop
+from art._deprecated import renamed_attribute
+from art.backbones.base import Backbone
+from art.data.transforms.augment import CenterCrop
 from art.data.transforms.sampling import SPARSE, FrameSampling
 from art.model.losses import Labels, LossTerms
 from art.model.options import ARTOptions
@@ -37,14 +37,15 @@ C = TypeVar("C", bound="VideoClassifier")
 
 
 class VideoClassifier(nn.Module, ABC):
-    """Base of the classifiers. ``kind`` tells a saved folder which class wrote it.
+    """Base class of the video classifiers. A subclass defines ``kind``, the name of its class in saved models.
 
     Attributes:
-        class_names: Y names; the order is the order of the logits.
-        options: how the model was built.
-        sampling: which frames of a clip it is shown, in training and after: saved with it, sparse unless changed.
-        prompts: what the templates said of each class when the semantics were made, saved with it; None: nothing was
-            said, or it is not known.
+        class_names: Y names, in the order of the logits.
+        options: the options that the model was built with.
+        input_size: height and width of an input frame in pixels.
+        sampling: how frames are sampled from a clip in training and inference; saved with the model. Default: sparse.
+        prompts: the texts that the prompt templates were filled with to compute the semantics; saved with the model.
+            None if there are none, or they are unknown.
 
     Examples:
         >>> from art import ARTModel
@@ -68,40 +69,49 @@ class VideoClassifier(nn.Module, ABC):
     def __init__(self, class_names: Sequence[str], **options: Any) -> None:
         super().__init__()
         self.class_names = check_class_names(class_names)
-        self.options = options_from_keywords(options)
+        self.options = ARTOptions.from_kwargs(options)
         self.sampling: FrameSampling = SPARSE
 
     @property
     def num_frames(self) -> int:
-        """T, the number of frames that :meth:`forward` takes."""
+        """T, the number of frames per clip."""
         return self.options.num_frames
 
     @property
-    def centre_crop(self) -> CentreCrop:
-        """What evaluation and prediction show of each frame, at the size that :meth:`forward` wants."""
-        return CentreCrop(self.input_size, share=self.options.test_crop)
+    def center_crop(self) -> CenterCrop:
+        """The crop of evaluation and prediction, resized to ``input_size``."""
+        return CenterCrop(self.input_size, fraction=self.options.test_crop)
+
+    centre_crop = renamed_attribute("centre_crop", "center_crop")
 
     @abstractmethod
     def forward(self, video: Shaped[Tensor, "b t 3 height width"], *, return_maps: bool = False) -> Any:
-        """The model's output for ``video``, with ``.logits``."""
+        """Return the output for ``video``, an object with ``.logits``."""
 
     @abstractmethod
     def loss(self, output: Any, labels: Labels, group: ProcessGroup | None = None) -> LossTerms:
-        """The objective of this model for its own output; ``labels`` as in :data:`.losses.Labels`. ``group`` are the
-        processes among which the clips of a batch are divided: each takes the loss of its own, and the mean is that of
-        the batch where they have as many each; None: this process has them all."""
+        """Compute the training loss.
+
+        Args:
+            output: what :meth:`forward` returned.
+            labels: class indices ``[B]``, or class probabilities ``[B, Y]`` of mixed videos.
+            group: processes that the batch is distributed over, in equal parts; the loss of the batch is the mean of
+                their results. None: this process has the whole batch.
+        """
 
     @classmethod
     @abstractmethod
     def _from_shapes(cls: type[C], class_names: Sequence[str], options: ARTOptions, shapes: dict[str, list[int]]) -> C:
-        """A model with weights still to be loaded, of the given names and shapes."""
+        """Return a model whose state dict has these names and shapes; its weights are loaded later."""
 
     @abstractmethod
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
-        """All parameters by group: "backbone", "head", "bank"."""
+        """Return all parameters by group: "backbone", "head", and "bank"."""
 
-    def after_step(self) -> None:
-        """To be called after every optimizer step."""
+    def update_bank(self) -> None:
+        """Update the semantics bank. Call after every optimizer step; models without a bank do nothing."""
+
+    after_step = renamed_attribute("after_step", "update_bank")
 
     def check_video(self, video: Tensor) -> None:
         """Raise ValueError unless ``video`` is ``[B, T, 3, H, W]`` with this model's T."""
@@ -111,87 +121,119 @@ class VideoClassifier(nn.Module, ABC):
                 "num_frames is fixed when the model is built"
             )
 
-    def save_pretrained(self, folder: str | os.PathLike[str], weights: Mapping[str, Tensor] | None = None) -> None:
-        """Write ``config.json`` and ``model.safetensors`` into ``folder``.
-
-        Both are written beside it first, so that an interruption leaves no half of a model.
+    def save_pretrained(self, directory: str | os.PathLike[str], weights: Mapping[str, Tensor] | None = None) -> None:
+        """Write ``config.json`` and ``model.safetensors``, each to a temporary file that then replaces the old one.
 
         Args:
-            folder: made if need be.
-            weights: what to write, by the names of ``state_dict``; None: the model's own.
+            directory: created if it does not exist.
+            weights: the state dict to save; None saves the model's own.
         """
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
+        directory = Path(directory)
+        directory.mkdir(parents=True, exist_ok=True)
         config = {
             "kind": self.kind,
             "class_names": self.class_names,
             "prompts": self.prompts,
+            "input_size": self.input_size,
+            "num_parameters": sum(parameter.numel() for parameter in self.parameters()),
             "sampling": asdict(self.sampling),
             "options": asdict(self.options),
         }
         state = {name: value.detach().cpu().contiguous() for name, value in (weights or self.state_dict()).items()}
-        staging = Path(tempfile.mkdtemp(prefix=".saving-", dir=folder))
+        staging = Path(tempfile.mkdtemp(prefix=".saving-", dir=directory))
         try:
             save_file(state, staging / WEIGHTS_FILE, metadata={"format": "pt"})
             (staging / CONFIG_FILE).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n")
             for name in (WEIGHTS_FILE, CONFIG_FILE):
-                (staging / name).replace(folder / name)
+                (staging / name).replace(directory / name)
         finally:
             shutil.rmtree(staging, ignore_errors=True)
 
     def push_to_hub(self, repository: str, **options: Any) -> str:
-        """Put this model on the Hugging Face Hub; ``options`` as in :func:`art.tools.hub.push_to_hub`. Gives the address."""
+        """Upload this model to the Hugging Face Hub and return the URL of the commit.
+
+        Keyword arguments are those of :func:`art.tools.hub.push_to_hub`.
+        """
         from art.tools.hub import push_to_hub
 
         return push_to_hub(self, repository, **options)
 
     @classmethod
-    def from_pretrained(cls: type[C], folder: str | os.PathLike[str], *, revision: str | None = None) -> C:
-        """The model that :meth:`save_pretrained` wrote, in eval mode. Needs no text encoder.
+    def from_pretrained(cls: type[C], directory: str | os.PathLike[str], *, revision: str | None = None) -> C:
+        """Load a model that :meth:`save_pretrained` wrote, in eval mode. Does not need the text encoder.
 
         Args:
-            folder: a local folder, which needs no network; or, as a string under which there is no local path,
-                "user/name" on the Hugging Face Hub.
-            revision: on the Hub: branch, tag or commit; None is the newest.
+            directory: a local directory, or the name "user/name" of a repository on the Hugging Face Hub. A string is a
+                repository only if no such local path exists.
+            revision: branch, tag, or commit on the Hub; None loads the newest.
 
         Raises:
-            FileNotFoundError: the folder lacks one of the two files; there is no such repository.
-            ValueError: it holds a model of another kind, or weights of other names or shapes.
-            OSError: the Hub cannot be reached.
+            FileNotFoundError: If one of the two files, or the repository, does not exist.
+            ValueError: If the model is of another kind, or its weights have other names or shapes.
+            OSError: If the Hub cannot be reached.
         """
-        model = load_model(folder, revision=revision)
-        if not isinstance(model, cls):
-            raise ValueError(f"{folder} holds a model of kind {model.kind!r}; load it with {type(model).__name__}")
-        return model
+        from art.tools.hub import download, is_repository
+
+        path = Path(directory)
+        if is_repository(directory):
+            path = download(str(directory), revision=revision)
+        elif revision is not None:
+            raise ValueError(f"revision is {revision!r}, but {directory} is a local path; omit revision")
+        for name in (CONFIG_FILE, WEIGHTS_FILE):
+            if not (path / name).is_file():
+                raise FileNotFoundError(
+                    f"{path / name} does not exist; expected a directory written by save_pretrained"
+                )
+        config = json.loads((path / CONFIG_FILE).read_text())
+        loadable = {kind: subclass for kind, subclass in VideoClassifier.kinds.items() if issubclass(subclass, cls)}
+        if config.get("kind") not in loadable:
+            raise ValueError(
+                f"{directory} holds a model of kind {config.get('kind')!r}, expected {' or '.join(sorted(loadable))}; "
+                "art.load_model loads all known kinds"
+            )
+        options = ARTOptions(**config["options"])
+        with safe_open(path / WEIGHTS_FILE, "pt") as file:
+            shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118 - not a mapping
+        # The saved weights replace the pretrained ones of the backbone, which may no longer exist.
+        unset = dataclasses.replace(options, pretrained=None)
+        model = loadable[config["kind"]]._from_shapes(config["class_names"], unset, shapes)
+        try:
+            model.load_state_dict(load_file(path / WEIGHTS_FILE))
+        except RuntimeError as error:
+            raise ValueError(f"{path / WEIGHTS_FILE} does not match its {CONFIG_FILE}: {error}") from error
+        model.options = options
+        model.prompts = config.get("prompts")
+        model.sampling = FrameSampling(**config.get("sampling", {}))  # absent in files from before it was an option
+        return model.eval()
 
     def predict(
         self, clip: str | os.PathLike[str], top_k: int = 5, *, views: int = 1, crops: int = 1
     ) -> list[tuple[str, float]]:
-        """The ``top_k`` most probable classes of a video file, with their probabilities, the best first.
+        """Return the ``top_k`` most probable classes of a video file with their probabilities, in descending order.
 
         Args:
-            clip: the file.
-            top_k: how many classes.
-            views: so many times T frames of the file, as :attr:`sampling` chooses them; probabilities are averaged.
-            crops: 1, the middle of each frame, or 3, squares along its longer side, averaged likewise.
+            clip: path of the file.
+            top_k: number of classes.
+            views: number of views, each T frames chosen by :attr:`sampling`; probabilities are averaged.
+            crops: crops per view: 1, the center, or 3, squares along the longer side of the frame.
 
         Raises:
-            art.data.decoding.video.VideoError: the file cannot be decoded.
-            ValueError: ``views`` is below 1, or ``crops`` is neither 1 nor 3.
+            art.data.VideoError: If the file cannot be decoded.
+            ValueError: If ``views`` is below 1, or ``crops`` is neither 1 nor 3.
         """
-        from art.data.transforms.shown import ShownViews
+        from art.data.transforms.augment import EvalViews
 
-        shown = ShownViews(self.num_frames, self.centre_crop, self.sampling, views, crops)(clip)
-        with evaluating(self) as device:
-            answers = [self(view[None].to(device)).logits[0].float().softmax(0) for view in shown]
-            probabilities = torch.stack(answers).mean(0)
+        shown = EvalViews(self.num_frames, self.center_crop, self.sampling, views, crops)(clip)
+        with eval_mode(self) as device:
+            per_view = [self(view[None].to(device)).logits[0].float().softmax(0) for view in shown]
+            probabilities = torch.stack(per_view).mean(0)
         best = probabilities.topk(min(top_k, len(self.class_names)))
         return [(self.class_names[i], p) for p, i in zip(best.values.tolist(), best.indices.tolist(), strict=True)]
 
 
 @contextmanager
-def evaluating(model: VideoClassifier) -> Iterator[torch.device]:
-    """Without gradients and dropout; the model's mode is put back afterwards. Gives the model's device."""
+def eval_mode(model: VideoClassifier) -> Iterator[torch.device]:
+    """Disable gradients and switch ``model`` to eval mode, and restore its mode on exit. Yields the model's device."""
     training = model.training
     model.eval()
     try:
@@ -201,95 +243,21 @@ def evaluating(model: VideoClassifier) -> Iterator[torch.device]:
         model.train(training)
 
 
-def build_model(
-    kind: str, class_names: Sequence[str], options: ARTOptions, prompts: Sequence[str] | None = None
-) -> VideoClassifier:
-    """A new model of ``kind``, "art" or "backbone"; ``prompts`` as in :class:`art.ARTModel`.
+def check_class_names(class_names: Sequence[str]) -> list[str]:
+    """Return the names as a list.
 
     Raises:
-        ValueError: an unknown kind.
-
-    Examples:
-        >>> from art import ARTOptions, build_model
-        >>> build_model("backbone", ["walk", "jump"], ARTOptions(num_frames=2)).kind
-        'backbone'
+        TypeError: If ``class_names`` is a single string.
+        ValueError: If there are fewer than two names, or one is empty, repeated, or not a string.
     """
-    return _class_of(kind)(class_names, prompts=prompts, **vars(options))
-
-
-def _class_of(kind: object) -> type[VideoClassifier]:
-    from art.model import baseline  # noqa: F401 - they enter themselves into ``kinds``
-
-    if kind not in VideoClassifier.kinds:
-        raise ValueError(f"kind {kind!r} is unknown; expected one of {', '.join(sorted(VideoClassifier.kinds))}")
-    return VideoClassifier.kinds[str(kind)]
-
-
-def load_model(folder: str | os.PathLike[str], *, revision: str | None = None) -> VideoClassifier:
-    """The model that ``save_pretrained`` wrote into ``folder``, whatever its kind, in eval mode.
-
-    Arguments and errors as of :meth:`VideoClassifier.from_pretrained`.
-
-    Examples:
-        >>> from art import load_model
-        >>> model = load_model("runs/motion/checkpoints/last")
-        >>> model.kind, model.class_names
-        ('art', ['run', 'walk'])
-    """
-    from art.tools.hub.repository import from_hub, is_repository
-
-    if is_repository(folder):
-        return from_hub(str(folder), revision=revision)
-    if revision is not None:
-        raise ValueError(f"revision is {revision!r}, but {folder} is a local path; leave it out")
-    folder = Path(folder)
-    for name in (CONFIG_FILE, WEIGHTS_FILE):
-        if not (folder / name).is_file():
-            raise FileNotFoundError(f"{folder / name} does not exist; expected a folder written by save_pretrained")
-    config = json.loads((folder / CONFIG_FILE).read_text())
-    try:
-        cls = _class_of(config.get("kind"))
-    except ValueError as error:
-        raise ValueError(f"{folder / CONFIG_FILE}: {error}") from error
-    # The weights are all in the file: nothing else is to be loaded to build the model.
-    options = dataclasses.replace(ARTOptions(**config["options"]), pretrained=None)
-    model = cls._from_shapes(config["class_names"], options, _shapes(folder / WEIGHTS_FILE))
-    try:
-        model.load_state_dict(load_file(folder / WEIGHTS_FILE))
-    except RuntimeError as error:
-        raise ValueError(f"{folder / WEIGHTS_FILE} does not fit its {CONFIG_FILE}: {error}") from error
-    model.options = ARTOptions(**config["options"])
-    model.prompts = config.get("prompts")
-    model.sampling = FrameSampling(**config.get("sampling", {}))  # a folder without it was written when there was one
-    return model.eval()
-
-
-def options_from_keywords(options: dict[str, Any]) -> ARTOptions:
-    """ARTOptions from keyword arguments; an unknown one is a TypeError that names the nearest."""
-    known = [f.name for f in fields(ARTOptions)]
-    for name in options:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else f"; the options are {', '.join(known)}"
-            raise TypeError(f"unknown option {name!r}{hint}")
-    return ARTOptions(**options)
-
-
-def check_class_names(class_names: Sequence[str]) -> list[str]:
-    """The names as a list; ValueError unless there are at least two, none empty and none twice."""
     if isinstance(class_names, str):
         raise TypeError(f"class_names is the single string {class_names!r}, expected a sequence of strings")
     names = list(class_names)
     if len(names) < 2:
         raise ValueError(f"class_names has {len(names)} names, expected at least 2")
     if not all(isinstance(name, str) and name.strip() for name in names):
-        raise ValueError("class_names holds an empty name or something that is no string; every class needs a name")
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise ValueError(f"class_names holds {twice[0]!r} more than once; names must differ")
+        raise ValueError("class_names contains an empty name or an element that is not a string")
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        raise ValueError(f"class_names contains {repeated[0]!r} more than once; names must be unique")
     return names
-
-
-def _shapes(path: Path) -> dict[str, list[int]]:
-    with safe_open(path, "pt") as file:
-        return {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118 - no mapping

@@ -12,35 +12,35 @@ from art_kernels import RegionCrossAttention
 
 
 def sine_position(grid: tuple[int, int], dim: int, *, device: torch.device | None = None) -> Float[Tensor, "n dim"]:
-    """Where each region of a grid (h, w) lies, row by row: sines and cosines of its height and width in 0..1.
+    """Compute a sine position encoding for the regions of a grid (h, w), in row-major order.
 
-    A quarter of the ``dim`` channels each; wavelengths from the whole picture down to a twentieth of it, so that
-    neighbours of a fine grid differ and any grid can be coded.
+    The sines and cosines of the vertical and horizontal position (in 0..1) take a quarter of the ``dim`` channels each.
+    Wavelengths range from twice the frame to a tenth of it, which separates neighbors of a fine grid.
     """
     wavelength = torch.logspace(0, -math.log10(20), dim // 4, device=device)
 
-    def code(steps: int) -> Float[Tensor, "steps half"]:
-        centre = (torch.arange(steps, device=device) + 0.5) / steps
-        angle = 2 * torch.pi * (centre[:, None] - 0.5) / (2 * wavelength)
+    def encode(steps: int) -> Float[Tensor, "steps half"]:
+        center = (torch.arange(steps, device=device) + 0.5) / steps
+        angle = 2 * torch.pi * (center[:, None] - 0.5) / (2 * wavelength)
         return torch.cat([angle.sin(), angle.cos()], dim=1)
 
     height, width = grid
-    rows = code(height)[:, None].expand(-1, width, -1)
-    columns = code(width)[None].expand(height, -1, -1)
+    rows = encode(height)[:, None].expand(-1, width, -1)
+    columns = encode(width)[None].expand(height, -1, -1)
     return torch.cat([rows, columns], dim=2).flatten(0, 1)
 
 
 class SpatialSemanticEnhancement(nn.Module):
-    """(X̂_t, Ŝ_t) = MSA([X_t, S_topk]): the selected semantics join the tokens of each frame in a transformer encoder.
+    """Transformer encoder over the tokens and the selected semantics of each frame: (X̂_t, Ŝ_t) = MSA([X_t, S_topk]).
 
-    Pre-norm, GELU, no added position (our reading). Without layers it returns its input.
+    Pre-norm, GELU, without position encoding (our reading). Without layers it returns its input.
 
     Args:
         dim: d.
         num_heads: attention heads.
         feedforward_dim: hidden width of the feed-forward blocks.
-        num_layers: the paper has four.
-        dropout: inside the layers.
+        num_layers: number of layers; 4 in the paper.
+        dropout: dropout inside the layers.
     """
 
     def __init__(self, dim: int, num_heads: int, feedforward_dim: int, num_layers: int, dropout: float) -> None:
@@ -55,10 +55,10 @@ class SpatialSemanticEnhancement(nn.Module):
     def forward(
         self, tokens: Float[Tensor, "b t n d"], semantics: Float[Tensor, "b k d"]
     ) -> tuple[Float[Tensor, "b t n d"], Float[Tensor, "b t k d"]]:
-        """Enhanced tokens X̂ and, for each frame, enhanced semantics Ŝ."""
+        """Return the enhanced tokens X̂ and the enhanced semantics Ŝ of each frame."""
         b, t, n, _ = tokens.shape
-        in_each_frame = semantics[:, None].expand(-1, t, -1, -1)
-        x = torch.cat([tokens, in_each_frame], dim=2).flatten(0, 1)
+        frame_semantics = semantics[:, None].expand(-1, t, -1, -1)
+        x = torch.cat([tokens, frame_semantics], dim=2).flatten(0, 1)
         for layer in self.layers:
             x = layer(x)
         x = x.unflatten(0, (b, t))
@@ -66,22 +66,22 @@ class SpatialSemanticEnhancement(nn.Module):
 
 
 class RegionActivation(nn.Module):
-    """Each frame's K queries ask its regions: Q_t = P_t + Ŝ_t, R_t = softmax(Q_t W_Q (X̂_t W_K)ᵀ/√d_h) X̂_t W_V.
+    """Cross-attention of K queries per frame: Q_t = P_t + Ŝ_t, R_t = softmax(Q_t W_Q (X̂_t W_K)ᵀ/√d_h) X̂_t W_V.
 
-    ``num_layers`` layers of cross-attention and feed-forward, pre-norm, residual on the queries (our reading), over one
-    normalisation of X̂. The learnable prompts P are one set a frame index.
+    ``num_layers`` layers of cross-attention and feed-forward, pre-norm, with the residual on the queries (our reading),
+    over one normalization of X̂. The learnable prompts P are specific to the frame index.
 
     Args:
         dim: d.
         num_heads: attention heads.
         feedforward_dim: hidden width of the feed-forward blocks.
-        num_layers: the paper has four.
+        num_layers: number of layers; 4 in the paper.
         num_frames: T.
         num_queries: K.
-        self_attention: let the K queries of a frame attend to each other before they ask (off is our reading).
-        response_residual: keep the residual in the last layer too (on is our reading); off, a response holds nothing
-            but what its regions say.
-        dropout: inside the layers.
+        self_attention: let the K queries of a frame attend to each other first (off is our reading).
+        response_residual: keep the residual in the last layer too (on is our reading). If off, a response contains only
+            features of the regions.
+        dropout: dropout inside the layers.
     """
 
     def __init__(
@@ -111,7 +111,7 @@ class RegionActivation(nn.Module):
     def forward(
         self, tokens: Float[Tensor, "b t n d"], semantics: Float[Tensor, "b t k d"], *, return_maps: bool = False
     ) -> tuple[Float[Tensor, "b t k d"], Float[Tensor, "b t k n"] | None]:
-        """Responses R, and with ``return_maps`` the response maps: the last layer's attention, averaged over heads."""
+        """Return the responses R and, with ``return_maps``, the last layer's attention averaged over heads."""
         b, t = tokens.shape[:2]
         queries = (self.prompts + semantics).flatten(0, 1)
         regions = self.region_norm(tokens).flatten(0, 1)
@@ -126,7 +126,7 @@ class RegionActivation(nn.Module):
 
 
 class RegionActivationLayer(nn.Module):
-    """One layer of :class:`RegionActivation`, for F = B·T frames at once."""
+    """One layer of :class:`RegionActivation`, applied to F = B·T frames."""
 
     def __init__(self, dim: int, num_heads: int, feedforward_dim: int, *, self_attention: bool, dropout: float) -> None:
         super().__init__()
@@ -148,7 +148,7 @@ class RegionActivationLayer(nn.Module):
     def forward(
         self, queries: Float[Tensor, "f k d"], regions: Float[Tensor, "f n d"], *, residual: bool, return_map: bool
     ) -> tuple[Float[Tensor, "f k d"], Float[Tensor, "f heads k n"] | None]:
-        """The queries after this layer, and the attention of each head where it is asked for."""
+        """Return the updated queries and, with ``return_map``, the attention of each head."""
         if self.self_attention is not None and self.self_norm is not None:
             x = self.self_norm(queries)
             queries = queries + self.self_attention(x, x, x, need_weights=False)[0]

@@ -1,4 +1,4 @@
-"""The semantics bank: what the class names say, kept with the model and fine-tuned through an agent copy."""
+"""The semantics bank: text embeddings of the classes, stored with the model and fine-tuned through an agent copy."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from art._deprecated import renamed_attribute
 from art.text import TextEncoder
 
-#: 16 prompts a class (our reading; the paper quotes the first two).
+#: 16 prompt templates per class (our reading; the paper quotes the first two).
 TEMPLATES = (
     "This is a video about {label}",
     "The person is doing {label}",
@@ -37,8 +38,9 @@ class Selection(NamedTuple):
     """The K classes whose semantics query a video.
 
     Attributes:
-        classes: ``[B, K]`` int64, class indices, the best first: rank fixes the query index for the whole video.
-        semantics: ``[B, K, d]``, each class by its winning prompt.
+        classes: ``[B, K]`` int64, class indices in descending order of similarity. The rank is the query index for all
+            frames of the video.
+        semantics: ``[B, K, d]``, the best-matching prompt of each class.
     """
 
     classes: Int[Tensor, "b k"]
@@ -48,25 +50,24 @@ class Selection(NamedTuple):
 def encode_prompts(
     encoder: TextEncoder, class_names: Sequence[str], templates: Sequence[str]
 ) -> Float[Tensor, "p y c"]:
-    """S_0 of the paper: every template filled with every class name, through ``encoder``.
+    """Compute S_0 of the paper: the embeddings of every template filled with every class name.
 
     Raises:
-        ValueError: no templates, or one without ``{label}``.
+        ValueError: If ``templates`` is empty, or one does not contain ``{label}``.
     """
     if not templates:
         raise ValueError("templates is empty; expected at least one prompt that contains '{label}'")
     for template in templates:
         if "{label}" not in template:
-            raise ValueError(f"template {template!r} does not contain '{{label}}', where the class name goes")
+            raise ValueError(f"template {template!r} does not contain '{{label}}', the placeholder of the class name")
     texts = [template.replace("{label}", name) for template in templates for name in class_names]
-    vectors = encoder(texts)
-    return vectors.reshape(len(templates), len(class_names), -1)
+    return encoder(texts).reshape(len(templates), len(class_names), -1)
 
 
 class SemanticsBank(nn.Module):
-    """S ``[P, Y, C_t]`` without gradient, its trained agent copy S_a, and the projection of text to the latent width.
+    """The bank S ``[P, Y, C_t]``, its trained agent copy S_a, and the projection of text to the latent width.
 
-    After every optimizer step S ← μS + (1−μ)S_a (:meth:`follow_agent`).
+    The bank has no gradient; :meth:`ema_update` moves it towards the agent after every optimizer step.
 
     Args:
         semantics: S_0 ``[P, Y, C_t]``.
@@ -84,8 +85,10 @@ class SemanticsBank(nn.Module):
         self.projection = nn.Linear(semantics.shape[-1], latent_dim)
 
     def select(self, video: Float[Tensor, "b d"], count: int) -> Selection:
-        """The ``count`` classes with the highest cosine between the latent ``video`` and the bank (maximum over
-        prompts). Needs no labels, is the same in training and at test, and lets no gradient through the choice."""
+        """Select the ``count`` classes with the highest cosine similarity to each video, maximized over prompts.
+
+        Does not depend on labels, is the same in training and evaluation, and has no gradient to ``video``.
+        """
         latent = self.projection(self.bank)
         with torch.no_grad():
             best, prompt = cosine(video, latent).max(dim=1)  # over prompts: [B, Y]
@@ -94,18 +97,20 @@ class SemanticsBank(nn.Module):
         return Selection(classes, latent[prompt, classes])
 
     def class_logits(self, vectors: Float[Tensor, "n d"]) -> Float[Tensor, "n y"]:
-        """Winner takes all over the agent's prompts: max_p cos(vector, S_a[p, c])."""
+        """Compute max_p cos(vector, S_a[p, c]), the best match over the agent's prompts."""
         return cosine(vectors, self.projection(self.agent)).amax(dim=1)
 
     @torch.no_grad()
-    def follow_agent(self) -> None:
-        """S ← μS + (1−μ)S_a."""
+    def ema_update(self) -> None:
+        """Update S ← μS + (1−μ)S_a."""
         agent = self.agent.detach()
-        if hasattr(agent, "full_tensor"):  # a DTensor: FSDP has sharded it
+        if hasattr(agent, "full_tensor"):  # a DTensor, sharded by FSDP
             agent = agent.full_tensor()
         self.bank.lerp_(agent, 1 - self.momentum)
 
+    follow_agent = renamed_attribute("follow_agent", "ema_update")
+
 
 def cosine(vectors: Float[Tensor, "n d"], semantics: Float[Tensor, "p y d"]) -> Float[Tensor, "n p y"]:
-    """The cosine of every vector with every semantic."""
+    """Compute the cosine similarity of every vector and every semantic."""
     return torch.einsum("nd,pyd->npy", F.normalize(vectors, dim=-1), F.normalize(semantics, dim=-1))

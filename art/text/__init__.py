@@ -1,26 +1,47 @@
-"""Text encoders behind one protocol: texts in, one vector a text out."""
+"""Text encoders, which map texts to vectors, built by name."""
 
 from __future__ import annotations
 
 import difflib
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any, Protocol
 
-from art.text.protocol import TextEncoder
+from jaxtyping import Float
+from torch import Tensor
 
-if TYPE_CHECKING:
-    from art.text.clip import ClipText
-    from art.text.wordllama import WordLlamaText
+from art.text.encoders import ClipText, WordLlamaText
 
 __all__ = ["TEXT_ENCODERS", "TextEncoder", "build_text_encoder", "text_width"]
 
-TEXT_ENCODERS = ("wordllama", "clip")
+TEXT_ENCODERS: dict[str, type[WordLlamaText] | type[ClipText]] = {"wordllama": WordLlamaText, "clip": ClipText}
+
+
+class TextEncoder(Protocol):
+    """Maps texts to vectors of C_t channels.
+
+    Examples:
+        >>> import torch
+        >>> from art.model.semantics import encode_prompts
+        >>> def lengths(texts):  # any such function is a text encoder
+        ...     return torch.tensor([[float(len(text))] for text in texts])
+        >>> encode_prompts(lengths, ["walk", "jump high"], ["a video of {label}"]).tolist()
+        [[[15.0], [20.0]]]
+    """
+
+    def __call__(self, texts: Sequence[str]) -> Float[Tensor, "n c"]:
+        """Return one float32 vector per text, without gradient."""
+        ...
 
 
 def build_text_encoder(name: str, **options: Any) -> TextEncoder:
-    """Build text encoder ``name``: ``"wordllama"`` (embedded, no download) or ``"clip"`` (needs the extra ``[clip]``).
+    """Build a text encoder.
+
+    Args:
+        name: ``"wordllama"`` (bundled, no download) or ``"clip"`` (requires the extra ``[clip]``).
+        options: keyword arguments of the encoder's constructor.
 
     Raises:
-        ValueError: an unknown name.
+        ValueError: If the name is unknown.
 
     Examples:
         >>> from art.text import build_text_encoder
@@ -32,28 +53,24 @@ def build_text_encoder(name: str, **options: Any) -> TextEncoder:
 
 
 def text_width(name: str, **options: Any) -> int:
-    """C_t, the channels of what text encoder ``name`` gives. Nothing is downloaded; arguments as above.
+    """Return C_t, the number of channels of a text encoder, without downloading its weights.
+
+    Arguments are those of :func:`build_text_encoder`.
 
     Raises:
-        ValueError: an unknown name.
+        ValueError: If the name is unknown.
 
     Examples:
         >>> from art.text import text_width
         >>> text_width("wordllama")
         256
     """
-    return _encoder_class(name).width_of(**options)
+    return _encoder_class(name).embedding_dim(**options)
 
 
 def _encoder_class(name: str) -> type[WordLlamaText] | type[ClipText]:
-    if name == "wordllama":
-        from art.text.wordllama import WordLlamaText
-
-        return WordLlamaText
-    if name == "clip":
-        from art.text.clip import ClipText
-
-        return ClipText
-    near = difflib.get_close_matches(name, TEXT_ENCODERS, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    raise ValueError(f"text_encoder {name!r} is unknown; expected one of {', '.join(TEXT_ENCODERS)}{hint}")
+    if name not in TEXT_ENCODERS:
+        close = difflib.get_close_matches(name, TEXT_ENCODERS, n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        raise ValueError(f"text_encoder {name!r} is unknown; expected one of {', '.join(TEXT_ENCODERS)}{hint}")
+    return TEXT_ENCODERS[name]
