@@ -23,13 +23,14 @@ from art.commands import (
     run_shards,
     run_train,
 )
+from art.extras import missing_extra_message
 
 #: The data sets that come with this package, as art.data.datasets.base knows them: help must not import that.
 DATA_SETS = (
     "motion", "finegym99", "finegym288", "finegym99_v1.0", "finegym288_v1.0", "diving48", "ntu60_xsub", "ntu60_xview",
     "ntu120_xsub", "ntu120_xset", "kinetics400", "kinetics600", "something_v1", "something_v2", "folder", "csv", "list",
 )  # fmt: skip
-#: As art.experiments.ablation_tables knows them, for the same reason.
+#: As in art.experiments.ablate, for the same reason.
 ABLATIONS = ("components", "mtc", "bank", "tracklets", "margin")
 _OVERRIDE_HELP = "dotted.key=value, over the configuration: optim.lr=0.02 model.num_tracklets=3"
 _EXITS = """exit codes: 0 done; 1 predict: a clip could not be read, prepare: clips are missing or broken;
@@ -63,38 +64,41 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code = _exit_code(error)
         if code is None or options.traceback:
             traceback.print_exc()
-        if code is not None and _tells(error):
-            print(f"art: {'error: ' if code == 2 else ''}{error}", file=sys.stderr)
+        if code is not None and _prints_errors(error):
+            message = missing_extra_message(error, f"art {options.command}") or error
+            print(f"art: {'error: ' if code == 2 else ''}{message}", file=sys.stderr)
         return code or 1
 
 
-def _tells(error: Exception) -> bool:
-    """Whether this process prints it: of what all ranks of a training were asked for, rank 0 tells."""
-    from art.train.interruption import Interrupted
-
-    if not isinstance(error, Interrupted) or "torch" not in sys.modules:  # without it, this is no rank of anything
+def _prints_errors(error: Exception) -> bool:
+    """Return whether this process prints the error. Only rank 0 of a training reports an interruption."""
+    if not _is_instance(error, ("art.train.runtime", "Interrupted")):
         return True
     from art.train.distributed import is_main_process
 
     return is_main_process()
 
 
+# Errors in the user's data or configuration, as (module, name). Only a loaded module can have raised one: comparing by
+# name loads neither torch nor modules that need an extra.
+_USER_ERRORS = (
+    ("art.data.decoding.video", "VideoError"),
+    ("art.data.loading.dataset", "DataError"),
+    ("art.experiments.runs", "RunsFailed"),
+    ("art.train.distributed", "OtherRankError"),
+    ("art.train.loop", "NonFiniteLoss"),
+)
+
+
+def _is_instance(error: Exception, *types: tuple[str, str]) -> bool:
+    return any(isinstance(error, getattr(sys.modules.get(module), name, ())) for module, name in types)
+
+
 def _exit_code(error: Exception) -> int | None:
-    """The exit code of an error that the user can mend or asked for; None: a bug, which keeps its traceback."""
-    from art.train.interruption import Interrupted
-
-    if isinstance(error, Interrupted):
-        return 128 + error.signal_number
-    if isinstance(error, (ValueError, OSError, ImportError)):
-        return 2
-    # Only now, because these load torch.
-    from art.data.decoding.video import VideoError
-    from art.data.loading.dataset import DataError
-    from art.experiments.runs import RunsFailed
-    from art.train.distributed import OtherRankError
-    from art.train.loop import NonFiniteLoss
-
-    return 2 if isinstance(error, (DataError, VideoError, NonFiniteLoss, OtherRankError, RunsFailed)) else None
+    """Return the exit code of an interruption or a user error, None for any other exception."""
+    if _is_instance(error, ("art.train.runtime", "Interrupted")):
+        return 128 + int(getattr(error, "signal_number", 0))
+    return 2 if isinstance(error, (ValueError, OSError, ImportError)) or _is_instance(error, *_USER_ERRORS) else None
 
 
 def build_parser() -> argparse.ArgumentParser:

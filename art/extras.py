@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     import torch
 
 #: Libraries of the extra ``train``, which modules of training, reports, and figures import without ``import_extra``.
-TRAIN_LIBRARIES = ("matplotlib", "omegaconf", "tensorboard", "tqdm")
+TRAIN_LIBRARIES = ("matplotlib", "omegaconf", "tensorboard", "tqdm", "yaml")
 
 
 def import_extra(library: str, *, extra: str, needed_by: str, instead: str = "", uses_torch: bool = True) -> ModuleType:

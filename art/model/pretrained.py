@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from art._deprecated import renamed_attribute
 from art.backbones.base import Backbone
+from art.checkpoints import CONFIG_FILE, WEIGHTS_FILE
 from art.data.transforms.augment import CenterCrop
 from art.data.transforms.sampling import SPARSE, FrameSampling
 from art.model.losses import Labels, LossTerms
@@ -29,9 +30,6 @@ from art.model.options import ARTOptions
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
-
-CONFIG_FILE = "config.json"
-WEIGHTS_FILE = "model.safetensors"
 
 C = TypeVar("C", bound="VideoClassifier")
 

@@ -16,13 +16,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
 
+from art.checkpoints import CONFIG_FILE, WEIGHTS_FILE, find_checkpoint
 from art.extras import import_extra
 from art.model.options import ARTOptions
 
 __all__ = ["download", "is_repository", "model_card", "push_to_hub"]
 
-CONFIG_FILE = "config.json"
-WEIGHTS_FILE = "model.safetensors"
 CARD_FILE = "README.md"
 EVALUATION_FILE = "evaluation.json"
 
@@ -126,7 +125,7 @@ def push_to_hub(
     with tempfile.TemporaryDirectory() as temporary:
         directory = Path(temporary)
         if isinstance(model, str | os.PathLike):
-            checkpoint = _find_checkpoint(Path(model))
+            checkpoint = find_checkpoint(Path(model))
             evaluation = _find_evaluation(checkpoint) if evaluation is None else evaluation
             for name in (CONFIG_FILE, WEIGHTS_FILE):
                 shutil.copyfile(checkpoint / name, directory / name)
@@ -274,14 +273,6 @@ def _changed_options(options: Mapping[str, Any]) -> str:
 def _escape(text: str) -> str:
     """Escape the characters that are special in Markdown."""
     return "".join(f"\\{character}" if character in r"\`*_[]<>#|" else character for character in text)
-
-
-def _find_checkpoint(path: Path) -> Path:
-    """Return ``path`` if it is a checkpoint, or its last checkpoint if it is a run."""
-    for directory in (path, path / "checkpoints" / "last"):
-        if (directory / CONFIG_FILE).is_file():
-            return directory
-    raise FileNotFoundError(f"checkpoint: no {CONFIG_FILE} in {path}, expected the directory of a checkpoint or a run")
 
 
 def _find_evaluation(checkpoint: Path) -> Path | None:
