@@ -1,5 +1,5 @@
 """The multilevel tracklet contrastive loss."""
 
-from art_kernels.tracklet_contrast.operator import MTCLoss, mtc_loss
+from art_kernels.tracklet_contrast.functional import MTCLoss, mtc_loss
 
 __all__ = ["MTCLoss", "mtc_loss"]

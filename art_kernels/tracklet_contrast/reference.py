@@ -1,8 +1,8 @@
-"""The definition of the multilevel tracklet contrastive loss."""
+"""Reference implementation of the multilevel tracklet contrastive loss, and the arguments of all backends."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
@@ -11,6 +11,30 @@ from art_kernels._core.precision import unit_vectors
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float
     from torch import Tensor
+
+
+class Arguments(NamedTuple):
+    """Arguments of every backend.
+
+    Attributes:
+        responses: [B,T,K,C].
+        aggregated: [B,K,C] in the dtype of the responses; None for the mean over time.
+        valid: [B,T], True where a frame exists; None if all do.
+        margin: λ.
+        absolute: the temporal term is |λ - ⟨·,·⟩| instead of max(0, λ - ⟨·,·⟩).
+        clamp: negative cosines count as 0 in the spatial and the tracklet term.
+        flattened: tracklets are compared as concatenated responses instead of pooled ones.
+        gradients: whether to save the tensors that the backward pass reads.
+    """
+
+    responses: Float[Tensor, "b t k c"]
+    aggregated: Float[Tensor, "b k c"] | None
+    valid: Bool[Tensor, "b t"] | None
+    margin: float
+    absolute: bool
+    clamp: bool
+    flattened: bool
+    gradients: bool
 
 
 def mtc_loss(
@@ -22,7 +46,7 @@ def mtc_loss(
     clamp_repulsion: bool = False,
     tracklet_form: str = "pooled",
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""], Float[Tensor, ""]]:
-    """The spatial, the temporal and the tracklet term."""
+    """Return the spatial, the temporal and the tracklet term."""
     if valid is None:
         valid = torch.ones(responses.shape[:2], dtype=torch.bool, device=responses.device)
     responses = responses.masked_fill(~valid[:, :, None, None], 0)
@@ -33,7 +57,7 @@ def mtc_loss(
     similarity = (units[:, :-1] * units[:, 1:]).sum(-1)  # [B, T-1, K]
     shortfall = margin - similarity
     shortfall = shortfall.relu() if temporal_form == "hinge" else shortfall.abs()
-    temporal = _mean(shortfall, (valid[:, :-1] & valid[:, 1:])[:, :, None])
+    temporal = _masked_mean(shortfall, (valid[:, :-1] & valid[:, 1:])[:, :, None])
 
     if tracklet_form == "flattened":
         tracklets = responses.transpose(1, 2).flatten(2)  # [B, K, T·C]
@@ -46,14 +70,14 @@ def mtc_loss(
 
 
 def _repulsion(units: Float[Tensor, "... k c"], valid: Bool[Tensor, "..."], clamp: bool) -> Float[Tensor, ""]:
-    """The mean of ⟨u_i, u_j⟩ over i≠j, where valid."""
+    """Return the mean of ⟨u_i, u_j⟩ over i≠j where valid."""
     similarity = units @ units.mT  # [..., K, K]
     similarity = similarity.relu() if clamp else similarity
     different = ~torch.eye(units.shape[-2], dtype=torch.bool, device=units.device)
-    return _mean(similarity, valid[..., None, None] & different)
+    return _masked_mean(similarity, valid[..., None, None] & different)
 
 
-def _mean(values: Float[Tensor, "..."], taken: Bool[Tensor, "..."]) -> Float[Tensor, ""]:
-    """The mean of the values taken, 0 where there are none."""
-    taken = taken.expand_as(values)
-    return values.masked_fill(~taken, 0).sum() / taken.sum().clamp(min=1)
+def _masked_mean(values: Float[Tensor, "..."], mask: Bool[Tensor, "..."]) -> Float[Tensor, ""]:
+    """Return the mean of the values where the mask is True, or 0 if it is nowhere True."""
+    mask = mask.expand_as(values)
+    return values.masked_fill(~mask, 0).sum() / mask.sum().clamp(min=1)

@@ -1,6 +1,10 @@
-"""Linking the responses of the frames to tracklets, and the assignment problems that it solves."""
+"""Linear assignment, and linking the responses of adjacent frames into tracklets."""
 
-from art_kernels.tracklet_linking.assignment import linear_assignment
-from art_kernels.tracklet_linking.operator import TrackletLinks, gather_tracklets, link_tracklets
+from art_kernels.tracklet_linking.functional import (
+    TrackletLinks,
+    gather_tracklets,
+    linear_assignment,
+    link_tracklets,
+)
 
 __all__ = ["TrackletLinks", "gather_tracklets", "linear_assignment", "link_tracklets"]

@@ -1,4 +1,4 @@
-"""The definitions of assignment and of tracklet linking."""
+"""Reference implementations of assignment and of tracklet linking."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from art_kernels.cosine import unit_vectors
+from art_kernels._core.precision import unit_vectors
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
     from torch import Tensor
 
-#: All matchings are listed: 40,320 of eight rows.
+#: Most rows whose matchings are enumerated: 8! = 40,320.
 MAX_SIZE = 8
 
 METHODS = ("index", "greedy", "optimal")
 
 
 def optimal_assignment(cost: Float[Tensor, "... k k"], *, maximize: bool = False) -> Int[Tensor, "... k"]:
-    """The permutation π with the least Σ_i cost[i, π(i)], the first of them in lexicographic order."""
+    """Return the permutation π that minimizes Σ_i cost[i, π(i)], the lexicographically first one of equals."""
     size = cost.shape[-1]
     permutations = torch.tensor(
         [*itertools.permutations(range(size))], dtype=torch.int64, device=cost.device
@@ -31,23 +31,23 @@ def optimal_assignment(cost: Float[Tensor, "... k k"], *, maximize: bool = False
 
 
 def greedy_assignment(cost: Float[Tensor, "... k k"], *, maximize: bool = False) -> Int[Tensor, "... k"]:
-    """The least cost first, then the least among the rows and columns that are left; the first where some are equal."""
+    """Assign the smallest cost first, then the smallest among the remaining rows and columns; the first of equals."""
     size = cost.shape[-1]
-    left = (-cost if maximize else cost).double().flatten(0, -3).clone()  # [P, K, K]
-    columns = torch.empty(left.shape[:2], dtype=torch.int64, device=cost.device)
-    problems = torch.arange(left.shape[0], device=cost.device)  # len() would fix it in a traced graph
+    remaining = (-cost if maximize else cost).double().flatten(0, -3).clone()  # [P, K, K]
+    columns = torch.empty(remaining.shape[:2], dtype=torch.int64, device=cost.device)
+    problems = torch.arange(remaining.shape[0], device=cost.device)  # len() would be a constant in a traced graph
     for _ in range(size):
-        at = left.flatten(1).argmin(1)
-        row, column = at // size, at % size
+        smallest = remaining.flatten(1).argmin(1)
+        row, column = smallest // size, smallest % size
         columns[problems, row] = column
-        left[problems, row, :] = left[problems, :, column] = torch.inf
+        remaining[problems, row, :] = remaining[problems, :, column] = torch.inf
     return columns.view(cost.shape[:-1])
 
 
 def link_tracklets(
     responses: Float[Tensor, "b t k c"], method: str
 ) -> tuple[Int[Tensor, "b t k"], Float[Tensor, "b t-1 k"]]:
-    """The order in which responses continue tracklets, and the cosine of adjacent responses of each."""
+    """Return the order in which responses continue tracklets, and the cosine of adjacent responses of each tracklet."""
     units = unit_vectors(responses)
     order = torch.arange(responses.shape[2], device=responses.device).expand(responses.shape[:3]).clone()
     if method != "index":
@@ -64,11 +64,11 @@ def link_tracklets(
 def tracklet_ids(
     order: Int[Tensor, "b t k"], similarity: Float[Tensor, "b t-1 k"], min_similarity: float | None
 ) -> Int[Tensor, "b t k"]:
-    """Number the births in each video, then let each slot carry the number of its latest birth."""
+    """Number the tracklets that start in each video, and assign to each slot the number of its latest start."""
     if min_similarity is None:
         return torch.arange(order.shape[2], device=order.device).expand(order.shape).contiguous()
     ended = ~(similarity >= min_similarity)  # written so that NaN ends a tracklet
-    born = torch.cat([ended.new_ones(order[:, :1].shape), ended], 1)  # [B, T, K]
-    number = born.flatten(1).cumsum(1).view(born.shape) - 1
-    # Numbers grow with time, so that the largest up to frame t is the latest.
-    return number.masked_fill(~born, -1).cummax(1).values
+    started = torch.cat([ended.new_ones(order[:, :1].shape), ended], 1)  # [B, T, K]
+    number = started.flatten(1).cumsum(1).view(started.shape) - 1
+    # Numbers increase with time, so the largest one up to frame t is the latest.
+    return number.masked_fill(~started, -1).cummax(1).values

@@ -1,4 +1,4 @@
-"""What the CUDA kernels inside of the native module take on each device that they were compiled for."""
+"""Registers and memory of the CUDA kernels in the native module, for each architecture they were compiled for."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from art_kernels.tracklet_linking import extension
+from art_kernels.tracklet_linking import cpp
 
 _KERNEL = re.compile(r"_ZN3art\d+([a-z_]+?)(?:I(\w+?)EEv|E)\w*$")
 _ARGUMENT = re.compile(r"Li(\d+)E|([fd])")
 
 
 class Kernel(NamedTuple):
-    """One kernel for one device.
+    """A kernel compiled for one architecture.
 
     Attributes:
-        name: with its template arguments, such as "solve.f32.16.1".
-        target: such as "sm_90".
-        registers: of a thread.
-        local: bytes of local memory of a thread: its stack, spilled registers.
-        shared: bytes of shared memory of a block, beside what a launch asks for.
+        name: the name with its template arguments, such as "solve.f32.16.1".
+        target: the architecture, such as "sm_90".
+        registers: registers per thread.
+        local: bytes of local memory per thread: stack and spilled registers.
+        shared: bytes of static shared memory per block.
     """
 
     name: str
@@ -33,26 +33,26 @@ class Kernel(NamedTuple):
 
 
 def kernels() -> Iterator[Kernel]:
-    """Every kernel in the module; none where it was built without CUDA."""
-    if (module := extension.module_file()) is not None and extension.has_cuda():
+    """Yield every kernel in the module; none if it was built without CUDA."""
+    if (module := cpp.module_file()) is not None and cpp.has_cuda():
         yield from parse(_resource_usage(module))
 
 
 def parse(usage: str) -> Iterator[Kernel]:
-    """The kernels in what `cuobjdump -res-usage` prints."""
+    """Parse the output of `cuobjdump -res-usage`."""
     target = name = ""
     for line in usage.splitlines():
         if found := re.match(r"\s*arch = (sm_\d+)", line):
             target = found[1]
         elif found := re.match(r"\s*Function (\w+):", line):
-            name = _readable(found[1])
+            name = _demangle(found[1])
         elif "REG:" in line and name:
             number = {key: int(value) for key, value in re.findall(r"\b(REG|STACK|LOCAL|SHARED):(\d+)", line)}
             yield Kernel(name, target, number["REG"], number["STACK"] + number["LOCAL"], number["SHARED"])
             name = ""
 
 
-def _readable(mangled: str) -> str:
+def _demangle(mangled: str) -> str:
     found = _KERNEL.match(mangled)
     if found is None:
         return mangled
@@ -61,7 +61,7 @@ def _readable(mangled: str) -> str:
 
 
 def _resource_usage(module: str) -> str:
-    """From the tool that Triton's wheel carries."""
+    """Run cuobjdump, which Triton's wheel bundles."""
     import triton
 
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"

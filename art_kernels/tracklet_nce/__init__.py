@@ -1,6 +1,5 @@
-"""Contrast of tracklets across a batch, and across devices."""
+"""InfoNCE and supervised contrast across a batch, and across devices."""
 
-from art_kernels.tracklet_nce.operator import tracklet_nce
-from art_kernels.tracklet_nce.rules import PositiveRule, Positives, positive_rule
+from art_kernels.tracklet_nce.functional import positive_rule, tracklet_nce
 
-__all__ = ["PositiveRule", "Positives", "positive_rule", "tracklet_nce"]
+__all__ = ["positive_rule", "tracklet_nce"]

@@ -1,5 +1,5 @@
 """Text-guided pooling of tracklets over time."""
 
-from art_kernels.tracklet_pooling.operator import pool_tracklets
+from art_kernels.tracklet_pooling.functional import pool_tracklets
 
 __all__ = ["pool_tracklets"]

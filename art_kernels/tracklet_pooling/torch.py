@@ -1,6 +1,6 @@
-"""Text-guided tracklet pooling in PyTorch's own operators, from dot products of the responses as they lie.
+"""The "torch" backend: text-guided tracklet pooling in PyTorch operators, differentiable by autograd.
 
-No normalised copy of the responses is made: the dot products are divided by their norms afterwards.
+Responses are not copied for normalization; their dot products are divided by the norms instead.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from art_kernels._core.precision import cosine_norms, unit_vectors
-from art_kernels._core.precision import at_least_float32
+from art_kernels._core.precision import at_least_float32, cosine_norms, unit_vectors
+from art_kernels.tracklet_pooling.reference import softmax_over_time
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float
@@ -23,7 +23,7 @@ def pool_tracklets(
     temperature: float = 0.01,
     valid: Bool[Tensor, "b t"] | None = None,
 ) -> tuple[Float[Tensor, "b k c"], Float[Tensor, "b t k"]]:
-    """The aggregated tracklets and the saliency, in the accumulation dtype."""
+    """Return the aggregated tracklets and the saliency, in the accumulation dtype."""
     responses, semantics = at_least_float32(responses), at_least_float32(semantics)
     if valid is not None:
         responses = responses.masked_fill(~valid[:, :, None, None], 0)
@@ -31,10 +31,5 @@ def pool_tracklets(
     directions = unit_vectors(semantics) / temperature
     products = torch.bmm(responses.flatten(1, 2), directions.mT).unflatten(1, (frames, count))  # [B, T, K, J]
     scores = products / cosine_norms(responses.square().sum(-1))[..., None]
-    if valid is None:
-        weights = scores.softmax(1)
-    else:
-        invalid = ~valid[:, :, None, None]
-        weights = scores.masked_fill(invalid, torch.finfo(scores.dtype).min).softmax(1).masked_fill(invalid, 0)
-    saliency = weights.mean(-1)
+    saliency = softmax_over_time(scores, valid).mean(-1)
     return (responses * saliency[..., None]).sum(1), saliency
