@@ -26,7 +26,7 @@ import torch
 from PIL import Image
 
 from art.data.decoding.video import read_frames
-from art.data.motion.classes import CLASSES
+from art.data.motion.takes import CLASSES
 from art.train.runtime import provenance
 
 DOCS = Path(__file__).parent

@@ -11,7 +11,7 @@ import art
 from art.cli import DATA_SETS, build_parser, main
 from art.data.datasets import base as registry
 from art.data.decoding.video import read_frames
-from art.data.motion.filming import write_video
+from art.data.motion.render import write_video
 
 COMMANDS = (
     "prepare",

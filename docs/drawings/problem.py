@@ -10,9 +10,8 @@ from pathlib import Path
 import numpy as np
 from matplotlib.image import imsave
 
-from art.data.motion.classes import CLASSES
-from art.data.motion.render import TRACKED, Stage
-from art.data.motion.views import draw_shot, poses_of
+from art.data.motion.render import TRACKED, Renderer, clip_poses, sample_params
+from art.data.motion.takes import CLASSES
 from art.eval.report.style import INK, MUTED, TRACKLET_COLOURS, blank_axes, figure_pixels, new_figure
 
 SHOWN = ("walk", "walk and hold out the right arm", "walk and lift the left knee")
@@ -24,12 +23,12 @@ def main() -> None:
     names = [motion_class.name for motion_class in CLASSES]
     figure = new_figure(7.2, 4.35, dpi=180, layout=None)
     figure.patch.set(facecolor="white", alpha=1.0)
-    shot = draw_shot(CLASSES[names.index("walk")], "test", seed=0, class_index=0, index=6, frames=FRAMES)
+    params = sample_params(CLASSES[names.index("walk")], "test", seed=0, class_index=0, index=6, frames=FRAMES)
     at = np.linspace(0, FRAMES - 1, COLUMNS).round().astype(int)
-    with Stage(PIXELS) as stage:
+    with Renderer(PIXELS) as renderer:
         for row, name in enumerate(SHOWN):
             motion_class = CLASSES[names.index(name)]
-            frames, joints = stage.film(poses_of(motion_class, shot), shot.view)
+            frames, joints = renderer.render(clip_poses(motion_class, params), params.view)
             axes = figure.add_axes((0.01, 0.995 - 0.333 * (row + 1), 0.98, 0.276))
             blank_axes(axes)
             strip = np.concatenate(list(frames[at]), axis=1)

@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from art.data.motion.filming import write_video
-from art.model.pretrained import load_model
+from art.data.motion.render import write_video
+from art.model.loading import load_model
 from art.tools.predict import ClipPredictor, Item, PredictionSettings
 from art.tools.predict.ray_data import RayPredictor, predict_dataset
 

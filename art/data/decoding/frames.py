@@ -159,7 +159,7 @@ def assemble_clip(
 
 
 # Directories of numbered images (00001.jpg, 00002.jpg, …), the format in which common toolkits extract frames. The
-# number at the end of a name gives the order; numbers may start anywhere and have any constant step. A missing or
+# number at the end of a name is its position; numbers may start anywhere and have any constant step. A missing or
 # duplicate number or an image without one makes the clip unreadable, like a truncated video file. Files of other types
 # are ignored.
 
