@@ -65,12 +65,12 @@ def _prepare_videos(options: argparse.Namespace, max_failed_fraction: float, enc
     from art.data.prepare.check import as_table, check_dataset
     from art.data.prepare.convert import prepare_dataset
     from art.data.prepare.reencode import Encoding
-    from art.train.interruption import ending_on_sigterm
+    from art.train.runtime import raise_on_sigterm
 
     chosen: dict[str, Any] = {"splits": options.splits, "workers": options.workers}
     out = options.out or options.to or Path("runs") / f"prepare-{options.name}"
     check_writable(out, "--out")
-    with ending_on_sigterm():
+    with raise_on_sigterm():
         if options.to is None:
             check = check_dataset(options.name, options.root, level=options.check or "open", **chosen)
         else:
@@ -148,7 +148,7 @@ def run_score(options: argparse.Namespace) -> int:
 
 def run_predict(options: argparse.Namespace) -> int:
     """Names the action in video files."""
-    from art.tools.predict import ClipPredictor, PredictionSettings, find_sources
+    from art.tools.predict import ClipPredictor, PredictionSettings, open_inputs
 
     for name, least in (("top_k", 1), ("views", 1), ("batch_size", 1), ("workers", 0), ("part_clips", 1)):
         if getattr(options, name) < least:
@@ -162,7 +162,7 @@ def run_predict(options: argparse.Namespace) -> int:
     if options.devices or options.jobs != 1 or options.all_probabilities:
         raise ValueError("--devices, --jobs and --all-probabilities need --out DIR, the folder of the Parquet files")
     predictor = ClipPredictor(settings, options.device)
-    sources = find_sources(options.clips, options.part_clips)
+    sources = open_inputs(options.clips, options.part_clips)
     told: list[dict[str, object]] = []
     failed = False
     for answer in (answer for source in sources for answer in predictor(source.open())):
@@ -233,7 +233,7 @@ def run_serve(options: argparse.Namespace) -> int:
 
 def _predict_to_parquet(options: argparse.Namespace, settings: Any) -> int:
     from art.tools.predict.parquet import predict_to_parquet
-    from art.train.runtime import devices_at_once
+    from art.train.runtime import expand_devices
 
     if options.json:
         raise ValueError("--json: prints answers, expected without --out, which writes them")
@@ -241,7 +241,7 @@ def _predict_to_parquet(options: argparse.Namespace, settings: Any) -> int:
         options.clips,
         settings,
         options.out,
-        devices=devices_at_once(_listed(options.devices) or [options.device], options.jobs),
+        devices=expand_devices(_listed(options.devices) or [options.device], options.jobs),
         every_probability=options.all_probabilities,
         part_clips=options.part_clips,
     )
@@ -266,32 +266,29 @@ def run_export(options: argparse.Namespace) -> int:
 
 def run_compare(options: argparse.Namespace) -> int:
     """Trains with several seeds each way."""
-    from art.experiments.compare import compare
-    from art.experiments.compare_table import as_markdown
+    from art.experiments.compare import compare, to_markdown
     from art.train.config import load_config
 
     epochs = [] if options.epochs is None else [f"optim.epochs={options.epochs}"]
     config = load_config(options.config, [*options.overrides, *epochs])
-    print(as_markdown(compare(config, options.seeds, options.over)), end="")
+    print(to_markdown(compare(config, options.seeds, options.over)), end="")
     print(f"written to {config.output}: compare.json, compare.md, compare.png")
     return 0
 
 
 def run_ablate(options: argparse.Namespace) -> int:
     """Trains the paper's ablations."""
-    from art.experiments import ablate, make_plan
-    from art.experiments.ablation_markdown import as_markdown
-    from art.experiments.ablation_plan import as_list
+    from art.experiments.ablate import ablate, format_plan, make_plan, to_markdown
     from art.train.config import load_config
-    from art.train.runtime import devices_at_once
+    from art.train.runtime import expand_devices
 
     config = load_config(options.config, options.overrides)
     only = _listed(options.only)
-    devices = devices_at_once(_listed(options.devices) or [config.device], options.jobs)
+    devices = expand_devices(_listed(options.devices) or [config.device], options.jobs)
     if options.dry_run:
-        print(as_list(make_plan(config, options.seeds, only), len(devices)), end="")
+        print(format_plan(make_plan(config, options.seeds, only), len(devices)), end="")
         return 0
-    print(as_markdown(ablate(config, options.seeds, only, devices)), end="")
+    print(to_markdown(ablate(config, options.seeds, only, devices)), end="")
     print(f"written to {config.output}: ablate.json, ablate.md, ablate.png")
     return 0
 

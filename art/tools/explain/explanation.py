@@ -1,43 +1,46 @@
-"""What a model looked at in a clip, as arrays."""
+"""Compute what a prediction is based on: response maps, saliency, backbone maps and probabilities over time."""
 
 from __future__ import annotations
 
+import math
 import os
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float32, Float64, Int64, UInt8
+from jaxtyping import Bool, Float, Float32, Float64, Int64, UInt8
 from torch import Tensor
 
+from art._deprecated import renamed_attribute
+from art.data.decoding.frames import FrameConverter
+from art.data.decoding.video import VideoError, frame_times, iterate_frames
 from art.eval.report.response_maps import map_peak
-from art.model.pretrained import VideoClassifier, evaluating
+from art.model.pretrained import VideoClassifier, eval_mode
 from art.model.semantics import TEMPLATES, cosine
-from art.tools.explain.blocks import NotAvailable
-from art.tools.explain.boxes import response_boxes
-from art.tools.explain.grad_cam import grad_cam
-from art.tools.explain.rollout import attention_rollout
-from art.tools.explain.shown import ShownFrames, read_shown
+from art.tools.explain.backbone_maps import MapUnavailable, attention_rollout, grad_cam
 
-_AT_ONCE = 4  # beginnings of the clip in a batch
+_BATCH_SIZE = 4  # clip prefixes per forward pass
 
 
 @dataclass(frozen=True)
 class Query:
-    """The text that asks for a tracklet.
+    """The class text that queries a tracklet.
 
     Attributes:
-        label: its class.
-        name: the name of that class.
-        prompt: the prompt of the class that is nearest to the clip.
-        similarity: their cosine.
+        label: Class index.
+        name: Class name.
+        prompt: The prompt of the class that is most similar to the clip.
+        similarity: Cosine similarity of that prompt and the clip.
 
     Examples:
         >>> from art import load_model
         >>> from art.tools.explain import explain
-        >>> explanation = explain(load_model("runs/motion/checkpoints/last"), "clip.mp4", moments=0)
+        >>> explanation = explain(load_model("runs/motion/checkpoints/last"), "clip.mp4", timeline_points=0)
         >>> sorted(query.name for query in explanation.queries)
         ['run', 'walk']
     """
@@ -50,39 +53,38 @@ class Query:
 
 @dataclass(frozen=True)
 class Explanation:
-    """What a model looked at in a clip of F frames, of which it was shown T.
+    """The explanation of a prediction for a clip of F frames, T of which the model sees.
 
-    Positions are shares of ``frames``, (0, 0) at the top left; ``crop`` says where those lie in a whole frame. What
-    belongs to tracklets is None where the model has none (kind "backbone"), and ``queries`` is empty.
+    Positions are fractions of the model's crop (``frames``), with (0, 0) at the top left; ``crop`` locates the crop in
+    the source frame. A model without tracklets (kind "backbone") has no queries, and None for every array of tracklets.
 
     Attributes:
-        clip: the file.
-        kind: of the model: "art" or "backbone".
-        class_names: Y names.
-        size: height and width of an upright frame of the file, in pixels.
-        crop: left, top, right and bottom of what the model is shown, shares of a whole frame.
-        times: ``[F]``, when each frame of the file is shown, seconds.
-        sampled: ``[T]``, the positions among them of what the model was shown.
-        frames: ``[T, S, S, 3]``, that, as RGB.
-        probabilities: ``[Y]``, the model's answer.
-        maps: ``[T, K, h, w]``, response maps: each sums to 1.
-        centres: ``[T, K, 2]``, (x, y) of the middle of the strongest response: the centroid of the peak and the cells
-            around it.
-        boxes: ``[T, K, 4]``, left, top, right and bottom around the peak, see :func:`.boxes.response_boxes`.
-        saliency: ``[T, K]``, how much each frame weighs in each tracklet; sums to 1 over T.
-        queries: K texts.
-        beginnings: ``[M]``, seconds at which each beginning of the clip ends.
-        probabilities_over_time: ``[M, Y]``, the model's answer to T frames of each beginning of the clip: what it would
-            have said had the clip ended there. The last is ``probabilities``.
-        target: the class of ``grad_cam``.
-        grad_cam: ``[T, h, w]``, see :func:`.grad_cam.grad_cam`.
-        rollout: ``[T, h, w]``, see :func:`.rollout.attention_rollout`.
-        missing: why "grad_cam" or "rollout" is None.
+        clip: Path of the video file.
+        kind: Model kind, "art" or "backbone".
+        class_names: The Y class names.
+        size: Height and width of the upright source frames, in pixels.
+        crop: Left, top, right and bottom of the model's crop, as fractions of the source frame.
+        times: ``[F]``, presentation time of each frame, in seconds.
+        sampled: ``[T]``, indices of the frames that the model sees.
+        frames: ``[T, S, S, 3]``, those frames as the model sees them, in RGB.
+        probabilities: ``[Y]``, predicted class probabilities.
+        maps: ``[T, K, h, w]``, response maps; each sums to 1.
+        centers: ``[T, K, 2]``, (x, y) of the strongest response: the centroid of the peak cell and its neighbors.
+        boxes: ``[T, K, 4]``, left, top, right and bottom around the peak; see :func:`response_boxes`.
+        saliency: ``[T, K]``, weight of each frame in each tracklet; sums to 1 over T.
+        queries: The text that queries each of the K tracklets.
+        timeline: ``[M]``, end time of each clip prefix that was classified, in seconds.
+        probabilities_over_time: ``[M, Y]``, predictions for T frames sampled from each prefix, that is, the prediction
+            if the clip ended there. The last row is ``probabilities``.
+        target: The class that ``grad_cam`` explains.
+        grad_cam: ``[T, h, w]``, see :func:`.backbone_maps.grad_cam`.
+        rollout: ``[T, h, w]``, see :func:`.backbone_maps.attention_rollout`.
+        missing: The reason why "grad_cam" or "rollout" is None.
 
     Examples:
         >>> from art import load_model
         >>> from art.tools.explain import explain
-        >>> explanation = explain(load_model("runs/motion/checkpoints/last"), "clip.mp4", moments=0)
+        >>> explanation = explain(load_model("runs/motion/checkpoints/last"), "clip.mp4", timeline_points=0)
         >>> explanation.maps.shape, explanation.boxes.shape  # 2 frames, 2 tracklets
         ((2, 2, 14, 14), (2, 2, 4))
         >>> explanation.class_names[explanation.predicted] in ("run", "walk")
@@ -99,11 +101,11 @@ class Explanation:
     frames: UInt8[np.ndarray, "t s s 3"]
     probabilities: Float32[np.ndarray, " y"]
     maps: Float32[np.ndarray, "t k h w"] | None
-    centres: Float32[np.ndarray, "t k 2"] | None
+    centers: Float32[np.ndarray, "t k 2"] | None
     boxes: Float[np.ndarray, "t k 4"] | None
     saliency: Float32[np.ndarray, "t k"] | None
     queries: tuple[Query, ...]
-    beginnings: Float64[np.ndarray, " m"]
+    timeline: Float64[np.ndarray, " m"]
     probabilities_over_time: Float32[np.ndarray, "m y"]
     target: int
     grad_cam: Float32[np.ndarray, "t h w"] | None
@@ -112,21 +114,33 @@ class Explanation:
 
     @property
     def predicted(self) -> int:
-        """The most probable class."""
+        """Index of the most probable class."""
         return int(self.probabilities.argmax())
 
     @property
     def num_tracklets(self) -> int:
-        """K; 0 where there are none."""
-        return 0 if self.maps is None else self.maps.shape[1]
+        """K, or 0 without tracklets."""
+        return len(self.queries)
 
     def best(self, count: int) -> list[int]:
-        """The ``count`` most probable classes, the best first."""
+        """Return the ``count`` most probable classes in descending order."""
         return np.argsort(-self.probabilities, kind="stable")[:count].tolist()
 
     def as_json(self) -> dict[str, Any]:
-        """Everything but pictures and maps."""
-        over_time = self.probabilities_over_time
+        """Return everything except frames and maps as JSON-serializable values."""
+        tracklets = []
+        for k, query in enumerate(self.queries):
+            assert self.saliency is not None and self.centers is not None and self.boxes is not None
+            tracklets.append(
+                {
+                    "class": query.name,
+                    "prompt": query.prompt,
+                    "similarity": round(query.similarity, 6),
+                    "saliency": _rounded(self.saliency[:, k]),
+                    "centers": _rounded(self.centers[:, k]),
+                    "boxes": _rounded(self.boxes[:, k]),
+                }
+            )
         return {
             "clip": str(self.clip),
             "kind": self.kind,
@@ -135,105 +149,217 @@ class Explanation:
             "frames": len(self.times),
             "sampled_seconds": _rounded(self.times[self.sampled]),
             "crop": _rounded(np.array(self.crop)),
-            "tracklets": [
-                {
-                    "class": query.name,
-                    "prompt": query.prompt,
-                    "similarity": round(query.similarity, 6),
-                    "saliency": _rounded(_there(self.saliency)[:, k]),
-                    "centres": _rounded(_there(self.centres)[:, k]),
-                    "boxes": _rounded(_there(self.boxes)[:, k]),
-                }
-                for k, query in enumerate(self.queries)
-            ],
-            "beginnings_seconds": _rounded(self.beginnings),
-            "probabilities_over_time": _rounded(over_time),
+            "tracklets": tracklets,
+            "timeline_seconds": _rounded(self.timeline),
+            "probabilities_over_time": _rounded(self.probabilities_over_time),
             "grad_cam_class": self.class_names[self.target],
             "missing": self.missing,
         }
 
-
-def _there(array: np.ndarray | None) -> np.ndarray:
-    assert array is not None
-    return array
-
-
-def _rounded(array: np.ndarray) -> Any:
-    return np.round(array.astype(np.float64), 6).tolist()
+    centres = renamed_attribute("centres", "centers")
+    beginnings = renamed_attribute("beginnings", "timeline")
 
 
 def explain(
-    model: VideoClassifier, clip: str | os.PathLike[str], *, moments: int = 24, target: int | None = None
+    model: VideoClassifier,
+    clip: str | os.PathLike[str],
+    *,
+    timeline_points: int = 24,
+    target: int | None = None,
+    moments: int | None = None,
 ) -> Explanation:
-    """What ``model`` looked at in a video file.
+    """Explain the prediction of ``model`` for a video file.
 
     Args:
-        model: on any device; its answer is that of :meth:`art.VideoClassifier.predict`.
-        clip: the file.
-        moments: M, how many beginnings of the clip are classified; each is a forward pass. 0 is none.
-        target: the class that Grad-CAM asks about; None is the model's answer.
+        model: A model on any device. The prediction is that of :meth:`art.VideoClassifier.predict`.
+        clip: Path of the video file.
+        timeline_points: M, the number of clip prefixes to classify, each in one forward pass; 0 skips them.
+        target: The class that Grad-CAM explains; None is the predicted class.
+        moments: Deprecated alias of ``timeline_points``.
 
     Raises:
-        art.data.decoding.video.VideoError: the file cannot be read.
-        ValueError: ``moments`` is negative, or ``target`` is no class.
+        art.data.decoding.video.VideoError: The file cannot be read.
+        ValueError: ``timeline_points`` is negative, or ``target`` is not a class index.
 
     Examples:
         >>> from art import load_model
         >>> from art.tools.explain import explain
-        >>> explanation = explain(load_model("runs/motion/checkpoints/last"), "clip.mp4", moments=3)
+        >>> explanation = explain(load_model("runs/motion/checkpoints/last"), "clip.mp4", timeline_points=3)
         >>> explanation.probabilities_over_time.shape
         (3, 2)
     """
-    if moments < 0:
-        raise ValueError(f"moments is {moments}, expected a number of passes, at least 0")
+    if moments is not None:
+        warnings.warn("moments is deprecated, use timeline_points", DeprecationWarning, stacklevel=2)
+        timeline_points = moments
+    if timeline_points < 0:
+        raise ValueError(f"timeline_points: got {timeline_points}, expected at least 0")
     if target is not None and not 0 <= target < len(model.class_names):
-        raise ValueError(f"target is {target}, expected a class, 0 to {len(model.class_names) - 1}")
-    shown = read_shown(Path(clip), model, moments)
-    with evaluating(model) as device:
-        video = shown.video.to(device)
-        out = model(video, return_maps=True) if model.kind == "art" else model(video)
+        raise ValueError(f"target: got {target}, expected a class index from 0 to {len(model.class_names) - 1}")
+    frames = _read_clip(Path(clip), model, timeline_points)
+    with eval_mode(model) as device:
+        video = frames.stack(frames.sampled)[None]
+        on_device = video.to(device)
+        out = model(on_device, return_maps=True) if model.kind == "art" else model(on_device)
         probabilities = out.logits[0].float().softmax(0).cpu().numpy()
-        over_time = _over_time(model, shown, device)
+        over_time = _classify_prefixes(model, frames, device)
         target = int(probabilities.argmax()) if target is None else target
         missing: dict[str, str] = {}
-        maps: dict[str, np.ndarray | None] = {}
+        backbone_maps: dict[str, np.ndarray | None] = {}
         head: Any = model.video_head
-        for name, make in (
-            ("grad_cam", lambda: grad_cam(model.backbone, head, video, target)),
-            ("rollout", lambda: attention_rollout(model.backbone, video)),
+        for name, compute in (
+            ("grad_cam", lambda: grad_cam(model.backbone, head, on_device, target)),
+            ("rollout", lambda: attention_rollout(model.backbone, on_device)),
         ):
             try:
-                maps[name] = make().float().cpu().numpy()
-            except NotAvailable as reason:
-                maps[name], missing[name] = None, str(reason)
-        tracked = _tracked(model, out) if model.kind == "art" else _NO_TRACKLETS
+                backbone_maps[name] = compute().float().cpu().numpy()
+            except MapUnavailable as reason:
+                backbone_maps[name], missing[name] = None, str(reason)
+        tracklets = _tracklets(model, out) if model.kind == "art" else _NO_TRACKLETS
     return Explanation(
         clip=Path(clip),
         kind=model.kind,
         class_names=list(model.class_names),
-        size=shown.size,
-        crop=_crop(model, *shown.size),
-        times=shown.times,
-        sampled=shown.sampled,
-        frames=shown.video[0].permute(0, 2, 3, 1).contiguous().numpy(),
+        size=frames.size,
+        crop=_crop_bounds(model, *frames.size),
+        times=frames.times,
+        sampled=frames.sampled,
+        frames=video[0].permute(0, 2, 3, 1).contiguous().numpy(),
         probabilities=probabilities,
-        beginnings=shown.times[shown.beginnings - 1],
+        timeline=frames.times[frames.prefix_lengths - 1],
         probabilities_over_time=over_time,
         target=target,
         missing=missing,
-        **maps,  # type: ignore[arg-type]
-        **tracked,
+        **backbone_maps,  # type: ignore[arg-type]
+        **tracklets,
     )
 
 
-_NO_TRACKLETS: dict[str, Any] = {"maps": None, "centres": None, "boxes": None, "saliency": None, "queries": ()}
+def response_boxes(maps: Float[np.ndarray, "t k h w"], level: float = 0.5) -> Float[np.ndarray, "t k 4"]:
+    """Compute a box around the peak of each map.
+
+    The box contains the cells connected to the peak (horizontally or vertically) whose weight is at least ``level`` of
+    the way from the mean of the map to its peak.
+
+    Returns:
+        Left, top, right and bottom, as fractions of the map's width and height. A constant map yields the full frame.
+
+    Raises:
+        ValueError: ``level`` is not in (0, 1].
+    """
+    if not 0 < level <= 1:
+        raise ValueError(f"level: got {level}, expected a fraction above 0 and at most 1")
+    boxes = np.empty((*maps.shape[:2], 4))
+    height, width = maps.shape[2:]
+    for index in np.ndindex(*maps.shape[:2]):
+        weights = maps[index]
+        mean = weights.mean()
+        rows, columns = np.nonzero(_peak_component(weights, weights >= mean + level * (weights.max() - mean)))
+        left, top, right, bottom = columns.min(), rows.min(), columns.max() + 1, rows.max() + 1
+        boxes[index] = left / width, top / height, right / width, bottom / height
+    return boxes
 
 
-def _tracked(model: Any, out: Any) -> dict[str, Any]:
+def _peak_component(weights: Float[np.ndarray, "h w"], mask: Bool[np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"]:
+    """Return the 4-connected component of ``mask`` that contains the peak; the peak is included despite rounding."""
+    component = np.zeros_like(mask)
+    component[np.unravel_index(weights.argmax(), weights.shape)] = True
+    while True:
+        grown = component.copy()
+        grown[1:] |= component[:-1]
+        grown[:-1] |= component[1:]
+        grown[:, 1:] |= component[:, :-1]
+        grown[:, :-1] |= component[:, 1:]
+        grown &= mask | component
+        if (grown == component).all():
+            return component
+        component = grown
+
+
+@contextmanager
+def single_thread() -> Iterator[None]:
+    """Run PyTorch in one thread: for one frame at a time, thread synchronization costs more than the work."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@dataclass(frozen=True)
+class _ClipFrames:
+    """The frames of a clip that the model sees: T of the whole clip, and T of each of its M prefixes.
+
+    Attributes:
+        size: Height and width of the upright source frames, in pixels.
+        times: ``[F]``, presentation times, in seconds since the first frame.
+        sampled: ``[T]``, indices of the frames sampled from the whole clip.
+        prefix_lengths: ``[M]``, number of frames in each prefix; the last is F.
+        prefix_sampled: ``[M, T]``, indices of the frames sampled from each prefix.
+        crops: The model's crop ``[3, S, S]`` uint8 of each of those frames, by index.
+    """
+
+    size: tuple[int, int]
+    times: Float64[np.ndarray, " f"]
+    sampled: Int64[np.ndarray, " t"]
+    prefix_lengths: Int64[np.ndarray, " m"]
+    prefix_sampled: Int64[np.ndarray, "m t"]
+    crops: dict[int, UInt8[Tensor, "3 s s"]]
+
+    def stack(self, indices: Iterable[int]) -> UInt8[Tensor, "t 3 s s"]:
+        return torch.stack([self.crops[int(index)] for index in indices])
+
+
+def _read_clip(clip: Path, model: VideoClassifier, num_prefixes: int) -> _ClipFrames:
+    """Read the frames in one pass; only frames that are needed are converted, and only their crops are kept.
+
+    Args:
+        num_prefixes: M; fewer if the clip has fewer frames. Prefixes end at equal steps.
+    """
+    if clip.is_dir():
+        raise VideoError(clip, "is a directory, expected a video file: separate frames have no presentation times")
+    times = np.array(frame_times(clip))
+    count = len(times)
+    sampled = model.sampling.indices(count, model.num_frames)[0].numpy()
+    steps = min(num_prefixes, count)
+    lengths = np.array([math.ceil((step + 1) * count / steps) for step in range(steps)], dtype=np.int64)
+    per_prefix = [model.sampling.indices(int(length), model.num_frames)[0].numpy() for length in lengths]
+    prefix_sampled = np.stack(per_prefix) if per_prefix else np.empty((0, model.num_frames), dtype=np.int64)
+    needed = set(sampled.tolist()) | set(prefix_sampled.flatten().tolist())
+    convert = FrameConverter().convert
+    crops: dict[int, Tensor] = {}
+    size: tuple[int, int] | None = None
+    with single_thread():
+        for index, decoded in enumerate(iterate_frames(clip)):
+            if index not in needed:
+                continue
+            rgb = convert(decoded.frame)
+            if size is not None and rgb.shape[:2] != size:
+                raise VideoError(clip, "changes its frame size; re-encode it with one size")
+            size = (rgb.shape[0], rgb.shape[1])
+            frame = torch.from_numpy(np.ascontiguousarray(rgb.transpose(2, 0, 1)))
+            crops[index] = model.center_crop(frame[None, None])[0, 0].clone()
+    if size is None or len(crops) < len(needed):
+        raise VideoError(clip, f"has only {len(crops)} of the {len(needed)} frames that were sampled")
+    return _ClipFrames(size, times, sampled, lengths, prefix_sampled, crops)
+
+
+def _classify_prefixes(model: VideoClassifier, frames: _ClipFrames, device: torch.device) -> Float32[np.ndarray, "m y"]:
+    probabilities: list[Tensor] = [torch.empty(0, len(model.class_names))]
+    for start in range(0, len(frames.prefix_sampled), _BATCH_SIZE):
+        batch = torch.stack([frames.stack(indices) for indices in frames.prefix_sampled[start : start + _BATCH_SIZE]])
+        probabilities.append(model(batch.to(device)).logits.float().softmax(1).cpu())
+    return torch.cat(probabilities).numpy()
+
+
+_NO_TRACKLETS: dict[str, Any] = {"maps": None, "centers": None, "boxes": None, "saliency": None, "queries": ()}
+
+
+def _tracklets(model: Any, out: Any) -> dict[str, Any]:
     maps = out.maps[0].float().cpu()
     return {
         "maps": maps.numpy(),
-        "centres": map_peak(maps, refine=True).numpy(),
+        "centers": map_peak(maps, refine=True).numpy(),
         "boxes": response_boxes(maps.numpy()),
         "saliency": out.saliency[0].float().cpu().numpy(),
         "queries": _queries(model, out),
@@ -241,31 +367,26 @@ def _tracked(model: Any, out: Any) -> dict[str, Any]:
 
 
 def _queries(model: Any, out: Any) -> tuple[Query, ...]:
-    """As :meth:`art.model.semantics.SemanticsBank.select` chooses them."""
+    """Find the prompts that :meth:`art.model.semantics.SemanticsBank.select` chose."""
     bank = model.semantics
-    likeness = cosine(out.video_latent, bank.projection(bank.bank))[0]  # [P, Y]
+    similarities = cosine(out.video_latent, bank.projection(bank.bank))[0]  # [P, Y]
     templates = model.options.templates or TEMPLATES
     texts = model.prompts or model.class_names
     queries = []
     for label in out.selected[0].tolist():
-        similarity, prompt = likeness[:, label].max(0)
+        similarity, prompt = similarities[:, label].max(0)
         text = templates[int(prompt)].replace("{label}", texts[label])
         queries.append(Query(label, model.class_names[label], text, float(similarity)))
     return tuple(queries)
 
 
-def _over_time(model: VideoClassifier, shown: ShownFrames, device: torch.device) -> Float32[np.ndarray, "m y"]:
-    answers: list[Tensor] = [torch.empty(0, len(model.class_names))]
-    for begin in range(0, len(shown.beginnings), _AT_ONCE):
-        numbers = range(begin, min(begin + _AT_ONCE, len(shown.beginnings)))
-        batch = torch.stack([shown.beginning(number) for number in numbers]).to(device)
-        answers.append(model(batch).logits.float().softmax(1).cpu())
-    return torch.cat(answers).numpy()
-
-
-def _crop(model: VideoClassifier, height: int, width: int) -> tuple[float, float, float, float]:
-    """Where the crop lies in a frame, from where the corners of the frame lie in the crop."""
+def _crop_bounds(model: VideoClassifier, height: int, width: int) -> tuple[float, float, float, float]:
+    """Locate the crop in the source frame, by inverting the positions of the frame's corners in the crop."""
     corners = torch.tensor([[0.0, 0.0], [1.0, 1.0]], dtype=torch.float64)
-    start, end = model.centre_crop.locate(corners, height, width)
+    start, end = model.center_crop.locate(corners, height, width)
     low, high = -start / (end - start), (1 - start) / (end - start)
     return float(low[0]), float(low[1]), float(high[0]), float(high[1])
+
+
+def _rounded(array: np.ndarray) -> Any:
+    return np.round(array.astype(np.float64), 6).tolist()

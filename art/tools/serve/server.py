@@ -1,56 +1,60 @@
-"""Opens the address, loads the model, serves the page until it is stopped, and leaves no file behind."""
+"""``art serve`` from start to stop: the settings, the address, the token, the worker process and the server."""
 
 from __future__ import annotations
 
 import errno
 import ipaddress
 import logging
+import multiprocessing
 import os
 import secrets
+import signal
 import socket
 import tempfile
-from collections.abc import Callable
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 from art.extras import import_extra
-from art.tools.serve.analyst import Analyst
-from art.tools.serve.limits import Asking
-from art.train.interruption import Interrupted, ending_on_sigterm
+from art.tools.serve.jobs import INTERNAL_ERROR, Refused, RequestOptions
 
 TOKEN_VARIABLE = "ART_SERVE_TOKEN"
-_SHORTEST_TOKEN = 16  # characters: nobody tries out all of those over a network
-_AT_ONCE = 64  # connections
-_GRACE = 2  # seconds for answers on their way when the page is stopped
+_MIN_TOKEN = 16  # characters; too many to guess over a network
+_MAX_CONNECTIONS = 64
+_SHUTDOWN_SECONDS = 2  # for responses in progress
 
 
 @dataclass(frozen=True)
 class ServeSettings:
-    """How ``art serve`` serves.
+    """Settings of ``art serve``.
 
     Attributes:
-        checkpoint: a checkpoint, or the folder of a run.
-        host: an address of this machine, or a name of one.
-        port: 0 takes one that is free.
-        token: asked for of every request; None: the variable ART_SERVE_TOKEN, else none is asked for on a loopback
-            address, and on any other one is made.
-        asking: what is asked of the model about each clip, and what a clip may be.
-        keep_minutes: for which an answer is kept.
-        max_waiting: clips that arrive, wait or are looked at, at once.
-        timeout: seconds after which a clip is given up.
-        device: "auto", "cpu", "cuda" and so on.
+        checkpoint: A checkpoint or a run directory.
+        host: An address or name of this machine.
+        port: Port number; 0 selects a free one.
+        token: Required in every request. None uses the environment variable ART_SERVE_TOKEN; without it, no token is
+            required on a loopback address, and one is generated on any other.
+        options: How each clip is processed, and its limits.
+        keep_minutes: Minutes for which a result is kept.
+        max_waiting: Maximum number of clips that are uploading, waiting or being processed.
+        timeout: Maximum seconds to process a clip.
+        device: "auto", "cpu", "cuda", "cuda:<number>" or "mps".
 
     Raises:
-        ValueError: a number out of range, or a token that is short or that a browser cannot send.
+        ValueError: A number is out of range, or the token is too short or has characters that a browser cannot send.
     """
 
     checkpoint: Path
     host: str = "127.0.0.1"
     port: int = 8800
     token: str | None = None
-    asking: Asking = field(default_factory=Asking)
+    options: RequestOptions = field(default_factory=RequestOptions)
     keep_minutes: float = 10.0
     max_waiting: int = 8
     timeout: float = 300.0
@@ -69,111 +73,233 @@ class ServeSettings:
 
 
 def check_token(token: str, argument: str) -> None:
-    """Raise ValueError unless it is long enough, and made of what can stand in a header."""
-    if len(token) < _SHORTEST_TOKEN:
+    """Raise ValueError unless the token is long enough and valid in an HTTP header."""
+    if len(token) < _MIN_TOKEN:
         raise ValueError(
-            f"{argument}: has {len(token)} characters, expected at least {_SHORTEST_TOKEN}; leave it out, and one is "
-            "made where one is needed"
+            f"{argument}: got {len(token)} characters, expected at least {_MIN_TOKEN}; omit it to have one generated "
+            "where one is required"
         )
     if not (token.isascii() and token.isprintable()) or " " in token:
-        raise ValueError(f"{argument}: expected letters, digits and signs of ASCII without spaces; leave the rest out")
+        raise ValueError(f"{argument}: expected printable ASCII characters without spaces")
 
 
-def serve(settings: ServeSettings, say: Callable[[str], None] = print) -> None:
+def serve(settings: ServeSettings, log: Callable[[str], None] = print) -> None:
     """Serve the page until SIGINT or SIGTERM.
 
     Args:
-        say: told the address once the page answers there.
+        log: Called with the address once the page is available.
 
     Raises:
-        ModuleNotFoundError: the extra ``serve`` is not installed.
-        ValueError: the address is taken or is none of this machine; the checkpoint is none.
-        KeyboardInterrupt, Interrupted: it was stopped; its files are removed.
+        ModuleNotFoundError: The extra ``serve`` is not installed.
+        ValueError: The address is in use or not an address of this machine, or the checkpoint is invalid.
+        KeyboardInterrupt, Interrupted: The server was stopped; its files are deleted.
     """
     for library in ("starlette", "uvicorn"):
         import_extra(library, extra="serve", needed_by="art serve", uses_torch=False)
-    token, made = _token(settings)
-    with ending_on_sigterm(), _listening(settings) as listening:
-        analyst = Analyst(settings.checkpoint, settings.asking, device=settings.device, timeout=settings.timeout)
+    token, generated = _token(settings)
+    with _raise_on_sigterm(), _listen(settings) as listener:
+        worker = WorkerProcess(settings.checkpoint, settings.options, device=settings.device, timeout=settings.timeout)
         try:
-            about = analyst.start()
-            with tempfile.TemporaryDirectory(prefix="art-serve-", ignore_cleanup_errors=True) as folder:
-                server = _server(settings, analyst, about, token, Path(folder))
-                say(_greeting(settings, listening.getsockname()[1], about, token if made else None))
-                server.run([listening])
-        except Interrupted as stopped:
-            raise Interrupted(stopped.signal_number, "stopped by SIGTERM; what was brought is removed") from None
+            about = worker.start()
+            with tempfile.TemporaryDirectory(prefix="art-serve-", ignore_cleanup_errors=True) as directory:
+                server = _make_server(settings, worker, about, token, Path(directory))
+                log(_startup_message(settings, listener.getsockname()[1], about, token if generated else None))
+                server.run([listener])
+        except _Terminated:
+            from art.train.runtime import Interrupted  # imports torch, which the server does not need
+
+            raise Interrupted(signal.SIGTERM, "stopped by SIGTERM; uploaded clips and results are deleted") from None
         finally:
-            analyst.close()
+            worker.close()
 
 
-def _server(settings: ServeSettings, analyst: Analyst, about: dict[str, Any], token: str | None, folder: Path) -> Any:
+class _Terminated(Exception):
+    """SIGTERM was received."""
+
+
+@contextmanager
+def _raise_on_sigterm() -> Iterator[None]:
+    def handle(*_: object) -> None:
+        raise _Terminated
+
+    if threading.current_thread() is not threading.main_thread():  # Python cannot install handlers there
+        yield
+        return
+    previous = signal.signal(signal.SIGTERM, handle)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+class WorkerProcess:
+    """Runs the model in a separate process, which is replaced if a clip crashes it or takes too long.
+
+    Args:
+        checkpoint: A checkpoint or a run directory.
+        device: "auto", "cpu", "cuda", "cuda:<number>" or "mps".
+        timeout: Maximum seconds to process a clip.
+        target: The function that the process runs, by default :func:`.worker.run`.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Path,
+        options: RequestOptions,
+        *,
+        device: str = "auto",
+        timeout: float = 300.0,
+        target: Callable[[Connection, Path, str, RequestOptions], None] | None = None,
+    ) -> None:
+        self._target, self._arguments = target or _run_worker, (checkpoint.absolute(), device, options)
+        self._timeout = timeout
+        self._closed = False
+        self._process: multiprocessing.process.BaseProcess | None = None
+        self._connection: Connection | None = None
+
+    def start(self) -> dict[str, Any]:
+        """Load the model and return its description, see :func:`.worker.describe`.
+
+        Raises:
+            ValueError, OSError, ImportError: The checkpoint or the device is invalid.
+            RuntimeError: The process exited.
+        """
+        context = multiprocessing.get_context("spawn")
+        self._connection, child = context.Pipe()
+        self._process = context.Process(target=self._target, args=(child, *self._arguments), daemon=True)
+        self._process.start()
+        child.close()
+        try:
+            kind, content = self._connection.recv()
+        except EOFError as error:
+            self._stop()
+            raise RuntimeError("the worker process exited while loading the model; see its output above") from error
+        if kind == "error":
+            self._stop()
+            raise content
+        return dict(content)
+
+    def predict(self, clip: Path, out: Path, report: Callable[[str], None]) -> dict[str, Any]:
+        """Process one clip, see :func:`.worker.predict_clip`. Blocks.
+
+        Raises:
+            Refused: The clip was refused, took too long or crashed the process. The next clip gets a new process.
+        """
+        if self._process is None and not self._closed:
+            self.start()
+        connection = self._connection
+        if self._closed or connection is None:
+            raise Refused("The server is shutting down.")
+        end = time.monotonic() + self._timeout
+        try:
+            connection.send((clip, out))
+            while connection.poll(max(0.0, end - time.monotonic())):
+                kind, content = connection.recv()
+                if kind == "step":
+                    report(content)
+                elif kind == "result":
+                    return dict(content)
+                else:
+                    raise Refused(content)
+        except (EOFError, OSError) as error:
+            self._stop()
+            raise Refused(INTERNAL_ERROR) from error
+        self._stop()
+        raise Refused(f"Processing your clip took longer than the limit of {self._timeout:g} s.")
+
+    def close(self) -> None:
+        """Kill the process. This method may be called from any thread."""
+        self._closed = True
+        if self._process is not None:
+            self._process.kill()
+            self._process.join()
+
+    def _stop(self) -> None:
+        if self._process is not None and self._connection is not None:
+            self._process.kill()
+            self._process.join()
+            self._connection.close()
+        self._process = self._connection = None
+
+
+def _run_worker(connection: Connection, checkpoint: Path, device: str, options: RequestOptions) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends Ctrl-C to every process; the parent decides
+    from art.tools.serve.worker import run  # imports torch, which the server process does not need
+
+    run(connection, checkpoint, device, options)
+
+
+def _make_server(
+    settings: ServeSettings, worker: WorkerProcess, about: dict[str, Any], token: str | None, directory: Path
+) -> Any:
     import uvicorn
 
-    from art.tools.serve.application import make_application
-    from art.tools.serve.clips import Clips
-    from art.tools.serve.guard import LOCAL_NAMES, Guard
+    from art.tools.serve.app import LOCAL_NAMES, Guard, make_application
+    from art.tools.serve.jobs import JobQueue
 
-    clips = Clips(folder, analyst, keep=60 * settings.keep_minutes, most_waiting=settings.max_waiting)
-    page = make_application(clips, settings.asking.limits, about, analyst.close)
-    local = is_loopback(settings.host)
-    guarded = Guard(page, token=token, hosts=LOCAL_NAMES | {settings.host.lower()} if local else None)
+    queue = JobQueue(directory, worker, keep=60 * settings.keep_minutes, max_waiting=settings.max_waiting)
+    application = make_application(queue, settings.options.limits, about, worker.close)
+    hosts = LOCAL_NAMES | {settings.host.lower()} if is_loopback(settings.host) else None
     return uvicorn.Server(
         uvicorn.Config(
-            guarded, log_level=logging.WARNING, access_log=False, server_header=False, ws="none", lifespan="on",
-            proxy_headers=False, limit_concurrency=_AT_ONCE, timeout_graceful_shutdown=_GRACE,
+            Guard(application, token=token, hosts=hosts), log_level=logging.WARNING, access_log=False,
+            server_header=False, ws="none", lifespan="on", proxy_headers=False, limit_concurrency=_MAX_CONNECTIONS,
+            timeout_graceful_shutdown=_SHUTDOWN_SECONDS,
         )
     )  # fmt: skip
 
 
 def is_loopback(host: str) -> bool:
-    """Whether nobody but this machine reaches that address, or each of those that the name means.
+    """Return whether only this machine can reach an address, or every address of a name.
 
     Raises:
-        ValueError: it means none.
+        ValueError: The name cannot be resolved.
     """
-    return all(ipaddress.ip_address(address.partition("%")[0]).is_loopback for _, address in _addresses(host))
+    return all(address.is_loopback for _, _, address in _resolve(host))
 
 
-def _addresses(host: str) -> list[tuple[socket.AddressFamily, str]]:
+def _resolve(host: str) -> list[tuple[socket.AddressFamily, str, ipaddress.IPv4Address | ipaddress.IPv6Address]]:
     try:
         found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except (OSError, UnicodeError) as error:
-        raise ValueError(f"--host: {host!r} is no address and no name of one ({error}); expected 127.0.0.1") from error
-    return [(family, str(place[0])) for family, _, _, _, place in found]
+        raise ValueError(f"--host: cannot resolve {host!r} ({error}); expected an address such as 127.0.0.1") from error
+    texts = [(family, str(address[0])) for family, _, _, _, address in found]
+    return [(family, text, ipaddress.ip_address(text.partition("%")[0])) for family, text in texts]
 
 
-def _listening(settings: ServeSettings) -> socket.socket:
-    family, address = _addresses(settings.host)[0]
+def _listen(settings: ServeSettings) -> socket.socket:
+    family, address, _ = _resolve(settings.host)[0]
     try:
-        return socket.create_server((address, settings.port), family=family, backlog=_AT_ONCE)
+        return socket.create_server((address, settings.port), family=family, backlog=_MAX_CONNECTIONS)
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
-            problem = f"--port: {settings.port} is taken on {settings.host}; choose another, or 0 for one that is free"
+            problem = f"--port: {settings.port} is in use on {settings.host}; choose another one, or 0 for a free one"
         elif error.errno in (errno.EACCES, errno.EPERM):
-            problem = f"--port: {settings.port} may not be opened by this user; choose one above 1023"
+            problem = f"--port: {settings.port} requires more permissions; choose one above 1023"
         else:
-            problem = f"--host: {settings.host} cannot be listened on ({error.strerror}); expected this machine's"
+            problem = (
+                f"--host: cannot listen on {settings.host} ({error.strerror}); expected an address of this machine"
+            )
         raise ValueError(problem) from error
 
 
 def _token(settings: ServeSettings) -> tuple[str | None, bool]:
-    """The token, and whether it was made here, and so is to be shown."""
+    """Return the token, and whether it was generated and must be shown."""
     if settings.token is not None:
         return settings.token, False
-    given = os.environ.get(TOKEN_VARIABLE)
-    if given is not None:
-        check_token(given, TOKEN_VARIABLE)
-        return given, False
+    from_environment = os.environ.get(TOKEN_VARIABLE)
+    if from_environment is not None:
+        check_token(from_environment, TOKEN_VARIABLE)
+        return from_environment, False
     return (None, False) if is_loopback(settings.host) else (secrets.token_urlsafe(24), True)
 
 
-def _greeting(settings: ServeSettings, port: int, about: dict[str, Any], shown_token: str | None) -> str:
+def _startup_message(settings: ServeSettings, port: int, about: dict[str, Any], shown_token: str | None) -> str:
     host = settings.host
-    if any(ipaddress.ip_address(address.partition("%")[0]).is_unspecified for _, address in _addresses(host)):
+    if any(address.is_unspecified for _, _, address in _resolve(host)):
         host = socket.gethostname()
-    place = f"http://{f'[{host}]' if ':' in host else host}:{port}/"
+    url = f"http://{f'[{host}]' if ':' in host else host}:{port}/"
     if shown_token is not None:
-        place += f"?token={quote(shown_token)}"
+        url += f"?token={quote(shown_token)}"
     model = f"{len(about['classes'])} classes, kind {about['kind']}, backbone {about['backbone']}, on {about['device']}"
-    return f"loaded {settings.checkpoint}: {model}\nopen {place} (Ctrl-C stops it)"
+    return f"loaded {settings.checkpoint}: {model}\nopen {url} (press Ctrl-C to stop)"

@@ -1,4 +1,4 @@
-"""Grad-CAM and attention roll-out against their definitions, and against what is known of a model made by hand."""
+"""Grad-CAM and attention rollout against naive implementations."""
 
 import importlib.util
 import json
@@ -9,19 +9,19 @@ from torch import nn
 
 from art import build_backbone
 from art.extras import import_extra
-from art.tools.explain.blocks import NotAvailable
-from art.tools.explain.grad_cam import grad_cam
-from art.tools.explain.rollout import attention_rollout
+from art.tools.explain.backbone_maps import MapUnavailable, attention_rollout, grad_cam
 
 TINY = {"width": 24, "layers": 3, "heads": 3, "patch_size": 8, "input_size": 24, "global_blocks": [0, 2]}
 needs_timm = pytest.mark.skipif(importlib.util.find_spec("timm") is None, reason="timm is not installed")
-needs_transformers = pytest.mark.skipif(importlib.util.find_spec("transformers") is None, reason="no transformers")
+needs_transformers = pytest.mark.skipif(
+    importlib.util.find_spec("transformers") is None, reason="transformers is not installed"
+)
 
 
 def make(name, frames=4, **options):
     torch.manual_seed(0)
     backbone = build_backbone(name, num_frames=frames, **options).eval()
-    if name.startswith("uniformer"):  # global blocks begin as the identity, where nothing of frames arrives
+    if name.startswith("uniformer"):  # global blocks are initialized as the identity, which ignores the frames
         for parameter in backbone.parameters():
             nn.init.normal_(parameter, std=0.1) if parameter.ndim > 1 else None
     return backbone, nn.Linear(backbone.channels, 5)
@@ -31,7 +31,7 @@ def video(size, frames=4):
     return torch.rand(1, frames, 3, size, size, generator=torch.Generator().manual_seed(1))
 
 
-def untouched(backbone, head):
+def gradients_and_hooks(backbone, head):
     return [(p.requires_grad, p.grad) for p in (*backbone.parameters(), *head.parameters())], len(
         [hook for m in backbone.modules() for hook in (*m._forward_hooks, *m._forward_pre_hooks)]
     )
@@ -54,21 +54,20 @@ BACKBONES = [
 
 
 @pytest.mark.parametrize(("name", "options", "size"), BACKBONES)
-def test_grad_cam_has_a_map_for_each_frame_and_leaves_the_model_as_it_was(name, options, size):
+def test_grad_cam_of_each_backbone_leaves_the_model_unchanged(name, options, size):
     backbone, head = make(name, **options)
-    before, answer = untouched(backbone, head), head(backbone(video(size)).class_token)
+    before, logits = gradients_and_hooks(backbone, head), head(backbone(video(size)).class_token)
     with torch.no_grad():
         maps = [grad_cam(backbone, head, video(size), target) for target in range(5)]
         features = backbone(video(size))
     assert maps[0].shape == (4, *features.grid)
     assert all((m >= 0).all() and not m.requires_grad for m in maps) and any(m.any() for m in maps)
     assert not torch.equal(maps[0], maps[1])
-    assert untouched(backbone, head) == before
-    assert torch.equal(head(features.class_token), answer)
+    assert gradients_and_hooks(backbone, head) == before
+    assert torch.equal(head(features.class_token), logits)
 
 
-def test_grad_cam_of_averaged_tokens_is_the_definition():
-    """Of a network whose tokens are averaged the gradient of each token is that of the average, divided by them."""
+def test_grad_cam_of_averaged_tokens_matches_autograd():
     backbone, head = make("tiny", width=8, depth=(1, 1, 1))
     features = backbone(video(32))
     tokens = features.tokens.detach().requires_grad_()
@@ -78,8 +77,8 @@ def test_grad_cam_of_averaged_tokens_is_the_definition():
     assert torch.allclose(grad_cam(backbone, head, video(32), 2), expected, rtol=1e-4, atol=1e-7)
 
 
-def test_grad_cam_of_a_class_token_looks_before_the_last_block():
-    """UniFormerV2 without global blocks at the last layer: patches behind it reach nothing."""
+def test_grad_cam_of_a_class_token_uses_the_input_of_the_last_block():
+    """In UniFormerV2 without a global block at the last layer, the patches after it have no influence."""
     backbone, head = make("uniformerv2_b16", **{**TINY, "global_blocks": [0]})
     last = backbone.transformer.resblocks[-1]
     kept = {}
@@ -99,7 +98,7 @@ def test_grad_cam_of_a_class_token_looks_before_the_last_block():
 
 
 class Unknown(nn.Module):
-    """A convolution whose global feature is no mean."""
+    """A convolution whose global feature is a maximum."""
 
     channels = 4
 
@@ -114,22 +113,22 @@ class Unknown(nn.Module):
         return Features(tokens, tokens.amax((1, 2)), (x.shape[3] // 8, x.shape[4] // 8))
 
 
-def test_maps_that_a_backbone_cannot_give_are_told():
-    with pytest.raises(NotAvailable, match="Unknown does not average its tokens"):
+def test_unsupported_maps_raise_with_the_reason():
+    with pytest.raises(MapUnavailable, match="Unknown does not average its tokens"):
         grad_cam(Unknown(), nn.Linear(4, 2), video(16), 0)
-    with pytest.raises(NotAvailable, match="it has no attention"):
+    with pytest.raises(MapUnavailable, match="it has no attention"):
         attention_rollout(Unknown(), video(16))
 
 
 @needs_timm
 @pytest.mark.parametrize("model", ["vit_tiny_patch16_224", "vit_base_patch16_siglip_224"])
-def test_rollout_of_timm_is_the_product_of_its_attention(model):
+def test_rollout_of_timm_matches_the_product_of_attention(model):
     backbone, _ = make("timm_vit", frames=2, model=model, input_size=48)
     before = backbone(video(48, 2)).class_token
     found = attention_rollout(backbone, video(48, 2))
-    assert torch.equal(backbone(video(48, 2)).class_token, before)  # fused attention is on again
+    assert torch.equal(backbone(video(48, 2)).class_token, before)  # fused attention is restored
     vit = backbone.model
-    x = vit._pos_embed(vit.patch_embed(backbone.prepared(video(48, 2)).flatten(0, 1)))
+    x = vit._pos_embed(vit.patch_embed(backbone.normalize(video(48, 2)).flatten(0, 1)))
     product = torch.eye(x.shape[1])
     for block in vit.blocks:
         q, k, _ = block.attn.qkv(block.norm1(x)).unflatten(-1, (3, block.attn.num_heads, -1)).permute(2, 0, 3, 1, 4)
@@ -143,7 +142,7 @@ def test_rollout_of_timm_is_the_product_of_its_attention(model):
 
 @pytest.mark.skipif(importlib.util.find_spec("open_clip") is None, reason="open_clip is not installed")
 @pytest.mark.parametrize("pool", ["tok", "avg"])
-def test_rollout_of_clip_is_the_product_of_its_attention(pool, tmp_path):
+def test_rollout_of_clip_matches_the_product_of_attention(pool, tmp_path):
     open_clip = import_extra("open_clip", extra="clip", needed_by="this test")
     vision = {"image_size": 24, "layers": 2, "width": 24, "head_width": 8, "patch_size": 8, "pool_type": pool}
     text = {"context_length": 8, "vocab_size": 50, "width": 16, "heads": 2, "layers": 1}
@@ -169,7 +168,7 @@ def test_rollout_of_clip_is_the_product_of_its_attention(pool, tmp_path):
 
 
 @pytest.mark.parametrize("frozen", [False, True])
-def test_rollout_of_uniformer_is_the_definition(frozen):
+def test_rollout_of_uniformer_matches_the_product_of_attention(frozen):
     backbone, _ = make("uniformerv2_b16", **TINY, frozen=frozen)
     blocks, kept = backbone.transformer.resblocks, {}
     handles = [
@@ -191,9 +190,9 @@ def test_rollout_of_uniformer_is_the_definition(frozen):
         if index in TINY["global_blocks"]:
             dec = backbone.transformer.dec[number]
             a.load_state_dict(dec.attn.state_dict())
-            asking, regions = kept["global", number]
+            global_query, regions = kept["global", number]
             regions = dec.ln_3(regions)
-            weights = a(asking, regions, regions)[1].view(4, 10)
+            weights = a(global_query, regions, regions)[1].view(4, 10)
             read = torch.stack([weights[t] @ mixing[t] for t in range(4)])
             query = read / 2 if query is None else (query + read) / 2
             number += 1

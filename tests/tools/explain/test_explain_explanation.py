@@ -4,51 +4,56 @@ import numpy as np
 import pytest
 import torch
 
+from art.cli import main
 from art.data.decoding.video import VideoError, read_clip
 from art.data.transforms.sampling import FrameSampling
+from art.tools import explain as explain_package
 from art.tools.explain import explain
+from art.tools.explain.explanation import response_boxes
+
+FILES = ["explanation.json", "film.gif", "film.mp4", "sheet.png"]
 
 
-def test_arrays_are_what_the_model_says(make_model, clip):
+def test_arrays_match_the_model(make_model, clip):
     model = make_model()
-    e = explain(model, clip, moments=4)
-    crops = model.centre_crop(read_clip(clip, 3)[None])
+    e = explain(model, clip, timeline_points=4)
+    crops = model.center_crop(read_clip(clip, 3)[None])
     with torch.no_grad():
         out = model(crops, return_maps=True)
     assert torch.equal(torch.from_numpy(e.frames).permute(0, 3, 1, 2), crops[0])
-    for found, expected in (
+    for actual, expected in (
         (e.maps, out.maps[0]),
         (e.saliency, out.saliency[0]),
         (e.probabilities, out.logits[0].softmax(0)),
     ):
-        assert np.allclose(found, expected.numpy(), atol=1e-6)
-    named = [(e.class_names[i], pytest.approx(float(e.probabilities[i]), abs=1e-6)) for i in e.best(4)]
-    assert model.predict(clip, 4) == named
+        assert np.allclose(actual, expected.numpy(), atol=1e-6)
+    best = [(e.class_names[i], pytest.approx(float(e.probabilities[i]), abs=1e-6)) for i in e.best(4)]
+    assert model.predict(clip, 4) == best
     assert (e.times, e.sampled.tolist(), e.size) == (pytest.approx(np.arange(10) / 10), [1, 5, 8], (64, 96))
     assert e.maps.shape == (3, 2, *e.grad_cam.shape[1:])
-    assert e.centres.shape == (3, 2, 2) and e.boxes.shape == (3, 2, 4)
-    inside = (e.boxes[..., :2] <= e.centres + 1e-6) & (e.centres <= e.boxes[..., 2:] + 1e-6)
+    assert e.centers.shape == (3, 2, 2) and e.boxes.shape == (3, 2, 4)
+    inside = (e.boxes[..., :2] <= e.centers + 1e-6) & (e.centers <= e.boxes[..., 2:] + 1e-6)
     assert inside.all()
     assert [query.label for query in e.queries] == out.selected[0].tolist()
     assert (e.rollout, e.missing) == (None, {"rollout": "it has no attention"})
 
 
-def test_probabilities_over_time_are_answers_to_beginnings_of_the_clip(make_model, clip):
+def test_probabilities_over_time_match_predictions_for_clip_prefixes(make_model, clip):
     model = make_model()
-    e = explain(model, clip, moments=4)
-    assert e.beginnings == pytest.approx([0.2, 0.4, 0.7, 0.9])  # of 3, 5, 8 and 10 frames
+    e = explain(model, clip, timeline_points=4)
+    assert e.timeline == pytest.approx([0.2, 0.4, 0.7, 0.9])  # 3, 5, 8 and 10 frames
     for end, probabilities in zip((0.25, 0.45, 0.75, None), e.probabilities_over_time, strict=True):
         with torch.no_grad():
-            expected = model(model.centre_crop(read_clip(clip, 3, end=end)[None])).logits[0].softmax(0)
+            expected = model(model.center_crop(read_clip(clip, 3, end=end)[None])).logits[0].softmax(0)
         assert np.allclose(probabilities, expected.numpy(), atol=1e-5)
-    assert explain(model, clip, moments=0).probabilities_over_time.shape == (0, 4)
-    assert len(explain(model, clip, moments=99).beginnings) == 10
+    assert explain(model, clip, timeline_points=0).probabilities_over_time.shape == (0, 4)
+    assert len(explain(model, clip, timeline_points=99).timeline) == 10
 
 
-def test_the_text_that_asks_is_the_prompt_of_the_selected_semantics(make_model, clip):
+def test_query_is_the_prompt_of_the_selected_semantics(make_model, clip):
     model = make_model(templates=["{label}", "someone does {label}"])
     model.prompts = [f"to {name}" for name in model.class_names]
-    e = explain(model, clip, moments=0)
+    e = explain(model, clip, timeline_points=0)
     video = torch.from_numpy(e.frames).permute(0, 3, 1, 2)[None]
     with torch.no_grad():
         selection = model.semantics.select(model(video).video_latent, 2)
@@ -58,49 +63,122 @@ def test_the_text_that_asks_is_the_prompt_of_the_selected_semantics(make_model, 
         assert query.prompt == ["to {label}", "someone does to {label}"][prompt].replace("{label}", query.name)
 
 
-def test_the_crop_is_where_the_model_looks(make_model, clip):
-    e = explain(make_model(test_crop=0.5), clip, moments=0)
+def test_crop_and_dense_window_are_located_in_the_clip(make_model, clip):
+    e = explain(make_model(test_crop=0.5), clip, timeline_points=0)
     assert e.crop == pytest.approx((32 / 96, 16 / 64, 64 / 96, 48 / 64))
-
-
-def test_a_window_of_dense_sampling_is_explained_where_it_lies(make_model, clip):
     model = make_model()
     model.sampling = FrameSampling("dense", 1)
-    assert explain(model, clip, moments=2).sampled.tolist() == [4, 5, 6]
+    assert explain(model, clip, timeline_points=2).sampled.tolist() == [4, 5, 6]
 
 
-def test_a_backbone_alone_has_no_tracklets(make_model, clip):
-    e = explain(make_model("backbone"), clip, moments=1)
-    assert (e.maps, e.centres, e.boxes, e.saliency, e.queries) == (None, None, None, None, ())
+def test_backbone_has_no_tracklets(make_model, clip):
+    e = explain(make_model("backbone"), clip, timeline_points=1)
+    assert (e.maps, e.centers, e.boxes, e.saliency, e.queries) == (None, None, None, None, ())
     assert e.grad_cam.shape == (3, 14, 14) and e.num_tracklets == 0
     assert json.loads(json.dumps(e.as_json()))["tracklets"] == []
 
 
-def test_grad_cam_may_ask_for_another_class(make_model, clip):
+def test_grad_cam_target(make_model, clip):
     model = make_model()
-    maps = [explain(model, clip, moments=0, target=target).grad_cam for target in (0, 1)]
+    maps = [explain(model, clip, timeline_points=0, target=target).grad_cam for target in (0, 1)]
     assert not np.array_equal(*maps)
-    with pytest.raises(ValueError, match="target is 4, expected a class, 0 to 3"):
+
+
+def test_invalid_arguments_and_files(make_model, clip, tmp_path):
+    model = make_model()
+    with pytest.raises(ValueError, match="target: got 4, expected a class index from 0 to 3"):
         explain(model, clip, target=4)
-    with pytest.raises(ValueError, match="moments is -1"):
-        explain(model, clip, moments=-1)
-
-
-def test_what_is_no_video_is_named(make_model, tmp_path):
+    with pytest.raises(ValueError, match="timeline_points: got -1"):
+        explain(model, clip, timeline_points=-1)
     (tmp_path / "text.mp4").write_text("no video")
     for path, reason in (
         (tmp_path / "text.mp4", "cannot be read"),
         (tmp_path / "none.mp4", "no such file"),
-        (tmp_path, "is a folder"),
+        (tmp_path, "is a directory"),
     ):
         with pytest.raises(VideoError, match=reason):
-            explain(make_model(), path)
+            explain(model, path)
 
 
-def test_numbers_are_written_without_pictures(make_model, clip):
-    e = explain(make_model(), clip, moments=2)
-    said = json.loads(json.dumps(e.as_json()))
-    assert np.allclose(said["probabilities_over_time"], e.probabilities_over_time, atol=1e-5)
-    assert np.allclose(said["tracklets"][1]["boxes"], e.boxes[:, 1], atol=1e-5)
-    assert said["tracklets"][0]["class"] == e.queries[0].name
-    assert said["sampled_seconds"] == [0.1, 0.5, 0.8]
+def test_as_json(make_model, clip):
+    e = explain(make_model(), clip, timeline_points=2)
+    data = json.loads(json.dumps(e.as_json()))
+    assert np.allclose(data["probabilities_over_time"], e.probabilities_over_time, atol=1e-5)
+    assert np.allclose(data["tracklets"][1]["boxes"], e.boxes[:, 1], atol=1e-5)
+    assert data["tracklets"][0]["class"] == e.queries[0].name
+    assert data["sampled_seconds"] == [0.1, 0.5, 0.8]
+
+
+def test_deprecated_names(make_model, clip):
+    with pytest.deprecated_call():
+        e = explain(make_model(), clip, moments=1)
+    with pytest.deprecated_call():
+        assert e.centres is e.centers
+    with pytest.deprecated_call():
+        assert e.beginnings is e.timeline and len(e.timeline) == 1
+    with pytest.deprecated_call():
+        assert explain_package.explain_to_folder is explain_package.explain_to_directory
+
+
+@pytest.mark.parametrize(
+    ("weights", "level", "box"),
+    [
+        # The 8 at the lower right is above the level but touches only a corner; the 3 is below it.
+        ([[0, 8, 0, 0], [0, 9, 7, 0], [0, 3, 0, 8], [0, 0, 0, 0]], 0.5, [0.25, 0, 0.75, 0.5]),
+        ([[9, 9, 9], [0, 0, 9], [9, 9, 9], [0, 0, 0]], 0.5, [0, 0, 1, 0.75]),
+        ([[0, 0, 0, 0], [0, 9, 7, 0]], 0.9, [0.25, 0.5, 0.5, 1]),
+        ([[1 / 9] * 3] * 3, 0.5, [0, 0, 1, 1]),
+    ],
+    ids=["component of the peak", "bent component", "high level", "constant map"],
+)
+def test_response_box(weights, level, box):
+    maps = np.array(weights, dtype=np.float32)[None, None]
+    assert response_boxes(maps, level=level)[0, 0] == pytest.approx(box)
+
+
+@pytest.mark.parametrize("level", [0, 1.1])
+def test_response_box_level_out_of_range(level):
+    with pytest.raises(ValueError, match="level: got"):
+        response_boxes(np.ones((1, 1, 2, 2)), level=level)
+
+
+def run(*arguments):
+    return main(["explain", *(str(argument) for argument in arguments)])
+
+
+@pytest.fixture
+def checkpoint(make_model, tmp_path):
+    make_model().save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def test_command_writes_all_files(checkpoint, clip, tmp_path, capsys):
+    out = tmp_path / "new" / "out"
+    assert run(clip, "--checkpoint", checkpoint, "--out", out, "--timeline-points", 3, "--top-k", 2) == 0
+    assert sorted(path.name for path in out.iterdir()) == FILES
+    assert "it has no attention" in capsys.readouterr().out
+    data = json.loads((out / "explanation.json").read_text())
+    assert data["clip"] == str(clip) and len(data["timeline_seconds"]) == 3
+
+
+def test_command_for_a_backbone_with_the_deprecated_flag(make_model, clip, tmp_path):
+    make_model("backbone").save_pretrained(tmp_path / "model")
+    assert run(clip, "--checkpoint", tmp_path / "model", "--out", tmp_path / "out", "--moments", 0) == 0
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == FILES
+
+
+def test_command_checks_arguments_before_writing(checkpoint, clip, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "broken.mp4").write_bytes(clip.read_bytes()[:200])
+    out = tmp_path / "out"
+    for arguments, message in (
+        ((clip, "--out", tmp_path / "file"), "is not a directory"),
+        ((tmp_path / "broken.mp4", "--out", out), "broken.mp4: cannot be read"),
+        ((clip, "--out", out, "--top-k", 0), "top_k: got 0"),
+        ((clip, "--out", out, "--timeline-points", -1), "timeline_points: got -1"),
+    ):
+        assert run(*arguments, "--checkpoint", checkpoint) == 2
+        assert message in capsys.readouterr().err
+    assert run(clip, "--checkpoint", tmp_path, "--out", out) == 2
+    assert "no config.json" in capsys.readouterr().err
+    assert not out.exists()

@@ -1,4 +1,4 @@
-"""The page in a thread of this process, asked by plain HTTP; small videos, and a small model."""
+"""The page in a thread of this process, requested over plain HTTP."""
 
 import http.client
 import json
@@ -6,100 +6,64 @@ import socket
 import threading
 import time
 from contextlib import contextmanager
-from fractions import Fraction
 from types import SimpleNamespace
 from urllib.parse import urlsplit
 
-import av
-import numpy as np
 import pytest
-import torch
 
-from art import ARTModel, BackboneClassifier
-from art.tools.serve.answer import answer_clip, describe
-from art.tools.serve.limits import Asking, Limits
+from art.tools.serve.jobs import JobQueue, Limits, RequestOptions
+from art.tools.serve.worker import describe, predict_clip
 
-NAMES = ("walk", "run and then run on", "jump", "cartwheel to the right")
-SMALL = {
-    "backbone_options": {"width": 8, "depth": [1, 1, 1]}, "num_frames": 3, "latent_dim": 16, "num_heads": 2,
-    "feedforward_dim": 32, "enhancement_layers": 1, "activation_layers": 2,
-}  # fmt: skip
-ABOUT = {"kind": "art", "backbone": "tiny", "frames": 3, "tracklets": 2, "classes": NAMES, "device": "cpu"}
-
-
-def write_video(path, count=10, *, width=96, height=64, rate=10, codec="libx264"):
-    """A bright square that goes to the right on a dark ground."""
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream(codec, rate=rate)
-        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-        stream.codec_context.thread_count = 1
-        for i in range(count):
-            picture = np.full((height, width, 3), 40, dtype=np.uint8)
-            left = round((width - 16) * i / max(1, count - 1))
-            picture[24:40, left : left + 16] = (220, 180, 60)
-            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
-            frame.pts, frame.time_base = i, Fraction(1, rate)
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode())
-    return path
-
-
-@pytest.fixture(scope="session", name="write_video")
-def _write_video():
-    return write_video
+ABOUT = {"kind": "art", "backbone": "tiny", "frames": 3, "tracklets": 2, "classes": ["walk", "run"], "device": "cpu"}
 
 
 @pytest.fixture(scope="session")
-def make_model():
-    def make(kind="art", **options):
-        torch.manual_seed(0)
-        cls = {"art": ARTModel, "backbone": BackboneClassifier}[kind]
-        return cls(NAMES, **{**SMALL, **options}).eval()
-
-    return make
+def content(make_video, tmp_path_factory):
+    """The bytes of a clip of 10 frames of 96×64."""
+    return make_video(tmp_path_factory.mktemp("content") / "clip.mp4").read_bytes()
 
 
-class InThisProcess:
-    """What :class:`art.tools.serve.analyst.Analyst` does, without a process of its own."""
+class InProcessPredictor:
+    """Replaces :class:`art.tools.serve.server.WorkerProcess` with a model in this process."""
 
-    def __init__(self, model, asking):
-        self._model, self._asking = model, asking
+    def __init__(self, model, options):
+        self._model, self.options = model, options
         self.about = describe(model, "cpu")
 
-    def answer(self, clip, out, step):
-        return answer_clip(self._model, clip, out, self._asking, step)
+    def predict(self, clip, out, report):
+        return predict_clip(self._model, clip, out, self.options, report)
 
 
-class Held:
-    """Answers when it is let go, and says which clips it was given."""
+class BlockingPredictor:
+    """Returns a result once ``release`` is set, and records the clips."""
 
     about = ABOUT
 
     def __init__(self):
-        self.go, self.given = threading.Event(), []
+        self.release, self.clips = threading.Event(), []
 
-    def answer(self, clip, out, step):
-        self.given.append(clip)
-        step("Holding")
-        assert self.go.wait(10)
+    def predict(self, clip, out, report):
+        self.clips.append(clip)
+        report("Blocking")
+        assert self.release.wait(10)
         out.mkdir()
         (out / "film.mp4").write_bytes(bytes(range(100)))
         return {"frames": 1, "clip": clip.name}
 
 
 @pytest.fixture
-def held():
-    held = Held()
-    yield held
-    held.go.set()
+def blocking():
+    predictor = BlockingPredictor()
+    yield predictor
+    predictor.release.set()
 
 
 @pytest.fixture(scope="session")
-def looking(make_model):
-    """``looking(kind, seconds=…)``: a model that looks at clips within such limits."""
+def make_predictor(make_model):
+    """``make_predictor(kind, seconds=…)``: a model in this process with limits."""
 
     def make(kind="art", **limits):
-        return InThisProcess(make_model(kind), Asking(top_k=3, moments=3, limits=Limits(**limits)))
+        return InProcessPredictor(make_model(kind), RequestOptions(top_k=3, timeline_points=3, limits=Limits(**limits)))
 
     return make
 
@@ -107,84 +71,79 @@ def looking(make_model):
 class Site:
     """A page that is being served."""
 
-    def __init__(self, address, folder):
-        self.address, self.folder = address, folder
+    def __init__(self, url, directory, application):
+        self.url, self.directory, self.application = url, directory, application
 
-    def ask(self, method, path, body=None, **headers):
-        """Status, headers and content of the answer to one request."""
-        there = urlsplit(self.address)
-        connection = http.client.HTTPConnection(there.hostname, there.port, timeout=20)
+    def request(self, method, path, body=None, **headers):
+        """Return status, headers and content of the response."""
+        server = urlsplit(self.url)
+        connection = http.client.HTTPConnection(server.hostname, server.port, timeout=20)
         headers = {name.replace("_", "-"): value for name, value in headers.items()}
         chunked = not isinstance(body, (bytes, str, type(None)))
         try:
             connection.request(method, path, body, headers, encode_chunked=chunked)
-            answer = connection.getresponse()
-            content = answer.read()
+            response = connection.getresponse()
+            content = response.read()
         finally:
             connection.close()
-        is_json = answer.headers.get_content_type() == "application/json"
+        is_json = response.headers.get_content_type() == "application/json"
         return SimpleNamespace(
-            status=answer.status,
-            headers=answer.headers,
+            status=response.status,
+            headers=response.headers,
             content=content,
             json=json.loads(content) if is_json and content else None,
         )
 
-    def end_of(self, id):
-        """The state of a clip once it is done or refused."""
-        return until(lambda: (state := self.ask("GET", f"/clips/{id}").json)["ahead"] == 0 and ended(state))
+    def wait_for_end(self, id):
+        """Return the status of a job once it is done or refused."""
+        return wait_until(lambda: (status := self.request("GET", f"/clips/{id}").json)["state"] in ENDED and status)
 
     def files(self):
-        """What lies in its folder."""
-        return sorted(path.name for path in self.folder.rglob("*") if path.is_file())
+        """Return the names of the files in its directory."""
+        return sorted(path.name for path in self.directory.rglob("*") if path.is_file())
 
 
-def ended(state):
-    return state if state["state"] in ("done", "refused") else None
+ENDED = ("done", "refused")
 
 
-def until(find, seconds=15.0):
-    """What ``find`` gives once it gives something."""
+def wait_until(condition, seconds=15.0):
+    """Return the first true value of ``condition``."""
     end = time.monotonic() + seconds
-    while not (found := find()):
-        assert time.monotonic() < end, "it did not come"
+    while not (value := condition()):
+        assert time.monotonic() < end, "timeout"
         time.sleep(0.05)
-    return found
+    return value
 
 
-@pytest.fixture(scope="session", name="until")
-def _until():
-    return until
+@pytest.fixture(scope="session", name="wait_until")
+def _wait_until():
+    return wait_until
 
 
 @contextmanager
-def _serving(answers, folder, *, token=None, local=True, limits=None, keep=600.0, most_waiting=8):
+def _serving(predictor, directory, *, token=None, local=True, limits=None, keep=600.0, max_waiting=8):
     uvicorn = pytest.importorskip("uvicorn", reason="the extra [serve] is not installed")
-    from art.tools.serve.application import make_application
-    from art.tools.serve.clips import Clips
-    from art.tools.serve.guard import LOCAL_NAMES, Guard
+    from art.tools.serve.app import LOCAL_NAMES, Guard, make_application
 
-    clips = Clips(folder, answers, keep=keep, most_waiting=most_waiting)
-    page = make_application(clips, limits or Limits(), answers.about)
-    guarded = Guard(page, token=token, hosts=LOCAL_NAMES if local else None)
+    queue = JobQueue(directory, predictor, keep=keep, max_waiting=max_waiting)
+    application = make_application(queue, limits or Limits(), predictor.about)
+    guarded = Guard(application, token=token, hosts=LOCAL_NAMES if local else None)
     server = uvicorn.Server(
         uvicorn.Config(guarded, log_level="error", ws="none", lifespan="on", timeout_graceful_shutdown=1)
     )
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        thread = threading.Thread(target=server.run, args=([listening],))
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=server.run, args=([listener],))
         thread.start()
-        site = Site(f"http://127.0.0.1:{listening.getsockname()[1]}", folder)
-        site.page = page
         try:
-            yield site
+            yield Site(f"http://127.0.0.1:{listener.getsockname()[1]}", directory, application)
         finally:
-            if hasattr(answers, "go"):
-                answers.go.set()
+            if hasattr(predictor, "release"):
+                predictor.release.set()
             server.should_exit = True
             thread.join()
 
 
 @pytest.fixture(scope="session")
 def serving():
-    """``with serving(answers, folder, …) as site:``, a page at a free port."""
+    """``with serving(predictor, directory, …) as site:`` serves a page on a free port."""
     return _serving

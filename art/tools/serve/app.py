@@ -1,0 +1,293 @@
+"""The ASGI application: the page, its routes for clips and results, and the guard in front of both."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import hmac
+import shutil
+import time
+from base64 import b64encode
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, urlencode, urlsplit
+
+from starlette.applications import Starlette
+from starlette.datastructures import MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import FileResponse, HTMLResponse, JSONResponse, RedirectResponse, Response
+from starlette.routing import Mount, Route
+from starlette.staticfiles import StaticFiles
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from art.tools.serve.jobs import SIGNATURE_BYTES, Job, JobQueue, Limits, QueueFull, Refused, check_signature
+
+PAGE = Path(__file__).parent / "page"
+SAMPLES = Path(__file__).parent / "samples"
+
+#: Names under which a browser on this machine may request the page. A request with another name comes from a page whose
+#: domain was made to resolve to this machine (DNS rebinding).
+LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
+
+_LOGIN_PAGE = (PAGE / "login.html").read_text(encoding="utf-8")
+_LOGIN_STYLE = _LOGIN_PAGE.partition("<style>")[2].partition("</style>")[0]
+_MAX_LOGIN_BYTES = 4096
+_POLICY = "default-src 'none'; base-uri 'none'; frame-ancestors 'none'; form-action 'self'"
+_PAGE_POLICY = (
+    f"{_POLICY}; script-src 'self'; style-src 'self'; img-src 'self' data:; media-src 'self' blob:; connect-src 'self'"
+)
+_HEADERS = {
+    "Content-Security-Policy": _PAGE_POLICY,
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Permissions-Policy": "camera=(self), microphone=()",
+    "Referrer-Policy": "same-origin",  # with "no-referrer", the Origin header of the login form would be "null"
+    "X-Content-Type-Options": "nosniff",
+    "Cache-Control": "no-store",
+}
+
+
+def make_application(
+    queue: JobQueue, limits: Limits, about: dict[str, Any], on_shutdown: Callable[[], None] = lambda: None
+) -> Starlette:
+    """Build the application, without :class:`Guard`.
+
+    Args:
+        queue: Processes the uploaded clips.
+        limits: Limits on each clip.
+        about: Description of the model, see :func:`.worker.describe`.
+        on_shutdown: Called on shutdown, when a clip may still be in progress.
+    """
+    routes = _Routes(queue, limits, about)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        tasks = [asyncio.create_task(queue.run()), asyncio.create_task(queue.clean_up_periodically())]
+        try:
+            yield
+        finally:
+            on_shutdown()
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    return Starlette(
+        lifespan=lifespan,
+        exception_handlers={HTTPException: _error_response},
+        routes=[
+            Route("/", lambda _: FileResponse(PAGE / "index.html"), methods=["GET"]),
+            Route("/about", routes.about, methods=["GET"]),
+            Route("/clips", routes.upload, methods=["POST"]),
+            Route("/clips/{id}", routes.status, methods=["GET"]),
+            Route("/clips/{id}", routes.remove, methods=["DELETE"]),
+            Route("/clips/{id}/{file}", routes.file, methods=["GET"]),
+            Mount("/page", StaticFiles(directory=PAGE)),
+            Mount("/samples", StaticFiles(directory=SAMPLES)),
+        ],
+    )
+
+
+def sample_files() -> list[str]:
+    """Return the file names of the sample clips."""
+    return sorted(path.name for path in SAMPLES.glob("*.mp4"))
+
+
+async def _error_response(_: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    return JSONResponse({"message": error.detail}, error.status_code, error.headers)
+
+
+class _Routes:
+    def __init__(self, queue: JobQueue, limits: Limits, about: dict[str, Any]) -> None:
+        self._queue, self._limits = queue, limits
+        self._samples = sample_files()
+        self._about = {
+            **about,
+            "samples": [{"file": file, "title": Path(file).stem.replace("_", " ")} for file in self._samples],
+            "limits": {"bytes": limits.bytes, "megabytes": limits.megabytes, "seconds": limits.seconds},
+        }
+
+    async def about(self, _: Request) -> Response:
+        """Return the model, the samples and the limits."""
+        return JSONResponse(self._about)
+
+    async def upload(self, request: Request) -> Response:
+        """Create a job from the request body, named by ?name=, or from a sample, ?sample=."""
+        sample, name = request.query_params.get("sample"), request.query_params.get("name", "clip")
+        if sample is not None and sample not in self._samples:
+            raise HTTPException(404, "There is no such sample.")
+        try:
+            job = self._queue.create(sample or name)
+            if sample is None:
+                await self._receive(request, job, name)
+            else:
+                shutil.copyfile(SAMPLES / sample, job.source)
+        except Refused as refused:
+            return JSONResponse({"message": str(refused)}, 503 if isinstance(refused, QueueFull) else 400)
+        except ClientDisconnect:
+            return Response(status_code=400)
+        self._queue.submit(job)
+        return JSONResponse({"id": job.id}, 201)
+
+    async def _receive(self, request: Request, job: Job, name: str) -> None:
+        """Write the body to the job's file, and remove the job on any error."""
+        try:
+            announced = request.headers.get("content-length", "")
+            if announced.isdecimal() and int(announced) > self._limits.bytes:
+                raise self._limits.too_large(name, int(announced))
+            size, signature = 0, b""
+            with job.source.open("wb") as file:
+                async for part in request.stream():
+                    if job.removed:
+                        raise Refused("The upload timed out. Upload the clip again.")
+                    job.last_seen = time.monotonic()
+                    size += len(part)
+                    if size > self._limits.bytes:
+                        raise self._limits.too_large(name)
+                    if len(signature) < SIGNATURE_BYTES <= len(signature) + len(part):
+                        check_signature(signature + part[:SIGNATURE_BYTES], name)
+                    signature += part[: SIGNATURE_BYTES - len(signature)]
+                    await asyncio.to_thread(file.write, part)
+            check_signature(signature, name)
+        except BaseException:
+            self._queue.remove(job)
+            raise
+
+    async def status(self, request: Request) -> Response:
+        """Return the status of a job, with its result when done."""
+        return JSONResponse(self._queue.status(self._find(request)))
+
+    async def remove(self, request: Request) -> Response:
+        """Delete a job and its files."""
+        self._queue.remove(self._find(request))
+        return Response(status_code=204)
+
+    async def file(self, request: Request) -> Response:
+        """Return one of the files of a result."""
+        job, file = self._find(request), request.path_params["file"]
+        if job.state != "done" or file not in {path.name for path in job.out.glob("*")}:
+            raise HTTPException(404, "There is no such file.")
+        return FileResponse(job.out / file, filename=file, content_disposition_type="inline")
+
+    def _find(self, request: Request) -> Job:
+        job = self._queue.find(request.path_params["id"])
+        if job is None:
+            raise HTTPException(404, "This result is no longer available. Upload the clip again.")
+        return job
+
+
+class Guard:
+    """Wraps an application: every request needs the token and an accepted host, and every response security headers.
+
+    Without a token, ``hosts`` restricts the page to names of this machine. Requests of other sites that would change
+    anything are rejected. The headers keep the browser from sending or embedding anything elsewhere.
+
+    Args:
+        app: The application.
+        token: The required token, or None.
+        hosts: Accepted names in the Host header; None accepts any.
+    """
+
+    def __init__(self, app: ASGIApp, *, token: str | None, hosts: frozenset[str] | None) -> None:
+        self._app, self._hosts = app, hosts
+        self._token = None if token is None else token.encode()
+        # Pages on other ports of the same host can read the cookie, so it must not contain the token itself.
+        self._cookie = "" if token is None else hmac.new(token.encode(), b"cookie", hashlib.sha256).hexdigest()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle an ASGI connection."""
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
+        elif scope["type"] != "http":
+            await send({"type": "websocket.close", "code": 1008})
+        else:
+            rejection = await self._reject(Request(scope, receive))
+            await (rejection or self._app)(scope, receive, _with_headers(send))
+
+    async def _reject(self, request: Request) -> Response | None:
+        """Return the response to a request that must not reach the application, or None."""
+        if self._hosts is not None and _hostname(f"//{request.headers.get('host', '')}") not in self._hosts:
+            return JSONResponse({"message": "This page is only available as localhost."}, 421)
+        if request.method not in ("GET", "HEAD") and _is_cross_site(request):
+            return JSONResponse({"message": "Requests from other sites are not allowed."}, 403)
+        if self._token is None:
+            return None
+        if request.method == "POST" and request.url.path == "/login":
+            return await self._log_in(request)
+        token = request.query_params.get("token")
+        if token is not None:
+            rest = urlencode([item for item in request.query_params.multi_items() if item[0] != "token"])
+            return self._set_cookie(token, request, request.url.path + (f"?{rest}" if rest else ""))
+        return None if self._is_authorized(request) else _require_token(request)
+
+    def _is_authorized(self, request: Request) -> bool:
+        scheme, _, token = request.headers.get("authorization", "").partition(" ")
+        if scheme.lower() == "bearer" and self._is_token(token.strip()):
+            return True
+        cookie = request.cookies.get(self._cookie_name(request), "")
+        return hmac.compare_digest(cookie.encode(), self._cookie.encode())
+
+    def _is_token(self, token: str) -> bool:
+        return self._token is not None and hmac.compare_digest(token.encode(), self._token)
+
+    async def _log_in(self, request: Request) -> Response:
+        body = b""
+        async for part in request.stream():
+            body += part
+            if len(body) > _MAX_LOGIN_BYTES:
+                return JSONResponse({"message": "The token is too long."}, 413)
+        token = parse_qs(body.decode("utf-8", "replace")).get("token", [""])[0]
+        return self._set_cookie(token, request, "/")
+
+    def _set_cookie(self, token: str, request: Request, path: str) -> Response:
+        """Redirect to ``path`` with the cookie, or show the login page again if the token is wrong."""
+        if not self._is_token(token.strip()):
+            return _require_token(request, "Invalid token.")
+        response = RedirectResponse(f"/{path.lstrip('/')}", 303)
+        response.set_cookie(
+            self._cookie_name(request), self._cookie, httponly=True, samesite="strict",
+            secure=request.url.scheme == "https",
+        )  # fmt: skip
+        return response
+
+    @staticmethod
+    def _cookie_name(request: Request) -> str:
+        """Return a name with the port, because all ports of a host share their cookies."""
+        return f"art-serve-{(request.scope.get('server') or ('', 0))[1]}"
+
+
+def _is_cross_site(request: Request) -> bool:
+    origin = request.headers.get("origin")
+    if origin is not None and urlsplit(origin).netloc.lower() != request.headers.get("host", "").lower():
+        return True
+    return request.headers.get("sec-fetch-site") in ("cross-site", "same-site")
+
+
+def _hostname(url: str) -> str | None:
+    try:
+        return urlsplit(url).hostname
+    except ValueError:
+        return None
+
+
+def _require_token(request: Request, message: str = "") -> Response:
+    """Return 401, with a login page for browsers and JSON for other clients."""
+    headers = {"WWW-Authenticate": "Bearer"}
+    if "text/html" not in request.headers.get("accept", ""):
+        return JSONResponse({"message": message or "This page requires a token."}, 401, headers)
+    digest = b64encode(hashlib.sha256(_LOGIN_STYLE.encode()).digest()).decode()
+    headers["Content-Security-Policy"] = f"{_POLICY}; style-src 'sha256-{digest}'"
+    return HTMLResponse(_LOGIN_PAGE.replace("{message}", message), 401, headers)
+
+
+def _with_headers(send: Send) -> Send:
+    async def send_with_headers(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            headers = MutableHeaders(scope=message)
+            for name, value in _HEADERS.items():
+                headers.setdefault(name, value)
+        await send(message)
+
+    return send_with_headers

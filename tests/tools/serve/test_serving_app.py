@@ -1,0 +1,233 @@
+"""The routes of the page, and what the guard rejects, over plain HTTP."""
+
+import re
+
+import pytest
+
+from art.data.motion.takes import CLASSES
+from art.tools.serve.jobs import Limits
+from art.tools.serve.worker import check_clip
+
+pytest.importorskip("starlette", reason="the extra [serve] is not installed")
+
+LIMIT = 200_000
+TOKEN = "a-token-of-24-characters"
+
+
+@pytest.fixture
+def site(serving, blocking, tmp_path):
+    with serving(blocking, tmp_path, limits=Limits(megabytes=LIMIT / 1e6), max_waiting=2) as site:
+        yield site
+
+
+@pytest.fixture(scope="module")
+def guarded(serving, make_predictor, tmp_path_factory):
+    """A page with a token, under any host name."""
+    with serving(make_predictor(), tmp_path_factory.mktemp("guarded"), token=TOKEN, local=False) as site:
+        yield site
+
+
+@pytest.fixture(scope="module")
+def local(serving, make_predictor, tmp_path_factory):
+    """A page without a token, on this machine only."""
+    with serving(make_predictor(), tmp_path_factory.mktemp("local")) as site:
+        yield site
+
+
+def test_upload_result_and_deletion(site, blocking, content, wait_until):
+    id = site.request("POST", "/clips?name=my%20clip.mp4", content).json["id"]
+    status = wait_until(lambda: (status := site.request("GET", f"/clips/{id}").json)["step"] and status)
+    assert (status["state"], status["step"], status["ahead"]) == ("working", "Blocking", 0)
+    assert blocking.clips[0].read_bytes() == content
+    assert site.request("GET", f"/clips/{id}/film.mp4").status == 404
+    blocking.release.set()
+    assert site.wait_for_end(id)["result"] == {"frames": 1, "clip": "my clip.mp4"}
+    assert site.files() == ["film.mp4"]
+    assert site.request("DELETE", f"/clips/{id}").status == 204
+    assert site.files() == [] and site.request("GET", f"/clips/{id}").status == 404
+
+
+def test_only_files_of_the_result_are_served_with_range_requests(site, blocking, content):
+    blocking.release.set()
+    id = site.request("POST", "/clips", content).json["id"]
+    site.wait_for_end(id)
+    part = site.request("GET", f"/clips/{id}/film.mp4", Range="bytes=10-19")
+    assert (part.status, part.content) == (206, bytes(range(10, 20)))
+    assert part.headers["Content-Type"] == "video/mp4"
+    for file in ("sheet.png", ".", "..%2Fin", "%2e%2e", "..%2f..%2fother"):
+        assert site.request("GET", f"/clips/{id}/{file}").status == 404
+
+
+def test_size_limit_applies_to_the_announced_and_the_actual_size(site, content):
+    for body in (b"x" * (LIMIT + 1), iter([content, bytes(LIMIT)])):
+        response = site.request("POST", "/clips?name=big.mp4", body)
+        assert response.status == 400
+        assert response.json["message"].startswith("“big.mp4” is larger than the limit of 0.2 MB")
+    assert site.files() == [] and not list(site.directory.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (b"", "“x.txt” is empty"),
+        (b"short", "is not a supported video"),
+        (b"a text that is long enough", "“x.txt” is not a supported video"),
+        (iter([b"one", b" text", b" in several", b" parts"]), "is not a supported video"),
+    ],
+)
+def test_other_files_are_rejected_during_the_upload(site, body, message):
+    response = site.request("POST", "/clips?name=x.txt", body)
+    assert response.status == 400 and message in response.json["message"]
+    assert not list(site.directory.iterdir())
+
+
+def test_full_queue(site, content):
+    ids = [site.request("POST", "/clips", content).json["id"] for _ in range(2)]
+    assert [site.request("GET", f"/clips/{id}").json["ahead"] for id in ids] == [0, 1]
+    response = site.request("POST", "/clips", content)
+    assert response.status == 503 and "Too many clips are waiting" in response.json["message"]
+    site.request("DELETE", f"/clips/{ids[1]}")
+    assert site.request("POST", "/clips", content).status == 201
+
+
+def test_samples(site, blocking):
+    from art.tools.serve.app import SAMPLES, sample_files
+
+    samples = site.request("GET", "/about").json["samples"]
+    assert len(samples) == 6 and [sample["file"] for sample in samples] == sample_files()
+    assert {sample["title"] for sample in samples} < {motion.name for motion in CLASSES}
+    for file in sample_files():
+        assert site.request("GET", f"/samples/{file}").status == 200
+        check_clip(SAMPLES / file, Limits(seconds=2, frames=24, megapixels=112 * 112 / 1e6))
+    assert sum(path.stat().st_size for path in SAMPLES.iterdir()) < 300_000
+    blocking.release.set()
+    id = site.request("POST", "/clips?sample=dance.mp4").json["id"]
+    assert site.wait_for_end(id)["result"]["clip"] == "dance.mp4"
+    for name in ("nothing.mp4", "..%2Fpage%2Findex.html"):
+        assert site.request("POST", f"/clips?sample={name}").status == 404
+
+
+def test_page_has_no_external_resources(site):
+    from art.tools.serve.app import PAGE
+
+    for file in PAGE.iterdir():
+        text = site.request("GET", f"/page/{file.name}").content.decode()
+        assert "http://" not in text.replace("http://www.w3.org/2000/svg", "") and "https://" not in text
+
+
+def routes(site):
+    """Every method and path of the page."""
+    from starlette.routing import Mount
+
+    for route in site.application.routes:
+        if isinstance(route, Mount):
+            yield "GET", route.path + "/style.css"
+            yield "GET", route.path + "/dance.mp4"
+        else:
+            path = re.sub(r"{\w+}", "x", route.path)
+            yield from ((method, path) for method in route.methods)
+    yield "GET", "/not/there"
+    yield "OPTIONS", "/"
+
+
+def test_every_route_requires_the_token(guarded):
+    requests = list(routes(guarded))
+    assert len(requests) >= 12
+    for method, path in requests:
+        response = guarded.request(method, path, b"clip" if method == "POST" else None)
+        assert (method, path, response.status) == (method, path, 401)
+        assert response.headers["WWW-Authenticate"] == "Bearer"
+        assert method == "HEAD" or response.json == {"message": "This page requires a token."}
+    assert guarded.files() == []
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Authorization": f"Bearer {TOKEN}x"},
+        {"Authorization": "Bearer "},
+        {"Authorization": f"Basic {TOKEN}"},
+        {"Authorization": "Bearer \xe4"},
+        {"Cookie": f"art-serve={TOKEN}"},
+        {"Upgrade": "websocket", "Connection": "Upgrade"},
+    ],
+)
+def test_invalid_credentials(guarded, headers):
+    assert guarded.request("GET", "/about", **headers).status == 401
+
+
+def test_token_in_a_header_works_under_any_host_name(guarded):
+    assert guarded.request("GET", "/about", Authorization=f"Bearer {TOKEN}").json["kind"] == "art"
+    response = guarded.request("GET", "/about", Host="box.example:80", Authorization=f"Bearer {TOKEN}")
+    assert response.status == 200
+
+
+def test_token_in_the_address_is_replaced_by_a_cookie(guarded):
+    response = guarded.request("GET", f"/?token={TOKEN}&view=1")
+    assert (response.status, response.headers["Location"]) == (303, "/?view=1")
+    header = response.headers["Set-Cookie"]
+    assert "HttpOnly" in header and "SameSite=strict" in header and TOKEN not in header
+    cookie = header.partition(";")[0]
+    assert guarded.request("GET", "/about", Cookie=cookie).status == 200
+    assert guarded.request("GET", "/about", Cookie=cookie[:-1]).status == 401
+    wrong = guarded.request("GET", "/?token=wrong")
+    assert wrong.status == 401 and "Set-Cookie" not in wrong.headers
+    redirect = guarded.request("GET", f"//elsewhere.example/?token={TOKEN}")
+    assert redirect.headers["Location"] == "/elsewhere.example/"  # on this host
+
+
+def test_login_page(guarded):
+    page = guarded.request("GET", "/", Accept="text/html")
+    assert page.status == 401 and b'action="/login"' in page.content
+    assert "style-src 'sha256-" in page.headers["Content-Security-Policy"]
+    wrong = guarded.request("POST", "/login", b"token=nonsense", Accept="text/html")
+    assert wrong.status == 401 and b"Invalid token." in wrong.content
+    right = guarded.request("POST", "/login", f"token={TOKEN}")
+    assert right.status == 303 and right.headers["Location"] == "/"
+    assert guarded.request("POST", "/login", b"token=" + b"x" * 5000).status == 413
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("localhost", 200),
+        ("localhost:9999", 200),  # through a tunnel
+        ("127.0.0.1:80", 200),
+        ("[::1]:80", 200),
+        ("LOCALHOST", 200),
+        ("attacker.example", 421),
+        ("localhost.attacker.example", 421),
+        ("127.0.0.1.attacker.example", 421),
+        ("[", 421),
+        ("", 421),
+    ],
+)
+def test_host_header(local, host, status):
+    assert local.request("GET", "/about", Host=host).status == status
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({}, 201),
+        ({"Origin": "http://attacker.example"}, 403),
+        ({"Origin": "http://localhost:1"}, 403),
+        ({"Origin": "null"}, 403),
+        ({"Sec_Fetch_Site": "cross-site"}, 403),
+        ({"Sec_Fetch_Site": "same-origin"}, 201),
+    ],
+)
+def test_cross_site_uploads_are_rejected(local, headers, status):
+    assert local.request("POST", "/clips?sample=dance.mp4", **headers).status == status
+
+
+def test_same_origin_uploads_are_accepted(local):
+    assert local.request("POST", "/clips?sample=dance.mp4", Origin=local.url).status == 201
+
+
+def test_security_headers(local):
+    for path in ("/", "/about", "/page/page.js", "/nowhere"):
+        headers = local.request("GET", path).headers
+        policy = headers["Content-Security-Policy"]
+        assert "default-src 'none'" in policy and "frame-ancestors 'none'" in policy and "unsafe" not in policy
+        assert headers["X-Content-Type-Options"] == "nosniff" and headers["Cache-Control"] == "no-store"
