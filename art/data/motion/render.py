@@ -48,8 +48,8 @@ _NEAR, _FAR = 0.1, 30.0
 
 _GOP = 12  # short, so that reading a few frames decodes few others
 _QUALITY = {"crf": "18", "preset": "veryfast", "tune": "fastdecode"}  # read many times, written once
-# By default x264 selects algorithms by CPU type, which changes the output. With AVX-512 and rows that are not a multiple
-# of 256 pixels, the output even differs from call to call.
+# By default x264 selects algorithms by CPU type, which changes the output. With AVX-512, unless rows are a multiple of
+# 256 pixels, the output even differs from call to call.
 _DETERMINISTIC = {"x264-params": "cpu-independent=1"}
 
 Color = tuple[float, float, float]
