@@ -9,7 +9,7 @@ import av
 import numpy as np
 import pytest
 
-from art.data.datasets.clips import Clip, ClipSet
+from art.data.datasets.base import Clip, ClipSet
 from art.data.decoding import torchcodec
 
 SQUARE = 16
@@ -19,9 +19,9 @@ HEIGHT, WIDTH = 2 * SQUARE, 4 * SQUARE
 def draw(number, height=HEIGHT, width=WIDTH):
     """[height, width, 3] uint8: bit i of the number in square i, row by row."""
     bits = np.array([(number >> i) & 1 for i in range(8)], dtype=np.uint8).reshape(2, 4) * 255
-    grey = np.kron(bits, np.ones((height // 2, width // 4), dtype=np.uint8))
-    grey = np.pad(grey, ((0, height % 2), (0, width % 4)), mode="edge")
-    return np.repeat(grey[..., None], 3, axis=2)
+    gray = np.kron(bits, np.ones((height // 2, width // 4), dtype=np.uint8))
+    gray = np.pad(gray, ((0, height % 2), (0, width % 4)), mode="edge")
+    return np.repeat(gray[..., None], 3, axis=2)
 
 
 def numbers(video):
@@ -96,6 +96,25 @@ def limited_file_size():
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
     return limit
+
+
+@pytest.fixture
+def write_files(tmp_path):
+    """Writes text files below ``tmp_path``, from names (which create empty files) and mappings of names to text."""
+
+    def write_all(*files):
+        for part in files:
+            for name, text in ({part: ""} if isinstance(part, str) else part).items():
+                (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+                (tmp_path / name).write_text(text, encoding="utf-8")
+        return tmp_path
+
+    return write_all
+
+
+@pytest.fixture
+def relative_paths():
+    return lambda clip_set: [clip_set.relative_path(i) for i in range(len(clip_set))]
 
 
 @pytest.fixture

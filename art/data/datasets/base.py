@@ -235,7 +235,7 @@ class DatasetEntry:
 
 #: Module of each dataset in this package; imported when the dataset is first used.
 _BUILT_IN = {
-    "motion": "art.data.motion",
+    "motion": "art.data.motion.dataset",
     **dict.fromkeys(("folder", "csv", "list"), "art.data.datasets.custom"),
     "shards": "art.data.loading.shards",
     **dict.fromkeys(

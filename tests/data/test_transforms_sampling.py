@@ -1,3 +1,5 @@
+"""Frame sampling."""
+
 import pytest
 import torch
 
@@ -6,13 +8,13 @@ from art.data.transforms.sampling import FrameSampling, dense_indices, segment_i
 
 @pytest.mark.parametrize("count", [1, 3, 15, 16, 17, 24, 49, 300])
 @pytest.mark.parametrize("num_frames", [1, 3, 8, 16])
-def test_centre_is_the_middle_of_each_segment(count, num_frames):
+def test_segment_centers(count, num_frames):
     expected = [int((t + 0.5) * count / num_frames + 1e-9) for t in range(num_frames)]
     assert segment_indices(count, num_frames).tolist() == expected
 
 
 @pytest.mark.parametrize("count", [1, 3, 16, 17, 24, 49])
-def test_a_training_draw_stays_in_its_segment(count):
+def test_random_positions_stay_in_their_segments(count):
     generator = torch.Generator().manual_seed(0)
     for _ in range(50):
         indices = segment_indices(count, 16, generator)
@@ -22,71 +24,71 @@ def test_a_training_draw_stays_in_its_segment(count):
         assert (indices.diff() >= 0).all()
 
 
-def test_training_reaches_every_frame():
+def test_random_positions_reach_every_frame():
     generator = torch.Generator().manual_seed(0)
     seen = {i for _ in range(200) for i in segment_indices(24, 8, generator).tolist()}
     assert seen == set(range(24))
 
 
-def test_the_draw_is_the_generators():
+def test_positions_depend_on_the_generator():
     first, second, other = (segment_indices(300, 16, torch.Generator().manual_seed(s)) for s in (1, 1, 2))
     assert torch.equal(first, second)
     assert not torch.equal(first, other)
 
 
-def test_a_short_clip_repeats_frames():
+def test_short_clip_repeats_frames():
     assert segment_indices(2, 4).tolist() == [0, 0, 1, 1]
     assert segment_indices(1, 3).tolist() == [0, 0, 0]
 
 
 @pytest.mark.parametrize(("count", "num_frames", "name"), [(0, 4, "count"), (4, 0, "num_frames")])
-def test_impossible_sampling_is_an_error(count, num_frames, name):
+def test_invalid_counts(count, num_frames, name):
     with pytest.raises(ValueError, match=name):
         segment_indices(count, num_frames)
 
 
 @pytest.mark.parametrize(("count", "num_frames", "views"), [(24, 4, 3), (7, 4, 2), (300, 16, 5), (2, 4, 3)])
-def test_sparse_views_together_are_the_centres_of_finer_segments(count, num_frames, views):
+def test_sparse_views(count, num_frames, views):
     indices = FrameSampling().indices(count, num_frames, views=views)
     assert indices.shape == (views, num_frames)
-    assert (indices.diff(dim=1) >= 0).all(), "each view runs forward"
+    assert (indices.diff(dim=1) >= 0).all(), "each view is ascending"
     assert sorted(indices.flatten().tolist()) == segment_indices(count, num_frames * views).tolist()
     for t in range(num_frames):
         assert t * count // num_frames <= int(indices[:, t].min())
         assert int(indices[:, t].max()) <= (t + 1) * count // num_frames
 
 
-def test_one_view_is_in_the_middle_of_both_kinds():
+def test_single_view_is_centered():
     assert FrameSampling().indices(24, 4).tolist() == [[3, 9, 15, 21]]
     assert FrameSampling("dense", 2).indices(24, 4).tolist() == [[9, 11, 13, 15]]
 
 
 @pytest.mark.parametrize(("num_frames", "stride"), [(4, 1), (8, 2), (3, 5), (16, 4)])
-def test_a_window_as_long_as_the_clip_is_sparse(num_frames, stride):
+def test_window_as_long_as_the_clip(num_frames, stride):
     count = num_frames * stride
     assert torch.equal(dense_indices(count, num_frames, stride)[0], segment_indices(count, num_frames))
 
 
-def test_windows_lie_evenly_over_the_clip():
-    # Windows of 8 of 28 frames can begin at 0..20: three of them in the middle of each third of these places.
+def test_dense_views():
+    # Windows of 8 of 28 frames start at 0..20; three of them are in the middle of each third of this range.
     assert dense_indices(28, 4, 2, views=3)[:, 0].tolist() == [3 + 1, 10 + 1, 17 + 1]
     assert (dense_indices(28, 4, 2, views=3).diff(dim=1) == 2).all()
 
 
-def test_a_training_window_reaches_every_place_and_stays_inside():
+def test_random_windows():
     generator = torch.Generator().manual_seed(0)
     drawn = torch.cat([dense_indices(28, 4, 2, generator=generator) for _ in range(400)])
     assert (drawn.diff(dim=1) == 2).all()
     assert set(drawn[:, 0].tolist()) == {start + 1 for start in range(21)}
 
 
-def test_a_clip_shorter_than_the_window_goes_on_with_its_last_frame():
+def test_clip_shorter_than_the_window():
     assert dense_indices(5, 4, 2).tolist() == [[1, 3, 4, 4]]
     assert dense_indices(1, 3, 4, views=2).tolist() == [[0, 0, 0]] * 2
     assert dense_indices(5, 4, 2, generator=torch.Generator()).tolist() == [[1, 3, 4, 4]]
 
 
-def test_training_draws_one_view_of_the_kind_asked_for():
+def test_random_view_of_each_kind():
     sparse = FrameSampling().indices(300, 16, generator=torch.Generator().manual_seed(1))
     assert torch.equal(sparse[0], segment_indices(300, 16, torch.Generator().manual_seed(1)))
     dense = FrameSampling("dense", 3).indices(300, 16, generator=torch.Generator().manual_seed(1))
@@ -98,15 +100,15 @@ def test_training_draws_one_view_of_the_kind_asked_for():
     [
         (("uniform",), "sampling is 'uniform', expected 'sparse' or 'dense'"),
         (("dense", 0), "stride must be at least 1, got 0"),
-        (("sparse", 2), "stride is 2, but sparse sampling has none"),
+        (("sparse", 2), "stride is 2, but only dense sampling has a stride"),
     ],
 )
-def test_impossible_choices(arguments, message):
+def test_invalid_sampling(arguments, message):
     with pytest.raises(ValueError, match=message):
         FrameSampling(*arguments)
 
 
-def test_impossible_views():
+def test_invalid_views():
     with pytest.raises(ValueError, match="views must be at least 1, got 0"):
         FrameSampling().indices(24, 4, views=0)
     with pytest.raises(ValueError, match="views is 2 with a generator"):

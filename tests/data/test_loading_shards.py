@@ -1,3 +1,5 @@
+"""Clips stored in shards."""
+
 import json
 import tarfile
 from pathlib import Path
@@ -6,12 +8,11 @@ import pytest
 import torch
 
 from art.cli import main
-from art.data.datasets.clips import Clip, ClipSet
-from art.data.datasets.registry import dataset_splits, open_dataset
+from art.data.datasets.base import Clip, ClipSet, dataset_splits, open_dataset
 from art.data.decoding.frames import StoredClip
 from art.data.decoding.video import VideoError, read_clip, read_frames
-from art.data.loading.dataset import ClipDataset, DataError, build_loader, dataset_of
-from art.data.loading.shard_loader import LANES, ShardDataset
+from art.data.loading.dataset import LANES, ClipDataset, DataError, ShardDataset
+from art.data.loading.loader import build_loader, dataset_of
 from art.data.loading.shards import open_shards, read_shard, write_shards
 from art.data.transforms.sampling import segment_indices
 
@@ -33,7 +34,7 @@ def many(tmp_path, numbered):
 
 @pytest.fixture
 def shards(many, tmp_path):
-    """They in ten shards of four clips."""
+    """The same clips in ten shards of four."""
     size = many.clips[0].path.stat().st_size
     return write_shards(many, tmp_path / "shards", shard_bytes=4 * size)
 
@@ -41,7 +42,7 @@ def shards(many, tmp_path):
 def loaded(dataset, size=4, epoch=0, skip=0, **options):
     loader = build_loader(dataset, size, **options)
     loader.set_epoch(epoch, skip=skip)
-    assert len(loader) == loader._order.whole_epoch() - skip
+    assert len(loader) == loader._order.num_batches() - skip
     batches = list(loader)
     loader.close()
     return batches
@@ -55,7 +56,7 @@ def flat(batches):
     return [index for batch in batches for index in batch]
 
 
-def test_what_is_written_is_what_is_opened(many, shards, tmp_path):
+def test_write_and_open(many, shards, tmp_path):
     assert len(shards.shards) == 10 and len(shards) == 40
     opened = open_dataset("shards", tmp_path / "shards", "train")
     assert opened == shards
@@ -63,27 +64,28 @@ def test_what_is_written_is_what_is_opened(many, shards, tmp_path):
         assert getattr(opened, name) == getattr(many, name)
     assert dataset_splits("shards", tmp_path / "shards") == ("train",)
     keys = [int(clip.path.name) for clip in opened]
-    assert sorted(keys) == list(range(40)) and keys != sorted(keys), "they are shuffled once"
+    assert sorted(keys) == list(range(40)) and keys != sorted(keys), "clips are shuffled once"
     assert all(clip.label == many.clips[key].label for key, clip in zip(keys, opened, strict=True))
     assert list(opened.shard_of) == sorted(opened.shard_of)
     again = write_shards(many, tmp_path / "again", shard_bytes=4 * many.clips[0].path.stat().st_size)
     for one, other in zip(shards.shards, again.shards, strict=True):
-        assert Path(one).read_bytes() == Path(other).read_bytes(), "the same clips are the same bytes"
+        assert Path(one).read_bytes() == Path(other).read_bytes(), "the same clips result in the same bytes"
 
 
-def test_a_shard_is_one_of_webdataset(many, shards):
+def test_shard_format(many, shards):
     with tarfile.open(shards.shards[0]) as tar:
         names = tar.getnames()
         key = shards.clips[0].path.name
-        about = json.load(tar.extractfile(f"{key}.json"))
+        metadata = json.load(tar.extractfile(f"{key}.json"))
     assert {*names[:2]} == {f"{key}.mp4", f"{key}.json"}
-    assert about == {"label": int(key) % 3, "class": "abc"[int(key) % 3], "path": f"{int(key)}.mp4", "files": ["mp4"]}
+    label = int(key) % 3
+    assert metadata == {"label": label, "class": "abc"[label], "path": f"{int(key)}.mp4", "files": ["mp4"]}
     (first, clip), *others = read_shard(shards.shards[0])
     assert (first, len(others)) == (key, 3)
     assert clip.files == {"mp4": many.clips[int(key)].path.read_bytes()}
 
 
-def test_clips_in_memory_are_those_of_files(decoder, tmp_path, numbered):
+def test_stored_clip(decoder, tmp_path, numbered):
     path = numbered(tmp_path / "a.mp4", 20)
     stored = StoredClip("a", {"mp4": path.read_bytes()})
     assert torch.equal(read_clip(stored, 5, decoder=decoder), read_clip(path, 5, decoder=decoder))
@@ -92,8 +94,8 @@ def test_clips_in_memory_are_those_of_files(decoder, tmp_path, numbered):
             read_clip(StoredClip("a", {"mp4": content}), 5, decoder=decoder)
 
 
-def test_batches_are_like_those_of_files(shards, read_numbers):
-    assert dataset_of(shards) is ShardDataset
+def test_batches(shards, many, read_numbers):
+    assert (dataset_of(shards), dataset_of(many)) == (ShardDataset, ClipDataset)
     dataset = dataset_of(shards)(shards, 4, train=False, frame_size=16)
     batches = loaded(dataset)
     assert set(batches[0]) == {"video", "label", "index", "draws"}
@@ -106,7 +108,7 @@ def test_batches_are_like_those_of_files(shards, read_numbers):
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_workers_change_no_batch(workers, shards):
+def test_shard_batches_are_independent_of_workers(workers, shards):
     expected = loaded(ShardDataset(shards, 4, train=True, seed=5, draws=3), epoch=2)
     found = loaded(ShardDataset(shards, 4, train=True, seed=5, draws=3), epoch=2, workers=workers)
     assert len(found) == len(expected) == 10
@@ -114,7 +116,7 @@ def test_workers_change_no_batch(workers, shards):
         assert all(torch.equal(one[name], other[name]) for name in other)
 
 
-def test_the_order_depends_on_seed_and_epoch(shards):
+def test_order_depends_on_seed_and_epoch(shards):
     def order(seed, epoch):
         return indices(loaded(ShardDataset(shards, 2, train=True, seed=seed), epoch=epoch))
 
@@ -126,17 +128,17 @@ def test_the_order_depends_on_seed_and_epoch(shards):
 
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("skip", [1, 5, 9, 10])
-def test_an_interrupted_epoch_goes_on(skip, workers, shards):
+def test_resume_within_an_epoch_of_shards(skip, workers, shards):
     whole = loaded(ShardDataset(shards, 3, train=True), epoch=1, workers=workers)
     rest = loaded(ShardDataset(shards, 3, train=True), epoch=1, skip=skip, workers=workers)
     assert indices(rest) == indices(whole)[skip:]
     assert all(torch.equal(a["video"], b["video"]) for a, b in zip(rest, whole[skip:], strict=True))
-    with pytest.raises(ValueError, match=r"skip must lie in 0\.\.10"):
+    with pytest.raises(ValueError, match=r"skip must be in 0\.\.10"):
         build_loader(ShardDataset(shards, 3, train=True), 4).set_epoch(0, skip=11)
 
 
 @pytest.mark.parametrize(("world_size", "size"), [(2, 4), (3, 4), (3, 5)])
-def test_ranks_share_the_clips(world_size, size, shards):
+def test_ranks_have_different_clips(world_size, size, shards):
     ranks = [
         indices(loaded(ShardDataset(shards, 2, train=False), size, rank=rank, world_size=world_size))
         for rank in range(world_size)
@@ -152,17 +154,17 @@ def test_ranks_share_the_clips(world_size, size, shards):
     assert len(set(clips)) == len(clips)
 
 
-def test_a_shard_is_read_once_but_at_borders(shards, monkeypatch):
+def test_shards_are_read_once_except_at_boundaries(shards, monkeypatch):
     loads: list[int] = []
-    load = ShardDataset._load
-    monkeypatch.setattr(ShardDataset, "_load", lambda self, shard: loads.append(shard) or load(self, shard))
+    load = ShardDataset._load_shard
+    monkeypatch.setattr(ShardDataset, "_load_shard", lambda self, shard: loads.append(shard) or load(self, shard))
     dataset = ShardDataset(shards, 2, train=True)
     loaded(dataset, 2)
     assert set(loads) == set(range(10)) and len(loads) <= 10 + LANES
-    assert dataset._held == {}
+    assert dataset._open_shards == {}
 
 
-def test_bad_clips_are_counted_and_replaced_within_the_shard(many, tmp_path, caplog):
+def test_unreadable_clips_are_replaced_within_the_shard(many, tmp_path, caplog):
     for i in (3, 17):
         many.clips[i].path.write_text("no video " * 20)
     many.clips[30].path.unlink()
@@ -170,69 +172,69 @@ def test_bad_clips_are_counted_and_replaced_within_the_shard(many, tmp_path, cap
     assert len(shards) == 39 and json.loads((tmp_path / "shards" / "train.json").read_text())["missing"] == 1
     bad = {i for i, clip in enumerate(shards) if int(clip.path.name) in (3, 17)}
     for workers in (0, 2):
-        dataset = ShardDataset(shards, 2, train=True, max_bad_share=0.1)
+        dataset = ShardDataset(shards, 2, train=True, max_failed_fraction=0.1)
         found = flat(indices(loaded(dataset, 4, workers=workers)))
         assert len(found) == 39 and not bad & set(found)
         assert {path.name for path in dataset.bad} == {"00000003", "00000017"}
-        stands_in = [i for i in found if found.count(i) > 1]
-        assert {shards.shard_of[i] for i in stands_in} <= {shards.shard_of[i] for i in bad}
-        dataset = ShardDataset(shards, 2, train=False, max_bad_share=0.1)
+        replacements = [i for i in found if found.count(i) > 1]
+        assert {shards.shard_of[i] for i in replacements} <= {shards.shard_of[i] for i in bad}
+        dataset = ShardDataset(shards, 2, train=False, max_failed_fraction=0.1)
         assert sorted(flat(indices(loaded(dataset, 4, workers=workers)))) == sorted(set(range(39)) - bad)
-    with pytest.raises(DataError, match="more than max_bad_share=0 allows"):
+    with pytest.raises(DataError, match="more than max_failed_fraction=0 allows"):
         loaded(ShardDataset(shards, 2, train=False))
 
 
-def test_broken_shards_name_what_is_wrong(shards):
+def test_truncated_and_missing_shards(shards):
     path = Path(shards.shards[2])
     content = path.read_bytes()
     whole = dict(read_shard(str(path)))
     reasons = set()
     for cut in range(len(content) // 2, len(content) // 2 + 3000, 250):
         path.write_bytes(content[:cut])
-        dataset = ShardDataset(shards, 2, train=False, max_bad_share=0.2)
+        dataset = ShardDataset(shards, 2, train=False, max_failed_fraction=0.2)
         found = flat(indices(loaded(dataset)))
         assert 1 <= len(dataset.bad) < 4 and len(found) + len(dataset.bad) == 40
         reasons |= set(dataset.bad.values())
-        for key, clip in dataset._load(2)[0].items():
-            assert clip.files == whole[key].files, "no half of a clip"
-    assert all("train-000002.tar cannot be read: " in r or "ends without it" in r for r in reasons)
+        for key, clip in dataset._load_shard(2)[0].items():
+            assert clip.files == whole[key].files, "clips are complete"
+    assert all("train-000002.tar cannot be read: " in r or "not found in shard" in r for r in reasons)
     assert len(reasons) > 1
     Path(shards.shards[5]).unlink()
-    dataset = ShardDataset(shards, 2, train=True, max_bad_share=0.2)
-    assert len(dataset.bad) == 4 and set(dataset.bad.values()) == {f"its shard {shards.shards[5]} is not there"}
+    dataset = ShardDataset(shards, 2, train=True, max_failed_fraction=0.2)
+    assert len(dataset.bad) == 4 and set(dataset.bad.values()) == {f"its shard {shards.shards[5]} does not exist"}
     assert len(flat(indices(loaded(dataset)))) >= 36 - 3
 
 
-def test_shards_elsewhere(many, tmp_path):
-    folder = tmp_path / "shards"
-    write_shards(many, folder, shard_bytes=4000, url=f"pipe:cat {folder}/{{}}")
-    shards = open_shards(folder, "train")
-    assert shards.shards[0] == f"pipe:cat {folder}/train-000000.tar"
+def test_shard_urls(many, tmp_path):
+    directory = tmp_path / "shards"
+    write_shards(many, directory, shard_bytes=4000, url=f"pipe:cat {directory}/{{}}")
+    shards = open_shards(directory, "train")
+    assert shards.shards[0] == f"pipe:cat {directory}/train-000000.tar"
     assert len(flat(indices(loaded(ShardDataset(shards, 2, train=False), workers=2)))) == 40
-    index = json.loads((folder / "train.json").read_text())
-    (folder / "train.json").write_text(json.dumps(index | {"url": "https://host/set"}))
-    assert open_shards(folder, "train").shards[1] == "https://host/set/train-000001.tar"
+    index = json.loads((directory / "train.json").read_text())
+    (directory / "train.json").write_text(json.dumps(index | {"url": "https://host/set"}))
+    assert open_shards(directory, "train").shards[1] == "https://host/set/train-000001.tar"
 
 
-def test_folders_of_frames_are_stored_too(tmp_path, numbered, read_numbers):
+def test_directories_of_frames(tmp_path, numbered, read_numbers):
     import av
 
-    folder = tmp_path / "clips" / "one"
-    folder.mkdir(parents=True)
+    directory = tmp_path / "clips" / "one"
+    directory.mkdir(parents=True)
     with av.open(str(numbered(tmp_path / "a.mp4", 6))) as container:
         for i, frame in enumerate(container.decode(video=0)):
-            frame.to_image().save(folder / f"img_{i + 8}.png")
-    clip_set = ClipSet("frames", "test", tmp_path / "clips", (Clip(folder, 0),), ("a",))
+            frame.to_image().save(directory / f"img_{i + 8}.png")
+    clip_set = ClipSet("frames", "test", tmp_path / "clips", (Clip(directory, 0),), ("a",))
     shards = write_shards(clip_set, tmp_path / "out")
     video = ShardDataset(shards, 6, train=False)[0]["video"]
     assert read_numbers(video) == list(range(6))
-    assert torch.equal(video, read_frames(folder))
+    assert torch.equal(video, read_frames(directory))
 
 
-def test_what_cannot_be_written_or_opened(many, tmp_path, numbered):
+def test_errors_of_writing_and_opening(many, tmp_path, numbered):
     out = tmp_path / "out"
     part = ClipSet("p", "train", tmp_path, (Clip(many.clips[0].path, 0, 0.0, 0.3),), ("a",))
-    with pytest.raises(ValueError, match=r"is a part of a file, .* cut the clips into files of their own first"):
+    with pytest.raises(ValueError, match=r"is a part of a file, .* cut the clips into separate files first"):
         write_shards(part, out)
     with pytest.raises(ValueError, match="shard_bytes must be at least 1, got 0"):
         write_shards(many, out, shard_bytes=0)
@@ -241,42 +243,38 @@ def test_what_cannot_be_written_or_opened(many, tmp_path, numbered):
         write_shards(gone, out)
     assert not list(out.glob("*.json"))
     write_shards(many, out)
-    with pytest.raises(FileExistsError, match=r"train\.json is there already"):
+    with pytest.raises(FileExistsError, match=r"train\.json already exists"):
         write_shards(many, out)
-    with pytest.raises(FileNotFoundError, match=r"there is no index .*; splits in .*: train"):
+    with pytest.raises(FileNotFoundError, match=r"val\.json does not exist; splits in .*: train"):
         open_shards(out, "val")
     (out / "bad.json").write_text('{"format": "art shards 1", "name": "x"}')
-    with pytest.raises(ValueError, match="is no index of shards: KeyError"):
+    with pytest.raises(ValueError, match="is not a valid index of shards: KeyError"):
         open_shards(out, "bad")
 
 
-def test_an_interruption_leaves_no_half_shard(many, tmp_path, monkeypatch):
+def test_interruption_leaves_no_partial_shard(many, tmp_path, monkeypatch):
     from art.data.loading import shards as module
 
-    files, calls = module._files, []
+    read_files, calls = module._read_files, []
 
     def stop(path):
         calls.append(path)
         if len(calls) == 7:
             raise KeyboardInterrupt
-        return files(path)
+        return read_files(path)
 
-    monkeypatch.setattr(module, "_files", stop)
+    monkeypatch.setattr(module, "_read_files", stop)
     with pytest.raises(KeyboardInterrupt):
         write_shards(many, tmp_path / "out", shard_bytes=4000)
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert names and all(name.endswith(".tar") for name in names)
 
 
-def test_files_are_still_read_by_the_other_kind(many):
-    assert dataset_of(many) is ClipDataset
-
-
-def test_a_clip_is_found_by_its_path(shards, many, tmp_path):
+def test_read_clip_by_path(shards, many, tmp_path):
     clip = shards.clips[9]
     expected = read_clip(many.clips[int(clip.path.name)].path, 3)
     assert torch.equal(read_clip(clip.path, 3), expected)
-    with pytest.raises(VideoError, match="ends without it"):
+    with pytest.raises(VideoError, match="not found in shard"):
         read_clip(clip.path.with_name("99999999"), 3)
     with pytest.raises(VideoError, match="is in a shard without an index"):
         read_clip(tmp_path / "test-000000.tar" / "00000000", 3)
@@ -285,7 +283,7 @@ def test_a_clip_is_found_by_its_path(shards, many, tmp_path):
         read_clip(clip.path, 3)
 
 
-def test_the_command_writes_every_split(many, tmp_path, capsys):
+def test_shards_command(many, tmp_path, capsys):
     for split, first in (("train", 0), ("test", 30)):
         rows = "".join(f"{clip.path},{clip.label}\n" for clip in many.clips[first : first + 10])
         (tmp_path / f"{split}.csv").write_text("path,label\n" + rows)
@@ -298,4 +296,4 @@ def test_the_command_writes_every_split(many, tmp_path, capsys):
     assert dataset_splits("shards", tmp_path / "out") == ("test", "train")
     assert len(open_dataset("shards", tmp_path / "out", "train")) == 10
     assert main([*arguments, "--splits", "train"]) == 2
-    assert "is there already" in capsys.readouterr().err
+    assert "already exists" in capsys.readouterr().err

@@ -1,17 +1,20 @@
+"""Clips as a PyTorch dataset, and the cache of decoded clips."""
+
 import itertools
+import logging
 import pickle
 
 import pytest
 import torch
 
-from art.data.datasets.clips import Clip, ClipSet
+from art.data.datasets.base import Clip, ClipSet
 from art.data.decoding.video import read_clip
-from art.data.loading import dataset as dataset_module
-from art.data.loading.dataset import ClipDataset, DataError, build_loader, check_clip_set
+from art.data.loading.dataset import CACHED_CLIP_LIMIT, ClipDataset, DataError, _crop_square, check_clip_set
+from art.data.loading.loader import build_loader
 from art.data.transforms.sampling import FrameSampling, segment_indices
 
 
-def test_a_training_sample(clip_set, read_numbers):
+def test_training_sample(clip_set, read_numbers):
     dataset = ClipDataset(clip_set, 8, train=True)
     sample = dataset[3]
     assert sample["video"].shape == (8, 3, 32, 64)
@@ -20,7 +23,7 @@ def test_a_training_sample(clip_set, read_numbers):
         assert number // 3 == segment
 
 
-def test_a_test_sample_is_always_the_centres(clip_set, read_numbers):
+def test_evaluation_sample_uses_segment_centers(clip_set, read_numbers):
     dataset = ClipDataset(clip_set, 8, train=False)
     first = dataset[3]["video"]
     assert read_numbers(first) == segment_indices(24, 8).tolist()
@@ -29,7 +32,7 @@ def test_a_test_sample_is_always_the_centres(clip_set, read_numbers):
     assert torch.equal(ClipDataset(clip_set, 8, train=False, seed=5)[3]["video"], first)
 
 
-def test_a_training_sample_depends_on_seed_epoch_and_index(clip_set, read_numbers):
+def test_training_sample_depends_on_seed_epoch_and_index(clip_set, read_numbers):
     def sampled(seed, epoch, index):
         dataset = ClipDataset(clip_set, 8, train=True, seed=seed)
         dataset.set_epoch(epoch)
@@ -51,7 +54,7 @@ def test_dense_sampling_and_views(clip_set, read_numbers, cache):
 
 
 @pytest.mark.parametrize("frame_size", [None, 16])
-def test_three_crops_are_squares_along_the_longer_side(tmp_path, numbered, clip_set, frame_size):
+def test_three_crops(tmp_path, numbered, clip_set, frame_size):
     tall = numbered(tmp_path / "tall.mp4", size=(64, 32))
     for clip, axis in ((clip_set.clips[0], 3), (Clip(tall, 1), 2)):
         one = ClipSet("one", "test", tmp_path, (clip,), ("even", "odd"))
@@ -62,17 +65,17 @@ def test_three_crops_are_squares_along_the_longer_side(tmp_path, numbered, clip_
         for place, square in zip((0, side // 2, side), cut.split(4), strict=True):
             assert torch.equal(square, whole.narrow(axis, place, side))
         middle = ClipDataset(one, 2, train=False, views=2, frame_size=side)[0]["video"]
-        assert torch.equal(cut[4:8], middle), "the one in the middle is the single crop"
+        assert torch.equal(cut[4:8], middle), "the center square equals the single crop"
 
 
-def test_a_data_set_can_be_listed(clip_set):
+def test_length_and_iteration(clip_set):
     dataset = ClipDataset(clip_set, 2, train=False)
     assert len(dataset) == 10
     assert [sample["index"] for sample in dataset] == list(range(10))
     assert dataset[-1]["index"] == 9
 
 
-def test_frame_size_makes_squares(tmp_path, numbered, clip_set):
+def test_frame_size(tmp_path, numbered, clip_set):
     tall = numbered(tmp_path / "tall.mp4", size=(64, 32))
     mixed = ClipSet("mixed", "train", tmp_path, (*clip_set.clips[:1], Clip(tall, 1)), ("even", "odd"))
     for train in (True, False):
@@ -82,38 +85,36 @@ def test_frame_size_makes_squares(tmp_path, numbered, clip_set):
     assert torch.equal(ClipDataset(mixed, 3, train=False, frame_size=32)[0]["video"], plain[..., 16:48])
 
 
-def test_the_square_moves_in_training_only(clip_set, tmp_path):
+def test_square_crop_is_random_in_training_only(clip_set, tmp_path):
     wide = torch.arange(60).expand(2, 3, 20, 60).to(torch.uint8)
-    starts = {
-        int(dataset_module._square(wide, 20, torch.Generator().manual_seed(seed))[0, 0, 0, 0]) for seed in range(300)
-    }
+    starts = {int(_crop_square(wide, 20, torch.Generator().manual_seed(seed))[0, 0, 0, 0]) for seed in range(300)}
     assert starts == set(range(41))
-    assert torch.equal(dataset_module._square(wide, 20, None), wide[..., 20:40])
+    assert torch.equal(_crop_square(wide, 20, None), wide[..., 20:40])
     tall = wide.transpose(2, 3)
-    assert torch.equal(dataset_module._square(tall, 20, None), tall[:, :, 20:40])
+    assert torch.equal(_crop_square(tall, 20, None), tall[:, :, 20:40])
 
 
-def test_missing_and_empty_files_are_found_first(clip_set):
+def test_missing_and_empty_files(clip_set):
     assert check_clip_set(clip_set) == {}
     clip_set.clips[2].path.unlink()
     clip_set.clips[7].path.write_bytes(b"")
     assert check_clip_set(clip_set) == {2: "there is no such file", 7: "is empty (0 bytes)"}
     with pytest.raises(DataError, match=r"numbers/train: 2 of 10 clips \(20.0%\) cannot be read") as caught:
-        ClipDataset(clip_set, 4, train=True, max_bad_share=0.1)
+        ClipDataset(clip_set, 4, train=True, max_failed_fraction=0.1)
     assert f"{clip_set.clips[2].path}: there is no such file" in str(caught.value)
     assert f"{clip_set.clips[7].path}: is empty (0 bytes)" in str(caught.value)
-    dataset = ClipDataset(clip_set, 4, train=True, max_bad_share=0.2)
+    dataset = ClipDataset(clip_set, 4, train=True, max_failed_fraction=0.2)
     assert [path.name for path in dataset.bad] == ["2.mp4", "7.mp4"]
 
 
-def test_asking_for_a_bad_clip(clip_set, spoil):
+def test_unreadable_clip(clip_set, spoil):
     spoil(5)
-    assert ClipDataset(clip_set, 2, train=True, max_bad_share=0.1)[5]["index"] == 6
+    assert ClipDataset(clip_set, 2, train=True, max_failed_fraction=0.1)[5]["index"] == 6
     with pytest.raises(DataError, match=r"clip .*5\.mp4 cannot be read: "):
-        ClipDataset(clip_set, 2, train=False, max_bad_share=0.1)[5]
+        ClipDataset(clip_set, 2, train=False, max_failed_fraction=0.1)[5]
 
 
-def test_a_long_list_is_cut(tmp_path):
+def test_long_failure_report_is_truncated(tmp_path):
     clips = tuple(Clip(tmp_path / f"{i}.mp4", 0) for i in range(25))
     with pytest.raises(DataError, match="and 15 more"):
         ClipDataset(ClipSet("gone", "test", tmp_path, clips, ("a",)), 2, train=False)
@@ -125,14 +126,14 @@ def test_a_long_list_is_cut(tmp_path):
         {"num_frames": 0},
         {"seed": -1},
         {"frame_size": 0},
-        {"max_bad_share": 1.5},
-        {"max_bad_share": -0.1},
+        {"max_failed_fraction": 1.5},
+        {"max_failed_fraction": -0.1},
         {"views": 0},
         {"crops": 2},
         {"draws": -1},
     ],
 )
-def test_impossible_arguments_of_the_data_set(options, clip_set):
+def test_invalid_arguments(options, clip_set):
     (name,) = options
     with pytest.raises(ValueError, match=f"{name} must"):
         ClipDataset(clip_set, **{"num_frames": 4, "train": True, **options})
@@ -144,6 +145,32 @@ def test_training_has_one_view(clip_set, options):
         ClipDataset(clip_set, 4, train=True, **options)
 
 
-def test_a_data_set_can_be_sent_to_another_process(clip_set):
+def test_pickle(clip_set):
     dataset = ClipDataset(clip_set, 4, train=True, seed=2, cache=True)
     assert torch.equal(pickle.loads(pickle.dumps(dataset))[3]["video"], dataset[3]["video"])
+
+
+def test_cache_decodes_once(clip_set, monkeypatch):
+    cached = ClipDataset(clip_set, 5, train=True, cache=True)
+    plain = ClipDataset(clip_set, 5, train=True)
+    before = [cached[i]["video"] for i in range(10)]
+    assert all(torch.equal(video, plain[i]["video"]) for i, video in enumerate(before))
+    cached.set_epoch(1)
+    plain.set_epoch(1)
+    after = [plain[i]["video"] for i in range(10)]
+    for clip in clip_set:
+        clip.path.unlink()
+    assert all(torch.equal(cached[i]["video"], video) for i, video in enumerate(after))
+
+
+def test_full_cache(clip_set, caplog, read_numbers):
+    one_clip = 24 * 3 * 32 * 64
+    dataset = ClipDataset(clip_set, 5, train=False, cache=True, cache_limit=2 * one_clip)
+    with caplog.at_level(logging.WARNING):
+        numbers = [read_numbers(dataset[i]["video"]) for i in range(10)]
+    assert numbers == [segment_indices(24, 5).tolist()] * 10
+    assert len(caplog.records) == 1
+    assert f"clip {clip_set.clips[2].path} does not fit in the cache" in caplog.text
+    assert one_clip < CACHED_CLIP_LIMIT
+    with pytest.raises(ValueError, match="cache_limit must be 0 bytes or more, got -1"):
+        ClipDataset(clip_set, 5, train=False, cache=True, cache_limit=-1)
