@@ -1,4 +1,4 @@
-"""Small videos whose frames show their own number, as eight black or white squares: the bits."""
+"""Fixtures. Test videos show the number of each frame in binary, as eight black or white squares."""
 
 import contextlib
 import json
@@ -17,7 +17,7 @@ HEIGHT, WIDTH = 2 * SQUARE, 4 * SQUARE
 
 
 def draw(number, height=HEIGHT, width=WIDTH):
-    """[height, width, 3] uint8: bit i of the number in square i, row by row."""
+    """Draw a number, [height, width, 3] uint8: bit i is square i, row by row."""
     bits = np.array([(number >> i) & 1 for i in range(8)], dtype=np.uint8).reshape(2, 4) * 255
     gray = np.kron(bits, np.ones((height // 2, width // 4), dtype=np.uint8))
     gray = np.pad(gray, ((0, height % 2), (0, width % 4)), mode="edge")
@@ -25,7 +25,7 @@ def draw(number, height=HEIGHT, width=WIDTH):
 
 
 def numbers(video):
-    """The numbers shown by the frames of ``video`` [t, 3, h, w]."""
+    """Return the number that each frame of ``video`` [t, 3, h, w] shows."""
     video = video[..., : video.shape[2] // 2 * 2, : video.shape[3] // 4 * 4]
     t, _, h, w = video.shape
     squares = video.float().reshape(t, 3, 2, h // 2, 4, w // 4).mean(dim=(1, 3, 5)).reshape(t, 8)
@@ -119,7 +119,7 @@ def relative_paths():
 
 @pytest.fixture
 def clip_set(tmp_path, numbered):
-    """Ten clips of 24 frames and, in alternation, two classes."""
+    """Ten clips of 24 frames, of two alternating classes."""
     source = numbered(tmp_path / "source.mp4", options={"bf": "0"})
     clips = []
     for i in range(10):
@@ -131,7 +131,7 @@ def clip_set(tmp_path, numbered):
 
 @pytest.fixture
 def spoil(clip_set):
-    """Makes the files of some clips unreadable."""
+    """Overwrites the files of some clips with text."""
 
     def write_over(*indices):
         for index in indices:
@@ -142,7 +142,7 @@ def spoil(clip_set):
 
 @pytest.fixture
 def motion_root(tmp_path):
-    """A motion data set as it is on the disk, without its videos."""
+    """The files of a motion dataset, without its videos."""
     (tmp_path / "dataset.json").write_text('{"size": 112}')
     (tmp_path / "classes.txt").write_text("turn left\nturn right\nrun\n")
     for split in ("train", "test"):
@@ -159,7 +159,7 @@ def motion_root(tmp_path):
 
 @pytest.fixture(params=["pyav", "torchcodec"])
 def decoder(request):
-    """The name of each decoder of video files, where it can be used."""
+    """The name of each decoder that can be used."""
     problem = torchcodec.probe() if request.param == "torchcodec" else None
     if problem is not None:
         pytest.skip(f"torchcodec {problem}")
