@@ -1,4 +1,7 @@
-"""Without a GPU the Triton kernels run in Triton's interpreter, which is to be asked for before they are imported."""
+"""Shared fixtures. Without a GPU, Triton kernels run in Triton's interpreter, which must be set before they are imported.
+
+Imports at module level are limited to torch, NumPy, pytest and the standard library: GPU machines may lack the others.
+"""
 
 import os
 from fractions import Fraction
@@ -21,6 +24,7 @@ PER_CLASS = {"train": 3, "test": 2}
 
 
 def write_clip(path: Path, label: int, row: int) -> None:
+    """Writes a video of a bright square that moves right, moves left, or stands still."""
     import av
 
     with av.open(str(path), "w") as container:
@@ -29,10 +33,10 @@ def write_clip(path: Path, label: int, row: int) -> None:
         stream.pix_fmt = "yuv420p"
         stream.codec_context.thread_count = 1
         for i in range(FRAMES):
-            picture = np.full((SIZE, SIZE, 3), 30, dtype=np.uint8)
+            image = np.full((SIZE, SIZE, 3), 30, dtype=np.uint8)
             left = (4 * i, SIZE - 8 - 4 * i, 12)[label]
-            picture[4 * row : 4 * row + 8, left : left + 8] = 230
-            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+            image[4 * row : 4 * row + 8, left : left + 8] = 230
+            frame = av.VideoFrame.from_ndarray(image, format="rgb24")
             frame.pts, frame.time_base = i, Fraction(1, 12)
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
@@ -45,7 +49,7 @@ def _write_clip():
 
 @pytest.fixture(scope="session")
 def clips(tmp_path_factory):
-    """The root of the data set, in the form of the "csv" reader: nine clips to train on, six to test."""
+    """Root of a dataset for the "csv" reader: nine training clips, six test clips."""
     root = tmp_path_factory.mktemp("clips")
     (root / "classes.txt").write_text("".join(f"{name}\n" for name in CLASSES))
     for split, count in PER_CLASS.items():
@@ -61,7 +65,7 @@ def clips(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def configured(clips):
-    """Makes configurations of runs that take a fraction of a second: ``configured(output, *overrides)``."""
+    """``configured(output, *overrides)`` returns the configuration of a run that takes a fraction of a second."""
 
     def small(output: Path) -> list[str]:
         return [
@@ -95,7 +99,7 @@ def configured(clips):
 
 @pytest.fixture(scope="session")
 def unbroken(configured, tmp_path_factory):
-    """A folder with one run of each kind, "backbone" and "art", from start to end without a stop: six steps."""
+    """Directory with an uninterrupted run of six steps of each kind: "backbone" and "art"."""
     from art.train.loop import train
 
     root = tmp_path_factory.mktemp("unbroken")
@@ -106,48 +110,46 @@ def unbroken(configured, tmp_path_factory):
 
 @pytest.fixture
 def in_step(monkeypatch):
-    """``in_step(step, action)`` calls ``action(training)`` in the middle of that training step, until undone."""
-
-    from art.train import loop as training_module
+    """``in_step(step, action)`` calls ``action(trainer)`` once, in that training step."""
+    from art.train import loop
 
     def arrange(step, action):
-        original = training_module._Training._step
+        original = loop._Trainer._step
 
-        def stepping(self, batch):
+        def patched(self, batch):
             if self.state.position.step + 1 == step:
                 monkeypatch.undo()
                 action(self)
             return original(self, batch)
 
-        monkeypatch.setattr(training_module._Training, "_step", stepping)
+        monkeypatch.setattr(loop._Trainer, "_step", patched)
 
     return arrange
 
 
-def _recorded(folder, event):
-    from art.train.run_dir import read_history
+def _recorded(directory, event):
+    from art.train.checkpoint import read_history
 
-    lines = [line for line in read_history(folder / "metrics.jsonl") if line["event"] == event]
+    lines = [line for line in read_history(directory / "metrics.jsonl") if line["event"] == event]
     measured = ("seconds", "clips_per_second", "memory")
     return [{k: value for k, value in line.items() if not any(name in k for name in measured)} for line in lines]
 
 
 @pytest.fixture(scope="session")
 def recorded():
-    """``recorded(folder, event)``: the lines of one kind without times and memory, exactly as they were written."""
+    """``recorded(directory, event)`` returns the log lines of one event without times and memory."""
     return _recorded
 
 
 @pytest.fixture(scope="session")
 def assert_same_run():
-    """``assert_same_run(one, other)``: every loss, every accuracy and every weight is the same, bit for bit."""
-
-    from art.model.pretrained import load_model
+    """``assert_same_run(one, other)``: every loss, accuracy and weight is bitwise equal."""
+    from art.model.loading import load_model
 
     def check(one, other):
         for event in ("step", "epoch"):
             assert _recorded(one, event) == _recorded(other, event)
-        a, b = (load_model(folder / "checkpoints" / "last").state_dict() for folder in (one, other))
+        a, b = (load_model(directory / "checkpoints" / "last").state_dict() for directory in (one, other))
         assert a.keys() == b.keys()
         assert all(torch.equal(a[name], b[name]) for name in a)
 

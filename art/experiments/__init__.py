@@ -1,7 +1,5 @@
-"""The paper's ablations as one command, ``art ablate``: which runs they need, and what came out of them."""
+"""Experiments of several runs: comparisons of values of a key (``art compare``) and ablations (``art ablate``)."""
 
-from art.experiments.ablate import ablate
-from art.experiments.ablation_plan import Plan, make_plan
-from art.experiments.ablation_tables import TABLES, ablation_tables
+from art.experiments.ablate import TABLES, Plan, ablate, ablation_tables, make_plan
 
 __all__ = ["TABLES", "Plan", "ablate", "ablation_tables", "make_plan"]

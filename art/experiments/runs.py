@@ -74,9 +74,9 @@ def train_all(configs: Mapping[str, Config], devices: Sequence[str] = ()) -> Non
 
     Args:
         configs: runs by name, with distinct output directories.
-        devices: the device of each concurrent process; a device may be listed several times. The output of a run is then
-            in ``training.log`` of its directory. With at most one device, runs are trained in this process, on that
-            device or the one in their configuration.
+        devices: device of each concurrent process; a device may be listed several times. The output of a run is
+            then in ``training.log`` of its directory. With at most one device, runs are trained in this process, on
+            that device or the one in their configuration.
 
     Raises:
         RunsFailed: several runs failed, or one in another process.
@@ -234,9 +234,7 @@ def table_row(*cells: str) -> str:
     return "|" + "|".join(f" {cell} " if cell else " " for cell in cells) + "|"
 
 
-def format_percent(
-    stats: Mapping[str, float | None] | None, *, signed: bool = False, extremes: bool = True
-) -> str:
+def format_percent(stats: Mapping[str, float | None] | None, *, signed: bool = False, extremes: bool = True) -> str:
     """Formats the output of :func:`mean_std` in percent: mean ± deviation (min … max).
 
     Args:

@@ -1,85 +1,82 @@
-"""The batches of a run. What a training batch holds depends on the seed, the epoch and its number alone."""
+"""Training and evaluation batches, and the metrics of a batch. Batches depend only on the seed, epoch and index."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float32, Int64, Shaped
+from jaxtyping import Float, Float32, Int64, Shaped
 from torch import Tensor
 
-from art.data.datasets.clips import ClipSet
-from art.data.datasets.registry import open_dataset
-from art.data.loading.dataset import build_loader, dataset_of
-from art.data.transforms.augment import TrainAugment
-from art.data.transforms.mix import PairMix
+from art.data.datasets.base import ClipSet, open_dataset
+from art.data.loading.loader import build_loader, dataset_of
+from art.data.transforms.augment import PairMix, TrainAugment
 from art.data.transforms.rand_augment import RandAugment
 from art.eval.metrics import ClassMismatch, check_same_classes
 from art.model.pretrained import VideoClassifier
-from art.train.config import Config, ConfigError
-from art.train.distributed import Ranks
-from art.train.randomness import untouched_random_state
+from art.train.config import ConfigError, DataConfig, OptimConfig
+from art.train.distributed import DistContext
+from art.train.runtime import fork_rng
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Some clips of a set, or views of them: then several may be of one clip.
+    """Clips of a dataset, or several views of each clip.
 
     Attributes:
         video: [B, T, 3, H, W], uint8 or float32 in 0..1.
-        labels: [B] int64; of a mixed clip, the class that has most of it.
-        indices: [B] int64, which clip of the set each one is; always on the CPU.
-        draws: [B, D] float32, the random numbers of each clip before its augmentation; always on the CPU.
-        shares: [B, Y] float32, the share of each class in mixed clips; None where none was mixed.
+        labels: [B] int64; for a mixed clip, its most probable class.
+        indices: [B] int64 indices in the dataset, on the CPU.
+        draws: [B, D] float32 random numbers for the augmentation of each clip, on the CPU; None after augmentation.
+        soft_labels: [B, Y] float32 class probabilities of mixed clips; None if clips are not mixed.
     """
 
     video: Shaped[Tensor, "b t 3 h w"]
     labels: Int64[Tensor, " b"]
     indices: Int64[Tensor, " b"]
     draws: Float32[Tensor, "b d"] | None = None
-    shares: Float32[Tensor, "b y"] | None = None
+    soft_labels: Float32[Tensor, "b y"] | None = None
 
     @property
     def targets(self) -> Tensor:
-        """What the loss is taken of: the labels, or the shares of mixed clips."""
-        return self.labels if self.shares is None else self.shares
+        """The targets of the loss: class probabilities of mixed clips, else labels."""
+        return self.labels if self.soft_labels is None else self.soft_labels
 
     def split(self, size: int) -> list[Batch]:
-        """In parts of ``size`` clips, of which the last may have fewer."""
-        own = [getattr(self, attribute.name) for attribute in fields(self)]
-        parts: list[list[Any]] = [
-            [None if values is None else values[start : start + size] for values in own]
+        """Splits the batch into microbatches of ``size`` clips; the last may be smaller."""
+        values = [getattr(self, attribute.name) for attribute in fields(self)]
+        return [
+            Batch(*(None if value is None else value[start : start + size] for value in values))  # type: ignore[arg-type]
             for start in range(0, len(self.labels), size)
         ]
-        return [Batch(*values) for values in parts]
 
 
-def open_split(config: Config, split: str) -> ClipSet:
-    """One split of the configured data set."""
-    return open_dataset(config.data.name, Path(config.data.root), split)
+def open_split(data: DataConfig, split: str) -> ClipSet:
+    """Opens a split of the configured dataset."""
+    return open_dataset(data.name, Path(data.root), split)
 
 
 @dataclass(frozen=True)
 class Splits:
-    """The clip sets of a run, which have the same classes."""
+    """The splits of a run, which have the same classes."""
 
     train: ClipSet
     test: ClipSet
     validation: ClipSet | None
 
     @classmethod
-    def open(cls, config: Config) -> Splits:
-        """Opens them all.
+    def open(cls, data: DataConfig) -> Splits:
+        """Opens all splits.
 
         Raises:
-            ClassMismatch: if the splits have other classes than the training split.
+            ClassMismatch: the classes of a split differ from those of the training split.
         """
-        data = config.data
-        train, test = open_split(config, data.train_split), open_split(config, data.test_split)
-        validation = open_split(config, data.validation_split) if data.validation_split is not None else None
+        train, test = open_split(data, data.train_split), open_split(data, data.test_split)
+        validation = open_split(data, data.validation_split) if data.validation_split is not None else None
         for other in (test, validation):
             if other is not None and other.class_names != train.class_names:
                 raise ClassMismatch(
@@ -90,13 +87,23 @@ class Splits:
 
 
 class TrainingBatches:
-    """The augmented batches of the training split, epoch by epoch.
+    """Augmented batches of the training split.
 
-    Of several ranks each makes its part of every batch; the clips are the same for any number of ranks and workers, bit
-    for bit (on one kind of device).
+    Each rank loads its part of every batch. On one kind of device, clips are bitwise identical for any number of ranks
+    and workers. An incomplete last batch is dropped (batch norm needs large batches) unless it is the only one: our
+    reading.
 
-    A last batch that is not full is left out (batch normalisation does not like small batches), unless it is the only
-    one: our reading.
+    Args:
+        clip_set: the training split.
+        data: decoding and augmentation.
+        optim: ``batch_size`` and ``accumulate``.
+        model: the model, for the number and size of frames and its sampling.
+        device: device of the augmentation.
+        seed: seed of frame sampling and augmentation.
+        dist_ctx: the ranks; None: this process only.
+
+    Attributes:
+        microbatch_size: clips per forward pass on this rank.
 
     Raises:
         ConfigError: the clips of a batch cannot be divided among the ranks.
@@ -105,163 +112,232 @@ class TrainingBatches:
     def __init__(
         self,
         clip_set: ClipSet,
-        config: Config,
+        data: DataConfig,
+        optim: OptimConfig,
         model: VideoClassifier,
         device: torch.device,
         *,
-        ranks: Ranks | None = None,
+        seed: int = 0,
+        dist_ctx: DistContext | None = None,
     ) -> None:
-        data, ranks = config.data, ranks or Ranks(device)
-        self._augment = _augmentation(clip_set, config, model)
+        dist_ctx = dist_ctx or DistContext(device)
+        self._augment = TrainAugment(
+            model.input_size,
+            scale=data.crop_scale,
+            aspect=data.crop_aspect,
+            flip=data.flip,
+            mirror=clip_set.mirror,
+            brightness=data.brightness,
+            contrast=data.contrast,
+            saturation=data.saturation,
+            hue=data.hue,
+            permute_channels=data.permute_channels,
+            rand_augment=RandAugment(data.rand_augment, data.rand_magnitude) if data.rand_augment else None,
+        )
         self._mix = (
             PairMix(len(clip_set.class_names), mixup=data.mixup, cutmix=data.cutmix, probability=data.mix_probability)
             if data.mixes
             else None
         )
-        dataset = dataset_of(clip_set)(
-            clip_set,
-            model.num_frames,
-            train=True,
-            seed=config.seed,
-            frame_size=data.frame_size,
-            sampling=model.sampling,
-            draws=self._augment.num_draws + (0 if self._mix is None else self._mix.num_draws),
-            cache=data.cache,
-            max_bad_share=data.max_bad_share,
-            decoder=data.decoder,
-        )
-        size = config.optim.batch_size
-        _check_divides(ranks, min(size, len(dataset)), in_pairs=self._mix is not None)
-        self._loader = build_loader(
-            dataset,
-            -(-size // ranks.world_size),
-            workers=ranks.workers(data.workers),
-            drop_last=len(dataset) >= size,
-            pin_memory=device.type == "cuda",
-            rank=ranks.rank,
-            world_size=ranks.world_size,
-        )
-        self._batches = len(self._loader)
+        draws = self._augment.num_draws + (0 if self._mix is None else self._mix.num_draws)
+        size, world_size = optim.batch_size, dist_ctx.world_size
+        clips = min(size, len(clip_set))
+        multiple = world_size * (1 if self._mix is None else 2)
+        if dist_ctx.is_distributed and clips % multiple:
+            pairs = "" if self._mix is None else ", and data.mixup and data.cutmix need pairs"
+            raise ConfigError(
+                f"optim.batch_size: a step has {clips} clips for {world_size} ranks, expected a multiple of {multiple} "
+                f"(it is the number of clips over all ranks, which must be equal on each rank{pairs})"
+            )
+        self._loader = _loader(
+            clip_set, data, model, dist_ctx, -(-size // world_size), drop_last=len(clip_set) >= size,
+            train=True, seed=seed, draws=draws,
+        )  # fmt: skip
+        self._num_batches = len(self._loader)
         self._device = device
-        #: Clips that go through the model at once.
-        self.part_size = max(1, size // ranks.world_size // config.optim.accumulate)
+        self.microbatch_size = max(1, size // world_size // optim.accumulate)
 
     def __len__(self) -> int:
-        """Batches a whole epoch."""
-        return self._batches
+        """Number of batches per epoch."""
+        return self._num_batches
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        """The batches of one epoch from number ``start`` on, decoded, on the CPU; draws from no global generator."""
+        """Yields decoded batches on the CPU from index ``start``; does not advance the global random generators."""
         self._loader.set_epoch(epoch, skip=start)
         batches = iter(self._loader)
-        with untouched_random_state():  # torch draws a seed for the workers from them, for some epochs and not others
+        with fork_rng():  # DataLoader draws a seed for its workers, in some epochs only
             loaded = next(batches, None)
         while loaded is not None:
             yield Batch(loaded["video"], loaded["label"], loaded["index"], loaded["draws"])
             loaded = next(batches, None)
 
     def prepare(self, batch: Batch) -> Batch:
-        """The batch on the device (moved as uint8) and augmented there, at the model's input size; a flipped clip has
-        its mirror's label, a mixed one also shares of classes."""
-        assert batch.draws is not None  # of `epoch`
-        own, of_pair = batch.draws.split([self._augment.num_draws, batch.draws.shape[1] - self._augment.num_draws], 1)
-        video, labels = self._augment(*_moved(batch, self._device), own)
+        """Moves the batch to the device as uint8 and augments it at the model's input size.
+
+        A flipped clip gets the label of its mirrored class; mixed clips get ``soft_labels``.
+        """
+        assert batch.draws is not None  # set by epoch()
+        draws, pair_draws = batch.draws.split(
+            [self._augment.num_draws, batch.draws.shape[1] - self._augment.num_draws], 1
+        )
+        video, labels = self._augment(*_to_device(batch, self._device), draws)
         if self._mix is None:
             return Batch(video, labels, batch.indices)
-        video, shares = self._mix(video, labels, of_pair)
-        return Batch(video, shares.argmax(1), batch.indices, shares=shares)
-
-
-def _check_divides(ranks: Ranks, clips: int, *, in_pairs: bool) -> None:
-    """A mean over the ranks is that over the clips of a batch only where each has as many."""
-    parts = ranks.world_size * (2 if in_pairs else 1)
-    if ranks.several and clips % parts:
-        pairs = ", and data.mixup and data.cutmix need pairs" if in_pairs else ""
-        raise ConfigError(
-            f"optim.batch_size: a step has {clips} clips for {ranks.world_size} ranks, expected a multiple of {parts}: "
-            f"it counts the clips of the whole run, each rank takes as many{pairs}"
-        )
-
-
-def _augmentation(clip_set: ClipSet, config: Config, model: VideoClassifier) -> TrainAugment:
-    data = config.data
-    return TrainAugment(
-        model.input_size,
-        scale=data.crop_scale,
-        aspect=data.crop_aspect,
-        flip=data.flip,
-        mirror=clip_set.mirror,
-        brightness=data.brightness,
-        contrast=data.contrast,
-        saturation=data.saturation,
-        hue=data.hue,
-        permute_channels=data.permute_channels,
-        rand_augment=RandAugment(data.rand_augment, data.rand_magnitude) if data.rand_augment else None,
-    )
+        video, soft_labels = self._mix(video, labels, pair_draws)
+        return Batch(video, soft_labels.argmax(1), batch.indices, soft_labels=soft_labels)
 
 
 class EvaluationBatches:
-    """The clips of a split in order, on the device: each once, with the frames in the middle and the centre crop, or
-    in ``data.test_views`` · ``data.test_crops`` views, which follow each other as if they were clips.
+    """Clips of a split in order, on the device: each in ``data.test_views`` · ``data.test_crops`` consecutive views.
 
-    Of several ranks each has clips of its own.
+    With one view, frames are centered in time and center-cropped. Each rank has a part of the clips.
 
     Args:
-        once: one view, whatever the configuration says.
+        clip_set: the split.
+        data: decoding and views.
+        optim: ``batch_size`` and ``accumulate`` limit the number of clips per forward pass.
+        model: the model, for the number and size of frames and its sampling.
+        device: device of the batches.
+        single_view: use one view regardless of ``data``.
+        dist_ctx: the ranks; None: this process only.
+
+    Attributes:
+        groups: ``groups`` of the dataset.
+        views: views per clip.
 
     Raises:
-        ClassMismatch: before anything is read, if the split has other classes than the model.
+        ClassMismatch: the split and the model have different classes; raised before any clip is read.
     """
 
     def __init__(
         self,
         clip_set: ClipSet,
-        config: Config,
+        data: DataConfig,
+        optim: OptimConfig,
         model: VideoClassifier,
         device: torch.device,
         *,
-        once: bool = False,
-        ranks: Ranks | None = None,
+        single_view: bool = False,
+        dist_ctx: DistContext | None = None,
     ) -> None:
-        ranks = ranks or Ranks(device)
+        dist_ctx = dist_ctx or DistContext(device)
         check_same_classes(model.class_names, clip_set.class_names)
-        data = config.data
-        dataset = dataset_of(clip_set)(
-            clip_set,
-            model.num_frames,
-            train=False,
-            frame_size=data.frame_size,
-            sampling=model.sampling,
-            views=1 if once else data.test_views,
-            crops=1 if once else data.test_crops,
-            cache=data.cache,
-            max_bad_share=data.max_bad_share,
-            decoder=data.decoder,
-        )
+        views, crops = (1, 1) if single_view else (data.test_views, data.test_crops)
         self.groups = clip_set.groups
-        self.views = dataset.views * dataset.crops
-        self._size = max(1, config.optim.batch_size // ranks.world_size // config.optim.accumulate)
-        self._loader = build_loader(
-            dataset,
-            max(1, self._size // self.views),
-            workers=ranks.workers(data.workers),
-            pin_memory=device.type == "cuda",
-            rank=ranks.rank,
-            world_size=ranks.world_size,
-        )
-        self._crop = model.centre_crop
+        self.views = views * crops
+        self._size = max(1, optim.batch_size // dist_ctx.world_size // optim.accumulate)
+        clips = max(1, self._size // self.views)
+        self._loader = _loader(clip_set, data, model, dist_ctx, clips, train=False, views=views, crops=crops)
+        self._crop = model.center_crop
         self._device = device
 
     def __iter__(self) -> Iterator[Batch]:
         for loaded in self._loader:
             views = loaded["video"].unflatten(1, (self.views, -1)).flatten(0, 1)
             labels, indices = (loaded[name].repeat_interleave(self.views) for name in ("label", "index"))
-            # A clip of many views may be more than the model takes at once.
-            for part in zip(*(values.split(self._size) for values in (views, labels, indices)), strict=True):
-                batch = Batch(*part)
-                video, own = _moved(batch, self._device)
-                yield Batch(self._crop(video), own, batch.indices)
+            for batch in Batch(views, labels, indices).split(self._size):  # one clip may have more views than fit
+                video, labels = _to_device(batch, self._device)
+                yield Batch(self._crop(video), labels, batch.indices)
 
 
-def _moved(batch: Batch, device: torch.device) -> tuple[Tensor, Tensor]:
+def _loader(
+    clip_set: ClipSet,
+    data: DataConfig,
+    model: VideoClassifier,
+    dist_ctx: DistContext,
+    batch_size: int,
+    *,
+    drop_last: bool = False,
+    **dataset_options: Any,
+) -> Any:
+    dataset = dataset_of(clip_set)(
+        clip_set,
+        model.num_frames,
+        frame_size=data.frame_size,
+        sampling=model.sampling,
+        cache=data.cache,
+        max_failed_fraction=data.max_failed_fraction,
+        decoder=data.decoder,
+        **dataset_options,
+    )
+    return build_loader(
+        dataset,
+        batch_size,
+        workers=dist_ctx.num_workers(data.workers),
+        drop_last=drop_last,
+        pin_memory=dist_ctx.device.type == "cuda",
+        rank=dist_ctx.rank,
+        world_size=dist_ctx.world_size,
+    )
+
+
+def _to_device(batch: Batch, device: torch.device) -> tuple[Tensor, Tensor]:
     return batch.video.to(device, non_blocking=True), batch.labels.to(device, non_blocking=True)
+
+
+@dataclass(frozen=True)
+class StepMetrics:
+    """Metrics of a step over all ranks.
+
+    Attributes:
+        losses: mean of each loss term over the clips, as "loss/<term>".
+        correct: correctly classified clips.
+        clips: number of clips.
+        non_finite_clips: dataset indices of this rank's clips in microbatches with a non-finite term.
+    """
+
+    losses: dict[str, float]
+    correct: int
+    clips: int
+    non_finite_clips: list[int]
+
+
+class MicrobatchMetrics:
+    """Collects the metrics of the microbatches of a step, detached, on the device."""
+
+    def __init__(self) -> None:
+        self._names: tuple[str, ...] = ()
+        self._rows: list[Float[Tensor, " n"]] = []
+        self._latents: list[Float[Tensor, "b d"]] = []
+        self._labels: list[Int64[Tensor, " b"]] = []
+        self._indices: list[list[int]] = []
+
+    def add(self, terms: Mapping[str, Tensor], outputs: Mapping[str, Tensor], microbatch: Batch) -> None:
+        """Adds the loss terms (means over the clips) and outputs of :class:`art.train.parallel.ModelWithLoss`."""
+        self._names = tuple(terms)
+        correct = (outputs["logits"].argmax(1) == microbatch.labels).sum()
+        self._rows.append(torch.stack([*(term.detach().float() for term in terms.values()), correct.float()]))
+        if "video_latent" in outputs:
+            self._latents.append(outputs["video_latent"].detach())
+        self._labels.append(microbatch.labels)
+        self._indices.append(microbatch.indices.tolist())
+
+    @property
+    def labels(self) -> Int64[Tensor, " b"]:
+        """Labels of this rank's clips."""
+        return torch.cat(self._labels)
+
+    @property
+    def video_latent(self) -> Float[Tensor, "b d"]:
+        """x_cls of this rank's clips in the space of the semantics; kind "art" only."""
+        return torch.cat(self._latents)
+
+    def reduce(self, dist_ctx: DistContext) -> StepMetrics:
+        """Reduces over microbatches and ranks, which have equal numbers of clips. A collective operation."""
+        own = torch.stack(self._rows)  # [microbatches, terms + 1]
+        own_rows, summed_rows = torch.stack([own, dist_ctx.all_reduce(own)]).tolist()  # one device-to-host copy
+        sizes = [len(indices) for indices in self._indices]
+        clips = sum(sizes)
+        losses = {
+            f"loss/{name}": sum(size / clips * row[i] for size, row in zip(sizes, summed_rows, strict=True))
+            / dist_ctx.world_size
+            for i, name in enumerate(self._names)
+        }
+        non_finite = [
+            index
+            for indices, row in zip(self._indices, own_rows, strict=True)
+            if not all(map(math.isfinite, row))
+            for index in indices
+        ]
+        correct = int(sum(row[-1] for row in summed_rows))
+        return StepMetrics(losses, correct, clips * dist_ctx.world_size, non_finite)

@@ -1,12 +1,14 @@
-"""Checkpoints that are whole or absent: a new one is written beside the old one, by all ranks, and takes its place."""
+"""Run directories and crash-safe checkpoints: a new checkpoint is written completely before it replaces the old one."""
 
 from __future__ import annotations
 
 import contextlib
 import io
+import json
 import os
 import pickle
 import shutil
+import time
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
@@ -14,95 +16,255 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path, PurePath
 from types import TracebackType
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.distributed.checkpoint as dcp
+import yaml
 from torch import Tensor
 from torch.distributed.checkpoint import metadata as dcp_metadata
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
-from art.train.distributed import Ranks
+from art.checkpoints import previous_directory, recover
+from art.data.files import atomic_write
+from art.train.config import Config, ConfigError, config_from_dict, save_config, to_dict
+from art.train.distributed import DistContext
 
-#: The file of a checkpoint with the numbers of a training, beside ``config.json`` and ``model.safetensors``.
+#: File of a checkpoint with the training state other than tensors, next to ``config.json`` and ``model.safetensors``.
 TRAINING_STATE = "training_state.pt"
-#: The folder with its tensors, of which every rank wrote some.
+#: Directory of a checkpoint with the tensors of the training state, written by all ranks.
 TENSORS = "training_state"
+#: Keys that may differ between a run and its continuation: they do not change what a step computes, except for rounding
+#: (and, for ``optim.accumulate``, the batches that batch norm sees, as with a different number of devices).
+RESUMABLE_KEYS = (
+    "output", "device", "eval_every", "log_every", "report", "data.root", "data.workers", "data.cache", "compile",
+    "optim.accumulate",
+    "log.tensorboard", "log.wandb", "log.mlflow", "log.mlflow_experiment", "log.gradient_norms",
+    "log.histograms_every", "log.profile",
+    "parallel.strategy", "parallel.fsdp_block", "parallel.unused_parameters", "parallel.timeout",
+    "checkpoints.every_steps", "checkpoints.keep", "checkpoints.asynchronous",
+)  # fmt: skip
 
-_ALONE = Ranks(torch.device("cpu"))
+#: Whether to continue a run; "auto": if there is one.
+Resume = bool | Literal["auto"]
+
+_SINGLE = DistContext(torch.device("cpu"))
+_VISIBILITY_TIMEOUT = 10.0  # seconds
 
 
 class CheckpointError(ValueError):
-    """A folder that does not hold the checkpoint it should."""
+    """A directory without a valid checkpoint."""
+
+
+class RunExists(FileExistsError):
+    """The run directory already contains a run, and neither resume nor overwrite was requested."""
+
+
+class RunDir:
+    """Paths of a run: ``config.yaml``, ``classes.txt``, ``metrics.jsonl``, ``tensorboard/``, ``checkpoints/last`` and
+    ``best``, ``evaluation.json``, ``predictions.npz``, ``report.html``, and if enabled ``loggers.json``, ``wandb/`` and
+    ``trace/``."""
+
+    _CONTENTS = (
+        "config.yaml", "classes.txt", "metrics.jsonl", "tensorboard", "checkpoints", "evaluation.json",
+        "predictions.npz", "report.html", "loggers.json", "observers.json", "wandb", "trace",
+    )  # fmt: skip
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.config = self.path / "config.yaml"
+        self.classes = self.path / "classes.txt"
+        self.metrics = self.path / "metrics.jsonl"
+        self.tensorboard = self.path / "tensorboard"
+        former = self.path / "observers.json"  # the name in runs of earlier versions
+        self.loggers = former if former.is_file() else self.path / "loggers.json"
+        self.trace = self.path / "trace"
+        self.last = self.path / "checkpoints" / "last"
+        self.best = self.path / "checkpoints" / "best"
+        self.evaluation = self.path / "evaluation.json"
+        self.predictions = self.path / "predictions.npz"
+
+    def exists(self) -> bool:
+        """Returns whether a run was started here."""
+        return any((self.path / name).exists() for name in self._CONTENTS)
+
+    def has_checkpoint(self) -> bool:
+        """Returns whether there is a training state to resume from."""
+        recover(self.last)
+        return (self.last / TRAINING_STATE).is_file()
+
+    def check(self, config: Config, *, resume: Resume, overwrite: bool) -> bool:
+        """Checks whether this run may start here. Changes nothing.
+
+        Returns:
+            Whether it resumes; "auto" resumes if a run was started.
+
+        Raises:
+            RunExists: a run exists, and neither ``resume`` nor ``overwrite`` is set.
+            FileNotFoundError: ``resume``, but there is no run.
+            ConfigError: both are set, or ``resume`` with a different configuration; the message names the keys.
+        """
+        if resume and overwrite:
+            raise ConfigError("resume and overwrite: got both, expected at most one")
+        if resume == "auto":
+            resume = self.config.is_file()
+        if self.path.exists() and not self.path.is_dir():
+            raise ConfigError(f"output: {self.path} is a file, expected a directory or a path that does not exist")
+        if resume:
+            if not self.config.is_file():
+                raise FileNotFoundError(f"{self.path}: no run to resume (no config.yaml); omit --resume")
+            self._check_same(config)
+        elif self.exists() and not overwrite:
+            raise RunExists(
+                f"{self.path}: already contains a run; continue it with --resume, replace it with --overwrite, "
+                "or choose another directory with output=..."
+            )
+        return bool(resume)
+
+    def check_visible(self) -> None:
+        """Checks that this rank sees what :meth:`begin` wrote on rank 0; a network file system may need a moment.
+
+        Raises:
+            ConfigError: it does not.
+        """
+        deadline = time.monotonic() + _VISIBILITY_TIMEOUT
+        while not self.config.is_file():
+            if time.monotonic() > deadline:
+                raise ConfigError(
+                    f"output: rank 0 wrote {self.config}, but another rank does not see it; expected a directory on a "
+                    "file system shared by all machines, because every rank writes to the checkpoints"
+                )
+            time.sleep(0.1)
+
+    def _check_same(self, config: Config) -> None:
+        saved = config_from_dict(dict(yaml.safe_load(self.config.read_text(encoding="utf-8"))), str(self.config))
+        changed = differing_keys(to_dict(saved), to_dict(config))
+        if config.optim.schedule == "step":  # learning rates so far do not depend on the number of epochs
+            changed.pop("optim.epochs", None)
+        if changed:
+            listed = ", ".join(f"{key} (was {was!r}, is {now!r})" for key, (was, now) in list(changed.items())[:5])
+            raise ConfigError(
+                f"{self.path}: cannot resume with a different configuration: {listed}. Use the former values, "
+                "or start another run with output=..."
+            )
+
+    def begin(self, config: Config, class_names: tuple[str, ...], *, resume: bool) -> None:
+        """Removes an earlier run (unless ``resume``) and writes the configuration and the classes."""
+        if not resume:
+            for name in self._CONTENTS:
+                path = self.path / name
+                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        self.path.mkdir(parents=True, exist_ok=True)
+        atomic_write(self.config, lambda path: save_config(config, path))  # first: its presence marks a started run
+        atomic_write(self.classes, lambda path: path.write_text("".join(f"{name}\n" for name in class_names), "utf-8"))
+
+    def history(self) -> list[dict[str, Any]]:
+        """Returns the records of ``metrics.jsonl``, without a last line that a crash truncated."""
+        return read_history(self.metrics)
+
+
+def read_history(path: Path) -> list[dict[str, Any]]:
+    """Returns the records of a ``metrics.jsonl`` file, without a last line that a crash truncated.
+
+    Raises:
+        ValueError: a line other than the last is not valid JSON.
+    """
+    if not path.is_file():
+        return []
+    lines = path.read_text(encoding="utf-8").splitlines()
+    history = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            history.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            if number == len(lines):
+                break
+            raise ValueError(f"{path}: line {number} is not valid JSON ({error})") from error
+    return history
+
+
+def differing_keys(saved: dict[str, Any], current: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Returns the dotted keys that differ and change the results of a run, with both values."""
+    one, other = _flatten(saved), _flatten(current)
+    keys = sorted({*one, *other} - set(RESUMABLE_KEYS))
+    return {key: (one.get(key), other.get(key)) for key in keys if one.get(key) != other.get(key)}
+
+
+def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value}
+    return flat
 
 
 class CheckpointWriter:
-    """Writes ``folder`` again and again so that a crash at any moment leaves the former checkpoint, or the new one.
+    """Writes ``directory`` repeatedly, so that after a crash it is the previous or the new checkpoint.
 
-    Several ranks write into one folder, which must be on a file system that all of them see.
+    All ranks write to one directory, which must be on a shared file system.
 
     Args:
-        folder: of the last checkpoint.
-        ranks: who writes.
-        keep: how many are kept: ``folder`` and, beside it, those before as ``step-<number>``.
-        asynchronous: write in a thread, from a copy. What fails there is raised by :meth:`wait`.
+        directory: directory of the last checkpoint.
+        dist_ctx: the ranks that write.
+        keep: number of checkpoints to keep: ``directory``, and earlier ones next to it as ``step-<number>``.
+        asynchronous: write a copy in a thread; errors are raised by :meth:`wait`.
     """
 
-    def __init__(self, folder: Path, ranks: Ranks = _ALONE, *, keep: int = 1, asynchronous: bool = False) -> None:
-        self.folder, self._ranks, self._keep, self.asynchronous = folder, ranks, keep, asynchronous
+    def __init__(
+        self, directory: Path, dist_ctx: DistContext = _SINGLE, *, keep: int = 1, asynchronous: bool = False
+    ) -> None:
+        self._directory, self._dist_ctx, self._keep, self.asynchronous = directory, dist_ctx, keep, asynchronous
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
 
     def save(
         self, write_model: Callable[[Path], None], values: Mapping[str, Any], tensors: Mapping[str, Tensor]
     ) -> None:
-        """Writes one checkpoint; all ranks call this.
+        """Writes a checkpoint. A collective operation.
 
         Args:
-            write_model: puts the model into a folder; called on rank 0, perhaps in a thread.
-            values: of ``training_state.pt``: plain containers and tensors, because it is read with
-                ``weights_only=True``, and "step", the number of the checkpoint. Rank 0's are written.
-            tensors: of ``training_state``, by name: those that several ranks have are written once, of a DTensor each
-                rank writes its shard.
+            write_model: writes the model to a directory; called on rank 0, possibly in a thread.
+            values: contents of ``training_state.pt`` (rank 0's): containers and tensors, because it is loaded with
+                ``weights_only=True``, with "step", the number of the checkpoint.
+            tensors: contents of ``training_state`` by name. Replicated tensors are written once, shards of a DTensor by
+                their ranks.
         """
         self.wait()
-        incoming = _incoming(self.folder)
-        self._ranks.on_main(lambda: _begin(self.folder, incoming))
-
-        target = dcp.FileSystemWriter(incoming / TENSORS)
-        how: dict[str, Any] = {"storage_writer": target, "no_dist": not self._ranks.several}
+        incoming = _incoming(self._directory)
+        self._dist_ctx.run_on_rank0(lambda: _begin(self._directory, incoming))
+        storage = dcp.FileSystemWriter(incoming / TENSORS)
+        options: dict[str, Any] = {"storage_writer": storage, "no_dist": not self._dist_ctx.is_distributed}
 
         def complete() -> None:
-            if self._ranks.is_main:
+            if self._dist_ctx.is_main:
                 write_model(incoming)
                 torch.save(dict(values), incoming / TRAINING_STATE)
-                _replace(self.folder, incoming, self._keep)
+                _replace(self._directory, incoming, self._keep)
 
         def complete_later(staged: Future[Any]) -> None:
-            with _as_os_error(self.folder):
-                staged.result()  # on rank 0 when all ranks have written
+            with _convert_errors(OSError, f"{self._directory}: the checkpoint could not be written"):
+                staged.result()  # on rank 0, when all ranks have written
             complete()
 
-        with _as_os_error(self.folder), _without_warning():
+        with _convert_errors(OSError, f"{self._directory}: the checkpoint could not be written"):
             if self.asynchronous:
-                staged = dcp.async_save(dict(tensors), process_group=self._ranks.background, **how)
+                staged = dcp.async_save(dict(tensors), process_group=self._dist_ctx.background, **options)
                 assert isinstance(staged, Future)
                 self._pending = self._thread.submit(complete_later, staged)
                 return
-            dcp.save(dict(tensors), process_group=self._ranks.control, **how)
-        with self._ranks.together():
+            dcp.save(dict(tensors), process_group=self._dist_ctx.control, **options)
+        with self._dist_ctx.sync_errors():
             complete()
 
     def wait(self) -> None:
-        """Waits for what is being written in the background on all ranks.
+        """Waits until all ranks have finished writing in the background.
 
         Raises:
-            OSError: it could not be written; the former checkpoint is as it was.
+            OSError: the checkpoint could not be written; the previous one is unchanged.
         """
         if not self.asynchronous:
             return
-        with self._ranks.together():
+        with self._dist_ctx.sync_errors():
             pending, self._pending = self._pending, None
             if pending is not None:
                 pending.result()
@@ -113,11 +275,11 @@ class CheckpointWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._thread.shutdown()  # what is being written ends first
+        self._thread.shutdown()  # finishes a write in progress
 
 
 def copy_checkpoint(source: Path, target: Path) -> None:
-    """Copies a checkpoint, with the same guarantee for ``target``."""
+    """Copies a checkpoint with the same guarantee for ``target``."""
     incoming = _incoming(target)
     recover(target)
     shutil.rmtree(incoming, ignore_errors=True)
@@ -125,81 +287,70 @@ def copy_checkpoint(source: Path, target: Path) -> None:
     _replace(target, incoming, keep=None)
 
 
-def load_training_state(folder: Path) -> dict[str, Any]:
-    """Reads what :meth:`CheckpointWriter.save` got as ``values``, onto the CPU.
+def load_training_state(directory: Path) -> dict[str, Any]:
+    """Loads the ``values`` of :meth:`CheckpointWriter.save` to the CPU.
 
     Raises:
-        CheckpointError: if there is no training state in the folder, or it cannot be read.
+        CheckpointError: the directory has no training state, or it cannot be read.
     """
-    path = folder / TRAINING_STATE
+    path = directory / TRAINING_STATE
     if not path.is_file():
-        raise CheckpointError(
-            f"{folder}: no {TRAINING_STATE} there, so there is nothing to resume; train without --resume"
-        )
+        raise CheckpointError(f"{directory}: no {TRAINING_STATE}, so there is nothing to resume; omit --resume")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise CheckpointError(f"{path}: cannot be read as a training state ({error})") from error
     if not isinstance(state, dict):
-        raise CheckpointError(f"{path}: holds a {type(state).__name__}, expected a dict of the training state")
+        raise CheckpointError(f"{path}: contains a {type(state).__name__}, expected a dict of the training state")
     return state
 
 
-def saved_tensors(folder: Path) -> dict[str, torch.Size]:
-    """Name and shape of every tensor that :meth:`CheckpointWriter.save` got as ``tensors``.
+def saved_tensors(directory: Path) -> dict[str, torch.Size]:
+    """Returns the names and shapes of the tensors of a checkpoint's training state.
 
     Raises:
         CheckpointError: they cannot be read.
     """
-    entries = _Reader(folder / TENSORS).read_metadata().state_dict_metadata
+    entries = _Reader(directory / TENSORS).read_metadata().state_dict_metadata
     return {name: entry.size for name, entry in entries.items() if isinstance(entry, TensorStorageMetadata)}
 
 
-def load_tensors(folder: Path, tensors: Mapping[str, Tensor], ranks: Ranks = _ALONE) -> None:
-    """Reads saved tensors into ``tensors``, in place; all ranks call this. Shards may be others than they were.
+def load_tensors(directory: Path, tensors: Mapping[str, Tensor], dist_ctx: DistContext = _SINGLE) -> None:
+    """Loads saved tensors into ``tensors``, in place, with any sharding. A collective operation.
 
     Raises:
-        CheckpointError: one is not there, has another shape, or cannot be read.
+        CheckpointError: a tensor is missing, has a different shape, or cannot be read.
     """
-    with _as_checkpoint_error(folder / TENSORS), _without_warning():
+    with _convert_errors(CheckpointError, f"{directory / TENSORS}: cannot be read", (RuntimeError, KeyError, OSError)):
         dcp.load(
             dict(tensors),
-            storage_reader=_Reader(folder / TENSORS),
-            process_group=ranks.control,
-            no_dist=not ranks.several,
+            storage_reader=_Reader(directory / TENSORS),
+            process_group=dist_ctx.control,
+            no_dist=not dist_ctx.is_distributed,
         )
 
 
-def recover(folder: Path) -> None:
-    """Puts the former checkpoint back if a crash came between the two renames of a save."""
-    previous = _previous(folder)
-    if previous.exists() and not folder.exists():
-        previous.rename(folder)
-
-
 class _Reader(dcp.FileSystemReader):
-    """Reads a checkpoint of tensors and executes nothing that is in it: PyTorch unpickles its table of contents."""
+    """Reads saved tensors without executing code in the file: PyTorch unpickles the metadata without restrictions."""
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
         path = Path(self.path) / ".metadata"
         try:
-            metadata = _TableOfContents(io.BytesIO(path.read_bytes())).load()
+            metadata = _MetadataUnpickler(io.BytesIO(path.read_bytes())).load()
         except Exception as error:
             raise CheckpointError(f"{path}: cannot be read as tensors of a training state ({error})") from error
         if not isinstance(metadata, Metadata):
-            raise CheckpointError(
-                f"{path}: holds a {type(metadata).__name__}, expected the tensors of a training state"
-            )
+            raise CheckpointError(f"{path}: contains a {type(metadata).__name__}, expected checkpoint metadata")
         if metadata.storage_meta is None:
             metadata.storage_meta = dcp_metadata.StorageMeta()
         metadata.storage_meta.load_id = self.load_id
         return metadata
 
 
-class _TableOfContents(pickle.Unpickler):
-    """Makes only what such a table is made of."""
+class _MetadataUnpickler(pickle.Unpickler):
+    """Creates only the types that checkpoint metadata consists of."""
 
-    _PLAIN: ClassVar[dict[tuple[str, str], Any]] = {
+    _ALLOWED: ClassVar[dict[tuple[str, str], Any]] = {
         ("torch", "Size"): torch.Size,
         ("collections", "OrderedDict"): OrderedDict,
         ("torch.serialization", "_get_layout"): torch.serialization._get_layout,
@@ -207,81 +358,60 @@ class _TableOfContents(pickle.Unpickler):
     }
 
     def find_class(self, module: str, name: str) -> Any:
-        if (module, name) in self._PLAIN:
-            return self._PLAIN[module, name]
+        if (module, name) in self._ALLOWED:
+            return self._ALLOWED[module, name]
         if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
             return getattr(torch, name)
         if module == dcp_metadata.__name__ and isinstance(found := getattr(dcp_metadata, name, None), type):
             return found
         if (module, name) == ("torch.distributed.checkpoint.filesystem", "_StorageInfo"):
             return super().find_class(module, name)
-        raise pickle.UnpicklingError(f"it names {module}.{name}, which tensors do not need")
+        raise pickle.UnpicklingError(f"{module}.{name} is not allowed in checkpoint metadata")
 
 
 @contextmanager
-def _as_checkpoint_error(folder: Path) -> Iterator[None]:
-    """What PyTorch raises in reading, which is no Exception, as one error of ours."""
+def _convert_errors(to: type[Exception], message: str, others: tuple[type[Exception], ...] = ()) -> Iterator[None]:
+    """Converts PyTorch's CheckpointException (a BaseException) and ``others``, and hides a warning without a group."""
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
+            yield
     except CheckpointException as error:
-        raise CheckpointError(f"{folder}: cannot be read ({_first_failure(error)})") from error
-    except (RuntimeError, KeyError, OSError) as error:
-        raise CheckpointError(f"{folder}: cannot be read ({error})") from error
+        rank, (cause, _) = next(iter(error.failures.items()))
+        raise to(f"{message} (rank {rank}: {cause})") from error
+    except others as error:
+        raise to(f"{message} ({error})") from error
 
 
-@contextmanager
-def _as_os_error(folder: Path) -> Iterator[None]:
-    """What PyTorch raises in writing likewise."""
-    try:
-        yield
-    except CheckpointException as error:
-        raise OSError(f"{folder}: the checkpoint could not be written ({_first_failure(error)})") from error
-
-
-def _first_failure(error: CheckpointException) -> str:
-    rank, (cause, _) = next(iter(error.failures.items()))
-    return f"rank {rank}: {cause}"
-
-
-@contextmanager
-def _without_warning() -> Iterator[None]:
-    """PyTorch warns that one process is no group."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
-        yield
-
-
-def _begin(folder: Path, incoming: Path) -> None:
-    recover(folder)
+def _begin(directory: Path, incoming: Path) -> None:
+    recover(directory)
     shutil.rmtree(incoming, ignore_errors=True)
     (incoming / TENSORS).mkdir(parents=True)
 
 
-def _incoming(folder: Path) -> Path:
-    return folder.with_name(f".{folder.name}.incoming")
+def _incoming(directory: Path) -> Path:
+    return directory.with_name(f".{directory.name}.incoming")
 
 
-def _previous(folder: Path) -> Path:
-    return folder.with_name(f".{folder.name}.previous")
-
-
-def _replace(folder: Path, incoming: Path, keep: int | None) -> None:
+def _replace(directory: Path, incoming: Path, keep: int | None) -> None:
     for path in [*incoming.rglob("*"), incoming]:
-        _flush(path)
-    previous = _previous(folder)
-    _retire(previous, keep)  # where a crash came just before that
-    if folder.exists():  # a folder that is not empty cannot be renamed over; recover() covers the moment in between
-        folder.rename(previous)
-    incoming.rename(folder)
-    _flush(folder.parent)
+        _fsync(path)
+    previous = previous_directory(directory)
+    _retire(previous, keep)  # left by a crash just before this call
+    if directory.exists():  # rename cannot replace a non-empty directory; recover() handles a crash in between
+        directory.rename(previous)
+    incoming.rename(directory)
+    _fsync(directory.parent)
     _retire(previous, keep)
 
 
 def _retire(previous: Path, keep: int | None) -> None:
-    """Removes a former checkpoint, or gives it its number and removes the ones that are then too many. None: those with
-    numbers are another's."""
+    """Removes a previous checkpoint, or renames it to its step and removes the oldest ones.
+
+    ``keep=None`` does not touch numbered checkpoints, which belong to another writer.
+    """
     if previous.exists() and keep is not None and keep > 1:
-        with contextlib.suppress(CheckpointError):  # of a removal that a crash cut short
+        with contextlib.suppress(CheckpointError):  # incomplete after a crash during removal
             kept = previous.with_name(f"step-{load_training_state(previous)['step']:08d}")
             _remove(kept)
             previous.rename(kept)
@@ -289,21 +419,21 @@ def _retire(previous: Path, keep: int | None) -> None:
     if keep is None:
         return
     numbered = sorted(previous.parent.glob("step-*"))
-    for folder in numbered[: max(0, len(numbered) - (keep - 1))]:
-        _remove(folder)
+    for path in numbered[: max(0, len(numbered) - (keep - 1))]:
+        _remove(path)
 
 
-def _remove(folder: Path) -> None:
-    """Removes a folder that, half removed, would look like a checkpoint."""
-    if folder.exists():
-        removed = folder.with_name(".removed")
+def _remove(directory: Path) -> None:
+    """Removes a directory that would look like a checkpoint if removed partially."""
+    if directory.exists():
+        removed = directory.with_name(".removed")
         shutil.rmtree(removed, ignore_errors=True)
-        folder.rename(removed)
+        directory.rename(removed)
         shutil.rmtree(removed, ignore_errors=True)
 
 
-def _flush(path: Path) -> None:
-    """Waits until a file's (or, where the system allows it, a folder's) content is on the disk."""
+def _fsync(path: Path) -> None:
+    """Flushes a file, or a directory if the system supports it, to disk."""
     if path.is_dir() and os.name == "nt":
         return
     handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)

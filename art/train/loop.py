@@ -1,4 +1,4 @@
-"""Training: one visible loop."""
+"""The training loop."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import torch
 from tqdm import tqdm
 
 from art.eval.evaluate import EvaluationStopped, evaluate, views_of, write_evaluation
@@ -20,25 +19,26 @@ from art.eval.predictions import Predictions
 from art.eval.reporting import localize, report_run
 from art.eval.similarities import bank_similarities, quantiles
 from art.model.art_model import ARTModel
-from art.model.pretrained import load_model
-from art.train.batches import Batch, EvaluationBatches, Splits, TrainingBatches
-from art.train.checkpoint import CheckpointWriter, copy_checkpoint
+from art.model.loading import load_model
+from art.train.batches import Batch, EvaluationBatches, MicrobatchMetrics, Splits, TrainingBatches
+from art.train.checkpoint import CheckpointWriter, Resume, RunDir, copy_checkpoint
 from art.train.config import Config, to_dict
-from art.train.distributed import Ranks, joined
-from art.train.gradients import Gradients
-from art.train.interruption import Interrupted, Interruption
-from art.train.logging import open_observers, require_observers
-from art.train.logging.run_log import NoLog, RunLog
-from art.train.optim import set_learning_rates
-from art.train.parallel import adding_up, answering
-from art.train.parts import PartOutcomes, StepOutcome
-from art.train.randomness import seed_everything
-from art.train.run_dir import Resume, RunFolder
-from art.train.runtime import allow_tf32, autocast, peak_device_memory_bytes, peak_memory_bytes, resolve_device
-from art.train.schedule import learning_rate_factor
+from art.train.distributed import DistContext, init_distributed
+from art.train.logging import NullLogger, RunLogger, ThroughputMeter, check_loggers, format_epoch, open_loggers
+from art.train.optim import GradientClipper, learning_rate_factor, set_learning_rates
+from art.train.parallel import no_sync, unwrap_ddp
+from art.train.runtime import (
+    DeferSignals,
+    Interrupted,
+    StepProfiler,
+    allow_tf32,
+    autocast,
+    peak_device_memory_bytes,
+    peak_memory_bytes,
+    resolve_device,
+    seed_everything,
+)
 from art.train.state import TrainingState
-from art.train.throughput import Pace
-from art.train.trace import StepTrace
 
 
 class NonFiniteLoss(ArithmeticError):
@@ -47,14 +47,15 @@ class NonFiniteLoss(ArithmeticError):
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What a finished training has to show.
+    """Result of a completed training run.
 
     Attributes:
-        output: the run folder.
-        evaluation: of the last checkpoint on the test split.
-        measured: "epochs", "steps", "parameters", "seconds" (wall time over every stretch of the run),
-            "step_seconds" and "data_seconds" (medians over the logged steps: computing, and waiting for data),
-            "peak_memory_bytes" and "peak_device_memory_bytes" (of this process; None off CUDA). Empty but on rank 0.
+        output: the run directory.
+        evaluation: evaluation of the last checkpoint on the test split.
+        measured: "epochs", "steps", "parameters", "seconds" (wall time, earlier sessions included), "step_seconds" and
+            "data_seconds" (medians over logged steps of the compute time and the time waiting for data),
+            "peak_memory_bytes" and "peak_device_memory_bytes" (of this process; None except on CUDA). Empty on ranks
+            other than 0.
     """
 
     output: Path
@@ -63,23 +64,23 @@ class TrainResult:
 
 
 def train(config: Config, *, resume: Resume = False, overwrite: bool = False) -> TrainResult:
-    """Trains, evaluates, and writes the run folder. Started by torchrun, on all ranks together: rank 0 writes.
+    """Trains, evaluates, and writes the run directory. With torchrun, every rank calls it, and rank 0 writes.
 
-    The reported evaluation is that of the *last* checkpoint: nothing is chosen on the test split. ``checkpoints/best``
-    is for users who have a validation split.
+    The reported evaluation is that of the *last* checkpoint: nothing is selected on the test split.
+    ``checkpoints/best`` is for datasets with a validation split.
 
     Args:
-        config: the run.
-        resume: continue the run in ``config.output`` exactly where it was saved (from the start if it never was): on
-            the CPU, with the same number of threads, the losses are those of a run that never stopped, bit for bit.
-            "auto": if a run was begun there, else begin it.
+        config: configuration of the run.
+        resume: continue the run in ``config.output`` from its last checkpoint (from the start if there is none). On the
+            CPU, with the same number of threads, losses are bitwise equal to those of an uninterrupted run. "auto"
+            resumes if a run was started there, else starts one.
         overwrite: replace the run in ``config.output``.
 
     Raises:
-        RunExists, FileNotFoundError, ConfigError: see :meth:`.run_folder.RunFolder.check`.
-        Interrupted: on SIGINT or SIGTERM, on any rank, after the step under way and with the state saved.
-        OtherRankError: another rank ended with an error of its own.
-        NonFiniteLoss: before the step that would have spoiled the weights; ``checkpoints/last`` stays as it was.
+        RunExists, FileNotFoundError, ConfigError: see :meth:`art.train.checkpoint.RunDir.check`.
+        Interrupted: SIGINT or SIGTERM on any rank; raised after the current step, with the state saved.
+        OtherRankError: another rank failed.
+        NonFiniteLoss: raised before the optimizer step; ``checkpoints/last`` is unchanged.
 
     Examples:
         >>> from art.train.config import load_config
@@ -91,44 +92,57 @@ def train(config: Config, *, resume: Resume = False, overwrite: bool = False) ->
         >>> result.measured["steps"]
         1
     """
-    run = RunFolder(config.output)
-    with joined(config) as ranks:
-        resuming = ranks.on_main(lambda: run.check(config, resume=resume, overwrite=overwrite))
-        training = _Training.opened(config, run, ranks, resume=resuming)
-        ranks.on_main(lambda: run.begin(config, training.splits.train.class_names, resume=resuming))
-        with ranks.together():
+    run = RunDir(config.output)
+    with init_distributed(config.device, config.parallel.timeout) as dist_ctx:
+        resuming = dist_ctx.run_on_rank0(lambda: run.check(config, resume=resume, overwrite=overwrite))
+        trainer = _Trainer.create(config, run, dist_ctx, resume=resuming)
+        dist_ctx.run_on_rank0(lambda: run.begin(config, trainer.splits.train.class_names, resume=resuming))
+        with dist_ctx.sync_errors():
             run.check_visible()
-        position = training.state.position
-        log: RunLog | NoLog = NoLog()
-        if ranks.is_main:
-            observers = open_observers(config, run, step=position.step)
-            log = RunLog(run, epochs=position.epoch, step=position.step, observers=observers)
-        with Interruption() as interruption, log, training.writer, closing(training.trace):
-            evaluation = training.run_epochs(log, interruption)
-    if not ranks.is_main:
+        position = trainer.state.position
+        log: RunLogger | NullLogger = NullLogger()
+        if dist_ctx.is_main:
+            loggers = open_loggers(config.log, run, to_dict(config), step=position.step)
+            log = RunLogger(run, epochs=position.epoch, step=position.step, loggers=loggers)
+        with DeferSignals() as signals, log, trainer.writer, closing(trainer.profiler):
+            evaluation = trainer.run_epochs(log, signals)
+    if not dist_ctx.is_main:
         return TrainResult(run.path, evaluation, {})
-    measured = _measured(run, training.state, training.device)
-    _write_results(training, evaluation, measured)
+    measured = trainer.measured()
+    _write_results(trainer, evaluation, measured)
     return TrainResult(run.path, evaluation, measured)
 
 
-def _write_results(training: _Training, evaluation: Evaluation, measured: dict[str, Any]) -> None:
-    """What the last checkpoint answered on the test split, and the report."""
-    config, run, test = training.config, training.run, training.splits.test
-    model = training.state.model
-    sharded = training.ranks.several and config.parallel.strategy == "fsdp"
-    if sharded or training.state.average is not None:  # the model here is not the one that was evaluated
-        model = load_model(run.last).to(training.device)
+def check_trainable(config: Config) -> None:
+    """Opens the data and builds or resumes the model as :func:`train` does, without writing anything.
+
+    Raises:
+        Exception: any error that :func:`train` would raise before its first step.
+    """
+    run = RunDir(config.output)
+    resume = run.check(config, resume="auto", overwrite=False)
+    _Trainer.create(config, run, DistContext(resolve_device(config.device)), resume=resume)
+
+
+def _write_results(trainer: _Trainer, evaluation: Evaluation, measured: dict[str, Any]) -> None:
+    """Writes the predictions and metrics of the last checkpoint on the test split, and the report."""
+    config, run, test = trainer.config, trainer.run, trainer.splits.test
+    model = trainer.state.model
+    sharded = trainer.dist_ctx.is_distributed and config.parallel.strategy == "fsdp"
+    if sharded or trainer.state.ema is not None:  # this model is not the one that was evaluated
+        model = load_model(run.last).to(trainer.device)
     localization = localize(model, test)
+    views = views_of(config.data)
     details = {
         "checkpoint": "checkpoints/last",
-        "views": views_of(config.data),
+        "views": views,
         "training": measured,
         "localization": None if localization is None else localization.to_dict(),
         "config": to_dict(config),
     }
     write_evaluation(run.path, Predictions.of(evaluation, test), details)
     if config.report:
+        facts = {name: measured[name] for name in ("epochs", "seconds", "step_seconds")}
         report_run(
             run.path,
             model=model,
@@ -136,229 +150,226 @@ def _write_results(training: _Training, evaluation: Evaluation, measured: dict[s
             evaluation=evaluation,
             localization=localization,
             history=run.history(),
-            facts={
-                "seed": config.seed,
-                **{name: measured[name] for name in ("epochs", "seconds", "step_seconds")},
-                **views_of(config.data),
-            },
+            facts={"seed": config.seed, **facts, **views},
         )
 
 
-def check_trainable(config: Config) -> None:
-    """Opens the data and builds the model as :func:`train` would, resuming where a run is; writes nothing.
-
-    Raises:
-        Exception: what :func:`train` would raise before its first step.
-    """
-    run = RunFolder(config.output)
-    resume = run.check(config, resume="auto", overwrite=False)
-    _Training.opened(config, run, Ranks(resolve_device(config.device)), resume=resume)
-
-
-class _Training:
-    """The loop over epochs, and within it the loop over batches."""
+class _Trainer:
+    """The components of a run, the loop over epochs, and the loop over batches."""
 
     @classmethod
-    def opened(cls, config: Config, run: RunFolder, ranks: Ranks, *, resume: bool) -> _Training:
-        """With its data, and a model that is new or as ``run`` saved it; seeds the global generators."""
+    def create(cls, config: Config, run: RunDir, dist_ctx: DistContext, *, resume: bool) -> _Trainer:
+        """Opens the data, seeds the global generators, and builds the model or loads the state of ``run``."""
         allow_tf32(config.tf32)
-        with ranks.together():
-            require_observers(config.log)
-            splits = Splits.open(config)
+        with dist_ctx.sync_errors():
+            check_loggers(config.log)
+            splits = Splits.open(config.data)
         class_names = splits.train.class_names
         seed_everything(config.seed)
-        if resume and ranks.on_main(run.has_checkpoint):
-            state = TrainingState.continued(run.last, config, class_names, ranks)
+        if resume and dist_ctx.run_on_rank0(run.has_checkpoint):
+            state = TrainingState.resume(run.last, config, class_names, dist_ctx)
         else:
-            state = TrainingState.fresh(config, class_names, ranks, splits.train.prompts)
-        with ranks.together():
+            state = TrainingState.create(config, class_names, dist_ctx, splits.train.prompts)
+        with dist_ctx.sync_errors():
             return cls(config, run, splits, state)
 
-    def __init__(self, config: Config, run: RunFolder, splits: Splits, state: TrainingState) -> None:
+    def __init__(self, config: Config, run: RunDir, splits: Splits, state: TrainingState) -> None:
         self.config, self.run, self.splits, self.state = config, run, splits, state
-        self.ranks, self.device = state.ranks, state.ranks.device
-        kept = config.checkpoints
-        self.writer = CheckpointWriter(run.last, self.ranks, keep=kept.keep, asynchronous=kept.asynchronous)
-        self.gradients = Gradients(state.model.parameter_groups(), config.optim.clip_grad_norm)
-        self.pace = Pace(self.device)
-        self.trace = StepTrace(
-            run.trace, config.log.profile, self.device, self.ranks.rank if self.ranks.several else None
-        )
-        # Making these finds missing files, before anything is written.
-        among: dict[str, Any] = {"ranks": self.ranks}
-        self.batches = TrainingBatches(splits.train, config, state.model, self.device, **among)
-        self.test = EvaluationBatches(splits.test, config, state.model, self.device, **among)
-        watched = splits.validation or splits.test
-        self.watched_split, self.watched = watched.split, self.test
-        if watched is not splits.test or self.test.views > 1:
-            self.watched = EvaluationBatches(watched, config, state.model, self.device, once=True, **among)
+        dist_ctx = self.dist_ctx = state.dist_ctx
+        device = self.device = dist_ctx.device
+        keep, asynchronous = config.checkpoints.keep, config.checkpoints.asynchronous
+        self.writer = CheckpointWriter(run.last, dist_ctx, keep=keep, asynchronous=asynchronous)
+        self.clipper = GradientClipper(state.model.parameter_groups(), config.optim.clip_grad_norm)
+        self.meter = ThroughputMeter(device)
+        rank = dist_ctx.rank if dist_ctx.is_distributed else None
+        self.profiler = StepProfiler(run.trace, config.log.profile, device, rank)
+        # Missing files are found here, before anything is written.
+        args = config.data, config.optim, state.model, device
+        self.batches = TrainingBatches(splits.train, *args, seed=config.seed, dist_ctx=dist_ctx)
+        self.test = EvaluationBatches(splits.test, *args, dist_ctx=dist_ctx)
+        validation = splits.validation or splits.test
+        self.validation_split, self.validation = validation.split, self.test
+        if validation is not splits.test or self.test.views > 1:
+            self.validation = EvaluationBatches(validation, *args, single_view=True, dist_ctx=dist_ctx)
 
-    def run_epochs(self, log: RunLog | NoLog, interruption: Interruption) -> Evaluation:
-        """Every epoch that is left, then the evaluation of the last checkpoint on the test split."""
-        self.log, self.interruption = log, interruption
-        self._began = time.perf_counter() - self.state.position.seconds
+    def run_epochs(self, log: RunLogger | NullLogger, signals: DeferSignals) -> Evaluation:
+        """Runs the remaining epochs and returns the evaluation of the last checkpoint on the test split."""
+        self.log, self.signals = log, signals
+        self._start_time = time.perf_counter() - self.state.position.seconds
         position, epochs = self.state.position, self.config.optim.epochs
         evaluation: Evaluation | None = None
         while position.epoch < epochs:
             self._train_epoch()
             self._save()
-            numbers = {
+            metrics = {
                 "mean_loss/total": position.loss_sum / position.clips,
                 "top1/train": position.correct / position.clips,
                 "epoch_seconds/train": position.epoch_seconds,
             }
             if (position.epoch + 1) % self.config.eval_every == 0 or position.epoch + 1 == epochs:
-                evaluation = self._evaluate_epoch(numbers)
-            self.log.write("epoch", position.epoch + 1, position.step, numbers)
-            if self.ranks.is_main:
-                tqdm.write(f"epoch {position.epoch + 1}/{epochs}  {_told(numbers)}")
+                evaluation = self._evaluate_epoch(metrics)
+            self.log.write("epoch", position.epoch + 1, position.step, metrics)
+            if self.dist_ctx.is_main:
+                tqdm.write(f"epoch {position.epoch + 1}/{epochs}  {format_epoch(metrics)}")
             position.next_epoch()
         self.writer.wait()
-        if evaluation is None or self.watched is not self.test:
+        if evaluation is None or self.validation is not self.test:
             evaluation = self._evaluate(self.test)
-        position.seconds = time.perf_counter() - self._began
+        position.seconds = time.perf_counter() - self._start_time
         return evaluation
+
+    def measured(self) -> dict[str, Any]:
+        """Returns :attr:`TrainResult.measured`."""
+        position, model = self.state.position, self.state.model
+        steps = [line for line in self.run.history() if line["event"] == "step"]
+        return {
+            "epochs": position.epoch,
+            "steps": position.step,
+            "parameters": sum(parameter.numel() for parameter in model.parameters()),
+            "seconds": position.seconds,
+            "step_seconds": median(line["seconds/step"] for line in steps) if steps else None,
+            "data_seconds": median(line["seconds/data"] for line in steps) if steps else None,
+            "peak_memory_bytes": peak_memory_bytes(),
+            "peak_device_memory_bytes": peak_device_memory_bytes(self.device),
+        }
 
     def _train_epoch(self) -> None:
         position, epochs = self.state.position, self.config.optim.epochs
         self.state.model.train()
         batches = self.batches.epoch(position.epoch, start=position.batch)
-        self.state.restore_randomness()  # only now: making the loader may draw from the global generators
+        self.state.restore_rng()  # not earlier: building the loader may advance the global generators
         title = f"epoch {position.epoch + 1}/{epochs}"
-        hidden = None if self.ranks.is_main else True  # None: where there is no terminal
-        with tqdm(total=len(self.batches), initial=position.batch, desc=title, disable=hidden, leave=False) as bar:
+        hide = None if self.dist_ctx.is_main else True  # None hides the bar if there is no terminal
+        with tqdm(total=len(self.batches), initial=position.batch, desc=title, disable=hide, leave=False) as bar:
             while position.batch < len(self.batches):
-                self.trace.before(position.step + 1)
-                asked = time.perf_counter()
-                batch = self._next(batches)
-                came = time.perf_counter()
-                numbers, clips = self._step(batch)
-                done = time.perf_counter()
-                position.epoch_seconds += done - asked
-                self.pace.count(clips, waiting=came - asked, computing=done - came)
-                self.trace.after(position.step)
+                self.profiler.begin_step(position.step + 1)
+                start = time.perf_counter()
+                batch = self._next_batch(batches)
+                loaded = time.perf_counter()
+                metrics, clips = self._step(batch)
+                end = time.perf_counter()
+                position.epoch_seconds += end - start
+                self.meter.update(clips, data_seconds=loaded - start, compute_seconds=end - loaded)
+                self.profiler.end_step(position.step)
                 if self._is_logged(position.step):
-                    numbers |= self.pace.numbers()
-                    self.log.write("step", position.epoch + 1, position.step, numbers)
+                    metrics |= self.meter.compute()
+                    self.log.write("step", position.epoch + 1, position.step, metrics)
                 bar.update()
-                bar.set_postfix(loss=f"{numbers['loss/total']:.3f}")
+                bar.set_postfix(loss=f"{metrics['loss/total']:.3f}")
                 every = self.config.checkpoints.every_steps
                 if every is not None and position.step % every == 0 and position.batch < len(self.batches):
                     self._save()
 
     def _step(self, batch: Batch) -> tuple[dict[str, float], int]:
-        """One optimizer step: what the log has of it, by name, and how many clips it took."""
-        config, state, position = self.config.optim, self.state, self.state.position
-        rates = set_learning_rates(state.optimizers, learning_rate_factor(config, position.step, len(self.batches)))
-        outcomes, parts = PartOutcomes(), batch.split(self.batches.part_size)
-        for number, part in enumerate(parts, start=1):
-            with adding_up(state.objective) if number < len(parts) else nullcontext():
-                part = self.batches.prepare(part)
+        """Runs one optimizer step. Returns its metrics by name and the number of clips over all ranks."""
+        optim, state, position = self.config.optim, self.state, self.state.position
+        rates = set_learning_rates(state.optimizers, learning_rate_factor(optim, position.step, len(self.batches)))
+        collected, microbatches = MicrobatchMetrics(), batch.split(self.batches.microbatch_size)
+        for number, microbatch in enumerate(microbatches, start=1):
+            with no_sync(state.model_with_loss) if number < len(microbatches) else nullcontext():
+                microbatch = self.batches.prepare(microbatch)
                 with autocast(self.device, self.config.precision):
-                    answers, terms = state.objective(part.video, part.targets)
-                # Terms are means over clips: each part counts by its share of the batch.
-                state.scaler.scale(terms["total"] * (len(part.labels) / len(batch.labels))).backward()
-            outcomes.add(terms, answers, part)
-        outcome = self._checked(outcomes.fetched(self.ranks))
+                    outputs, terms = state.model_with_loss(microbatch.video, microbatch.targets)
+                # Loss terms are means over clips: weight each microbatch by its fraction of the batch.
+                state.scaler.scale(terms["total"] * (len(microbatch.labels) / len(batch.labels))).backward()
+            collected.add(terms, outputs, microbatch)
+        reduced = collected.reduce(self.dist_ctx)
+        non_finite = {name: value for name, value in reduced.losses.items() if not math.isfinite(value)}
+        if non_finite:
+            raise self._non_finite_loss(non_finite, reduced.non_finite_clips)
         for optimizer in state.optimizers:
             state.scaler.unscale_(optimizer)
         measure = self.config.log.gradient_norms and self._is_logged(position.step + 1)
-        told = self.gradients.clip(measure=measure) | self._similarities(position.step + 1, outcomes)
+        extra = self.clipper.clip(measure=measure) | self._log_similarities(position.step + 1, collected)
         for optimizer in state.optimizers:
             state.scaler.step(optimizer)
             optimizer.zero_grad(set_to_none=True)
         state.scaler.update()
-        state.after_step()
+        state.after_optimizer_step()
         position.step += 1
         position.batch += 1
-        position.clips += outcome.clips
-        position.correct += outcome.correct
-        position.loss_sum += outcome.losses["loss/total"] * outcome.clips
-        return {**outcome.losses, **{f"lr/{name}": rate for name, rate in rates.items()}, **told}, outcome.clips
-
-    def _checked(self, outcome: StepOutcome) -> StepOutcome:
-        wrong = {name: value for name, value in outcome.losses.items() if not math.isfinite(value)}
-        if wrong:
-            raise self._non_finite(wrong, outcome.suspects)
-        return outcome
+        position.clips += reduced.clips
+        position.correct += reduced.correct
+        position.loss_sum += reduced.losses["loss/total"] * reduced.clips
+        return {**reduced.losses, **{f"lr/{name}": rate for name, rate in rates.items()}, **extra}, reduced.clips
 
     def _is_logged(self, step: int) -> bool:
-        return step % self.config.log_every == 0 or self._shows_histograms(step)
+        return step % self.config.log_every == 0 or self._has_histograms(step)
 
-    def _shows_histograms(self, step: int) -> bool:
+    def _has_histograms(self, step: int) -> bool:
         every = self.config.log.histograms_every
         return every is not None and step % every == 0 and isinstance(self.state.model, ARTModel)
 
-    def _similarities(self, step: int, outcomes: PartOutcomes) -> dict[str, float]:
-        """Of rank 0's clips; nothing where it is not their turn."""
-        model = self.state.model
-        if not self._shows_histograms(step):
+    def _log_similarities(self, step: int, collected: MicrobatchMetrics) -> dict[str, float]:
+        """Logs histograms of the similarities of rank 0's clips if due, and returns their percentiles."""
+        if not self._has_histograms(step):
             return {}
-        assert isinstance(model, ARTModel)
-        histograms = bank_similarities(model.semantics, outcomes.video_latent, outcomes.labels)
+        assert isinstance(self.state.model, ARTModel)
+        histograms = bank_similarities(self.state.model.semantics, collected.video_latent, collected.labels)
         self.log.histograms(step, histograms)
         return quantiles(histograms)
 
-    def _non_finite(self, wrong: dict[str, float], indices: list[int]) -> NonFiniteLoss:
-        """On all ranks the same; ``indices`` are this rank's clips, if one of its terms is not finite."""
+    def _non_finite_loss(self, non_finite: dict[str, float], indices: list[int]) -> NonFiniteLoss:
+        """Returns the same error on all ranks; ``indices`` are this rank's clips with a non-finite term."""
         position = self.state.position
-        clips = ", ".join(str(self.splits.train.clips[i]) for own in self.ranks.gather_objects(indices) for i in own)
+        all_indices = [i for own in self.dist_ctx.gather_objects(indices) for i in own]
+        clips = ", ".join(str(self.splits.train.clips[i]) for i in all_indices)
         self.writer.wait()
-        saved = self.ranks.on_main(self.run.has_checkpoint)
-        kept = f"{self.run.last} holds the last good state" if saved else "nothing was saved yet"
-        told = ", ".join(f"{name} is {value}" for name, value in wrong.items())
+        saved = self.dist_ctx.run_on_rank0(self.run.has_checkpoint)
+        kept = f"{self.run.last} has the last valid state" if saved else "nothing has been saved yet"
+        terms = ", ".join(f"{name} is {value}" for name, value in non_finite.items())
         return NonFiniteLoss(
-            f"{told} at step {position.step + 1} (epoch {position.epoch + 1}), clips: {clips}. {kept}; a smaller "
+            f"{terms} at step {position.step + 1} (epoch {position.epoch + 1}), clips: {clips}. {kept}; a smaller "
             "optim.lr, optim.clip_grad_norm=1 or precision=fp32 may help"
         )
 
-    def _next(self, batches: Iterator[Batch]) -> Batch:
-        """The next batch; saves and stops where a signal came to one of the ranks."""
-        batch, turn = self.ranks.turn(batches, self.interruption.arrived)
-        if turn.signal:
+    def _next_batch(self, batches: Iterator[Batch]) -> Batch:
+        """Returns the next batch; saves and raises if any rank received a signal."""
+        batch, sync = self.dist_ctx.next_item(batches, self.signals.received)
+        if sync.signal:
             self._save()
-            raise self._interrupted(turn.signal)
-        assert batch is not None  # all ranks have as many
+            raise self._interrupted(sync.signal)
+        assert batch is not None  # all ranks have the same number of batches
         return batch
 
-    def _evaluate_epoch(self, numbers: dict[str, float]) -> Evaluation:
-        began = time.perf_counter()
-        split = self.watched_split
-        evaluation = self._evaluate(self.watched)
-        numbers |= {
+    def _evaluate_epoch(self, metrics: dict[str, float]) -> Evaluation:
+        start = time.perf_counter()
+        split = self.validation_split
+        evaluation = self._evaluate(self.validation)
+        metrics |= {
             f"top1/{split}": evaluation.top1,
             f"top5/{split}": evaluation.top5,
             f"mean_class_accuracy/{split}": evaluation.mean_class_accuracy,
-            "epoch_seconds/evaluation": time.perf_counter() - began,
+            "epoch_seconds/evaluation": time.perf_counter() - start,
         }
         self.writer.wait()
-        self.ranks.on_main(lambda: self._keep_best(f"top1/{split}", evaluation.top1))
+        self.dist_ctx.run_on_rank0(lambda: self._keep_best(f"top1/{split}", evaluation.top1))
         return evaluation
 
     def _keep_best(self, name: str, top1: float) -> None:
-        former = [line[name] for line in self.run.history() if name in line]
-        if top1 > max(former, default=-1.0):
+        earlier = [line[name] for line in self.run.history() if name in line]
+        if top1 > max(earlier, default=-1.0):
             copy_checkpoint(self.run.last, self.run.best)
 
     def _evaluate(self, batches: EvaluationBatches) -> Evaluation:
-        self.state.share_buffers()
+        self.state.broadcast_buffers()
         try:
-            with self.state.evaluated():
+            with self.state.eval_weights():
                 return evaluate(
                     self.state.model,
                     batches,
                     device=self.device,
                     precision=self.config.precision,
                     groups=batches.groups,
-                    should_stop=self.interruption.arrived,
-                    ranks=self.ranks,
-                    objective=answering(self.state.objective),
+                    should_stop=self.signals.received,
+                    dist_ctx=self.dist_ctx,
+                    model_with_loss=unwrap_ddp(self.state.model_with_loss),
                 )
-        except EvaluationStopped as stopped:  # the epoch was saved before: resuming evaluates it again
+        except EvaluationStopped as stopped:  # the epoch has been saved; a resumed run evaluates it again
             raise self._interrupted(stopped.signal_number) from None
 
     def _save(self) -> None:
-        self.state.position.seconds = time.perf_counter() - self._began
+        self.state.position.seconds = time.perf_counter() - self._start_time
         self.state.save(self.writer)
 
     def _interrupted(self, number: int) -> Interrupted:
@@ -367,26 +378,5 @@ class _Training:
         return Interrupted(
             number,
             f"stopped by signal {number} after step {position.step}, {position.batch} of {len(self.batches)} batches "
-            f"into epoch {position.epoch + 1}; saved in {self.run.last}, continue with --resume",
+            f"into epoch {position.epoch + 1}; saved to {self.run.last}, continue with --resume",
         )
-
-
-def _told(numbers: dict[str, float]) -> str:
-    """The numbers of an epoch in one line for the terminal."""
-    seconds = sum(value for name, value in numbers.items() if name.startswith("epoch_seconds/"))
-    shares = (f"{name.replace('/', ' ')} {100 * value:.1f} %" for name, value in numbers.items() if "top1/" in name)
-    return "  ".join([f"loss {numbers['mean_loss/total']:.4g}", *shares, f"{seconds:.1f} s"])
-
-
-def _measured(run: RunFolder, state: TrainingState, device: torch.device) -> dict[str, Any]:
-    steps = [line for line in run.history() if line["event"] == "step"]
-    return {
-        "epochs": state.position.epoch,
-        "steps": state.position.step,
-        "parameters": sum(parameter.numel() for parameter in state.model.parameters()),
-        "seconds": state.position.seconds,
-        "step_seconds": median(line["seconds/step"] for line in steps) if steps else None,
-        "data_seconds": median(line["seconds/data"] for line in steps) if steps else None,
-        "peak_memory_bytes": peak_memory_bytes(),
-        "peak_device_memory_bytes": peak_device_memory_bytes(device),
-    }

@@ -1,30 +1,31 @@
-"""A model on several ranks: DDP, FSDP, and its loss as a part of it."""
+"""Distributed models: the model and its loss as one module, DDP, FSDP2, and synchronized batch norm."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
+import torch
 import torch.distributed as dist
-from jaxtyping import Shaped
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
 from art.model.losses import Labels
 from art.model.pretrained import VideoClassifier
-from art.train.batch_norm import is_synchronized, synchronize_batch_norm
 from art.train.config import ParallelConfig
-from art.train.distributed import Ranks
+from art.train.distributed import DistContext
 
 
-class Objective(nn.Module):
-    """A model and its loss as one module, because DDP and FSDP take part in ``forward`` and in nothing else.
+class ModelWithLoss(nn.Module):
+    """A model and its loss as one module, because the hooks of DDP and FSDP run in ``forward`` only.
 
     Args:
         model: the classifier.
-        group: the processes among which the clips of a batch are divided; None of a process alone.
+        group: process group over which a batch is split; None for a single process.
     """
 
     def __init__(self, model: VideoClassifier, group: dist.ProcessGroup | None = None) -> None:
@@ -35,103 +36,180 @@ class Objective(nn.Module):
     def forward(
         self, video: Shaped[Tensor, "b t 3 height width"], targets: Labels | None = None
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """The answers, "logits" [B, Y] and of ART "order" [B, T, K] and "video_latent" [B, d]; and the terms of the
-        loss by name, none without ``targets``."""
+        """Returns the outputs, "logits" [B, Y] and for ART "order" [B, T, K] and "video_latent" [B, d], and the loss
+        terms by name (empty without ``targets``)."""
         output = self.model(video)
-        answers = {"logits": output.logits}
+        outputs = {"logits": output.logits}
         if self.model.kind == "art":
-            answers |= {"order": output.order, "video_latent": output.video_latent.detach()}
+            outputs |= {"order": output.order, "video_latent": output.video_latent.detach()}
         if targets is None:
-            return answers, {}
-        among = {} if self._group is None else {"group": self._group}
-        return answers, self.model.loss(output, targets, **among).named()
+            return outputs, {}
+        kwargs = {} if self._group is None else {"group": self._group}
+        return outputs, self.model.loss(output, targets, **kwargs).named()
 
 
-def parallelized(model: VideoClassifier, ranks: Ranks, parallel: ParallelConfig) -> nn.Module:
-    """The :class:`Objective` of ``model`` on all ranks, which have rank 0's weights then. Changes ``model``: build
-    optimizers afterwards."""
-    if not ranks.several:
-        return Objective(model)
+def parallelize(model: VideoClassifier, dist_ctx: DistContext, parallel: ParallelConfig) -> nn.Module:
+    """Wraps ``model`` in :class:`ModelWithLoss` and DDP or FSDP, with the weights of rank 0 on all ranks.
+
+    Modifies ``model``: build optimizers afterwards.
+    """
+    if not dist_ctx.is_distributed:
+        return ModelWithLoss(model)
     if parallel.sync_batch_norm:
-        synchronize_batch_norm(model, ranks.device)
-    ranks.share([*model.parameters(), *model.buffers()])
-    objective = Objective(model, dist.group.WORLD)
+        convert_sync_batch_norm(model, dist_ctx.device)
+    dist_ctx.broadcast([*model.parameters(), *model.buffers()])
+    model_with_loss = ModelWithLoss(model, dist.group.WORLD)
     if parallel.strategy == "fsdp":
-        _shard(objective, ranks, parallel.fsdp_block)
-        return objective
-    with warnings.catch_warnings():  # the new name of broadcast_buffers is not known to PyTorch 2.9
+        _shard(model_with_loss, dist_ctx, parallel.fsdp_block)
+        return model_with_loss
+    with warnings.catch_warnings():  # PyTorch 2.9 does not support the new name of broadcast_buffers
         warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated")
         return DistributedDataParallel(
-            objective,
-            device_ids=None if ranks.device.type == "cpu" else [ranks.device],
-            broadcast_buffers=False,  # they are the same, or are shared when they are asked for: share_buffers
+            model_with_loss,
+            device_ids=None if dist_ctx.device.type == "cpu" else [dist_ctx.device],
+            broadcast_buffers=False,  # buffers are equal on all ranks, or synchronized by broadcast_buffers()
             find_unused_parameters=parallel.unused_parameters,
             gradient_as_bucket_view=True,
         )
 
 
-def answering(objective: nn.Module) -> nn.Module:
-    """What to ask without gradients. Sharded, all ranks must ask at the same time."""
-    return objective.module if isinstance(objective, DistributedDataParallel) else objective
+def unwrap_ddp(module: nn.Module) -> nn.Module:
+    """Returns the module to call without gradients. With FSDP all ranks must call it together."""
+    return module.module if isinstance(module, DistributedDataParallel) else module
 
 
-def share_buffers(model: nn.Module, ranks: Ranks, others: Iterable[Tensor] = ()) -> None:
-    """Gives all ranks the buffers of rank 0, and what follows them: running statistics of batches that each normalised
-    alone differ."""
-    if any(isinstance(module, _BatchNorm) and not is_synchronized(module) for module in model.modules()):
-        ranks.share([*model.buffers(), *others])
+def broadcast_buffers(model: nn.Module, dist_ctx: DistContext, extra: Iterable[Tensor] = ()) -> None:
+    """Copies rank 0's buffers and ``extra`` to all ranks if their running batch norm statistics differ."""
+    if any(isinstance(module, _BatchNorm) and not is_sync_batch_norm(module) for module in model.modules()):
+        dist_ctx.broadcast([*model.buffers(), *extra])
 
 
-def put_away(objective: nn.Module) -> None:
-    """Leaves each rank with its shards after answers without gradients; where nothing is sharded, does nothing."""
-    for module in objective.modules():
-        if (reshard := getattr(module, "reshard", None)) is not None:  # of FSDP
+def reshard_modules(module: nn.Module) -> None:
+    """Frees parameters that FSDP gathered in a forward pass without gradients; does nothing for other modules."""
+    for child in module.modules():
+        if (reshard := getattr(child, "reshard", None)) is not None:
             reshard()
 
 
 @contextmanager
-def adding_up(objective: nn.Module) -> Iterator[None]:
-    """In its block gradients are added up on each rank alone: for all backward passes of a step but the last."""
-    if isinstance(objective, DistributedDataParallel):
-        with objective.no_sync():
+def no_sync(module: nn.Module) -> Iterator[None]:
+    """Accumulates gradients locally in the block, for all microbatches of a step but the last."""
+    if isinstance(module, DistributedDataParallel):
+        with module.no_sync():
             yield
-    elif (switch := getattr(objective, "set_requires_gradient_sync", None)) is not None:  # of FSDP
-        switch(False)
+    elif (set_sync := getattr(module, "set_requires_gradient_sync", None)) is not None:  # FSDP
+        set_sync(False)
         try:
             yield
         finally:
-            switch(True)
+            set_sync(True)
     else:
         yield
 
 
-def sharded_layers(model: nn.Module, from_parameters: int) -> list[nn.Module]:
-    """The layers that FSDP puts together one at a time, outer ones first; the rest of ``model`` is one more."""
+def sharded_layers(model: nn.Module, min_parameters: int) -> list[nn.Module]:
+    """Returns the layers that become FSDP units, outer layers first; the rest of ``model`` is one more unit."""
     layers = [
         layer
         for container in model.modules()
         if isinstance(container, (nn.ModuleList, nn.Sequential))
         for layer in container
         if not isinstance(layer, nn.ModuleList)
-        and any(True for _ in layer.children())  # what follows a single operation may change its output in place
-        and sum(p.numel() for p in layer.parameters()) >= from_parameters
+        and any(True for _ in layer.children())  # the output of a single operation may be modified in place
+        and sum(p.numel() for p in layer.parameters()) >= min_parameters
     ]
     return list(dict.fromkeys(layers))
 
 
-def _shard(objective: Objective, ranks: Ranks, from_parameters: int) -> None:
+def _shard(model_with_loss: ModelWithLoss, dist_ctx: DistContext, min_parameters: int) -> None:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import FSDPModule, fully_shard
 
-    # It warns of views that later operations may change in place: the terms of the loss are some, and none is changed.
-    warnings.filterwarnings("ignore", message=r"FSDP2-wrapped module \(FSDPObjective\) returned a view")
-    mesh = init_device_mesh(ranks.device.type, (ranks.world_size,))
-    for parameter in objective.parameters():
-        parameter.data = parameter.data.contiguous()  # FSDP takes no other; of tiny they are channels last
-    layers = sharded_layers(objective, from_parameters)
-    for layer in reversed(layers):  # inner ones first
+    # FSDP warns about views that may be modified in place: some loss terms are views, and none is modified.
+    warnings.filterwarnings("ignore", message=rf"FSDP2-wrapped module \(FSDP{ModelWithLoss.__name__}\) returned a view")
+    mesh = init_device_mesh(dist_ctx.device.type, (dist_ctx.world_size,))
+    for parameter in model_with_loss.parameters():
+        parameter.data = parameter.data.contiguous()  # required by FSDP; some backbones are channels-last
+    for layer in reversed(sharded_layers(model_with_loss, min_parameters)):  # inner layers first
         fully_shard(layer, mesh=mesh)
-    fully_shard(objective, mesh=mesh)
-    for module in objective.modules():
-        if isinstance(module, FSDPModule) and ranks.device.type == "cpu":
-            module.set_force_sum_reduction_for_comms(True)  # Gloo has no mean
+    fully_shard(model_with_loss, mesh=mesh)
+    for module in model_with_loss.modules():
+        if isinstance(module, FSDPModule) and dist_ctx.device.type == "cpu":
+            module.set_force_sum_reduction_for_comms(True)  # Gloo does not support averaging
+
+
+def convert_sync_batch_norm(model: nn.Module, device: torch.device) -> None:
+    """Replaces every batch norm layer in ``model``, in place, and keeps its parameters and buffers."""
+    if device.type == "cuda":
+        nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        return
+    for module in model.modules():
+        for name, child in module.named_children():
+            if isinstance(child, _BatchNorm):
+                setattr(module, name, CPUSyncBatchNorm.from_batch_norm(child))
+
+
+def is_sync_batch_norm(module: nn.Module) -> bool:
+    """Returns whether :func:`convert_sync_batch_norm` created this layer."""
+    return isinstance(module, (CPUSyncBatchNorm, nn.SyncBatchNorm))
+
+
+class CPUSyncBatchNorm(_BatchNorm):
+    """Batch norm over all ranks for CPU tensors, which PyTorch's SyncBatchNorm does not support.
+
+    Parameters, buffers and arguments are those of ``nn.BatchNorm2d``.
+    """
+
+    @classmethod
+    def from_batch_norm(cls, other: _BatchNorm) -> CPUSyncBatchNorm:
+        """Returns a layer that uses the parameters and buffers of ``other`` (not copies)."""
+        new = cls(other.num_features, other.eps, other.momentum, other.affine, other.track_running_stats)
+        new.train(other.training)
+        new._parameters, new._buffers = other._parameters, other._buffers
+        return new
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        """Accepts any number of dimensions from two."""
+
+    def forward(self, input: Float[Tensor, "b c ..."]) -> Float[Tensor, "b c ..."]:
+        """Normalizes with the statistics of all ranks in training, where it is a collective operation."""
+        if not self.training:
+            return super().forward(input)
+        x = input.to(torch.promote_types(input.dtype, torch.float32))  # half precision under autocast
+        reduced = [d for d in range(input.ndim) if d != 1]
+        shape = [1, -1] + [1] * (input.ndim - 2)
+        sums = _AllReduceSum.apply(torch.cat([x.sum(reduced), x.new_tensor([x.numel() / x.shape[1]])]))
+        count = sums[-1]
+        mean = sums[:-1] / count
+        centered = x - mean.view(shape)
+        variance = _AllReduceSum.apply(centered.square().sum(reduced)) / count
+        self._update_running_stats(mean.detach(), variance.detach(), count.detach())
+        normalized = centered * (variance + self.eps).rsqrt().view(shape)
+        if self.affine:
+            normalized = normalized * self.weight.view(shape) + self.bias.view(shape)
+        return normalized.to(input.dtype)
+
+    @torch.no_grad()
+    def _update_running_stats(
+        self, mean: Float[Tensor, " c"], variance: Float[Tensor, " c"], count: Float[Tensor, ""]
+    ) -> None:
+        if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
+            return
+        self.num_batches_tracked.add_(1)
+        momentum = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+        self.running_mean.lerp_(mean, momentum)
+        self.running_var.lerp_(variance * count / (count - 1).clamp(min=1), momentum)  # unbiased
+
+
+class _AllReduceSum(torch.autograd.Function):
+    """Sum over all ranks; the gradient is summed over all ranks too."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:
+        total = values.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return _AllReduceSum.apply(gradient)

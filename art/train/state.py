@@ -1,4 +1,4 @@
-"""What a training step changes, in one place, so that it can be saved and continued as if it had never stopped."""
+"""The state that a training step changes, saved and restored so that a resumed run continues bit for bit."""
 
 from __future__ import annotations
 
@@ -12,31 +12,32 @@ import torch
 from torch import Tensor, nn
 
 from art.eval.metrics import check_same_classes
-from art.model.pretrained import VideoClassifier, build_model, load_model
+from art.model.loading import build_model, load_model
+from art.model.pretrained import VideoClassifier
 from art.train.checkpoint import CheckpointError, CheckpointWriter, load_tensors, load_training_state, saved_tensors
 from art.train.config import Config, ConfigError
-from art.train.distributed import Ranks
-from art.train.ema import WeightAverage
-from art.train.optim import build_optimizers
-from art.train.parallel import parallelized, share_buffers
-from art.train.randomness import random_state, restore_random_state, seed_everything, seed_of_rank
+from art.train.distributed import DistContext
+from art.train.optim import EMA, build_optimizers
+from art.train.parallel import broadcast_buffers, parallelize
+from art.train.runtime import get_rng_state, rank_seed, seed_everything, set_rng_state
 
+#: Version of the saved training state. Its keys and tensor names ("model.*", "average.*", "optimizer.*") are fixed.
 _FORMAT = 2
 
 
 @dataclass
 class Position:
-    """How far a training has come.
+    """Progress of a training run. Field names are keys of the saved state.
 
     Attributes:
-        epoch: epochs that are done, with their evaluation; also the number, from 0, of the epoch under way.
-        batch: batches of the epoch under way that are done.
-        step: optimizer steps in all.
-        clips: clips in those batches of the epoch under way.
-        correct: how many of them the model had right.
-        loss_sum: their total loss, summed over clips.
-        epoch_seconds: wall time of the epoch's training so far.
-        seconds: wall time of the run, over every stretch of it.
+        epoch: completed epochs, evaluation included; the index of the current epoch, from 0.
+        batch: completed batches of the current epoch.
+        step: optimizer steps of the run.
+        clips: clips in the completed batches of the current epoch.
+        correct: how many of these clips were classified correctly.
+        loss_sum: sum of their total losses.
+        epoch_seconds: training time of the current epoch.
+        seconds: wall time of the run, including earlier sessions.
     """
 
     epoch: int = 0
@@ -57,174 +58,183 @@ class Position:
 
 @dataclass
 class TrainingState:
-    """Model, optimizers, loss scaler and position; the learning rate is a function of the position.
+    """Model, optimizers, loss scaler and position. The learning rate is a function of the position.
 
     Attributes:
-        model: the classifier; on several ranks it may be sharded, and then only ``objective`` can be called.
-        objective: the model and its loss, on all ranks: see :func:`.parallel.parallelized`.
-        optimizers: of the model's parameters.
-        scaler: of the loss, for "fp16".
-        ranks: who trains.
-        position: how far it has come.
-        average: of the model's weights, where ``optim.ema`` asks for one; it is what is evaluated and saved for use.
+        model: the classifier; if it is sharded, only ``model_with_loss`` may be called.
+        model_with_loss: the wrapped model and its loss, see :func:`art.train.parallel.parallelize`.
+        optimizers: optimizers of the model's parameters.
+        scaler: loss scaler for "fp16".
+        dist_ctx: the ranks.
+        position: progress.
+        ema: moving average of the weights if ``optim.ema`` is set; it is evaluated and saved for inference.
     """
 
     model: VideoClassifier
-    objective: nn.Module
+    model_with_loss: nn.Module
     optimizers: list[torch.optim.Optimizer]
     scaler: torch.amp.GradScaler
-    ranks: Ranks
+    dist_ctx: DistContext
     position: Position = field(default_factory=Position)
-    average: WeightAverage | None = None
+    ema: EMA | None = None
+
+    def __post_init__(self) -> None:
+        self._rng_state: dict[str, Any] | None = None
 
     @classmethod
-    def fresh(
-        cls, config: Config, class_names: Sequence[str], ranks: Ranks, prompts: Sequence[str] | None = None
+    def create(
+        cls, config: Config, class_names: Sequence[str], dist_ctx: DistContext, prompts: Sequence[str] | None = None
     ) -> TrainingState:
-        """At the start. The global generators decide the initial weights: seed them first. ``prompts`` is the text of
-        each class; None: its name.
+        """Creates the state of a new run. Seed the global generators first: they determine the initial weights.
+
+        Args:
+            config: configuration of the run.
+            class_names: class names in label order.
+            dist_ctx: the ranks.
+            prompts: text of each class; None: the class names.
 
         Raises:
-            ConfigError: if no such model can be built.
+            ConfigError: the model options are invalid.
         """
-        with ranks.together():
+        with dist_ctx.sync_errors():
             try:
-                model = build_model(config.kind, class_names, config.model, prompts).to(ranks.device)
+                model = build_model(config.kind, class_names, config.model, prompts).to(dist_ctx.device)
             except (ValueError, TypeError) as error:
                 raise ConfigError(f"model: {error}") from error
-        if not ranks.is_main:  # which goes on with the generators that made the weights, as a process alone does
-            seed_everything(seed_of_rank(config.seed, ranks.rank))
-        return cls._around(model, config, ranks)
+        if not dist_ctx.is_main:  # rank 0 keeps the generators that created the weights, like a single process
+            seed_everything(rank_seed(config.seed, dist_ctx.rank))
+        return cls._build(model, config, dist_ctx)
 
     @classmethod
-    def continued(cls, folder: Path, config: Config, class_names: Sequence[str], ranks: Ranks) -> TrainingState:
-        """As it was when :meth:`save` wrote ``folder``, perhaps with more or fewer ranks. The global generators follow
-        with :meth:`restore_randomness`.
+    def resume(
+        cls, directory: Path, config: Config, class_names: Sequence[str], dist_ctx: DistContext
+    ) -> TrainingState:
+        """Loads the state that :meth:`save` wrote, with any number of ranks.
+
+        The global generators are restored later, by :meth:`restore_rng`.
 
         Raises:
-            CheckpointError: if the folder does not hold a training state, or it fits another configuration.
-            ClassMismatch: if it was trained on other classes.
+            CheckpointError: no training state, or it does not match the configuration.
+            ClassMismatch: it was trained on different classes.
         """
-        with ranks.together():
-            saved = load_training_state(folder)
+        with dist_ctx.sync_errors():
+            saved = load_training_state(directory)
             if saved.get("format") != _FORMAT:
-                raise CheckpointError(f"{folder}: training state of format {saved.get('format')!r}, expected {_FORMAT}")
-            model = load_model(folder).to(ranks.device)
+                raise CheckpointError(
+                    f"{directory}: training state of format {saved.get('format')!r}, expected {_FORMAT}"
+                )
+            model = load_model(directory).to(dist_ctx.device)
             check_same_classes(model.class_names, class_names)
-        state = cls._around(model, config, ranks)
-        with ranks.together():
-            tensors = state._awaited_tensors(folder)
-        load_tensors(folder, tensors, ranks)
+        state = cls._build(model, config, dist_ctx)
+        with dist_ctx.sync_errors():
+            tensors = state._tensors_to_load(directory)
+        load_tensors(directory, tensors, dist_ctx)
         state.scaler.load_state_dict(saved["scaler"])
         state.position = Position(**saved["position"])
-        if state.average is not None:
-            state.average.steps = state.position.step
+        if state.ema is not None:
+            state.ema.steps = state.position.step
         if state.position.epoch >= config.optim.epochs:
             raise ConfigError(
-                f"optim.epochs: got {config.optim.epochs}, but {folder} is in epoch {state.position.epoch + 1} already"
+                f"optim.epochs: got {config.optim.epochs}, but {directory} is already in epoch "
+                f"{state.position.epoch + 1}"
             )
-        if ranks.rank < len(saved["random"]):
-            state._random_state = saved["random"][ranks.rank]
-        else:  # a rank that was not there
-            seed_everything(seed_of_rank(config.seed, ranks.rank, state.position.step))
+        if dist_ctx.rank < len(saved["random"]):
+            state._rng_state = saved["random"][dist_ctx.rank]
+        else:  # there were fewer ranks
+            seed_everything(rank_seed(config.seed, dist_ctx.rank, state.position.step))
         return state
 
     @classmethod
-    def _around(cls, model: VideoClassifier, config: Config, ranks: Ranks) -> TrainingState:
+    def _build(cls, model: VideoClassifier, config: Config, dist_ctx: DistContext) -> TrainingState:
         model.sampling = config.data.frame_sampling
-        objective = parallelized(model, ranks, config.parallel)
+        model_with_loss = parallelize(model, dist_ctx, config.parallel)
         optimizers = build_optimizers(model.parameter_groups(), config.optim, model.backbone.parameters_by_depth())
-        scaler = torch.amp.GradScaler(ranks.device.type, enabled=config.precision == "fp16")
+        scaler = torch.amp.GradScaler(dist_ctx.device.type, enabled=config.precision == "fp16")
         if config.compile:
-            objective.compile()  # in place: the names of the weights stay
-        average = None if config.optim.ema is None else WeightAverage(model, config.optim.ema)
-        return cls(model, objective, optimizers, scaler, ranks, average=average)
+            model_with_loss.compile()  # in place: parameter names do not change
+        ema = None if config.optim.ema is None else EMA(model, config.optim.ema)
+        return cls(model, model_with_loss, optimizers, scaler, dist_ctx, ema=ema)
 
-    def __post_init__(self) -> None:
-        self._random_state: dict[str, Any] | None = None
+    def restore_rng(self) -> None:
+        """Restores the global generators to their saved states; does nothing for a new run."""
+        if self._rng_state is not None:
+            set_rng_state(self._rng_state)
+            self._rng_state = None
 
-    def restore_randomness(self) -> None:
-        """Puts the global generators where they were at the save; nothing for a fresh state."""
-        if self._random_state is not None:
-            restore_random_state(self._random_state)
-            self._random_state = None
+    def after_optimizer_step(self) -> None:
+        """Updates the semantics bank and the EMA."""
+        self.model.update_bank()
+        if self.ema is not None:
+            self.ema.update(self.model)
 
-    def after_step(self) -> None:
-        """What follows the weights does, after every optimizer step."""
-        self.model.after_step()
-        if self.average is not None:
-            self.average.update(self.model)
+    def broadcast_buffers(self) -> None:
+        """Copies rank 0's running batch norm statistics to all ranks if they differ."""
+        broadcast_buffers(self.model, self.dist_ctx, () if self.ema is None else self.ema.buffers(self.model))
 
-    def share_buffers(self) -> None:
-        """Gives all ranks the running statistics of rank 0 where each normalises alone."""
-        share_buffers(self.model, self.ranks, () if self.average is None else self.average.buffers(self.model))
-
-    def evaluated(self) -> AbstractContextManager[None]:
-        """In its block the model is as it is evaluated and saved for use: with the average, where there is one."""
-        return nullcontext() if self.average is None else self.average.in_place_of(self.model)
+    def eval_weights(self) -> AbstractContextManager[None]:
+        """Returns a context in which the model has the weights to evaluate: the EMA if there is one."""
+        return nullcontext() if self.ema is None else self.ema.swap_parameters(self.model)
 
     def save(self, writer: CheckpointWriter) -> None:
-        """Writes a checkpoint: the model for anyone, the training state beside it. All ranks call this."""
-        self.share_buffers()
-        weights = self.whole_weights(copied=writer.asynchronous)
+        """Writes a checkpoint: the model for inference and the training state. A collective operation."""
+        self.broadcast_buffers()
+        weights = self.full_weights(copy=writer.asynchronous)
         values = {
             "format": _FORMAT,
             "step": self.position.step,
             "scaler": self.scaler.state_dict(),
             "position": asdict(self.position),
-            "random": self.ranks.gather_objects(random_state()),
+            "random": self.dist_ctx.gather_objects(get_rng_state()),
         }
         model = self.model
-        writer.save(lambda folder: model.save_pretrained(folder, weights), values, self.tensors())
+        writer.save(lambda directory: model.save_pretrained(directory, weights), values, self.tensors())
 
     def tensors(self) -> dict[str, Tensor]:
-        """Every tensor that a training goes on from, by a name that depends on no number of ranks."""
-        named = self._weights()
+        """Returns every tensor of the state by a name that does not depend on the number of ranks."""
+        tensors = self._weights()
         for name, state in self._optimizer_states().items():
-            named |= {f"{name}.{key}": value for key, value in state.items() if isinstance(value, Tensor)}
-        return named
+            tensors |= {f"{name}.{key}": value for key, value in state.items() if isinstance(value, Tensor)}
+        return tensors
 
     def _weights(self) -> dict[str, Tensor]:
-        """The model's own, and their average where there is one."""
-        named = {f"model.{name}": value for name, value in self.model.state_dict().items()}
-        return named | ({} if self.average is None else {f"average.{k}": v for k, v in self.average.values.items()})
+        weights = {f"model.{name}": value for name, value in self.model.state_dict().items()}
+        return weights | ({} if self.ema is None else {f"average.{k}": v for k, v in self.ema.values.items()})
 
-    def whole_weights(self, *, copied: bool) -> dict[str, Tensor]:
-        """The weights for use on the CPU, put together of the shards of all ranks, which call this; rank 0 gets them.
+    def full_weights(self, *, copy: bool) -> dict[str, Tensor]:
+        """Gathers the unsharded weights for inference on the CPU of rank 0. A collective operation.
 
         Args:
-            copied: never the model's own memory, which the next step changes.
+            copy: never return the model's own memory, which the next step modifies.
         """
-        whole: dict[str, Tensor] = {}
-        weights = self.model.state_dict() if self.average is None else self.average.values
-        for name, value in weights.items():
-            full = value.full_tensor() if hasattr(value, "full_tensor") else value  # of a DTensor
-            if self.ranks.is_main:
-                whole[name] = full.detach().to("cpu", copy=copied)
-        return whole
+        weights: dict[str, Tensor] = {}
+        for name, value in (self.model.state_dict() if self.ema is None else self.ema.values).items():
+            full = value.full_tensor() if hasattr(value, "full_tensor") else value  # DTensor
+            if self.dist_ctx.is_main:
+                weights[name] = full.detach().to("cpu", copy=copy)
+        return weights
 
     def _optimizer_states(self) -> dict[str, dict[str, Any]]:
-        """What the optimizers keep for each trained parameter, by its name; an entry is made where there is none."""
+        """Returns the optimizer state of each trained parameter by name; missing states are created empty."""
         owner = {id(p): optimizer for optimizer in self.optimizers for g in optimizer.param_groups for p in g["params"]}
         states = {
             f"optimizer.{name}": owner[id(parameter)].state[parameter]
             for name, parameter in self.model.named_parameters()
             if id(parameter) in owner
         }
-        assert len(states) == len(owner)  # FSDP has other parameters while they are put together
+        assert len(states) == len(owner)  # fails while FSDP has replaced the parameters by gathered ones
         return states
 
-    def _awaited_tensors(self, folder: Path) -> dict[str, Tensor]:
-        """Room for all that is saved in ``folder``, where :meth:`tensors` has it."""
+    def _tensors_to_load(self, directory: Path) -> dict[str, Tensor]:
+        """Returns an allocated tensor of the state for each tensor saved in ``directory``."""
         states, parameters = self._optimizer_states(), dict(self.model.named_parameters())
-        room = self._weights()
-        for saved, shape in saved_tensors(folder).items():
-            name, _, key = saved.rpartition(".")
-            if saved in room:
+        tensors = self._weights()
+        for saved, shape in saved_tensors(directory).items():
+            if saved in tensors:
                 continue
+            name, _, key = saved.rpartition(".")
             if name not in states:
-                raise CheckpointError(f"{folder}: its optimizers do not fit the configuration (it has {saved})")
+                raise CheckpointError(f"{directory}: the configuration does not match the saved state (it has {saved})")
             parameter = parameters[name.removeprefix("optimizer.")]
             states[name][key] = torch.zeros(shape) if key == "step" else torch.zeros_like(parameter)
-            room[saved] = states[name][key]
-        return room
+            tensors[saved] = states[name][key]
+        return tensors
