@@ -1,6 +1,6 @@
-"""Numbers printed by published implementations, whose weights and input come from a seed: no checkpoint is needed.
+"""Outputs of published implementations for weights and input generated from a seed, which need no checkpoint.
 
-``tests/data/golden/<case>_keys.json`` names each parameter and its shape, ``<case>.npz`` holds outputs.
+``tests/data/golden/<case>_keys.json`` contains parameter names and shapes, ``<case>.npz`` the outputs.
 """
 
 import json
@@ -10,31 +10,31 @@ from pathlib import Path
 import numpy as np
 import torch
 
-FOLDER = Path(__file__).parents[1] / "data" / "golden"
+DIRECTORY = Path(__file__).parents[1] / "data" / "golden"
 
 
 def golden_shapes(name):
-    """Parameter name → shape, of ``<name>_keys.json``."""
-    return json.loads((FOLDER / f"{name}_keys.json").read_text())
+    """Return parameter name → shape from ``<name>_keys.json``."""
+    return json.loads((DIRECTORY / f"{name}_keys.json").read_text())
 
 
 def golden_outputs(name):
-    """The arrays of ``<name>.npz`` as tensors."""
-    with np.load(FOLDER / f"{name}.npz") as arrays:
+    """Return the arrays of ``<name>.npz`` as tensors."""
+    with np.load(DIRECTORY / f"{name}.npz") as arrays:
         return {key: torch.from_numpy(arrays[key]) for key in arrays.files}
 
 
 def golden_weights(shapes, case):
-    """The state dict of a case: the same tensors from the same names on any machine."""
-    return {name: _filled(name, tuple(shape), case) for name, shape in shapes.items()}
+    """Return the state dict of a case; the same names have the same tensors on any machine."""
+    return {name: _generate(name, tuple(shape), case) for name, shape in shapes.items()}
 
 
 def golden_video(shape, case):
-    """The input of a case: standard normal, float32."""
+    """Return the input of a case, standard normal float32."""
     return torch.randn(shape, generator=_generator(case))
 
 
-def _filled(name, shape, case):
+def _generate(name, shape, case):
     if name.endswith("num_batches_tracked"):
         return torch.zeros(shape, dtype=torch.long)
     noise = torch.randn(shape, generator=_generator(f"{case}:{name}"))

@@ -1,4 +1,4 @@
-"""Each term of the objective against values computed by hand."""
+"""Loss terms compared with values computed by hand."""
 
 import math
 
@@ -15,7 +15,7 @@ RESPONSES = torch.tensor([[[[1.0, 0.0], [0.0, 2.0]], [[3.0, 0.0], [0.8, 0.6]]]])
 AGGREGATED = torch.tensor([[[1.0, 0.0], [-1.0, 1.0]]])
 
 
-def test_contrast_by_hand():
+def test_multilevel_contrast():
     terms = multilevel_contrast(RESPONSES, AGGREGATED, ARTOptions(margin=0.9))
     assert_close(terms["spatial"], torch.tensor(0.4))
     assert_close(terms["temporal"], torch.tensor((0.0 + 0.3) / 2))
@@ -23,7 +23,7 @@ def test_contrast_by_hand():
     assert_close(terms["mtc"], terms["spatial"] + terms["temporal"] + terms["tracklet"])
 
 
-def test_contrast_options_by_hand():
+def test_multilevel_contrast_options():
     absolute = multilevel_contrast(RESPONSES, AGGREGATED, ARTOptions(margin=0.9, temporal_form="absolute"))
     assert_close(absolute["temporal"], torch.tensor((0.1 + 0.3) / 2))
     clamped = multilevel_contrast(RESPONSES, AGGREGATED, ARTOptions(clamp_repulsion=True))
@@ -37,7 +37,7 @@ def test_contrast_options_by_hand():
     assert_close(weighted["mtc"], 2 * weighted["spatial"])
 
 
-def test_semantic_consistency_by_hand():
+def test_semantic_consistency():
     bank = SemanticsBank(torch.tensor([[[1.0, 0.0], [0.0, 1.0]]]), 2, 0.9)
     with torch.no_grad():
         bank.projection.weight.copy_(torch.eye(2))
@@ -50,8 +50,8 @@ def test_semantic_consistency_by_hand():
     assert_close(terms["sema"], terms["video_consistency"] + 3 * terms["prototype_consistency"])
 
 
-def test_contrast_of_the_tracklets_of_a_batch_by_hand():
-    # Three clips of two tracklets, the first and the last of one class: tracklets 0 and 4 attract, so do 1 and 5.
+def test_tracklet_contrast():
+    # Three clips with two tracklets; the first and the last have the same class: positives are 0 and 4, 1 and 5.
     directions = [[[2.0, 0.0], [0.0, 3.0]], [[0.0, 1.0], [1.0, 0.0]], [[0.6, 0.8], [0.0, -5.0]]]
     loss = tracklet_contrast(torch.tensor(directions), torch.tensor([4, 1, 4]), ARTOptions(nce_temperature=0.5))
     others = {0: [0, 0, 2, 1.2, 0], 4: [1.2, 1.6, 1.6, 1.2, -1.6], 1: [0, 2, 0, 1.6, -2], 5: [0, -2, -2, 0, -1.6]}
@@ -60,7 +60,7 @@ def test_contrast_of_the_tracklets_of_a_batch_by_hand():
     assert_close(loss, torch.tensor(sum(expected) / 4))
 
 
-def test_shares_of_classes_weigh_the_video_consistency_and_leave_the_prototypes():
+def test_semantic_consistency_with_class_probabilities():
     bank = SemanticsBank(torch.randn(3, 4, 5, generator=torch.Generator().manual_seed(0)), 6, 0.9)
     video, prototypes = torch.randn(2, 6), torch.randn(4, 6)
 
@@ -68,19 +68,21 @@ def test_shares_of_classes_weigh_the_video_consistency_and_leave_the_prototypes(
         return semantic_consistency(bank, video, prototypes, labels, ARTOptions())
 
     own, other = terms(torch.tensor([1, 3])), terms(torch.tensor([0, 2]))
-    shares = torch.tensor([[0.3, 0.7, 0, 0], [0, 0, 0.3, 0.7]])
-    mixed = terms(shares)
+    probabilities = torch.tensor([[0.3, 0.7, 0, 0], [0, 0, 0.3, 0.7]])
+    mixed = terms(probabilities)
     assert_close(mixed["video_consistency"], 0.7 * own["video_consistency"] + 0.3 * other["video_consistency"])
     assert_close(mixed["prototype_consistency"], own["prototype_consistency"])
     assert_close(mixed["sema"], mixed["video_consistency"] + mixed["prototype_consistency"])
 
 
-def test_the_contrast_of_a_batch_knows_no_shares():
-    with pytest.raises(ValueError, match=r"labels has shape \[3, 5\], the shares of mixed videos; .*weight_nce to 0"):
+def test_tracklet_contrast_requires_one_class_per_video():
+    with pytest.raises(
+        ValueError, match=r"labels has shape \[3, 5\], the class probabilities.*weight_nce to 0"
+    ):
         tracklet_contrast(torch.randn(3, 2, 4), torch.full((3, 5), 0.2), ARTOptions())
 
 
-def test_contrast_of_a_batch_of_different_classes_is_zero():
+def test_tracklet_contrast_without_positives_is_zero():
     aggregated = torch.randn(3, 2, 4, requires_grad=True)
     loss = tracklet_contrast(aggregated, torch.tensor([0, 1, 2]), ARTOptions())
     loss.backward()

@@ -6,7 +6,7 @@ from torch.testing import assert_close
 from art.model.regions import RegionActivation, SpatialSemanticEnhancement, sine_position
 
 
-def test_sine_position_tells_every_region_of_any_grid_apart():
+def test_sine_position_is_distinct_for_every_region():
     for grid in ((7, 5), (1, 3), (24, 24)):
         code = sine_position(grid, 16)
         assert code.shape == (grid[0] * grid[1], 16)
@@ -14,11 +14,11 @@ def test_sine_position_tells_every_region_of_any_grid_apart():
     code = sine_position((3, 2), 8)
     assert torch.equal(code[0, :4], code[1, :4])  # one row
     assert torch.equal(code[0, 4:], code[2, 4:])  # one column
-    # The middle of the picture is where every angle is zero.
+    # Every angle is zero in the center of the frame.
     assert_close(sine_position((1, 1), 8)[0], torch.tensor([0.0, 0, 1, 1, 0, 0, 1, 1]))
 
 
-def test_enhancement_lets_semantics_and_tokens_see_each_other_within_a_frame_only():
+def test_enhancement_attends_within_a_frame():
     torch.manual_seed(0)
     enhancement = SpatialSemanticEnhancement(8, 2, 16, 1, 0.0).eval()
     tokens, semantics = torch.randn(1, 2, 5, 8), torch.randn(1, 3, 8)
@@ -34,7 +34,7 @@ def test_enhancement_lets_semantics_and_tokens_see_each_other_within_a_frame_onl
     assert not torch.allclose(enhancement(tokens, -semantics)[0], x)
 
 
-def test_no_layers_leave_tokens_and_semantics_as_they_are():
+def test_enhancement_without_layers_is_the_identity():
     tokens, semantics = torch.randn(2, 2, 5, 8), torch.randn(2, 3, 8)
     x, s = SpatialSemanticEnhancement(8, 2, 16, 0, 0.0)(tokens, semantics)
     assert torch.equal(x, tokens)
@@ -53,7 +53,7 @@ def test_activation_shapes_and_maps():
     assert_close(again, responses)
 
 
-def test_queries_are_independent_unless_they_attend_to_each_other():
+def test_query_self_attention():
     for self_attention in (False, True):
         torch.manual_seed(0)
         activation = RegionActivation(8, 2, 16, 1, 3, 2, self_attention=self_attention).eval()
@@ -64,16 +64,16 @@ def test_queries_are_independent_unless_they_attend_to_each_other():
         assert same is not self_attention
 
 
-def test_responses_without_residual_hold_nothing_but_what_the_regions_say():
+def test_responses_without_residual_depend_only_on_the_regions():
     for residual in (True, False):
         torch.manual_seed(0)
         activation = RegionActivation(8, 2, 16, 1, 3, 2, response_residual=residual).eval()
-        uniform = torch.randn(1, 1, 1, 8).expand(1, 3, 5, 8)  # whatever is asked, the answer is the same
+        uniform = torch.randn(1, 1, 1, 8).expand(1, 3, 5, 8)  # any attention has the same output
         first, second = (activation(uniform, torch.randn(1, 3, 2, 8))[0] for _ in range(2))
         assert torch.allclose(first, second, atol=1e-6) is not residual
 
 
-def test_prompts_are_one_set_a_frame_index():
+def test_prompts_are_specific_to_the_frame_index():
     activation = RegionActivation(8, 2, 16, 1, num_frames=3, num_queries=2).eval()
     tokens = torch.randn(1, 1, 5, 8).expand(1, 3, 5, 8)
     semantics = torch.randn(1, 1, 2, 8).expand(1, 3, 2, 8)

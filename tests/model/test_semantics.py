@@ -1,4 +1,4 @@
-"""The semantics bank: prompts, selection, the agent copy and its moving average."""
+"""The semantics bank: prompts, class selection, the agent copy, and its moving average."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from art.model.semantics import TEMPLATES, SemanticsBank, cosine, encode_prompts
 
 
 def letters(texts):
-    """A text encoder that one can compute by hand: length, and the number of a's."""
+    """A text encoder: the length, and the number of a's."""
     return torch.tensor([[len(t), t.count("a")] for t in texts], dtype=torch.float32)
 
 
@@ -20,7 +20,7 @@ def identity_bank(semantics, momentum=0.9):
     return bank
 
 
-def test_prompts_are_filled_template_by_template():
+def test_encode_prompts():
     bank = encode_prompts(letters, ["a", "bb"], ["{label}", "x{label}a"])
     assert bank.tolist() == [[[1, 1], [2, 0]], [[3, 2], [4, 1]]]
 
@@ -30,14 +30,14 @@ def test_sixteen_templates_that_all_take_a_label():
     assert all(t.count("{label}") == 1 for t in TEMPLATES)
 
 
-def test_templates_without_a_label_are_refused():
+def test_invalid_templates():
     with pytest.raises(ValueError, match=r"does not contain '\{label\}'"):
         encode_prompts(letters, ["a"], ["no place"])
     with pytest.raises(ValueError, match="templates is empty"):
         encode_prompts(letters, ["a"], [])
 
 
-def test_selection_takes_the_winning_prompt_of_the_best_classes():
+def test_select_returns_the_best_prompt_of_the_best_classes():
     # Two prompts, three classes, two channels.
     semantics = torch.tensor([[[1.0, 0], [0, 1], [-1, 0]], [[1.0, 1], [0, -1], [3, 4]]])
     bank = identity_bank(semantics)
@@ -48,7 +48,7 @@ def test_selection_takes_the_winning_prompt_of_the_best_classes():
     assert selection.semantics[1].tolist() == [[0, -1], [1, 0]]
 
 
-def test_no_gradient_through_the_choice_but_through_the_semantics():
+def test_select_has_gradients_only_for_the_projection():
     bank = identity_bank(torch.randn(2, 3, 4))
     video = torch.randn(2, 4, requires_grad=True)
     bank.select(video, 2).semantics.sum().backward()
@@ -57,19 +57,19 @@ def test_no_gradient_through_the_choice_but_through_the_semantics():
     assert bank.projection.weight.grad is not None
 
 
-def test_class_logits_are_the_best_cosine_over_prompts():
+def test_class_logits_are_the_maximum_over_prompts():
     semantics = torch.tensor([[[2.0, 0], [0, 1]], [[1.0, 1], [0, -1]]])
     logits = identity_bank(semantics).class_logits(torch.tensor([[0.0, 3.0]]))
     assert_close(logits, torch.tensor([[2**-0.5, 1.0]]))
 
 
-def test_bank_follows_its_agent():
+def test_ema_update():
     bank = identity_bank(torch.zeros(1, 2, 2), momentum=0.75)
     with torch.no_grad():
         bank.agent.fill_(4.0)
-    bank.follow_agent()
+    bank.ema_update()
     assert_close(bank.bank, torch.full((1, 2, 2), 1.0))
-    bank.follow_agent()
+    bank.ema_update()
     assert_close(bank.bank, torch.full((1, 2, 2), 1.75))
     assert "bank" in bank.state_dict()
 

@@ -1,5 +1,6 @@
 """Text encoders."""
 
+import json
 import sys
 
 import pytest
@@ -17,7 +18,7 @@ def test_wordllama_is_the_mean_of_its_tokens():
     assert_close(vectors[0], (vectors[1] + vectors[2]) / 2)
 
 
-def test_wordllama_knows_what_words_mean():
+def test_wordllama_similar_words_are_close():
     left, sprint, run, table = torch.nn.functional.normalize(
         build_text_encoder("wordllama")(["left", "sprint", "run", "table"]), dim=1
     )
@@ -25,34 +26,33 @@ def test_wordllama_knows_what_words_mean():
     assert sprint @ run > left @ table
 
 
-def test_wordllama_needs_a_word():
+def test_wordllama_requires_a_token():
     with pytest.raises(ValueError, match=r"texts\[1\] is ''"):
         build_text_encoder("wordllama")(["a", ""])
 
 
-def test_unknown_encoder_names_the_nearest():
+def test_unknown_encoder():
     with pytest.raises(ValueError, match="did you mean 'clip'"):
         build_text_encoder("clips")
 
 
-def test_clip_without_open_clip_says_how_to_get_it(monkeypatch):
+def test_clip_without_open_clip(monkeypatch):
     monkeypatch.setitem(sys.modules, "open_clip", None)
     with pytest.raises(ModuleNotFoundError, match=r"pip install 'art-kernels\[clip\]'"):
         build_text_encoder("clip")
 
 
-def test_clip_encodes_from_a_local_file(tmp_path):
+def test_clip_from_a_local_file(tmp_path):
     open_clip = pytest.importorskip("open_clip", reason="the extra [clip] is not installed")
-    from art.text.clip import ClipText, _import_open_clip
+    from art.extras import import_extra
+    from art.text.encoders import ClipText
 
-    _import_open_clip()
+    import_extra("open_clip", extra="clip", needed_by="these tests")
     config = {
         "embed_dim": 16,
         "vision_cfg": {"image_size": 32, "layers": 1, "width": 64, "patch_size": 16},
         "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1},
     }
-    import json
-
     (tmp_path / "small-test-tower.json").write_text(json.dumps(config))
     open_clip.add_model_config(tmp_path)
     weights = tmp_path / "weights.pt"
@@ -64,12 +64,12 @@ def test_clip_encodes_from_a_local_file(tmp_path):
     assert_close(vectors.norm(dim=1), torch.ones(3))
     tokens = open_clip.get_tokenizer("small-test-tower")(["walk", "run", "jump"])
     assert_close(vectors, model.eval().encode_text(tokens, normalize=True).detach())
-    with pytest.raises(ValueError, match="is not one of open_clip's"):
+    with pytest.raises(ValueError, match="is not a model of open_clip"):
         ClipText("no-such-model")
-    with pytest.raises(ValueError, match="is not one of open_clip's"):
+    with pytest.raises(ValueError, match="is not a model of open_clip"):
         text_width("clip", model="no-such-model")
 
 
-def test_the_width_of_clip_needs_no_weights():
+def test_clip_width_without_weights():
     pytest.importorskip("open_clip", reason="the extra [clip] is not installed")
     assert (text_width("clip"), text_width("clip", model="ViT-L-14", pretrained="openai")) == (512, 768)

@@ -48,14 +48,13 @@ def model():
 
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
-    """A Hub: ``hub.files[(repository, revision)]`` are the files of a repository by name, ``hub.asked`` what was asked
-    for. The client's cache is empty."""
-    hub = SimpleNamespace(files={}, asked=[])
+    """A local Hub: ``hub.files[(repository, revision)]`` are files by name, ``hub.requests`` the received requests."""
+    hub = SimpleNamespace(files={}, requests=[])
 
     class Handler(BaseHTTPRequestHandler):
         def respond(self, body):
             _, user, name, _, revision, file = self.path.split("/", 5)
-            hub.asked.append((self.command, file))
+            hub.requests.append((self.command, file))
             files = hub.files.get((f"{user}/{name}", revision))
             known = any(repository == f"{user}/{name}" for repository, _ in hub.files)
             content = None if files is None else files.get(file)
@@ -94,7 +93,7 @@ def hub(tmp_path, monkeypatch):
 
 @pytest.fixture
 def uploads(monkeypatch):
-    """What would have been sent: a list of (repository, private, files by name, commit options)."""
+    """Record uploads as a list of (repository, private, files by name, commit options)."""
     sent, made = [], {}
 
     def create_repo(self, *, repo_id, private, exist_ok):
@@ -114,7 +113,7 @@ def uploads(monkeypatch):
     return sent
 
 
-def test_what_is_pushed_comes_back(model, hub, uploads):
+def test_upload_and_download(model, hub, uploads):
     address = model.push_to_hub("me/kicks", evaluation=EVALUATION, private=True, token="t", revision="v1", message="m")
     assert address == "https://hub/me/kicks/commit/1"
     repository, private, files, options = uploads[0]
@@ -129,23 +128,23 @@ def test_what_is_pushed_comes_back(model, hub, uploads):
     video = torch.rand(2, 3, 3, 48, 48)
     with torch.no_grad():
         assert torch.equal(loaded(video).logits, model(video).logits)
-    assert {file for _, file in hub.asked} == {"config.json", "model.safetensors"}  # nothing else is fetched
-    with pytest.raises(ValueError, match="me/kicks holds a model of kind 'backbone'"):
+    assert {file for _, file in hub.requests} == {"config.json", "model.safetensors"}  # nothing else is downloaded
+    with pytest.raises(ValueError, match="me/kicks holds a model of kind 'backbone', expected art"):
         ARTModel.from_pretrained("me/kicks")
 
 
-def test_a_revision_is_asked_for(model, hub, uploads):
+def test_revision(model, hub, uploads):
     model.push_to_hub("me/kicks")
     files = uploads[0][2]
     hub.files["me/kicks", "v2"] = {**files, "config.json": files["config.json"].replace(b'"jump"', b'"hop"')}
     hub.files["me/kicks", "main"] = files
     assert load_model("me/kicks", revision="v2").class_names[0] == "hop"
     assert load_model("me/kicks").class_names[0] == "jump"
-    with pytest.raises(FileNotFoundError, match="there is none at revision 'v3' that may be seen"):
+    with pytest.raises(FileNotFoundError, match="was not found on the Hub at revision 'v3'"):
         load_model("me/kicks", revision="v3")
 
 
-def test_a_local_folder_wins(model, hub, uploads, tmp_path):
+def test_local_directory_takes_precedence(model, hub, uploads, tmp_path):
     model.push_to_hub("me/kicks")
     hub.files["me/kicks", "main"] = uploads[0][2]
     other = BackboneClassifier(["a", "b"], num_frames=3, backbone_options={"width": 4, "depth": [1, 1, 1]})
@@ -154,13 +153,13 @@ def test_a_local_folder_wins(model, hub, uploads, tmp_path):
     with pytest.raises(ValueError, match="revision is 'v2', but me/kicks is a local path"):
         load_model("me/kicks", revision="v2")
     (tmp_path / "me" / "kicks" / "config.json").unlink()
-    with pytest.raises(FileNotFoundError, match="expected a folder written by save_pretrained"):
+    with pytest.raises(FileNotFoundError, match="expected a directory written by save_pretrained"):
         load_model("me/kicks")
-    assert hub.asked == []
+    assert hub.requests == []
 
 
 @pytest.mark.parametrize(
-    ("name", "answer"),
+    ("name", "expected"),
     [
         ("me/kicks", True),
         ("a-b.c/d_e-1", True),
@@ -174,39 +173,39 @@ def test_a_local_folder_wins(model, hub, uploads, tmp_path):
         ("me/k?ick", False),
     ],
 )
-def test_what_means_a_repository(name, answer):
-    assert is_repository(name) is answer
+def test_is_repository(name, expected):
+    assert is_repository(name) is expected
 
 
-def test_what_is_not_there_is_told(model, hub):
-    with pytest.raises(FileNotFoundError, match="me/kicks is no local folder, and on the Hub there is none that may"):
+def test_missing_repository_and_files(model, hub):
+    with pytest.raises(FileNotFoundError, match="me/kicks is not a local directory and was not found on the Hub; check"):
         load_model("me/kicks")
     hub.files["me/pickled", "main"] = {"config.json": b"{}", "pytorch_model.bin": b"cos\nsystem\n(S'false'\ntR."}
     with pytest.raises(FileNotFoundError, match=r"me/pickled on the Hub has no model\.safetensors; expected"):
         load_model("me/pickled")
-    assert ("GET", "pytorch_model.bin") not in hub.asked
+    assert ("GET", "pytorch_model.bin") not in hub.requests
 
 
-def test_no_network_is_told(hub, monkeypatch):
+def test_no_network(hub, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(OSError, match="me/kicks is no local folder, and the Hub cannot be reached"):
+    with pytest.raises(OSError, match="me/kicks is not a local directory, the Hub cannot be reached"):
         load_model("me/kicks")
 
 
-def test_a_run_is_pushed_with_its_evaluation(model, uploads, tmp_path):
+def test_run_is_uploaded_with_its_evaluation(model, uploads, tmp_path):
     last = tmp_path / "run" / "checkpoints" / "last"
     model.save_pretrained(last)
     (tmp_path / "run" / "evaluation.json").write_text(json.dumps(EVALUATION))
     push_to_hub(tmp_path / "run", "me/a")
     push_to_hub(last, "me/b")
-    last.rename(last.with_name("best"))  # which the run's evaluation is not of
+    last.rename(last.with_name("best"))  # the run's evaluation is of the last checkpoint
     push_to_hub(last.with_name("best"), "me/c")
     cards = [files["README.md"].decode() for _, _, files, _ in uploads]
     assert ["| top-1 | 75.00 |" in card for card in cards] == [True, True, False]
-    assert "No evaluation came with this model." in cards[2]
+    assert "No evaluation was uploaded with this model." in cards[2]
 
 
-def test_nothing_is_sent_for_bad_input(model, uploads, tmp_path):
+def test_nothing_is_uploaded_for_invalid_input(model, uploads, tmp_path):
     with pytest.raises(ValueError, match="repository is 'kicks', expected 'user/name'"):
         model.push_to_hub("kicks")
     other = {**EVALUATION, "per_class": EVALUATION["per_class"][:2]}
@@ -219,7 +218,7 @@ def test_nothing_is_sent_for_bad_input(model, uploads, tmp_path):
     assert uploads == []
 
 
-def test_the_card_holds_the_metrics(model):
+def test_model_card(model):
     card = model_card(model, "me/kicks", EVALUATION, license="mit")
     _, head, text = card.split("---\n", 2)
     data = yaml.safe_load(head)
@@ -230,22 +229,31 @@ def test_the_card_holds_the_metrics(model):
     assert values == {"top-1": 0.75, "top-5": 1.0, "mean class accuracy": 0.7}
     for line in (
         "| mean class accuracy | 70.00 |",
-        "On split `test` of `motion`, 20 clips.",
-        "1 clips could not be read and are in no number.",
+        "Split `test` of `motion`, 20 clips.",
+        "1 clips could not be read and are excluded.",
         "sampling sparse, views 4, art 0.1.0, torch 2.13.0, date 2026-11-24.",
         'BackboneClassifier.from_pretrained("me/kicks")',
         r"1. turn \<left\> \*twice\*",
         "- `dropout`: `0.1`",
-        "3 frames of 112×112 pixels a clip (dense sampling, every 4th frame)",
+        f"{sum(parameter.numel() for parameter in model.parameters()):,} parameters",
+        "3 frames of 112×112 pixels per clip (dense sampling, stride 4)",
     ):
         assert line in text
-    assert "`latent_dim`" not in text  # it is at its default
+    assert "`latent_dim`" not in text  # has its default value
 
 
-def test_where_weights_lay_is_not_told(model, uploads, monkeypatch):
+def test_local_paths_are_not_uploaded(model, uploads, monkeypatch):
     monkeypatch.setattr(model.options, "pretrained", "/home/somebody/k400.pth")
     model.push_to_hub("me/kicks")
     files = uploads[0][2]
     assert "- `pretrained`: `k400.pth`" in files["README.md"].decode()
     assert json.loads(files["config.json"])["options"]["pretrained"] == "k400.pth"
     assert all(b"somebody" not in content for content in files.values())
+
+
+def test_model_card_of_a_checkpoint_of_an_earlier_version(model, tmp_path):
+    model.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    del config["input_size"], config["num_parameters"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert "3 classes, 3 frames per clip (dense sampling, stride 4)." in model_card(tmp_path, "me/kicks")

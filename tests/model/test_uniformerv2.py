@@ -1,17 +1,22 @@
-"""``uniformerv2_*``: agreement with the published implementation and with its text written down; options; bad input."""
+"""``uniformerv2_*``: agreement with the published implementation and a plain reference; options; checkpoints."""
+
+from importlib.util import find_spec
 
 import pytest
 import torch
 import torch.nn.functional as F
 from golden import golden_outputs, golden_shapes, golden_video, golden_weights
+from safetensors.torch import save_file
+from torch import nn
 from torch.testing import assert_close
 
 from art import ARTModel, BackboneClassifier, build_backbone, load_model
 from art.backbones.uniformerv2 import SIZES, DropPath, FeedForward
-from art.backbones.uniformerv2_weights import NormalisedLinear, published_state
+from art.backbones.uniformerv2_weights import NormalizedLinear, interpolate_positions, published_state
+from art.extras import import_extra
 
 TINY = {"width": 24, "layers": 3, "heads": 3, "patch_size": 8, "input_size": 24, "global_blocks": [0, 2]}
-FOR_MOVEMENT = {"local_mhra": 2, "temporal_downsample": True}
+SSV2 = {"local_mhra": 2, "temporal_downsample": True}
 CLASSES = ["walk", "run with the left arm raised", "jump"]
 
 
@@ -21,7 +26,7 @@ def video():
 
 
 def make_tiny(**options):
-    """A small backbone in which no parameter is zero."""
+    """Return a small backbone in which no parameter is zero."""
     backbone = build_backbone("uniformerv2_b16", num_frames=4, **{**TINY, **options})
     shapes = {name: value.shape for name, value in backbone.state_dict().items()}
     backbone.load_state_dict(golden_weights(shapes, "tiny"))
@@ -31,8 +36,8 @@ def make_tiny(**options):
 # The published model.
 
 
-@pytest.mark.parametrize(("published", "labels", "options"), [("k400", 400, {}), ("ssv2", 174, FOR_MOVEMENT)])
-def test_names_and_shapes_are_the_published_ones(published, labels, options):
+@pytest.mark.parametrize(("published", "labels", "options"), [("k400", 400, {}), ("ssv2", 174, SSV2)])
+def test_names_and_shapes_match_the_published_models(published, labels, options):
     with torch.device("meta"):
         backbone = build_backbone("uniformerv2_b16", num_frames=4, keep_head=True, **options)
         state = published_state(backbone, backbone.video_head(labels))
@@ -40,27 +45,27 @@ def test_names_and_shapes_are_the_published_ones(published, labels, options):
     assert {name: list(value.shape) for name, value in state.items()} == {f"backbone.{n}": s for n, s in shapes.items()}
 
 
-def test_outputs_are_those_of_the_published_implementation():
+def test_outputs_match_the_published_implementation():
     weights = golden_weights(golden_shapes("uniformerv2_b16_k400"), "k400_b16_f4")
     head = {name.removeprefix("transformer.proj."): weights.pop(name) for name in list(weights) if ".proj." in name}
     with torch.device("meta"):
         backbone = build_backbone("uniformerv2_b16", num_frames=4)
     backbone.load_state_dict(weights, assign=True)
-    # The published network takes colours that are normalised already.
+    # The published network takes normalized colors.
     video = golden_video((1, 3, 4, 224, 224), "k400_b16_f4").transpose(1, 2) * 0.225 + 0.45
     with torch.no_grad():
         tokens, class_token, grid = backbone.eval()(video)
-    normalised = F.layer_norm(class_token, (768,), head["0.weight"], head["0.bias"])
+    normalized = F.layer_norm(class_token, (768,), head["0.weight"], head["0.bias"])
     expected = golden_outputs("uniformerv2_b16_k400_f4")
     assert grid == (14, 14)
     assert tokens.shape == (1, 4, 196, 768)
     assert_close(tokens[0, :, ::13, ::17], expected["tokens"], atol=2e-4, rtol=0)
     assert_close(class_token, expected["cls"], atol=2e-4, rtol=0)
-    assert_close(F.linear(normalised, head["2.weight"], head["2.bias"]), expected["logits"], atol=2e-4, rtol=0)
+    assert_close(F.linear(normalized, head["2.weight"], head["2.bias"]), expected["logits"], atol=2e-4, rtol=0)
 
 
 @pytest.mark.parametrize("name", ["uniformerv2_l14", "uniformerv2_l14_336"])
-def test_the_large_sizes(name):
+def test_large_sizes(name):
     with torch.device("meta"):
         backbone = build_backbone(name, num_frames=8)
     side = backbone.input_size // 14
@@ -71,11 +76,11 @@ def test_the_large_sizes(name):
     assert backbone.transformer.dec[0].attn.num_heads == 16
 
 
-# Its text written down: every region normalised and projected.
+# A plain reference: every region is normalized and projected.
 
 
-def definition(s, video, options):
-    """Tokens [B,T',N,C] and x_cls [B,C] from the parameters ``s`` by name, in plain PyTorch."""
+def reference(s, video, options):
+    """Compute tokens [B,T',N,C] and x_cls [B,C] from the state dict ``s`` in plain PyTorch."""
     heads, stride = options["heads"], 2 if options.get("temporal_downsample") else 1
     size, padding = (stride, *s["conv1.weight"].shape[3:]), (s["conv1.weight"].shape[2] // 2, 0, 0)
     volume = F.conv3d((video.transpose(1, 2) - 0.45) / 0.225, s["conv1.weight"], stride=size, padding=padding)
@@ -139,21 +144,21 @@ def volume_of(x, grid):
 
 
 def with_patches(x, volume):
-    """``x`` with a volume [B,C,T,h,w] added to its patches."""
+    """Add a volume [B,C,T,h,w] to the patches of ``x``."""
     return x + F.pad(volume.permute(0, 2, 3, 4, 1).flatten(2, 3), (0, 0, 1, 0))
 
 
-VARIANTS = [{}, FOR_MOVEMENT, {"local_mhra": 1}, {"global_blocks": [1]}, {"frozen": True, "local_mhra": 2}]
+VARIANTS = [{}, SSV2, {"local_mhra": 1}, {"global_blocks": [1]}, {"frozen": True, "local_mhra": 2}]
 
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=str)
-def test_outputs_and_gradients_are_those_of_the_definition(variant, video):
+def test_outputs_and_gradients_match_the_reference(variant, video):
     backbone = make_tiny(**variant).double()
     s = {name: value.detach().clone() for name, value in backbone.state_dict().items()}
     trained = {name: p for name, p in backbone.named_parameters() if p.requires_grad}
     for name in trained:
         s[name].requires_grad_()
-    tokens, class_token = definition(s, video.double(), {**TINY, **variant})
+    tokens, class_token = reference(s, video.double(), {**TINY, **variant})
     features = backbone(video.double())
     assert_close(features.class_token, class_token)
     assert_close(features.tokens[:, :: 2 if "temporal_downsample" in variant else 1], tokens)
@@ -161,13 +166,13 @@ def test_outputs_and_gradients_are_those_of_the_definition(variant, video):
     weight = torch.randn(class_token.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
     found = torch.autograd.grad((features.class_token * weight).sum(), list(trained.values()), allow_unused=True)
     expected = torch.autograd.grad((class_token * weight).sum(), [s[n] for n in trained], allow_unused=True)
-    for name, ours, theirs in zip(trained, found, expected, strict=True):
-        assert (ours is None) == (theirs is None), name
+    for name, ours, other in zip(trained, found, expected, strict=True):
+        assert (ours is None) == (other is None), name
         if ours is not None:
-            assert_close(ours, theirs, msg=lambda m, name=name: f"{name}: {m}")
+            assert_close(ours, other, msg=lambda m, name=name: f"{name}: {m}")
 
 
-def test_the_global_block_reads_the_tokens_where_they_lie(video):
+def test_global_block_reads_a_view_of_the_tokens(video):
     backbone = make_tiny()
     seen = []
     backbone.transformer.dec[0].attn.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[1]))
@@ -180,20 +185,20 @@ def test_the_global_block_reads_the_tokens_where_they_lie(video):
 # Options.
 
 
-def test_tokens_that_speak_for_two_frames_are_given_for_each(video):
-    tokens = make_tiny(**FOR_MOVEMENT)(video).tokens
+def test_temporal_downsampling_repeats_tokens(video):
+    tokens = make_tiny(**SSV2)(video).tokens
     assert tokens.shape == (2, 4, 9, 24)
     assert_close(tokens[:, 1::2], tokens[:, ::2])
     assert not torch.allclose(tokens[:, 2], tokens[:, 0])
 
 
-def test_uint8_and_float_are_the_same_video(video):
+def test_uint8_and_float_agree(video):
     backbone = make_tiny()
     stored = (video * 255).round().to(torch.uint8)
     assert_close(backbone(stored).class_token, backbone(stored / 255).class_token)
 
 
-def test_drop_path_leaves_out_whole_clips_and_keeps_the_mean():
+def test_drop_path_drops_whole_clips_and_keeps_the_mean():
     torch.manual_seed(0)
     branch = DropPath(0.25)(torch.ones(4000, 2, 3))
     assert branch.unique().tolist() == pytest.approx([0, 4 / 3])
@@ -202,16 +207,16 @@ def test_drop_path_leaves_out_whole_clips_and_keeps_the_mean():
     assert torch.equal(DropPath(0.25).eval()(torch.ones(8)), torch.ones(8))
 
 
-def test_drop_path_rises_from_block_to_block():
+def test_drop_path_rate_increases_linearly():
     blocks = make_tiny(drop_path=0.2, global_drop_path=0.1).transformer
     assert [block.drop_path.rate for block in blocks.resblocks] == pytest.approx([0, 0.1, 0.2])
     assert [block.drop_path.rate for block in blocks.dec] == pytest.approx([0, 0.1])
 
 
-def test_checkpointed_blocks_give_the_same_gradients_and_count_a_batch_once(video):
+def test_gradient_checkpointing_keeps_gradients_and_statistics(video):
     gradients, counts = [], []
     for recompute in (False, 2):
-        backbone = make_tiny(gradient_checkpointing=recompute, drop_path=0.5, **FOR_MOVEMENT).train()
+        backbone = make_tiny(gradient_checkpointing=recompute, drop_path=0.5, **SSV2).train()
         torch.manual_seed(0)
         backbone(video).class_token.square().sum().backward()
         gradients.append([p.grad for p in backbone.parameters()])
@@ -221,27 +226,29 @@ def test_checkpointed_blocks_give_the_same_gradients_and_count_a_batch_once(vide
     assert set(counts[1].values()) == {1}
 
 
-def test_checkpointed_blocks_keep_less_for_the_backward_pass(video):
-    def kept(**options):
+def test_gradient_checkpointing_saves_memory(video):
+    def saved_elements(**options):
         sizes = []
         backbone = make_tiny(**options).train()
         with torch.autograd.graph.saved_tensors_hooks(lambda x: sizes.append(x.numel()) or x, lambda x: x):
             backbone(video)
         return sum(sizes)
 
-    assert kept(gradient_checkpointing=True) == kept(gradient_checkpointing=3) < 0.7 * kept()
-    assert kept(gradient_checkpointing=True) < kept(gradient_checkpointing=1) < kept()
+    assert (
+        saved_elements(gradient_checkpointing=True) == saved_elements(gradient_checkpointing=3) < 0.7 * saved_elements()
+    )
+    assert saved_elements(gradient_checkpointing=True) < saved_elements(gradient_checkpointing=1) < saved_elements()
 
 
-def test_frozen_trains_what_is_for_videos_alone(video):
+def test_frozen_trains_only_video_parameters(video):
     backbone = make_tiny(frozen=True)
     trained = {name.split(".")[1] for name, p in backbone.named_parameters() if p.requires_grad}
     assert trained == {"temporal_cls_token", "dpe", "dec"}
     assert not backbone(video).tokens.requires_grad
 
 
-def test_autocast_computes_in_bfloat16_and_keeps_the_residual_in_float32(video):
-    backbone = make_tiny(**FOR_MOVEMENT)
+def test_autocast_keeps_the_residual_in_float32(video):
+    backbone = make_tiny(**SSV2)
     expected = backbone(video)
     with torch.autocast("cpu", torch.bfloat16):
         features = backbone(video)
@@ -249,6 +256,207 @@ def test_autocast_computes_in_bfloat16_and_keeps_the_residual_in_float32(video):
     assert not torch.equal(features.tokens, expected.tokens)
     for found, exact in zip(features[:2], expected[:2], strict=True):
         assert (found - exact).norm() < 0.01 * exact.norm()
+
+
+# Checkpoints.
+
+
+@pytest.fixture
+def head():
+    torch.manual_seed(0)
+    return NormalizedLinear(24, 5)
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "weights.pth"
+
+
+def load(path, **options):
+    return build_backbone("uniformerv2_b16", num_frames=4, pretrained=str(path), **{**TINY, **options})
+
+
+def assert_same_state(found, expected):
+    assert_close(dict(found.state_dict()), dict(expected.state_dict()))
+
+
+@pytest.mark.parametrize("options", [{}, SSV2, {"frozen": True}], ids=str)
+def test_published_state_round_trip(options, path, head):
+    backbone = make_tiny(**options)
+    state = published_state(backbone, head)
+    assert all(name.startswith("backbone.") for name in state)
+    torch.save(state, path)
+    assert_same_state(load(path, **options), backbone)
+    torch.save({"model_state": {name.removeprefix("backbone."): value for name, value in state.items()}}, path)
+    assert_same_state(load(path, **options), backbone)
+    save_file(state, path.with_suffix(".safetensors"))
+    assert_same_state(load(path.with_suffix(".safetensors"), **options), backbone)
+
+
+def test_keep_head(path, head):
+    torch.save(published_state(make_tiny(), head), path)
+    assert type(load(path).video_head(5)) is nn.Linear
+    x = torch.randn(2, 24)
+    expected = head(x)
+    assert_close(load(path, keep_head=True).video_head(5)(x), expected)
+    (path.parent / "labels.json").write_text("[4, 0, 2]")
+    for labels in ([4, 0, 2], str(path.parent / "labels.json")):
+        selected = load(path, keep_head=True, head_labels=labels).video_head(3)
+        assert_close(selected(x), expected[:, [4, 0, 2]])
+
+
+def test_keep_head_without_a_checkpoint():
+    head = build_backbone("uniformerv2_b16", num_frames=4, **TINY, keep_head=True).video_head(7)
+    x = torch.randn(2, 24)
+    assert_close(head(x), F.linear(F.layer_norm(x, (24,)), head.weight, head.bias))
+
+
+def test_keep_head_mismatch(path, head):
+    torch.save(published_state(make_tiny(), head), path)
+    with pytest.raises(
+        ValueError, match="the checkpoint's head has 5 labels, but there are 4 classes; pass head_labels"
+    ):
+        load(path, keep_head=True).video_head(4)
+    with pytest.raises(ValueError, match=r"head_labels contains \[5, -1\], expected indices 0 to 4"):
+        load(path, keep_head=True, head_labels=[0, 5, -1])
+    with pytest.raises(FileNotFoundError):
+        load(path, keep_head=True, head_labels=str(path.parent / "nowhere.json"))
+    torch.save(published_state(make_tiny()), path)
+    with pytest.raises(ValueError, match=r"lacks transformer\.proj\.0\.weight, .*keep_head=False"):
+        load(path, keep_head=True)
+
+
+def test_positions_are_interpolated(path):
+    backbone = make_tiny()
+    torch.save(published_state(backbone), path)
+    larger = load(path, input_size=40)
+    assert larger(torch.rand(1, 4, 3, 40, 40)).grid == (5, 5)
+    assert_close(larger.positional_embedding[0], backbone.positional_embedding[0])
+    assert_close(larger.conv1.weight, backbone.conv1.weight)
+
+
+def test_interpolation_keeps_rows_and_columns():
+    rows, columns = torch.meshgrid(torch.arange(12.0), torch.arange(12.0), indexing="ij")
+    positions = torch.cat([torch.full((1, 2), 7.0), torch.stack([rows, columns], -1).flatten(0, 1)])
+    resized = interpolate_positions(positions, (1 + 6 * 6, 2))
+    assert torch.equal(resized[0], positions[0])
+    grid = resized[1:].reshape(6, 6, 2)
+    assert_close(grid[1:-1, 1:-1, 0], (2 * torch.arange(1.0, 5)[:, None] + 0.5).expand(4, 4), atol=0.1, rtol=0)
+    assert_close(grid[..., 1], grid[..., 0].T)
+    assert interpolate_positions(positions, positions.shape) is positions
+
+
+@pytest.fixture(scope="module")
+def clip():
+    """A small CLIP of open_clip, with the sizes of TINY."""
+    if find_spec("open_clip") is None:
+        pytest.skip("the extra [clip] is not installed")
+    torch.manual_seed(0)
+    return (
+        import_extra("open_clip", extra="clip", needed_by="these tests")
+        .model.CLIP(
+            16,
+            {"image_size": 24, "layers": 3, "width": 24, "head_width": 8, "patch_size": 8},
+            {"context_length": 8, "vocab_size": 50, "width": 16, "heads": 2, "layers": 1},
+            quick_gelu=True,
+        )
+        .eval()
+    )
+
+
+def clip_tokens(clip, video):
+    """Return the output of the last block of CLIP's image tower for each frame."""
+    found = []
+    hook = clip.visual.transformer.register_forward_hook(lambda *arguments: found.append(arguments[2]))
+    clip.visual(((video - 0.45) / 0.225).flatten(0, 1))
+    hook.remove()
+    return found[0].unflatten(0, video.shape[:2])
+
+
+@pytest.mark.parametrize("options", [{}, SSV2], ids=str)
+@pytest.mark.parametrize("whole", [True, False])
+def test_clip_weights_reproduce_clip_on_each_frame(whole, options, clip, path):
+    torch.save((clip if whole else clip.visual).state_dict(), path)
+    video = torch.rand(2, 4, 3, 24, 24)
+    with torch.no_grad():
+        expected = clip_tokens(clip, video)
+        tokens, class_token, _ = load(path, **options).eval()(video)
+    # The inflated convolution reads the middle of its three frames: frames 0 and 2 with a stride of 2.
+    expected = expected[:, ::2].repeat_interleave(2, 1) if options else expected
+    assert_close(tokens, expected[:, :, 1:], atol=1e-5, rtol=1e-5)
+    # The global query and the gate are zero initially.
+    assert_close(class_token, expected[:, :, 0].mean(1) / 2, atol=1e-5, rtol=1e-5)
+
+
+def test_clip_in_half_precision_is_loaded_in_float32(clip, path):
+    half = {name: value.half() for name, value in clip.state_dict().items()}
+    torch.save(half, path)
+    backbone = load(path)
+    assert {p.dtype for p in backbone.parameters()} == {torch.float32}
+    assert_close(backbone.ln_pre.weight, half["visual.ln_pre.weight"].float())
+
+
+def test_keep_head_of_clip(clip, path):
+    torch.save(clip.state_dict(), path)
+    with pytest.raises(ValueError, match=r"lacks transformer\.proj"):
+        load(path, keep_head=True)
+
+
+def load_error(path, **options):
+    with pytest.raises(ValueError) as error:
+        load(path, **options)
+    return str(error.value)
+
+
+def test_mismatches_are_in_one_error(path):
+    state = published_state(make_tiny())
+    del state["backbone.transformer.dec.1.ln_3.bias"]
+    state["backbone.stray"] = torch.zeros(1)
+    state["backbone.ln_pre.weight"] = torch.zeros(23)
+    torch.save(state, path)
+    message = load_error(path)
+    assert "1 missing: transformer.dec.1.ln_3.bias" in message
+    assert "1 unexpected: stray" in message
+    assert "ln_pre.weight [23], expected [24]" in message
+
+
+@pytest.mark.parametrize("name", ["transformer.temporal_cls_token", "transformer.balance", "transformer.dpe.1.weight"])
+def test_video_parameters_are_optional_only_for_image_models(name, path):
+    state = published_state(make_tiny())
+    del state[f"backbone.{name}"]
+    torch.save(state, path)
+    assert f"1 missing: {name}" in load_error(path)
+
+
+def test_error_lists_matching_options(path):
+    torch.save(published_state(make_tiny(**SSV2)), path)
+    message = load_error(path)
+    assert "conv1.weight [24, 3, 3, 8, 8], expected [24, 3, 1, 8, 8]" in message
+    options = "width=24, layers=3, patch_size=8, input_size=24, local_mhra=2, temporal_downsample=True"
+    assert f"{options}, 2 global_blocks, frozen=False" in message
+
+
+def test_error_names_the_matching_backbone(path):
+    with torch.device("meta"):
+        state = build_backbone("uniformerv2_l14_336", num_frames=4, frozen=True).state_dict()
+    torch.save({name: torch.zeros(()).expand(value.shape) for name, value in state.items()}, path)
+    with torch.device("meta"):
+        message = load_error(path, **{"width": 768, "layers": 12, "heads": 12, "patch_size": 16, "input_size": 224})
+    assert "Expected uniformerv2_l14_336 with local_mhra=0, temporal_downsample=False" in message
+    assert "4 global_blocks, frozen=True" in message
+
+
+def test_checkpoint_of_another_architecture(path):
+    torch.save({"conv1.weight": torch.zeros(64, 3, 7, 7), "layer1.0.conv1.weight": torch.zeros(64, 64, 1, 1)}, path)
+    message = load_error(path)
+    assert "missing: class_embedding, positional_embedding" in message
+    assert "1 unexpected: layer1.0.conv1.weight" in message
+    assert "a checkpoint of UniFormerV2 or of CLIP's image tower" in message
+
+
+def test_unexpected_name_in_a_whole_clip(clip, path):
+    torch.save({**clip.state_dict(), "decoder.weight": torch.zeros(2)}, path)
+    assert "1 unexpected: decoder.weight" in load_error(path)
 
 
 # In the model.
@@ -264,8 +472,8 @@ SMALL = {
 }
 
 
-@pytest.mark.parametrize("variant", [{}, FOR_MOVEMENT, {"frozen": True}], ids=str)
-def test_art_on_it_trains_and_is_saved(variant, video, tmp_path):
+@pytest.mark.parametrize("variant", [{}, SSV2, {"frozen": True}], ids=str)
+def test_art_trains_and_is_saved(variant, video, tmp_path):
     torch.manual_seed(0)
     model = ARTModel(CLASSES, "uniformerv2_b16", backbone_options={**TINY, **variant}, **SMALL)
     model.backbone.load_state_dict(make_tiny(**variant).state_dict())
@@ -280,18 +488,18 @@ def test_art_on_it_trains_and_is_saved(variant, video, tmp_path):
         assert_close(ARTModel.from_pretrained(tmp_path)(video).logits, model(video).logits)
 
 
-def test_art_on_it_compiles_without_a_graph_break(video):
+def test_art_compiles_without_graph_breaks(video):
     torch.manual_seed(0)
-    options = {**TINY, "layers": 1, "global_blocks": [0], **FOR_MOVEMENT}
+    options = {**TINY, "layers": 1, "global_blocks": [0], **SSV2}
     model = ARTModel(CLASSES, "uniformerv2_b16", backbone_options=options, **SMALL).eval()
     with torch.no_grad():
         compiled = torch.compile(model, fullgraph=True, backend="aot_eager")(video)
         assert_close(compiled.logits, model(video).logits)
 
 
-def test_a_kept_head_is_saved_with_the_model(video, tmp_path):
+def test_kept_head_is_saved_with_the_model(video, tmp_path):
     options = {**TINY, "keep_head": True, "head_labels": [2, 0, 1]}
-    torch.save(published_state(make_tiny(), NormalisedLinear(24, 3)), tmp_path / "weights.pth")
+    torch.save(published_state(make_tiny(), NormalizedLinear(24, 3)), tmp_path / "weights.pth")
     model = BackboneClassifier(
         CLASSES, "uniformerv2_b16", 4, backbone_options=options, pretrained=str(tmp_path / "weights.pth")
     ).eval()
@@ -300,19 +508,19 @@ def test_a_kept_head_is_saved_with_the_model(video, tmp_path):
         assert_close(load_model(tmp_path / "model")(video).logits, model(video).logits)
 
 
-# Bad input.
+# Invalid input.
 
 
-def test_a_resolution_without_positions(video):
+def test_wrong_frame_size(video):
     with pytest.raises(ValueError, match=r"24×32 pixels.*3×3 patches of 8: expected 24×24.*input_size"):
         make_tiny()(F.pad(video, (0, 8)))
 
 
-def test_frames_that_cannot_be_halved(video):
+def test_odd_number_of_frames(video):
     with pytest.raises(ValueError, match=r"5 frames.*an even number such as 6, or temporal_downsample=False"):
         build_backbone("uniformerv2_b16", num_frames=5, **TINY, temporal_downsample=True)
     with pytest.raises(ValueError, match="3 frames"):
-        make_tiny(**FOR_MOVEMENT)(video[:, :3])
+        make_tiny(**SSV2)(video[:, :3])
     assert make_tiny()(video[:, :3]).tokens.shape == (2, 3, 9, 24)
 
 
@@ -332,30 +540,30 @@ def test_frames_that_cannot_be_halved(video):
         ("head_labels", [0], "head_labels is given, but keep_head is False"),
     ],
 )
-def test_options_out_of_range_are_named(option, value, message):
+def test_options_out_of_range(option, value, message):
     with pytest.raises(ValueError, match=message):
         build_backbone("uniformerv2_b16", num_frames=4, **{**TINY, option: value})
 
 
-def test_an_unknown_option_is_named():
+def test_unknown_option():
     with pytest.raises(TypeError, match=r"backbone 'uniformerv2_b16'.*'local_mrha'"):
         build_backbone("uniformerv2_b16", num_frames=4, local_mrha=2)
 
 
-def test_the_mlp_is_clips_and_keeps_the_hidden_layer_twice():
+def test_mlp_matches_clip_and_saves_the_hidden_layer_twice():
     mlp = FeedForward(6).double()
     x = torch.randn(2, 3, 5, 6, dtype=torch.float64, requires_grad=True)
-    kept = {}
+    saved = {}
 
-    def keep(tensor):
-        kept[tensor.untyped_storage().data_ptr()] = tensor
+    def save(tensor):
+        saved[tensor.untyped_storage().data_ptr()] = tensor
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+    with torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor):
         found = mlp(x)
     hidden = mlp.c_fc(x)
     expected = mlp.c_proj(hidden * torch.sigmoid(1.702 * hidden))
     assert_close(found, expected)
     inputs = (x, *mlp.parameters())
     assert_close(torch.autograd.grad(found.sum(), inputs), torch.autograd.grad(expected.sum(), inputs))
-    assert sum(tensor.numel() == 2 * 3 * 5 * 24 for tensor in kept.values()) == 2
+    assert sum(tensor.numel() == 2 * 3 * 5 * 24 for tensor in saved.values()) == 2

@@ -1,4 +1,4 @@
-"""``tea50``: agreement with the published implementation, checkpoints, its options, bad input."""
+"""``tea50``: agreement with the published implementation, checkpoints, options, and invalid input."""
 
 import copy
 
@@ -23,7 +23,7 @@ def weights():
 
 @pytest.fixture(scope="module")
 def loaded(weights):
-    """The backbone with the seeded weights, in eval mode; not to be changed."""
+    """The backbone with the seeded weights, in eval mode; do not modify."""
     backbone = build_backbone("tea50", num_frames=8)
     backbone.load_state_dict({name: value for name, value in weights.items() if not name.startswith("fc.")})
     return backbone.eval()
@@ -31,7 +31,7 @@ def loaded(weights):
 
 @pytest.fixture
 def backbone(loaded):
-    """One of a test's own, for two frames."""
+    """A copy for one test, for two frames."""
     backbone = copy.deepcopy(loaded)
     backbone.num_frames = 2
     return backbone
@@ -43,13 +43,13 @@ def video():
 
 
 def published(shapes=None, prefix=""):
-    """A checkpoint of the published names whose i-th entry is i/1000 everywhere: one number of storage each."""
+    """A checkpoint with the published names; every element of the i-th tensor is i/1000."""
     shapes = golden_shapes(CASE) if shapes is None else shapes
     return {f"{prefix}{name}": torch.tensor(i / 1000).expand(shape) for i, (name, shape) in enumerate(shapes.items())}
 
 
-def for_images():
-    """The same without what Res2Net lacks."""
+def imagenet_checkpoint():
+    """A checkpoint without the temporal parameters."""
     return {name: value for name, value in published().items() if ".me." not in name and ".shifts." not in name}
 
 
@@ -61,14 +61,14 @@ def build_from(tmp_path, state, **options):
 # The published model.
 
 
-def test_names_and_shapes_are_the_published_ones(loaded):
+def test_names_and_shapes_match_the_published_model(loaded):
     own = {name: list(value.shape) for name, value in loaded.state_dict().items()}
     assert own == {name: shape for name, shape in golden_shapes(CASE).items() if not name.startswith("fc.")}
 
 
-def test_outputs_are_those_of_the_published_implementation(loaded, weights):
+def test_outputs_match_the_published_implementation(loaded, weights):
     expected = golden_outputs(CASE)
-    # The published network takes colours that are normalised already.
+    # The published network takes normalized colors.
     frames = golden_video((8, 3, 112, 112), CASE) * IMAGENET_STD + IMAGENET_MEAN
     with torch.no_grad():
         tokens, class_token, grid = loaded(frames[None])
@@ -80,7 +80,7 @@ def test_outputs_are_those_of_the_published_implementation(loaded, weights):
     assert_close(class_token, tokens.mean((1, 2)))
 
 
-def test_convolutions_over_time_begin_as_published():
+def test_temporal_convolutions_are_initialized_as_published():
     for block in (module for module in TEA50(num_frames=8).modules() if isinstance(module, TEABlock)):
         *joined, last = (shift.conv.weight[:, 0] for shift in block.shifts)
         half = len(last) // 2
@@ -89,12 +89,12 @@ def test_convolutions_over_time_begin_as_published():
         assert torch.equal(last[half:], torch.tensor([1.0, 0, 0]).expand(half, 3))
 
 
-def test_the_shift_shows_the_next_frame_and_the_one_before_and_nothing_beyond_the_clip():
+def test_shift_reads_adjacent_frames_of_the_same_clip():
     clips = torch.rand(2, 3, 4, 5, 6)
     shifted = TemporalConvolution(4, shifts=True)(clips.flatten(0, 1), 3).unflatten(0, (2, 3))
-    nothing = torch.zeros(2, 1, 2, 5, 6)
-    assert_close(shifted[:, :, :2], torch.cat([clips[:, 1:, :2], nothing], dim=1))
-    assert_close(shifted[:, :, 2:], torch.cat([nothing, clips[:, :-1, 2:]], dim=1))
+    padding = torch.zeros(2, 1, 2, 5, 6)
+    assert_close(shifted[:, :, :2], torch.cat([clips[:, 1:, :2], padding], dim=1))
+    assert_close(shifted[:, :, 2:], torch.cat([padding, clips[:, :-1, 2:]], dim=1))
     assert_close(TemporalConvolution(4, shifts=False)(clips.flatten(0, 1), 3), clips.flatten(0, 1))
 
 
@@ -107,8 +107,8 @@ def test_motion_excitation_is_the_mean_change_to_the_next_frame():
         for t in range(3):
             change = torch.zeros(1, 2, 1, 1, dtype=torch.float64)
             if t < 2:
-                now, following = (excite.bn1(excite.conv1(clips[b, i : i + 1])) for i in (t, t + 1))
-                change = (excite.conv2(following) - now).mean((2, 3), keepdim=True)
+                current, following = (excite.bn1(excite.conv1(clips[b, i : i + 1])) for i in (t, t + 1))
+                change = (excite.conv2(following) - current).mean((2, 3), keepdim=True)
             expected[b, t] = clips[b, t] * (0.5 + excite.bn3(excite.conv3(change)).sigmoid())[0]
     assert_close(excite(clips.flatten(0, 1), 3), expected.flatten(0, 1))
 
@@ -116,7 +116,7 @@ def test_motion_excitation_is_the_mean_change_to_the_next_frame():
 # The interface.
 
 
-def test_features_for_any_number_of_frames_and_sizes_that_the_stride_does_not_divide(loaded):
+def test_features_for_any_number_of_frames_and_frame_size(loaded):
     assert (loaded.channels, loaded.input_size) == (2048, 224)
     for num_frames, height, width, grid in ((1, 32, 32, (1, 1)), (5, 33, 70, (2, 3)), (16, 32, 64, (1, 2))):
         backbone = copy.copy(loaded)
@@ -128,14 +128,14 @@ def test_features_for_any_number_of_frames_and_sizes_that_the_stride_does_not_di
         assert features.class_token.shape == (2, 2048)
 
 
-def test_each_clip_is_seen_alone_and_the_order_of_its_frames_matters(backbone, video):
+def test_clips_are_independent_and_frame_order_matters(backbone, video):
     with torch.no_grad():
-        both, one, turned = (backbone(clips).tokens for clips in (video, video[1:], video.flip(1)))
+        both, one, reversed_ = (backbone(clips).tokens for clips in (video, video[1:], video.flip(1)))
     assert_close(one, both[1:], atol=1e-5, rtol=1e-5)
-    assert not torch.allclose(turned.flip(1), both, atol=1e-3)
+    assert not torch.allclose(reversed_.flip(1), both, atol=1e-3)
 
 
-def test_tokens_lie_row_by_row(backbone):
+def test_tokens_are_in_row_major_order(backbone):
     maps = []
     backbone.layer4[-1].register_forward_hook(lambda module, inputs, output: maps.append(output))
     with torch.no_grad():
@@ -146,22 +146,22 @@ def test_tokens_lie_row_by_row(backbone):
             assert torch.equal(tokens[0, :, y * w + x], maps[0][:, :, y, x])
 
 
-def test_bytes_are_the_same_video(backbone, video):
-    in_bytes = (video * 255).round().to(torch.uint8)
+def test_uint8_and_float_agree(backbone, video):
+    as_uint8 = (video * 255).round().to(torch.uint8)
     with torch.no_grad():
-        assert_close(backbone(in_bytes).tokens, backbone(in_bytes.float() / 255).tokens)
+        assert_close(backbone(as_uint8).tokens, backbone(as_uint8.float() / 255).tokens)
 
 
-def test_it_compiles_without_a_graph_break(backbone, video):
+def test_compiles_without_graph_breaks(backbone, video):
     for stage in (backbone.layer1, backbone.layer2, backbone.layer3, backbone.layer4):
-        del stage[2:]  # the blocks after a stage's first differ in their weights alone, and each takes time to trace
+        del stage[2:]  # further blocks only differ in their weights, and take time to trace
     compiled = torch.compile(backbone, fullgraph=True, backend="aot_eager")
     with torch.no_grad():
         for ours, eager in zip(compiled(video)[:2], backbone(video)[:2], strict=True):
             assert_close(ours, eager, atol=1e-5, rtol=1e-5)
 
 
-def test_art_on_it_forward_and_backward(video):
+def test_art_forward_and_backward(video):
     torch.manual_seed(0)
     model = ARTModel(["walk", "jump", "kick"], backbone="tea50", num_frames=2, latent_dim=16, num_heads=2)
     out = model(video, return_maps=True)
@@ -176,40 +176,42 @@ def test_art_on_it_forward_and_backward(video):
 
 
 @pytest.mark.parametrize("prefix", ["", "module.", "base_model.", "module.base_model."])
-def test_a_published_checkpoint_loads_and_its_classifier_is_left_out(tmp_path, prefix):
+def test_published_checkpoint_without_its_classifier(tmp_path, prefix):
     state = published(prefix=prefix)
     state["module.new_fc.weight"], state["module.new_fc.bias"] = torch.zeros(174, 2048), torch.zeros(174)
     backbone = build_from(tmp_path, {"epoch": 50, "arch": "tea50", "state_dict": state, "best_prec1": 48.9})
-    assert backbone.initialised == []
+    assert backbone.randomly_initialized == []
     for name, value in backbone.state_dict().items():
         assert_close(value, state[prefix + name].to(value.dtype), msg=name)
 
 
-def test_its_own_state_loads_from_safetensors(tmp_path, loaded):
+def test_own_state_dict_loads_from_safetensors(tmp_path, loaded):
     save_file({name: value.contiguous() for name, value in loaded.state_dict().items()}, tmp_path / "tea.safetensors")
     backbone = build_backbone("tea50", num_frames=8, pretrained=str(tmp_path / "tea.safetensors"))
-    assert backbone.initialised == []
+    assert backbone.randomly_initialized == []
     assert_close(backbone.state_dict(), loaded.state_dict())
 
 
-def test_an_imagenet_res2net_leaves_the_temporal_parts_as_they_begin(tmp_path):
-    state = for_images()
+def test_imagenet_checkpoint_keeps_the_initial_temporal_parameters(tmp_path):
+    state = imagenet_checkpoint()
     torch.manual_seed(0)
     backbone = build_from(tmp_path, {k: v for k, v in state.items() if not k.endswith("num_batches_tracked")})
     torch.manual_seed(0)
     fresh = TEA50(num_frames=2).state_dict()
-    assert backbone.initialised == temporal_names(backbone)
-    assert len(backbone.initialised) == 16 * (13 + 4)
+    assert backbone.randomly_initialized == temporal_names(backbone)
+    with pytest.warns(DeprecationWarning, match="initialised is now randomly_initialized"):
+        assert backbone.initialised == backbone.randomly_initialized
+    assert len(backbone.randomly_initialized) == 16 * (13 + 4)
     for name, value in backbone.state_dict().items():
         expected = state[name] if name in state and not name.endswith("num_batches_tracked") else fresh[name]
         assert_close(value, expected, msg=name)
 
 
-def test_from_scratch_every_name_is_initialised(loaded):
-    assert loaded.initialised == list(loaded.state_dict())
+def test_randomly_initialized_lists_every_name_without_a_checkpoint(loaded):
+    assert loaded.randomly_initialized == list(loaded.state_dict())
 
 
-def test_a_checkpoint_with_some_of_the_temporal_parts_is_refused(tmp_path):
+def test_checkpoint_with_some_temporal_parameters(tmp_path):
     state = published()
     del state["layer3.4.me.conv2.weight"], state["layer1.0.shifts.2.conv.weight"]
     with pytest.raises(
@@ -218,27 +220,25 @@ def test_a_checkpoint_with_some_of_the_temporal_parts_is_refused(tmp_path):
         build_from(tmp_path, state)
 
 
-def test_all_that_does_not_fit_is_in_one_error(tmp_path):
-    state = for_images()
+def test_mismatches_are_in_one_error(tmp_path):
+    state = imagenet_checkpoint()
     del state["layer4.2.bn3.bias"]
     state["layer1.0.convs.0.weight"] = torch.zeros(14, 14, 3, 3)
     state["layer1.0.convs.3.weight"] = torch.zeros(14, 14, 3, 3)
-    with pytest.raises(ValueError, match=r"weights\.pth does not fit") as caught:
+    with pytest.raises(ValueError, match=r"weights\.pth does not match the model") as caught:
         build_from(tmp_path, state)
     lines = str(caught.value).splitlines()[1:]
     assert lines[:3] == [
         "  1 missing: layer4.2.bn3.bias",
         "  1 unexpected: layer1.0.convs.3.weight",
-        "  1 of another shape: layer1.0.convs.0.weight [14, 14, 3, 3], expected [26, 26, 3, 3]",
+        "  1 with another shape: layer1.0.convs.0.weight [14, 14, 3, 3], expected [26, 26, 3, 3]",
     ]
-    assert lines[3].startswith("  What would fit: a checkpoint of TEA on Res2Net-50 26w4s")
+    assert lines[3].startswith("  Expected a checkpoint of TEA on Res2Net-50 26w4s")
 
 
-def test_a_checkpoint_of_another_architecture_is_refused(tmp_path):
+def test_checkpoint_of_another_architecture(tmp_path):
     resnet = {"conv1.weight": torch.zeros(64, 3, 7, 7), "layer1.0.conv2.weight": torch.zeros(64, 64, 3, 3)}
-    with pytest.raises(
-        ValueError, match=r"(?s)missing: bn1\.weight.*unexpected: layer1\.0\.conv2.*would fit: .*res2net"
-    ):
+    with pytest.raises(ValueError, match=r"(?s)missing: bn1\.weight.*unexpected: layer1\.0\.conv2.*Expected .*res2net"):
         build_from(tmp_path, resnet)
 
 
@@ -246,7 +246,7 @@ def test_a_checkpoint_of_another_architecture_is_refused(tmp_path):
 
 
 def test_frozen_batch_norm_keeps_statistics_and_affine_parameters(tmp_path, video):
-    backbone = build_from(tmp_path, for_images(), frozen_batch_norm=True).train()
+    backbone = build_from(tmp_path, imagenet_checkpoint(), frozen_batch_norm=True).train()
     norms = [module for module in backbone.modules() if isinstance(module, nn.BatchNorm2d)]
     before = {name: value.clone() for name, value in backbone.named_buffers()}
     backbone(video).class_token.sum().backward()
@@ -265,27 +265,27 @@ def test_batch_norm_is_not_frozen_by_default(backbone, video):
     assert all(p.requires_grad for p in backbone.parameters())
 
 
-def test_gradient_checkpointing_changes_neither_gradients_nor_statistics(backbone, video):
+def test_gradient_checkpointing_keeps_gradients_and_statistics(backbone, video):
     other = copy.deepcopy(backbone)
     other.gradient_checkpointing = True
-    kept = []
+    saved = []
     for each in (backbone.train(), other.train()):
-        with torch.autograd.graph.saved_tensors_hooks(lambda x: (kept[-1].append(x.numel()), x)[1], lambda x: x):
-            kept.append([])
+        with torch.autograd.graph.saved_tensors_hooks(lambda x: (saved[-1].append(x.numel()), x)[1], lambda x: x):
+            saved.append([])
             tokens = each(video).tokens
         tokens.square().mean().backward()
-    assert sum(kept[1]) < sum(kept[0]) / 2
+    assert sum(saved[1]) < sum(saved[0]) / 2
     assert_close([p.grad for p in other.parameters()], [p.grad for p in backbone.parameters()])
     assert_close(other.state_dict(), backbone.state_dict())
     norms = [module for module in other.modules() if isinstance(module, nn.BatchNorm2d)]
     assert all(norm.momentum == 0.1 and norm.num_batches_tracked == 1 for norm in norms)
 
 
-# Bad input.
+# Invalid input.
 
 
-def test_bad_videos_are_named(loaded):
-    with pytest.raises(ValueError, match=r"4 frames a clip .*expected 8.*num_frames=4"):
+def test_invalid_videos(loaded):
+    with pytest.raises(ValueError, match=r"4 frames per clip .*expected 8.*num_frames=4"):
         loaded(torch.rand(1, 4, 3, 32, 32))
     with pytest.raises(ValueError, match=r"frames of 31×40 pixels, expected at least 32×32.*enlarge the frames"):
         loaded(torch.rand(1, 8, 3, 31, 40))

@@ -1,17 +1,17 @@
-"""ARTModel: shapes and gradients of every stage, the objective, saving and loading."""
+"""ARTModel and the baseline: shapes and gradients of every stage, linking, losses, and invalid input."""
 
 import pytest
 import torch
 from torch.testing import assert_close
 
-from art import ARTModel, BackboneClassifier, load_model
-from art.data.transforms.sampling import FrameSampling
+from art import ARTModel
+from art.model.art_model import aggregate
 
 LABELS = torch.tensor([1, 3])
 METHODS = ("index", "optimal")
 
 
-def test_output_shapes_with_a_grid_that_is_not_square(make_art, video):
+def test_output_shapes(make_art, video):
     out = make_art(num_tracklets=3)(video, return_maps=True)
     assert out.logits.shape == out.video_logits.shape == (2, 4)
     assert out.class_token.shape == (2, 48)
@@ -28,14 +28,14 @@ def test_output_shapes_with_a_grid_that_is_not_square(make_art, video):
 
 
 def with_swapped_queries(model):
-    """Queries 0 and 1 change places in frame 1: their prompts, which outweigh the rest, are those of each other."""
+    """Swap the prompts of queries 0 and 1 in frame 1, and scale them to dominate the queries."""
     with torch.no_grad():
         model.activation.prompts[:, 0], model.activation.prompts[:, 1] = torch.randn(2, 1, 16) * 100
         model.activation.prompts[1] = model.activation.prompts[1].flip(0)
     return model
 
 
-def test_the_order_tells_what_linking_did(make_art, video):
+def test_linking_reorders_responses_and_maps(make_art, video):
     by_query, linked = (with_swapped_queries(make_art(linking=method))(video, return_maps=True) for method in METHODS)
     assert linked.order.tolist() == [[[0, 1], [1, 0], [0, 1]]] * 2
     for name in ("responses", "maps"):
@@ -44,20 +44,54 @@ def test_the_order_tells_what_linking_did(make_art, video):
         assert_close(other[:, ::2], one[:, ::2])
 
 
-def test_each_video_is_asked_about_different_classes(make_art, video):
+@pytest.mark.parametrize("method", ["greedy", "optimal"])
+def test_linking_follows_regions_that_swap_queries(make_art, video, method, monkeypatch):
+    # The regions of the two queries are swapped in frame 1 and stay swapped.
+    regions = torch.eye(2, 16)
+    responses = torch.stack([regions, regions.flip(0), regions.flip(0)]).expand(2, 3, 2, 16)
+    model = make_art(linking=method)
+    monkeypatch.setattr(model.activation, "forward", lambda *_, **__: (responses, None))
+    out = model(video)
+    assert out.order.tolist() == [[[0, 1], [1, 0], [1, 0]]] * 2
+    assert torch.equal(out.responses, regions.expand(2, 3, 2, 16))
+    assert out.maps is None
+
+
+def test_aggregate():
+    # One clip, two frames, one tracklet; cosines 1 and 0.
+    responses = torch.tensor([[[[2.0, 0.0]], [[0.0, 3.0]]]])
+    semantics = torch.tensor([[[5.0, 0.0]]])
+    aggregated, saliency = aggregate(responses, semantics, temperature=0.5)
+    weight = torch.tensor([2.0, 0.0]).softmax(0)
+    assert_close(saliency[0, :, 0], weight)
+    assert_close(aggregated[0, 0], torch.stack([2 * weight[0], 3 * weight[1]]))
+
+
+def test_aggregate_with_detached_saliency():
+    responses = torch.randn(2, 3, 2, 4, requires_grad=True)
+    semantics = torch.randn(2, 2, 4, requires_grad=True)
+    with_gradient = aggregate(responses, semantics, temperature=0.1)
+    aggregated, saliency = aggregate(responses, semantics, temperature=0.1, detach_saliency=True)
+    assert_close(aggregated, with_gradient[0])
+    aggregated.sum().backward()
+    assert semantics.grad is None
+    assert_close(responses.grad, saliency[..., None].expand_as(responses))
+
+
+def test_selected_classes_are_distinct(make_art, video):
     selected = make_art(num_tracklets=4)(video).selected
     assert selected.sort(dim=1).values.tolist() == [[0, 1, 2, 3]] * 2
 
 
-def test_every_parameter_gets_a_gradient(make_art, video):
+def test_every_parameter_has_a_gradient(make_art, video):
     model = make_art(query_self_attention=True)
     model.loss(model(video), LABELS).total.backward()
-    # The key bias shifts all scores of a query alike, so its gradient is zero by construction.
+    # The gradient of the key bias is zero, because it shifts all scores of a query equally.
     without = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
     assert without == []
 
 
-def test_each_stage_passes_gradients_to_the_backbone(make_art, video):
+def test_each_loss_has_gradients_in_the_backbone(make_art, video):
     for weights in ({"weight_video": 1}, {"weight_contextual": 1}, {"weight_mtc": 1}):
         off = dict.fromkeys(("weight_video", "weight_contextual", "weight_mtc", "weight_sema"), 0.0)
         model = make_art(**{**off, **weights})
@@ -66,7 +100,7 @@ def test_each_stage_passes_gradients_to_the_backbone(make_art, video):
 
 
 @pytest.mark.parametrize("detach, reaches", [(True, False), (False, True)])
-def test_bank_losses_train_the_backbone_only_when_asked(make_art, video, detach, reaches):
+def test_detach_video(make_art, video, detach, reaches):
     off = dict.fromkeys(("weight_video", "weight_contextual", "weight_mtc"), 0.0)
     model = make_art(**off, detach_video=detach)
     model.loss(model(video), LABELS).total.backward()
@@ -87,11 +121,11 @@ def test_total_is_the_weighted_sum_of_the_named_terms(make_art, video):
     assert_close(terms.total, named["video"] + named["contextual"] + 5 * named["mtc"] + 5 * named["sema"])
 
 
-def test_the_contrast_across_the_batch_is_off_until_it_has_a_weight(make_art, video):
+def test_weight_nce(make_art, video):
     labels = torch.tensor([1, 1])
-    without, having = make_art(), make_art(weight_nce=0.5, nce_temperature=0.2)
-    output = having(video)
-    terms = having.loss(output, labels)
+    without, with_nce = make_art(), make_art(weight_nce=0.5, nce_temperature=0.2)
+    output = with_nce(video)
+    terms = with_nce.loss(output, labels)
     assert terms.nce > 0
     assert_close(terms.total, without.loss(without(video), labels).total + 0.5 * terms.nce)
     (gradient,) = torch.autograd.grad(terms.nce, output.aggregated)
@@ -99,40 +133,15 @@ def test_the_contrast_across_the_batch_is_off_until_it_has_a_weight(make_art, vi
 
 
 @pytest.mark.parametrize("kind", ["art", "backbone"])
-def test_labels_may_be_shares_of_classes(make_art, make_baseline, video, kind):
+def test_class_probabilities_as_labels(make_art, make_baseline, video, kind):
     model = (make_art if kind == "art" else make_baseline)()
     output = model(video)
     own, other = model.loss(output, torch.tensor([0, 2])), model.loss(output, torch.tensor([3, 1]))
-    shares = torch.tensor([[0.8, 0, 0, 0.2], [0, 0.2, 0.8, 0]])
-    mixed = model.loss(output, shares).named()
+    probabilities = torch.tensor([[0.8, 0, 0, 0.2], [0, 0.2, 0.8, 0]])
+    mixed = model.loss(output, probabilities).named()
     for name, value in mixed.items():
         assert_close(value, 0.8 * own.named()[name] + 0.2 * other.named()[name])
     assert mixed["video"] != own.video
-
-
-def test_a_prediction_averages_the_views_that_are_asked_for(make_art, monkeypatch):
-    frames = torch.randint(256, (6, 3, 40, 64), dtype=torch.uint8)
-    asked = []
-
-    def read(path, num_frames, **options):
-        asked.append((path, num_frames, options))
-        return frames[: num_frames * options["views"]]
-
-    monkeypatch.setattr("art.data.transforms.shown.read_clip", read)
-    model = make_art().train()
-    model.sampling = FrameSampling("dense", 4)
-    told = dict(model.predict("a.mp4", 4, views=2, crops=3))
-    whole = {"start": None, "end": None, "decoder": "pyav"}
-    assert asked == [("a.mp4", 3, {"sampling": FrameSampling("dense", 4), "views": 2, **whole})]
-    assert model.training
-    shown = torch.stack([view[..., left : left + 40] for view in frames.split(3) for left in (0, 12, 24)])
-    with torch.no_grad():
-        expected = model.eval()(model.centre_crop(shown)).logits.softmax(1).mean(0)
-    assert_close(torch.tensor([told[name] for name in model.class_names]), expected)
-    model.predict("a.mp4")
-    assert asked[-1][2]["views"] == 1
-    with pytest.raises(ValueError, match="crops must be 1 or 3, got 2"):
-        model.predict("a.mp4", crops=2)
 
 
 def test_uint8_and_float_videos_agree(make_art):
@@ -141,7 +150,7 @@ def test_uint8_and_float_videos_agree(make_art):
     assert_close(model(video).logits, model(video.float() / 255).logits)
 
 
-def test_a_prediction_does_not_depend_on_the_rest_of_the_batch(make_art, video):
+def test_clips_of_a_batch_are_independent(make_art, video):
     model = make_art().eval()
     assert_close(model(video).logits[1:], model(video[1:]).logits)
 
@@ -152,63 +161,13 @@ def test_empty_batch(make_art, video):
     assert out.maps.shape == (0, 3, 2, 6, 8)
 
 
-@pytest.mark.parametrize("kind", ["art", "backbone"])
-def test_saved_and_loaded_gives_the_same_bits(make_art, make_baseline, video, tmp_path, kind, monkeypatch):
-    model = make_art() if kind == "art" else make_baseline()
-    model.loss(model(video), LABELS).total.backward()
-    torch.optim.SGD(model.parameters(), 0.1).step()
-    model.after_step()
-    model.eval().save_pretrained(tmp_path / "saved")
-
-    def no_encoder(*_, **__):
-        raise AssertionError("loading a model must not build a text encoder")
-
-    monkeypatch.setattr("art.model.art_model.build_text_encoder", no_encoder)
-    loaded = load_model(tmp_path / "saved")
-    assert type(loaded) is type(model)
-    assert loaded.class_names == model.class_names
-    assert loaded.options == model.options
-    assert torch.equal(loaded(video).logits, model(video).logits)
-    assert sorted(p.name for p in (tmp_path / "saved").iterdir()) == ["config.json", "model.safetensors"]
-
-
-def test_loading_the_wrong_thing_says_so(make_art, tmp_path):
-    with pytest.raises(FileNotFoundError, match="expected a folder written by save_pretrained"):
-        ARTModel.from_pretrained(tmp_path)
-    make_art().save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="holds a model of kind 'art'"):
-        BackboneClassifier.from_pretrained(tmp_path)
-    config = (tmp_path / "config.json").read_text()
-    (tmp_path / "config.json").write_text(config.replace('"latent_dim": 16', '"latent_dim": 32'))
-    with pytest.raises(ValueError, match=r"model\.safetensors does not fit"):
-        ARTModel.from_pretrained(tmp_path)
-    (tmp_path / "config.json").write_text(config.replace('"kind": "art"', '"kind": "arts"'))
-    with pytest.raises(ValueError, match=r"config\.json: kind 'arts' is unknown; expected one of art, backbone"):
-        ARTModel.from_pretrained(tmp_path)
-
-
-def test_an_interrupted_save_keeps_the_model_before_it(make_art, tmp_path, monkeypatch):
-    model = make_art()
-    model.save_pretrained(tmp_path)
-    before = (tmp_path / "model.safetensors").read_bytes()
-
-    def interrupted(*_, **__):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("art.model.pretrained.save_file", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        model.save_pretrained(tmp_path)
-    assert (tmp_path / "model.safetensors").read_bytes() == before
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["config.json", "model.safetensors"]
-
-
-def test_parameter_groups_hold_every_parameter_once(make_art, make_baseline):
+def test_parameter_groups_contain_every_parameter_once(make_art, make_baseline):
     for model in (make_art(), make_baseline()):
         grouped = [p for group in model.parameter_groups().values() for p in group]
         assert len(grouped) == len({id(p) for p in grouped}) == len(list(model.parameters()))
 
 
-def test_bad_input_is_named(make_art, video):
+def test_invalid_input(make_art, video):
     with pytest.raises(ValueError, match=r"video has shape \[2, 2, 3, 48, 64\], expected \[B, 3, 3, H, W\]"):
         make_art()(video[:, :2])
     with pytest.raises(TypeError, match=r"dtype torch\.int64, expected uint8, or float"):
@@ -229,7 +188,7 @@ def test_bad_input_is_named(make_art, video):
         ARTModel("walk")
 
 
-def test_prompts_speak_for_the_classes(make_art):
+def test_prompts_replace_the_class_names(make_art):
     named, prompted = make_art(), make_art(prompts=["go", "race", "leap", "wheel"])
     assert not torch.allclose(named.semantics.bank, prompted.semantics.bank)
     assert prompted.class_names == named.class_names
@@ -237,6 +196,20 @@ def test_prompts_speak_for_the_classes(make_art):
         make_art(prompts=["go"])
 
 
-def test_the_backbone_alone_has_no_maps_to_return(make_baseline, video):
+def test_baseline_has_no_maps(make_baseline, video):
     with pytest.raises(ValueError, match="has no response maps"):
         make_baseline()(video, return_maps=True)
+
+
+def test_deprecated_names_of_update_bank(make_art):
+    model = make_art(bank_momentum=0.75)
+    with torch.no_grad():
+        model.semantics.agent.add_(4.0)
+    expected = model.semantics.bank + 1
+    with pytest.warns(DeprecationWarning, match="ARTModel.after_step is now update_bank"):
+        model.after_step()
+    assert_close(model.semantics.bank, expected)
+    with pytest.warns(DeprecationWarning, match="SemanticsBank.follow_agent is now ema_update"):
+        model.semantics.follow_agent()
+    with pytest.warns(DeprecationWarning, match="centre_crop is now center_crop"):
+        assert model.centre_crop.size == model.center_crop.size
