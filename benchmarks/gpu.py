@@ -1,15 +1,15 @@
-"""All tests on the GPU of this machine, then every benchmark, in a given time.
+"""Run all tests on the GPU of this machine, then every benchmark, within a time limit.
 
     python -m benchmarks.gpu
 
 Writes `benchmarks/results/<device>.json` with the outcome of the tests and all measurements, from which tables and
-pictures are drawn. The tests run the kernels compiled, not interpreted, and on the CPU too; those of the kernels come
-first. Such a machine often has no network: tests that need a package it lacks are left out, and named in the file.
+charts are made. The tests run the kernels compiled, not interpreted, and also on the CPU; those of the kernels come
+first. Such a machine often has no network: tests that require a missing package are skipped and listed in the file.
 
     python -m benchmarks.gpu --dry-run
 
-rehearses all of it without a GPU: some of the tests, and every benchmark on the CPU, the kernels in Triton's
-interpreter, in sizes that mean nothing. It shows that each step runs, so that a GPU loses no minute.
+runs every step without a GPU: some of the tests, and every benchmark on the CPU with minimal sizes, the kernels in
+Triton's interpreter. It verifies that each step works, so that no GPU time is lost.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import importlib
 import importlib.util
-import json
 import os
 import re
 import subprocess
@@ -32,65 +31,65 @@ from xml.etree import ElementTree
 
 import torch
 
-from benchmarks.machine import ROOT, device_name, provenance, slug
+from benchmarks.common.results import ROOT, device_name, provenance, save, slug
 
-#: Modules by name. Their `run_on_gpu`, given the moment (of `time.monotonic`) after which nothing new may begin,
-#: returns what goes into the file; where that has "failures", the command fails.
+#: Modules by name. Their `run_on_gpu(deadline, *, quick)` starts no new case after `deadline` (of `time.monotonic`) and
+#: returns a result; if it has "failures", the command fails.
 BENCHMARKS = {
     "region_attention": "benchmarks.bench_region_attention",
     "contrast": "benchmarks.bench_contrast",
     "linking": "benchmarks.bench_linking",
     "model": "benchmarks.bench_model",
-    "scaling": "benchmarks.bench_scaling",
+    "training_step": "benchmarks.bench_training_step",
 }
 
-#: What pytest is given, and the share of the whole time at which it must have ended. The whole folder is named in the
-#: second, because pytest gives up where a `conftest.py` below a named folder needs a package that is not there.
+_KERNEL_TESTS = ["tests/ops", "tests/core"]
+_OTHER_TESTS = ["tests", *(f"--ignore={directory}" for directory in _KERNEL_TESTS)]
+#: Arguments of pytest, and the fraction of the total time by which it must have ended. The second run names the whole
+#: directory, because pytest aborts if a `conftest.py` below a named directory requires a missing package.
 TESTS: dict[str, tuple[list[str], float]] = {
-    "kernels": (["tests/kernels"], 0.45),
-    "the rest": (["tests", "--ignore=tests/kernels"], 0.6),
+    "kernels": (_KERNEL_TESTS, 0.45),
+    "the rest": (_OTHER_TESTS, 0.6),
 }
-#: Of the same, what a rehearsal runs.
-REHEARSED_TESTS: dict[str, tuple[list[str], float]] = {
-    "kernels": (["tests/kernels", "-k", "kernels_public or kernels_checks"], 0.3),
-    "the rest": (["tests", "--ignore=tests/kernels", "-k", "test_package"], 0.5),
+#: The tests of a dry run.
+DRY_RUN_TESTS: dict[str, tuple[list[str], float]] = {
+    "kernels": ([*_KERNEL_TESTS, "-k", "test_checks or test_backends"], 0.3),
+    "the rest": ([*_OTHER_TESTS, "-k", "test_package"], 0.5),
 }
-#: Benchmarks whose kernels are Triton's, and so can be interpreted.
+#: Benchmarks whose kernels are Triton's and can be interpreted.
 INTERPRETED = ("region_attention", "contrast")
-#: Seconds kept for what a benchmark has begun when its time is over.
+#: Seconds reserved for the case that is running when the time of the benchmarks is over.
 RESERVE_SECONDS = 40.0
-#: More processes than this share one GPU badly.
-MOST_PROCESSES = 8
-#: Dependencies of `pyproject.toml`, as they are imported, that a machine without a network may lack.
-MAY_BE_MISSING = (
+#: More processes do not share one GPU well.
+MAX_PROCESSES = 8
+#: Dependencies in `pyproject.toml`, by import name, that a machine without a network may lack.
+OPTIONAL_PACKAGES = (
     "av", "omegaconf", "open_clip", "pybullet", "pybullet_data", "timm", "tokenizers", "tensorboard", "transformers",
     "wordllama",
 )  # fmt: skip
-#: What would have the kernels interpreted, or others run in their place.
-FOREIGN_VARIABLES = ("TRITON_INTERPRET", "ART_KERNELS_BACKEND")
+#: Variables that would make the tests interpret the kernels or use another backend.
+KERNEL_VARIABLES = ("TRITON_INTERPRET", "ART_KERNELS_BACKEND")
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command.
+    """Run the command.
 
     Returns:
-        0 where all tests passed and every benchmark ran, 1 where not, 2 where there is no GPU.
+        0 if all tests passed and every benchmark ran, 1 if not, 2 if there is no GPU.
     """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=_minutes, help="for everything together (default: 8, of a dry run 5)")
-    parser.add_argument("--dry-run", action="store_true", help="rehearse every step without a GPU; measures nothing")
+    parser.add_argument("--minutes", type=_minutes, help="total time (default: 8; 5 for a dry run)")
+    parser.add_argument("--dry-run", action="store_true", help="run every step without a GPU; measures nothing")
     parser.add_argument("--out", type=Path, metavar="FILE.json", help="instead of benchmarks/results/<device>.json")
     options = parser.parse_args(arguments)
     if options.dry_run:
-        return rehearse(60 * (options.minutes or 5.0), options.out)
+        return dry_run(60 * (options.minutes or 5.0), options.out)
     if not torch.cuda.is_available():
-        print(
-            f"benchmarks.gpu: torch {torch.__version__} sees no CUDA device here, so nothing was run.", file=sys.stderr
-        )
+        print(f"benchmarks.gpu: torch {torch.__version__} finds no CUDA device, so nothing was run.", file=sys.stderr)
         print("On a CPU: python benchmarks/bench_region_attention.py --device cpu", file=sys.stderr)
-        print("Whether all is ready for a GPU: python -m benchmarks.gpu --dry-run", file=sys.stderr)
+        print("To check that everything is ready for a GPU: python -m benchmarks.gpu --dry-run", file=sys.stderr)
         return 2
-    for name in FOREIGN_VARIABLES:
+    for name in KERNEL_VARIABLES:
         if os.environ.get(name):
             parser.error(
                 f"the environment variable {name} is set to {os.environ[name]!r}: unset it to test the kernels"
@@ -102,68 +101,58 @@ def main(arguments: list[str] | None = None) -> int:
     result["benchmarks"] = run_benchmarks(start + seconds - RESERVE_SECONDS)
     result["seconds"] = time.monotonic() - start
     path = options.out or ROOT / "benchmarks" / "results" / f"{slug(device_name(device))}.json"
-    write(result, path)
+    save(result, path)
     print_summary(result)
     print(f"wrote {path}")
     return 1 if failed(result) else 0
 
 
-def rehearse(seconds: float, out: Path | None) -> int:
-    """Every step on the CPU, in sizes that mean nothing; the result goes to ``out`` alone.
+def dry_run(seconds: float, out: Path | None) -> int:
+    """Run every step on the CPU with minimal sizes; the result is written to ``out`` only.
 
     Returns:
-        0 where each step ran, else 1.
+        0 if every step ran, else 1.
     """
     if importlib.util.find_spec("triton") is None:
-        print("benchmarks.gpu: a dry run needs Triton, whose interpreter runs the kernels", file=sys.stderr)
+        print("benchmarks.gpu: a dry run requires Triton, whose interpreter runs the kernels", file=sys.stderr)
         return 1
     os.environ["TRITON_INTERPRET"] = "1"  # before any kernel is imported
     start = time.monotonic()
-    tests = run_all_tests(start, seconds, REHEARSED_TESTS)
-    result: dict[str, Any] = {**provenance(torch.device("cpu")), "rehearsal": True, "tests": tests}
-    result["benchmarks"] = run_benchmarks(start + seconds, rehearsal=True)
+    tests = run_all_tests(start, seconds, DRY_RUN_TESTS)
+    result: dict[str, Any] = {**provenance(torch.device("cpu")), "dry_run": True, "tests": tests}
+    result["benchmarks"] = run_benchmarks(start + seconds, quick=True)
     result["seconds"] = time.monotonic() - start
-    with tempfile.TemporaryDirectory() as scratch:
-        write(result, out or Path(scratch) / "rehearsal.json")
+    if out is not None:
+        save(result, out)
     print_summary(result)
     ready = not failed(result) and result["seconds"] <= seconds
-    print("a rehearsal: each step ran, nothing was measured" if ready else "a rehearsal: NOT ready for a GPU")
+    print("dry run: every step ran, nothing was measured" if ready else "dry run: NOT ready for a GPU")
     return 0 if ready else 1
 
 
-def write(result: dict[str, Any], path: Path) -> None:
-    """As JSON."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(result, indent=1) + "\n")
-
-
 def run_all_tests(start: float, seconds: float, tests: dict[str, tuple[list[str], float]]) -> dict[str, Any]:
-    """What :func:`run_tests` says of each kind of tests, in the order in which they are given."""
-    found = {}
-    for name, (arguments, share) in tests.items():
+    """Return the output of `run_tests` for each kind of tests, run in the given order."""
+    outcomes = {}
+    for name, (arguments, fraction) in tests.items():
         print(f"\n== tests: {name}", flush=True)
-        found[name] = run_tests(start + share * seconds - time.monotonic(), arguments)
-    return found
+        outcomes[name] = run_tests(start + fraction * seconds - time.monotonic(), arguments)
+    return outcomes
 
 
 def run_tests(limit_seconds: float, arguments: Sequence[str]) -> dict[str, Any]:
-    """Run pytest in a process of its own, whose output goes where this one's does; in several where xdist is there.
+    """Run pytest in a new process with the output of this one, in parallel if pytest-xdist is installed.
 
     Returns:
-        "outcome" ("passed", "failed" or "out of time"), "seconds", the number of tests "run", "failed" and "skipped",
-        "failures", the names of those that failed, and "left_out": by name, the package that a test or a file of tests
-        needs and that is not there. Out of time there are no numbers.
+        "outcome" ("passed", "failed" or "out of time"); "seconds"; the number of tests "run", "failed" and "skipped";
+        "failures", the names of those that failed; "missing_package", by name of a test or test file, the package that
+        it requires and that is not installed. There are no numbers if the time was used up.
     """
-    environment = {name: value for name, value in os.environ.items() if name not in FOREIGN_VARIABLES}
+    environment = {name: value for name, value in os.environ.items() if name not in KERNEL_VARIABLES}
     command = [sys.executable, "-m", "pytest", "--quiet", "-p", "no:cacheprovider", "--continue-on-collection-errors"]
-    command += [
-        "-o",
-        "junit_logging=system-out",
-        "-o",
-        "junit_log_passing_tests=false",
-    ]  # what a process of a test said
+    # The output of a test's subprocess may contain the name of the missing package.
+    command += ["-o", "junit_logging=system-out", "-o", "junit_log_passing_tests=false"]
     if importlib.util.find_spec("xdist") is not None:
-        command += [f"--numprocesses={min(os.cpu_count() or 1, MOST_PROCESSES)}", "--dist=worksteal"]
+        command += [f"--numprocesses={min(os.cpu_count() or 1, MAX_PROCESSES)}", "--dist=worksteal"]
         environment["OMP_NUM_THREADS"] = "1"
     start = time.monotonic()
     with tempfile.TemporaryDirectory() as scratch:
@@ -174,38 +163,38 @@ def run_tests(limit_seconds: float, arguments: Sequence[str]) -> dict[str, Any]:
         except subprocess.TimeoutExpired:
             return {"outcome": "out of time", "seconds": time.monotonic() - start}
         counts = read_report(report) if report.exists() else {}
-    # pytest ends with 1 where a test failed, which one that was left out did too; with more where it did not run them.
+    # pytest exits with 1 if a test failed, including those with a missing package; with more if it could not run them.
     passed = code in (0, 1) and bool(counts.get("run")) and not counts["failures"]
     return {"outcome": "passed" if passed else "failed", "seconds": time.monotonic() - start, **counts}
 
 
 def read_report(path: Path) -> dict[str, Any]:
-    """The numbers, and the names of tests that failed or were left out, in a JUnit report."""
+    """Return the counts of a JUnit report, and the tests that failed or require a missing package."""
     suites = list(ElementTree.parse(path).getroot().iter("testsuite"))
     total = {kind: sum(int(suite.get(kind, 0)) for suite in suites) for kind in ("tests", "skipped")}
-    failures, left_out = [], {}
+    failures, missing_package = [], {}
     for test in (test for suite in suites for test in suite.iter("testcase")):
         if test.find("failure") is None and test.find("error") is None:
             continue
         name = "::".join(filter(None, (test.get("classname"), test.get("name"))))
-        lacking = lacking_package("".join([*test.itertext(), *(part.get("message", "") for part in test)]))
-        if lacking is None:
+        package = find_missing_package("".join([*test.itertext(), *(part.get("message", "") for part in test)]))
+        if package is None:
             failures.append(name)
         else:
-            left_out[name] = f"needs {lacking}, which is not installed"
+            missing_package[name] = f"requires {package}, which is not installed"
     return {
-        "run": total["tests"] - total["skipped"] - len(left_out),
+        "run": total["tests"] - total["skipped"] - len(missing_package),
         "failed": len(failures),
         "skipped": total["skipped"],
         "failures": failures,
-        "left_out": left_out,
+        "missing_package": missing_package,
     }
 
 
-def lacking_package(text: str) -> str | None:
-    """The package for want of which a test ended with this text; None where it ended for another reason."""
+def find_missing_package(text: str) -> str | None:
+    """Return the optional package whose absence made a test fail with this text; None if it failed otherwise."""
     for name in re.findall(r"No module named '(\w+)", text):
-        if name in MAY_BE_MISSING and not _is_installed(name):
+        if name in OPTIONAL_PACKAGES and not _is_installed(name):
             return name
     return None
 
@@ -217,52 +206,50 @@ def _is_installed(name: str) -> bool:
         return False
 
 
-def run_benchmarks(deadline: float, *, rehearsal: bool = False) -> dict[str, Any]:
-    """What each benchmark returns, by name; of one that broke, what broke it."""
+def run_benchmarks(deadline: float, *, quick: bool = False) -> dict[str, Any]:
+    """Return the result of each benchmark by name; of one that raised, its error."""
     results: dict[str, Any] = {}
     for name, module in BENCHMARKS.items():
         print(f"\n== {name}", flush=True)
-        if rehearsal:
-            os.environ["ART_KERNELS_BACKEND"] = "triton" if name in INTERPRETED else ""  # empty: none is asked for
+        if quick:
+            os.environ["ART_KERNELS_BACKEND"] = "triton" if name in INTERPRETED else ""  # empty means unset
         try:
-            results[name] = importlib.import_module(module).run_on_gpu(deadline, rehearsal=rehearsal)
+            results[name] = importlib.import_module(module).run_on_gpu(deadline, quick=quick)
         except Exception as error:
             traceback.print_exc()
-            results[name] = _broken(error)
+            results[name] = _result_of_error(error)
     return results
 
 
-def _broken(error: Exception) -> dict[str, Any]:
-    lacking = lacking_package(str(error)) if isinstance(error, ModuleNotFoundError) else None
-    if lacking is not None:
-        return {"records": [], "left_out": [{"reason": f"needs {lacking}, which is not installed"}], "failures": []}
+def _result_of_error(error: Exception) -> dict[str, Any]:
+    package = find_missing_package(str(error)) if isinstance(error, ModuleNotFoundError) else None
+    if package is not None:
+        return {"records": [], "skipped": [{"reason": f"requires {package}, which is not installed"}], "failures": []}
     return {"failures": [{"error": f"{type(error).__name__}: {error}"}]}
 
 
 def failed(result: dict[str, Any]) -> bool:
-    """Whether anything is not as it should be."""
+    """Return whether a test did not pass or a benchmark failed."""
     broken = any(benchmark["failures"] for benchmark in result["benchmarks"].values())
     return broken or any(tests["outcome"] != "passed" for tests in result["tests"].values())
 
 
 def print_summary(result: dict[str, Any]) -> None:
-    """A few lines at the end."""
+    """Print a few lines about all tests and benchmarks."""
     print(f"\n== {result['machine']['device']}, {result['seconds']:.0f} s")
     for kind, tests in result["tests"].items():
         counts = [f"{tests[name]} {name}" for name in ("run", "failed", "skipped") if name in tests]
-        left_out = tests.get("left_out", {})
-        if left_out:
-            counts.append(f"{len(left_out)} left out ({'; '.join(sorted(set(left_out.values())))})")
+        missing = tests.get("missing_package", {})
+        if missing:
+            counts.append(f"{len(missing)} with a missing package ({'; '.join(sorted(set(missing.values())))})")
         print(f"tests, {kind}: {tests['outcome']} in {tests['seconds']:.0f} s: {', '.join(counts) or 'no numbers'}")
         for name in tests.get("failures", []):
             print(f"  {name}")
     for name, benchmark in result["benchmarks"].items():
-        numbers = {kind: len(benchmark.get(kind, [])) for kind in ("records", "left_out", "failures")}
-        print(
-            f"{name}: {numbers['records']} measurements, {numbers['left_out']} left out, {numbers['failures']} failed"
-        )
-        for reason in sorted({entry["reason"] for entry in benchmark.get("left_out", []) if "reason" in entry}):
-            print(f"  left out: {reason}")
+        numbers = {kind: len(benchmark.get(kind, [])) for kind in ("records", "skipped", "failures")}
+        print(f"{name}: {numbers['records']} measurements, {numbers['skipped']} skipped, {numbers['failures']} failed")
+        for reason in sorted({entry["reason"] for entry in benchmark.get("skipped", []) if "reason" in entry}):
+            print(f"  skipped: {reason}")
 
 
 def _minutes(text: str) -> float:

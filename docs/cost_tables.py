@@ -15,8 +15,8 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import attention_shapes, contrast_shapes, linking_shapes
-from benchmarks.attention_table import print_floor
+from benchmarks import attention_providers, bench_contrast, linking_providers
+from benchmarks.bench_region_attention import print_floor
 
 DOCS = Path(__file__).parent
 BEGIN, END = "<!-- costs: begin -->", "<!-- costs: end -->"
@@ -44,14 +44,14 @@ def region_attention() -> str:
     """The floors that `bench_region_attention --floor` prints."""
     text = io.StringIO()
     with contextlib.redirect_stdout(text):
-        print_floor(tuple(attention_shapes.SHAPES), "cuda", ("bfloat16",))
+        print_floor(tuple(attention_providers.SHAPES), "cuda", ("bfloat16",))
     return text.getvalue().strip()
 
 
 def tracklet_contrast() -> str:
     """Of `mtc_loss`."""
     rows = []
-    for shape in contrast_shapes.SHAPES.values():
+    for shape in bench_contrast.SHAPES.values():
         if shape.operation == "mtc_loss":
             b, t, k, c = shape.sizes
             megabytes = [_mega(shape.moved_bytes(_BFLOAT16, name)) for name in ("forward", "both")]
@@ -65,7 +65,7 @@ def tracklet_contrast() -> str:
 def tracklet_nce() -> str:
     """Of `tracklet_nce`, beside the size of a matrix of logits."""
     rows = []
-    for shape in contrast_shapes.SHAPES.values():
+    for shape in bench_contrast.SHAPES.values():
         if shape.operation == "tracklet_nce":
             m, c = shape.sizes
             kept = _mega(3 * m * _FLOAT32.itemsize)
@@ -81,7 +81,7 @@ def tracklet_nce() -> str:
 def tracklet_linking() -> str:
     """Of `link_tracklets`."""
     rows = []
-    for shape in linking_shapes.SHAPES.values():
+    for shape in linking_providers.SHAPES.values():
         b, t, k, c = shape.sizes
         moved, operations = _mega(shape.moved_bytes(_FLOAT32)), _giga(shape.operations())
         rows.append([shape.name, f"{b} × {t} × {k} × {c}", f"{shape.pairs:,}", moved, operations])
@@ -91,8 +91,8 @@ def tracklet_linking() -> str:
 def linear_assignment() -> str:
     """Of `linear_assignment`."""
     rows = []
-    for name in linking_shapes.SIZES:
-        shape = linking_shapes.assignment_shape(name, torch.device("cuda"))
+    for name in linking_providers.SIZES:
+        shape = linking_providers.assignment_shape(name, torch.device("cuda"))
         each = shape.moved_bytes(_FLOAT32, 1)
         rows.append([name, f"{each:,}", f"{shape.problems:,}", _mega(shape.moved_bytes(_FLOAT32, shape.problems))])
     return _table(["rows K", "bytes a problem, float32", "problems on a GPU", "MB"], rows)
@@ -101,7 +101,7 @@ def linear_assignment() -> str:
 def tracklet_pooling() -> str:
     """Of `pool_tracklets`, with as many semantics as tracklets."""
     rows = []
-    for shape in contrast_shapes.SHAPES.values():
+    for shape in bench_contrast.SHAPES.values():
         if shape.operation == "pool_tracklets":
             b, t, k, c = shape.sizes
             megabytes = [_mega(shape.moved_bytes(_BFLOAT16, name)) for name in ("forward", "backward")]

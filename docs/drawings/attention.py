@@ -7,28 +7,28 @@ from unittest import mock
 import torch
 
 from art.eval.report.style import INK, MUTED
-from art_kernels import devices
-from art_kernels.devices import Device, splits_for
-from art_kernels.region_attention.tiles import Tiles, backward_tiles, forward_tiles
-from benchmarks.attention_shapes import SHAPES, AttentionShape
+from art_kernels._core import launch
+from art_kernels._core.launch import DeviceSpec, LaunchConfig, choose_splits
+from art_kernels.region_attention.configs import backward_config, forward_config
+from benchmarks.attention_providers import SHAPES, AttentionShape
 from docs.drawings.card import BLUE, GREEN, ORANGE, PALE, PINK, SMALL, Card
 
 #: What the drawings are of: a device with 227 KiB of shared memory for a program, and so many processors.
-DEVICE, PROCESSORS = Device("nvidia", 227 * 1024), 132
+DEVICE, PROCESSORS = DeviceSpec("nvidia", 227 * 1024), 132
 
 
 def _rows(shape: AttentionShape) -> int:
     return shape.queries * shape.num_heads
 
 
-def _forward(shape: AttentionShape, dtype: torch.dtype) -> Tiles:
-    return forward_tiles(
+def _forward(shape: AttentionShape, dtype: torch.dtype) -> LaunchConfig:
+    return forward_config(
         dtype, _rows(shape), shape.region_dim, DEVICE, position=False, normalize=shape.norm_regions
     )  # fmt: skip
 
 
-def _backward(shape: AttentionShape, dtype: torch.dtype) -> Tiles:
-    tiles, _ = backward_tiles(
+def _backward(shape: AttentionShape, dtype: torch.dtype) -> LaunchConfig:
+    tiles, _ = backward_config(
         dtype, _rows(shape), shape.region_dim, DEVICE, position=False, normalize=shape.norm_regions
     )  # fmt: skip
     return tiles
@@ -47,7 +47,16 @@ def _chunks(card: Card, x: float, y: float, width: float, height: float, count: 
 
 
 def _walk(
-    card: Card, x: float, y: float, width: float, *, regions: int, tiles: Tiles, chunks: int, most: int, row: float
+    card: Card,
+    x: float,
+    y: float,
+    width: float,
+    *,
+    regions: int,
+    tiles: LaunchConfig,
+    chunks: int,
+    most: int,
+    row: float,
 ) -> tuple[float, float]:
     """Tiles of the regions below each other, the third one current; returns the middle of it, and where they end."""
     count = -(-regions // tiles.block_n)
@@ -143,9 +152,9 @@ def splits() -> Card:
     """Few frames: the regions are shared by several programs, and combined."""
     shape = SHAPES["uniformerv2-l"]
     tiles, n = _forward(shape, torch.bfloat16), shape.regions
-    programs = shape.frames * -(-_rows(shape) // tiles.block_m) * tiles.parts
-    with mock.patch.object(devices, "processors", return_value=PROCESSORS):
-        count, each = splits_for(n, programs, tiles.block_n, torch.device("cpu"))
+    programs = shape.frames * -(-_rows(shape) // tiles.block_m) * tiles.channel_splits
+    with mock.patch.object(launch, "num_sms", return_value=PROCESSORS):
+        count, each = choose_splits.__wrapped__(n, programs, tiles.block_n, torch.device("cpu"))
     card = Card(
         375, f"{n} regions in {count} splits of {each}, each with a softmax of its own; a second kernel combines"
     )
@@ -220,28 +229,29 @@ def parts() -> Card:
     shape = SHAPES["art-768"]
     tiles, c = _backward(shape, torch.float32), shape.region_dim
     count = tiles.chunks(c)
-    own = count // tiles.parts
+    own = count // tiles.channel_splits
     row = 26
-    height = 150 + row * tiles.parts + 46
+    height = 150 + row * tiles.channel_splits + 46
     card = Card(
-        height, f"{tiles.parts} programs take scores over all {count} chunks; each sums {own} chunks of the gradient"
+        height,
+        f"{tiles.channel_splits} programs take scores over all {count} chunks; each sums {own} chunks of the gradient",
     )
-    sizes = f"{count} chunks of {tiles.block_c} channels, {tiles.parts} parts of {own}"
+    sizes = f"{count} chunks of {tiles.block_c} channels, {tiles.channel_splits} parts of {own}"
     card.title("Parts: programs that share the channels of a result", f"{shape.name}, float32, backward: {sizes}")
     left, width = 110.0, 580 / count
     card.text(left, 96, f"chunks of the regions, 1 to {count}", size=SMALL)
-    for part in range(tiles.parts):
+    for part in range(tiles.channel_splits):
         y = 118 + row * part
         card.text(20, y + 9, f"part {part + 1}", size=SMALL)
         for number in range(count):
             mine = part * own <= number < (part + 1) * own
             face, edge = (BLUE, BLUE) if mine else (PALE[GREEN], GREEN)
             card.box(left + width * number, y, width, row - 7, face=face, edge=edge, line=0.8)
-    y = 118 + row * tiles.parts + 24
+    y = 118 + row * tiles.channel_splits + 24
     words = ("read, for the scores", "read, and its gradients dq and dX summed and written")
     for x, face, edge, text in zip((20, 230), (PALE[GREEN], BLUE), (GREEN, BLUE), words, strict=True):
         card.box(x, y - 7, 14, 14, face=face, edge=edge)
         card.note(x + 21, y, text)
-    again = f"The regions are read {tiles.parts} times, from the caches where they are there"
+    again = f"The regions are read {tiles.channel_splits} times, from the caches where they are there"
     card.text(20, y + 32, f"{again}; parts in bfloat16: {_backward(shape, torch.bfloat16).parts}.", size=SMALL)
     return card

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 
 from art.eval.report.style import INK, MUTED
-from art_kernels.tracklet_contrast.tiles import tiles_for as contrast_tiles
-from art_kernels.tracklet_nce.tiles import backward_tiles, forward_tiles
-from art_kernels.tracklet_pooling.tiles import tiles_for as pooling_tiles
-from benchmarks.contrast_shapes import SHAPES
+from art_kernels.tracklet_contrast.configs import find_config as contrast_config
+from art_kernels.tracklet_nce.configs import find_config as nce_config
+from art_kernels.tracklet_pooling.configs import find_config as pooling_config
+from benchmarks.bench_contrast import SHAPES
 from docs.drawings import csrc
 from docs.drawings.attention import DEVICE, legend
 from docs.drawings.card import BLUE, GREEN, ORANGE, PALE, PINK, SMALL, Card
@@ -20,12 +20,12 @@ _DTYPE = torch.bfloat16
 def pooling() -> Card:
     """One tracklet of one video, forward."""
     channels = SHAPES["paper"].sizes[-1]
-    tiles = pooling_tiles("forward", _DTYPE, _T, _J, channels, DEVICE)
+    tiles = pooling_config("forward", _DTYPE, _T, _J, channels, DEVICE)
     card = Card(
         455, "Pooling: a program has one tracklet; its scores against the texts, their softmax over time, the sum"
     )
     sizes = (
-        f"paper's sizes, bfloat16: T = {_T} frames, J = {_J} texts, C = {channels}; a tile is {tiles.block_t} frames"
+        f"paper's sizes, bfloat16: T = {_T} frames, J = {_J} texts, C = {channels}; a tile is {tiles.block_m} frames"
     )
     card.title("Pooling: one program, one tracklet", sizes)
     card.text(20, 96, f"responses r [{_T} × {channels}]", bold=True)
@@ -34,8 +34,8 @@ def pooling() -> Card:
     card.note(216, 306, "time")
     card.text(20, 346, f"texts s [{_J} × {channels}]", bold=True)
     card.grid(20, 362, _J, tiles.chunks(channels), 170 / tiles.chunks(channels), 13, face=PALE[GREEN], edge=GREEN)
-    card.text(262, 96, f"scores [{_T} × {tiles.block_j}]", bold=True)
-    card.grid(262, 112, _T, tiles.block_j, 9, 13, face=PALE[MUTED], edge=MUTED)
+    card.text(262, 96, f"scores [{_T} × {tiles.block_n}]", bold=True)
+    card.grid(262, 112, _T, tiles.block_n, 9, 13, face=PALE[MUTED], edge=MUTED)
     card.grid(262, 112, _T, _J, 9, 13, face=PALE[PINK], edge=PINK)
     card.note(262, 352, "cos(r, s) / τ;\nthe rest is padding")
     card.text(470, 96, "saliency w", bold=True)
@@ -47,10 +47,10 @@ def pooling() -> Card:
     card.arrow((225, 216), (256, 216))
     card.arrow((412, 216), (488, 216))
     card.arrow((520, 206), (580, 206))
-    long = pooling_tiles("forward", _DTYPE, 1 << 20, _J, channels, DEVICE)
-    back = pooling_tiles("backward", _DTYPE, 1 << 20, _J, channels, DEVICE)
+    long = pooling_config("forward", _DTYPE, 1 << 20, _J, channels, DEVICE)
+    back = pooling_config("backward", _DTYPE, 1 << 20, _J, channels, DEVICE)
     walks = "two walks over tiles: for highest and sum, then for weights"
-    card.text(20, 404, f"Above {long.block_t} frames (backward {back.block_t}): {walks}.", size=SMALL)
+    card.text(20, 404, f"Above {long.block_m} frames (backward {back.block_m}): {walks}.", size=SMALL)
     legend(card, 435, kept="padding")
     card.box(185, 428, 14, 14, face=PALE[MUTED], edge=MUTED)
     return card
@@ -59,8 +59,8 @@ def pooling() -> Card:
 def contrast() -> Card:
     """Some frames of a video as the rows of one block."""
     _, _, count, channels = SHAPES["paper"].sizes
-    tiles = contrast_tiles(_DTYPE, count, DEVICE)
-    rows, frames = tiles.block_r, tiles.frames(count)
+    tiles = contrast_config(_DTYPE, count, DEVICE)
+    rows, frames = tiles.block_m, tiles.block_m // count
     card = Card(
         460, f"Contrast: {rows} rows are {frames} frames; of their products the pairs of one frame are the spatial term"
     )
@@ -91,7 +91,7 @@ def contrast() -> Card:
     card.grid(right, 300, 1, 4, 40, 20, face=PALE[BLUE], edge=BLUE)
     card.note(right, 352, "of each sum, written at once;\nthe backward pass weighs them")
     twice = "for the products, and for the gradients again, from the caches"
-    card.text(20, 396, f"Chunks of {tiles.widest} channels: {twice}.", size=SMALL)
+    card.text(20, 396, f"Chunks of {tiles.max_block_c} channels: {twice}.", size=SMALL)
     legend(card, 434, kept="in no term")
     card.box(185, 427, 14, 14, face=PALE[MUTED], edge=MUTED)
     return card
@@ -100,7 +100,7 @@ def contrast() -> Card:
 def nce() -> Card:
     """Two walks over the matrix of pairs, which is never there."""
     (_, channels) = SHAPES["nce-4k"].sizes
-    ahead, back = forward_tiles(_DTYPE, channels, DEVICE), backward_tiles(_DTYPE, channels, DEVICE)
+    ahead, back = (nce_config(kernel, _DTYPE, channels, DEVICE) for kernel in ("forward", "backward"))
     card = Card(
         440, "Contrast across a batch: a program has some rows and walks over tiles of columns; no matrix is stored"
     )

@@ -19,9 +19,10 @@ from art.data.decoding.video import (
     read_clip,
     read_frames,
 )
-from art.data.loading.dataset import ClipDataset, build_loader
+from art.data.loading.dataset import ClipDataset
+from art.data.loading.loader import build_loader
 from art.data.transforms.sampling import FrameSampling, segment_indices
-from benchmarks import data_leak
+from benchmarks import data_providers
 
 
 @dataclass
@@ -201,14 +202,14 @@ def test_loader_workers_use_one_thread(clip_set):
 
 
 def test_memory_is_constant_over_hundreds_of_decodes(tmp_path):
-    files = data_leak.write_files(tmp_path)
-    found = data_leak.measure_leak(400, files)
+    files = data_providers.write_leak_files(tmp_path)
+    found = data_providers.measure_leak(400, files)
     assert found["failed"] == 80, "one of five files is truncated"
     assert len(found["resident_bytes"]) == 100
 
     kept = []
     with pytest.raises(MemoryError, match="memory grew by"):
-        data_leak.measure_leak(100, files[:1], lambda *a, **k: kept.append(torch.ones(2**18)))
+        data_providers.measure_leak(100, files[:1], lambda *a, **k: kept.append(torch.ones(2**18)))
 
 
 def write_rotation(path, quarter_turns):

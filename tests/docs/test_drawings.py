@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from art_kernels.flops import _pool_tracklets, _pool_tracklets_backward
-from art_kernels.region_attention import tiles
+from art_kernels.region_attention import configs
+from art_kernels.tracklet_pooling.reference import Arguments
 from benchmarks.bench_contrast import ContrastShape
 from docs import cost_tables
 from docs.drawings import csrc
@@ -65,8 +66,8 @@ def test_every_drawing_is_on_a_page_with_words_for_those_who_do_not_see_it(name)
 def test_a_drawing_changes_with_the_table_of_block_sizes(monkeypatch):
     before = forward().digest()
     key = ("forward", "nvidia", 2)
-    wider = [line._replace(block_n=64) for line in tiles.TABLE[key]]
-    monkeypatch.setitem(tiles.TABLE, key, wider)
+    wider = [line._replace(block_n=64) for line in configs.TABLE[key]]
+    monkeypatch.setitem(configs.TABLE, key, wider)
     assert forward().digest() != before
 
 
@@ -110,7 +111,8 @@ def test_products_of_pooling_are_those_that_the_counter_of_operations_has():
     shape = ContrastShape("of mine", "pool_tracklets", (b, t, k, c), b)
     responses, semantics = (b, t, k, c), (b, k, c)
     squares, beside = 2 * b * t * k * c, 2 * 2 * b * t * k * c  # no products: norms; backward also what lies along r
-    products = _pool_tracklets(responses, semantics)
+    shapes = Arguments(responses, semantics, 0.01, None)
+    products = _pool_tracklets(shapes)
     assert shape.operations("forward") == products + squares
-    products = _pool_tracklets_backward((b, k, c), None, responses, semantics, 0.01, None, True, True)
+    products = _pool_tracklets_backward(shapes, {"responses": True, "semantics": True})
     assert shape.operations("backward") == products + beside

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from art_kernels import tracklet_nce
 from art_kernels.tracklet_nce import native
-from benchmarks.memory import peak_extra_bytes
+from benchmarks.common.measure import peak_extra_bytes
 
 FORMS = ["index", "labels", "rule"]
 
@@ -50,7 +50,7 @@ def test_agrees_with_float64(device, monkeypatch, dtype, rows, count, channels, 
 
         return run
 
-    assert_as_exact_as_plain(call("native"), call("reference"), lambda: drawn(rows, count, channels, device), dtype)
+    assert_as_exact_as_plain(call("torch"), call("reference"), lambda: drawn(rows, count, channels, device), dtype)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -66,7 +66,7 @@ def test_agrees_where_the_temperature_is_low_and_positives_are_found(device, dty
     def call(backend):
         return lambda a, c, t: [tracklet_nce(a, c, index, temperature=t, symmetric=True, backend=backend)]
 
-    assert_as_exact_as_plain(call("native"), call("reference"), draw, dtype)
+    assert_as_exact_as_plain(call("torch"), call("reference"), draw, dtype)
 
 
 @pytest.mark.parametrize("needed", [(0,), (1,), (2,), (0, 2), (1, 2)], ids=str)
@@ -75,7 +75,7 @@ def test_gradient_of_a_part(needed):
     leaves = [tensors[index].requires_grad_() for index in needed]
     labels = torch.randint(3, (9,)), torch.randint(3, (7,))
     results = []
-    for backend in ("native", "reference"):
+    for backend in ("torch", "reference"):
         loss = tracklet_nce(*tensors[:2], labels, temperature=tensors[2], symmetric=True, backend=backend)
         results.append(torch.autograd.grad(loss, leaves))
     torch.testing.assert_close(*results)
@@ -90,7 +90,7 @@ def test_tiles_agree_with_the_whole(device, monkeypatch, size):
     def run():
         leaves = [tensor.clone().requires_grad_() for tensor in (anchors, candidates, temperature)]
         loss = tracklet_nce(
-            *leaves[:2], labels, temperature=leaves[2], symmetric=True, excluded=excluded, backend="native"
+            *leaves[:2], labels, temperature=leaves[2], symmetric=True, excluded=excluded, backend="torch"
         )
         return [loss, *torch.autograd.grad(loss, leaves)]
 
@@ -120,7 +120,7 @@ def test_memory_is_that_of_inputs_and_some_tiles(device):
     index = torch.arange(size, device=device)
 
     def call():
-        loss = tracklet_nce(anchors, candidates, index, temperature=temperature, symmetric=True, backend="native")
+        loss = tracklet_nce(anchors, candidates, index, temperature=temperature, symmetric=True, backend="torch")
         return torch.autograd.grad(loss, (anchors, candidates, temperature))
 
     call()
