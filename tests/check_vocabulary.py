@@ -54,6 +54,7 @@ _PATTERN = re.compile(
 ALLOWED = {
     "tests/check_vocabulary.py": "the list itself",
     "CONTRIBUTING.md": "the glossary",
+    "art/data/datasets/ntu.py": "the published class names",
 }
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import importlib
-import warnings
 from typing import TYPE_CHECKING, Any
+
+from art._deprecated import renamed_names
 
 if TYPE_CHECKING:
     from art.data.datasets.base import (
@@ -58,13 +59,10 @@ _LAZY_EXPORTS = {
     "RandAugment": "transforms.rand_augment",
     "FrameSampling": "transforms.sampling",
 }
-_RENAMED = {"CentreCrop": "CenterCrop"}
+_resolve_old_name = renamed_names(__name__, {"CentreCrop": "CenterCrop"})
 
 
 def __getattr__(name: str) -> Any:
-    if name in _RENAMED:
-        warnings.warn(f"art.data.{name} is now {_RENAMED[name]}", DeprecationWarning, stacklevel=2)
-        name = _RENAMED[name]
     if name not in _LAZY_EXPORTS:
-        raise AttributeError(f"module 'art.data' has no attribute {name!r}")
+        return _resolve_old_name(name)
     return getattr(importlib.import_module(f"art.data.{_LAZY_EXPORTS[name]}"), name)

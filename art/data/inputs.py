@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import re
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from art._deprecated import renamed_names
 from art.data.datasets.annotations import FRAME_SUFFIXES, VIDEO_SUFFIXES, read_lines, read_table
 from art.data.datasets.custom import time_span
 from art.data.decoding.frames import StoredClip
@@ -144,17 +144,7 @@ def open_inputs(paths: Sequence[Path], clips_at_once: int = 512) -> list[Source]
     return [*(Source(part) for part in parts), *shards.values()]
 
 
-def find_sources(inputs: Sequence[Path], clips_at_once: int) -> list[Source]:
-    """Deprecated alias of :func:`open_inputs`.
-
-    Examples:
-        >>> from pathlib import Path
-        >>> from art.tools.predict import find_sources
-        >>> [source.names for source in find_sources([Path("clip.mp4")], clips_at_once=8)]
-        [('clip.mp4 None None',)]
-    """
-    warnings.warn("find_sources is now open_inputs", DeprecationWarning, stacklevel=2)
-    return open_inputs(inputs, clips_at_once)
+__getattr__ = renamed_names(__name__, {"find_sources": "open_inputs"})
 
 
 def _items_of(path: Path, kind: InputKind) -> list[Item]:

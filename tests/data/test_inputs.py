@@ -2,9 +2,10 @@
 
 import pytest
 
-import art.data
+import art.data.inputs
+import art.tools.predict
 from art.data.datasets.base import open_dataset
-from art.data.inputs import find_sources, input_kind, open_inputs
+from art.data.inputs import input_kind, open_inputs
 from art.data.loading.dataset import ClipDataset
 from art.data.transforms.augment import CenterCrop
 
@@ -109,10 +110,12 @@ def test_shards(clips, tmp_path):
 
 def test_deprecated_names(root, clip_set):
     with pytest.warns(DeprecationWarning, match="open_inputs"):
-        assert find_sources([root], clips_at_once=3) == open_inputs([root], 3)
+        assert art.data.inputs.find_sources([root], clips_at_once=3) == open_inputs([root], 3)
+    with pytest.warns(DeprecationWarning, match="open_inputs"):
+        assert art.tools.predict.find_sources is open_inputs
     with pytest.warns(DeprecationWarning, match="CenterCrop"):
         assert art.data.CentreCrop is CenterCrop
     with pytest.warns(DeprecationWarning, match="fraction"):
-        assert CenterCrop(8, share=0.5).fraction == 0.5
+        assert CenterCrop(8, share=0.5).share == 0.5
     with pytest.warns(DeprecationWarning, match="max_failed_fraction"):
         assert ClipDataset(clip_set, 2, train=False, max_bad_share=0.5).max_failed_fraction == 0.5

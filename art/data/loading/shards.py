@@ -169,7 +169,6 @@ def shard_splits(root: Path) -> tuple[str, ...]:
     return tuple(sorted(path.stem for path in root.glob("*.json") if _FORMAT in path.read_text("utf-8")[:100]))
 
 
-@register_dataset("shards", description="clips in tar files written by `art shards`", splits=shard_splits)
 def open_shards(root: str | os.PathLike[str], split: str) -> ShardSet:
     """Open a split written by :func:`write_shards`. No shard is opened.
 
@@ -197,6 +196,10 @@ def open_shards(root: str | os.PathLike[str], split: str) -> ShardSet:
         return ShardSet(content["name"], split, root, clips, shards=shards, shard_of=shard_of, **fields)
     except (KeyError, TypeError, IndexError, ValueError) as error:
         raise ValueError(f"{path} is not a valid index of shards: {type(error).__name__}: {error}") from error
+
+
+# Not as a decorator, which would hide that the result is a ShardSet.
+register_dataset("shards", description="clips in tar files written by `art shards`", splits=shard_splits)(open_shards)
 
 
 def _shard_url(root: Path, url: str, name: str) -> str:

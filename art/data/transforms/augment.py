@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Float64, Int64, Shaped, UInt8
 from torch import Tensor
 
+from art._deprecated import renamed_attribute
 from art.data.decoding.frames import StoredClip
 from art.data.decoding.video import read_clip
 from art.data.transforms.rand_augment import RandAugment
@@ -155,8 +156,7 @@ class TrainAugment:
         return sampled.view(b, t, c, self.size, self.size)
 
     def _box(self, draws: Sequence[float], h: int, w: int) -> tuple[float, float, float, float]:
-        """Left, width, top and height of a clip's crop in pixels. A flipped crop starts at its right and has a negative
-        width."""
+        """Left, width, top and height of a crop in pixels. A flipped crop starts at its right, with a negative width."""
         low, high = self.scale
         side = math.sqrt(low + (high - low) * draws[1]) * min(h, w)
         stretch = math.sqrt(self.aspect[0] * (self.aspect[1] / self.aspect[0]) ** draws[4])
@@ -219,6 +219,8 @@ class CenterCrop:
             raise ValueError(f"fraction must be in 0..1, above 0, got {fraction}")
         self.size, self.fraction = size, fraction
 
+    share = renamed_attribute("share", "fraction")
+
     def __call__(self, video: Shaped[Tensor, "b t 3 h w"]) -> Shaped[Tensor, "b t 3 size size"]:
         """Crop a batch, uint8 or floating point in 0..1; the result has the same dtype.
 
@@ -235,10 +237,8 @@ class CenterCrop:
         return (resized.round_().clamp_(0, 255) if video.dtype == torch.uint8 else resized).to(video.dtype)
 
     def locate(self, points: Shaped[Tensor, "*any 2"], height: int, width: int) -> Shaped[Tensor, "*any 2"]:
-        """Map points of a frame to its crop. Points are (x, y) as fractions of width and height, before and after.
-
-        Points outside the crop map to values outside 0..1.
-        """
+        """Map points (x, y) of a frame to its crop, both as fractions of width and height; outside the crop, the result
+        is outside 0..1."""
         top, left, side = self._square(height, width)
         return (points * points.new_tensor([width, height]) - points.new_tensor([left, top])) / side
 
@@ -444,7 +444,6 @@ def _beta_sample(quantiles: Float64[np.ndarray, " n"] | None, draw: float) -> fl
 
 
 def _box_extent(side: float, draw: float, length: int) -> tuple[int, int]:
-    """Start and end of a box along one axis, with a side relative to the length and a uniform center, clipped to the
-    frame."""
+    """Start and end of a box with a uniform center along one axis, clipped to the frame."""
     center, half = draw * length, side * length / 2
     return max(0, round(center - half)), min(length, round(center + half))

@@ -19,6 +19,7 @@ from torch import Tensor
 from art._deprecated import renamed_attribute
 from art.data.decoding.frames import FrameConverter
 from art.data.decoding.video import VideoError, frame_times, iterate_frames
+from art.data.inputs import input_kind
 from art.eval.report.response_maps import map_peak
 from art.model.pretrained import VideoClassifier, eval_mode
 from art.model.semantics import TEMPLATES, cosine
@@ -316,7 +317,7 @@ def _read_clip(clip: Path, model: VideoClassifier, num_prefixes: int) -> _ClipFr
     Args:
         num_prefixes: M; fewer if the clip has fewer frames. Prefixes end at equal steps.
     """
-    if clip.is_dir():
+    if input_kind(clip) == "directory":
         raise VideoError(clip, "is a directory, expected a video file: separate frames have no presentation times")
     times = np.array(frame_times(clip))
     count = len(times)
