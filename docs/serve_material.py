@@ -1,10 +1,10 @@
-"""What `art serve` and its page of documentation are made with.
+"""Generate the sample clips of `art serve`, and the screenshots and times in docs/serve.md.
 
-    python docs/serve_material.py samples --data data/motion         # the sample clips, from the embedded data set
-    python docs/serve_material.py pictures --checkpoint runs/motion  # screenshots in headless Chromium, and the times
+    python docs/serve_material.py samples --data data/motion            # sample clips, from the embedded dataset
+    python docs/serve_material.py screenshots --checkpoint runs/motion  # screenshots in headless Chromium, and times
 
-The first writes ``art/tools/serve/samples/``, the second ``docs/pictures/serve/page.jpg``, ``docs/results/serve.json``, and
-all screenshots into ``build/serve/``.
+The first command writes ``art/tools/serve/samples/``; the second ``docs/pictures/serve/page.jpg``,
+``docs/results/serve.json``, and all screenshots to ``build/serve/``.
 """
 
 from __future__ import annotations
@@ -25,14 +25,13 @@ from typing import Any
 import torch
 from PIL import Image
 
-from art.data.decoding.video import read_frames
 from art.data.motion.takes import CLASSES
+from art.tools.serve.app import SAMPLES
 from art.train.runtime import provenance
 
 DOCS = Path(__file__).parent
-SAMPLES = DOCS.parent / "art" / "serving" / "samples"
-#: Test clips of the data set as `art prepare motion` makes it: the class, and which of its clips.
-CHOSEN = ((4, 1), (10, 1), (11, 0), (15, 1), (17, 1), (19, 1))
+#: Class and number of each sample in the test split that `art prepare motion` writes.
+SAMPLE_CLIPS = ((4, 1), (10, 1), (11, 0), (15, 1), (17, 1), (19, 1))
 FLAGS = (
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
     "--disable-component-update", "--disable-sync",
@@ -40,115 +39,114 @@ FLAGS = (
 
 
 def main() -> None:
-    """Read the arguments and write everything."""
+    """Parse the arguments and run the command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    what = parser.add_subparsers(dest="what", required=True)
-    samples = what.add_parser("samples")
-    samples.add_argument("--data", type=Path, required=True, help="what art prepare motion made")
-    pictures = what.add_parser("pictures")
-    pictures.add_argument("--checkpoint", type=Path, required=True, help="a run on motion")
-    pictures.add_argument("--chromium", default="/usr/bin/chromium", help="the browser (default /usr/bin/chromium)")
-    pictures.add_argument("--out", type=Path, default=Path("build/serve"), help="where all screenshots go")
+    commands = parser.add_subparsers(dest="command", required=True)
+    samples = commands.add_parser("samples")
+    samples.add_argument("--data", type=Path, required=True, help="output directory of art prepare motion")
+    screenshots = commands.add_parser("screenshots")
+    screenshots.add_argument("--checkpoint", type=Path, required=True, help="a run on motion")
+    screenshots.add_argument("--chromium", default="/usr/bin/chromium", help="the browser (default /usr/bin/chromium)")
+    screenshots.add_argument("--out", type=Path, default=Path("build/serve"), help="directory of all screenshots")
     arguments = parser.parse_args()
-    if arguments.what == "samples":
+    if arguments.command == "samples":
         copy_samples(arguments.data)
     else:
-        take_pictures(arguments.checkpoint, arguments.chromium, arguments.out)
+        take_screenshots(arguments.checkpoint, arguments.chromium, arguments.out)
 
 
 def copy_samples(data: Path) -> None:
-    """Six clips, each with its middle frame as a picture."""
+    """Copy six clips of the dataset."""
     SAMPLES.mkdir(exist_ok=True)
-    for label, number in CHOSEN:
+    for label, number in SAMPLE_CLIPS:
         name = CLASSES[label].name.replace(" ", "_")
-        clip = data / "clips" / "test" / f"{label:02d}_{number:03d}.mp4"
-        shutil.copyfile(clip, SAMPLES / f"{name}.mp4")
-        frames = read_frames(clip)
-        picture = frames[len(frames) // 2].permute(1, 2, 0).numpy()
-        Image.fromarray(picture).save(SAMPLES / f"{name}.jpg", quality=85, optimize=True)
+        shutil.copyfile(data / "clips" / "test" / f"{label:02d}_{number:03d}.mp4", SAMPLES / f"{name}.mp4")
 
 
 @contextmanager
 def serving(checkpoint: Path) -> Iterator[tuple[str, float]]:
-    """The address of the page, and seconds until it answered."""
-    begun = time.perf_counter()
+    """Start the server, and yield its URL and the seconds until it printed it."""
+    start = time.perf_counter()
     command = [sys.executable, "-m", "art", "serve", "--checkpoint", str(checkpoint), "--port", "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         try:
             assert server.stdout is not None
-            found = next(match for line in server.stdout if (match := re.search(r"http://\S+", line)))
-            yield found.group(), time.perf_counter() - begun
+            url = next(match for line in server.stdout if (match := re.search(r"http://\S+", line)))
+            yield url.group(), time.perf_counter() - start
         finally:
             server.terminate()
 
 
-def take_pictures(checkpoint: Path, chromium: str, out: Path) -> None:
-    """The page before, during and after a clip and with an error, on a desktop and on a phone; two of them for the
-    documentation; and how long it took."""
+def take_screenshots(checkpoint: Path, chromium: str, out: Path) -> None:
+    """Take screenshots at desktop and phone width, combine two for the documentation, and record the times."""
     from playwright.sync_api import sync_playwright
 
     out.mkdir(parents=True, exist_ok=True)
-    with serving(checkpoint) as (address, started), sync_playwright() as playwright:
+    with serving(checkpoint) as (url, startup), sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
-        seconds = _tour(browser, address, out, "desktop", width=1280, height=860)
-        _tour(browser, address, out, "phone", width=390, height=844)
+        seconds = _visit(browser, url, out, "desktop", width=1280, height=860)
+        _visit(browser, url, out, "phone", width=390, height=844)
         browser.close()
-    _side_by_side(out / "desktop-after.png", out / "phone-screen.png", DOCS / "pictures" / "serve" / "page.jpg")
+    _combine(out / "desktop-after.png", out / "phone-screen.png", DOCS / "pictures" / "serve" / "page.jpg")
     result = {
-        "seconds": {"until the page answers": round(started, 2), **seconds},
+        "seconds": {"until the page answers": round(startup, 2), **seconds},
         "clip": "24 frames of 112×112, 1.9 s",
         "provenance": {**provenance(), "cores": len(os.sched_getaffinity(0)), "threads": torch.get_num_threads()},
     }
     (DOCS / "results" / "serve.json").write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
 
 
-def _side_by_side(desktop: Path, phone: Path, to: Path) -> None:
-    """One picture, as high as the higher of the two."""
-    both = [Image.open(path).convert("RGB") for path in (desktop, phone)]
+def _combine(left: Path, right: Path, target: Path) -> None:
+    """Save two images next to each other."""
+    images = [Image.open(path).convert("RGB") for path in (left, right)]
     gap = 24
-    page = Image.new("RGB", (sum(one.width for one in both) + gap, max(one.height for one in both)), "white")
-    page.paste(both[0], (0, 0))
-    page.paste(both[1], (both[0].width + gap, 0))
-    to.parent.mkdir(exist_ok=True)
-    page.save(to, quality=70, optimize=True)
+    page = Image.new(
+        "RGB", (sum(image.width for image in images) + gap, max(image.height for image in images)), "white"
+    )
+    page.paste(images[0], (0, 0))
+    page.paste(images[1], (images[0].width + gap, 0))
+    target.parent.mkdir(exist_ok=True)
+    page.save(target, quality=70, optimize=True)
 
 
-def _tour(browser: Any, address: str, out: Path, name: str, *, width: int, height: int) -> dict[str, float]:
+def _visit(browser: Any, url: str, out: Path, name: str, *, width: int, height: int) -> dict[str, float]:
+    """Take screenshots before, during and after processing a sample, and with an error; return the times."""
     page = browser.new_page(viewport={"width": width, "height": height})
     times = {}
 
-    def picture(moment: str) -> None:
-        page.screenshot(path=out / f"{name}-{moment}.png", full_page=True)
+    def screenshot(state: str) -> None:
+        page.screenshot(path=out / f"{name}-{state}.png", full_page=True)
 
-    begun = time.perf_counter()
-    page.goto(address)
+    start = time.perf_counter()
+    page.goto(url)
     page.locator("#samples button").first.wait_for()
-    times["first visit"] = round(time.perf_counter() - begun, 2)
+    times["first visit"] = round(time.perf_counter() - start, 2)
     page.wait_for_load_state("networkidle")
-    picture("before")
-    begun = time.perf_counter()
+    _wait_until(page, "[...document.querySelectorAll('#samples video')].every((video) => video.readyState >= 2)")
+    screenshot("before")
+    start = time.perf_counter()
     page.get_by_role("button", name="kick with the left leg").click()
     page.locator("#progress").wait_for()
-    picture("during")
+    screenshot("during")
     page.locator("#result video").wait_for(timeout=120_000)
-    times["a sample clip"] = round(time.perf_counter() - begun, 2)
-    _until(page, "document.querySelector('#result video').currentTime > 1")
+    times["a sample clip"] = round(time.perf_counter() - start, 2)
+    _wait_until(page, "document.querySelector('#result video').currentTime > 1")
     page.get_by_role("button", name="Pause").click()
-    picture("after")
+    screenshot("after")
     page.evaluate("document.querySelector('#result').scrollIntoView({ behavior: 'instant' })")
     page.screenshot(path=out / f"{name}-screen.png")
     page.locator("details summary").click()
-    _until(page, "document.querySelector('.sheet img').naturalWidth > 0")
-    picture("files")
-    page.locator("#file").set_input_files({"name": "notes.txt", "mimeType": "text/plain", "buffer": b"no video at all"})
+    _wait_until(page, "document.querySelector('.sheet img').naturalWidth > 0")
+    screenshot("files")
+    page.locator("#file").set_input_files({"name": "notes.txt", "mimeType": "text/plain", "buffer": b"not a video"})
     page.locator("#problem").wait_for()
-    picture("error")
+    screenshot("error")
     page.close()
     return times
 
 
-def _until(page: Any, expression: str) -> None:
-    """Asked from here: the page's own policy lets nothing evaluate a text in it."""
+def _wait_until(page: Any, expression: str) -> None:
+    """Poll from Python: the page's content security policy does not allow ``page.wait_for_function``."""
     while not page.evaluate(expression):
         time.sleep(0.05)
 

@@ -107,7 +107,8 @@ def attention_rollout(backbone: Backbone, video: Shaped[Tensor, "1 t 3 height wi
     if rollout is None:
         raise MapUnavailable("it has no blocks")
     read = rollout[:, 0] if reads_class_token else rollout[:, prefix:].mean(1)
-    return _expand_to_frames(read[:, prefix:] / frames, frames, backbone.grid)
+    grid: Any = backbone.grid
+    return _expand_to_frames(read[:, prefix:] / frames, frames, grid)
 
 
 class _Blocks(NamedTuple):

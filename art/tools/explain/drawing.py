@@ -192,7 +192,7 @@ def draw_probabilities(axes: Axes, explanation: Explanation, classes: list[int])
             axes.plot(e.timeline, values, "o", color=color)
     axes.set(xlim=(0, max(float(e.times[-1]), 1e-9)), ylim=(0, 103))
     axes.set_yticks([0, 50, 100], ["0%", "50%", "100%"])
-    axes.set_xlabel("seconds", labelpad=1)
+    axes.set_xlabel("Seconds", labelpad=1)
 
 
 def draw_saliency(axes: Axes, explanation: Explanation, k: int) -> None:
@@ -228,10 +228,10 @@ def legend_lines(explanation: Explanation, views: Sequence[str]) -> list[str]:
     """Return the legend of the panels, and a line with the reasons for missing maps if there are any."""
     legend = []
     if "tracklets" in views:
-        legend.append("tint: response above average · ring: center · box: at least half of the peak · line: path")
+        legend.append("Tint: response above average · Ring: center · Box: at least half of the peak · Line: path")
     if "grad_cam" in views or "rollout" in views:
-        legend.append("yellow: high, dark: low")
-    missing = [f"no {MAP_NAMES[name]} for this backbone: {reason}" for name, reason in explanation.missing.items()]
+        legend.append("Yellow: high, dark: low")
+    missing = [f"No {MAP_NAMES[name]} for this backbone: {reason}" for name, reason in explanation.missing.items()]
     return ["   |   ".join(legend), *(["; ".join(missing)] if missing else [])]
 
 

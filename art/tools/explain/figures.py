@@ -120,7 +120,7 @@ def contact_sheet(explanation: Explanation, *, count: int = 8, top_k: int = 5) -
         blocks.append((_CAPTION + _CHART + 0.4, partial(_Sheet.draw_chart, top_k=top_k)))
     legend = drawing.legend_lines(e, views)
     if e.num_tracklets:
-        legend[0] = legend[0].replace("line: path", "line: path · bars: saliency, the weight of the frame")
+        legend[0] = legend[0].replace("Line: path", "Line: path · Bars: saliency, the weight of the frame")
     foot = _FOOT + 0.17 * (len(legend) - 1)
     sheet = _Sheet(e, columns, _TITLE + sum(height for height, _ in blocks) + foot)
     title = f"“{e.class_names[e.predicted]}”  {percent(e.probabilities[e.predicted])}"
@@ -172,7 +172,7 @@ def saliency_figure(explanation: Explanation) -> Figure:
     sheet = _Sheet(e, np.arange(1), 0.1 + e.num_tracklets * (_CAPTION + 0.4))
     for k, query in enumerate(e.queries):
         top = 0.05 + k * (_CAPTION + 0.4)
-        sheet.text(_EDGE, top + 0.15, f"tracklet {k + 1}, query “{query.name}”", 9.5, weight="bold")
+        sheet.text(_EDGE, top + 0.15, f"Tracklet {k + 1}, query “{query.name}”", 9.5, weight="bold")
         drawing.draw_saliency(sheet.axes(top + _CAPTION, _STRIP), e, k)
     return sheet.figure
 
@@ -208,8 +208,8 @@ class _Sheet:
         e, query, color = self.explanation, self.explanation.queries[k], tracklet_colour(k)
         assert e.maps is not None and e.centers is not None and e.boxes is not None
         self.text(_EDGE, top + 0.15, "■", 11, color=color)
-        self.text(_EDGE + 0.18, top + 0.15, f"tracklet {k + 1}, query “{query.name}”", 9.5, 4.6, weight="bold")
-        self.text(_WIDTH - _EDGE, top + 0.15, f"prompt: “{query.prompt}”", 8.5, 4.7, color=MUTED, ha="right")
+        self.text(_EDGE + 0.18, top + 0.15, f"Tracklet {k + 1}, query “{query.name}”", 9.5, 4.6, weight="bold")
+        self.text(_WIDTH - _EDGE, top + 0.15, f"Prompt: “{query.prompt}”", 8.5, 4.7, color=MUTED, ha="right")
         axes = self.axes(top + _CAPTION, self.frame_size)
         # Only this tracklet is tinted, in its own color: the maps of the others are constant.
         alone = np.full_like(e.maps[:, : k + 1], 1 / e.maps[0, 0].size)
@@ -240,7 +240,7 @@ class _Sheet:
         """Draw the strip of Grad-CAM or attention rollout."""
         e = self.explanation
         target = f" of “{e.class_names[e.target]}”" if name == "grad_cam" else ""
-        self.text(_EDGE, top + 0.15, f"backbone: {MAP_NAMES[name]}{target}", 9.5, weight="bold")
+        self.text(_EDGE, top + 0.15, f"Backbone: {MAP_NAMES[name]}{target}", 9.5, weight="bold")
         axes = self.axes(top + _CAPTION, self.frame_size)
         bounds = (0, 0, *e.frames.shape[1:3])
         maps = drawing.normalized_backbone_map(e, name)
@@ -259,7 +259,7 @@ class _Sheet:
         """Plot the class probabilities over time."""
         e = self.explanation
         classes = drawing.chart_classes(e, top_k)
-        self.text(_EDGE, top + 0.15, "class probabilities for the clip up to each time", 9.5, weight="bold")
+        self.text(_EDGE, top + 0.15, "Class probabilities for the clip up to each time", 9.5, weight="bold")
         drawing.draw_probabilities(self.axes(top + _CAPTION, _CHART, _EDGE + 0.4, 5.9), e, classes)
         heights = {c: 100 * float(e.probabilities_over_time[-1, c]) for c in classes}
         colors = {c: LINE_COLOURS[i % len(LINE_COLOURS)] for i, c in enumerate(classes)}

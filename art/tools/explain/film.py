@@ -335,7 +335,7 @@ class Scene:
         if name == "tracklets":
             captions = [f"ART: {e.num_tracklets} tracklet{'s' * (e.num_tracklets != 1)}"]
         else:
-            captions = [f"backbone: {MAP_NAMES[name]}"]
+            captions = [f"Backbone: {MAP_NAMES[name]}"]
         if name == "grad_cam" and self.layout.legend is not None:
             captions.insert(0, f"{captions[0]} of “{e.class_names[e.target]}”")
         fitting = [c for c in captions if text_width(c, size, bold=True) <= panel.width] or captions
@@ -344,13 +344,13 @@ class Scene:
     def _draw_strip_label(self, figure: Figure, k: int, strip: Rect, label: Rect) -> None:
         query, size = self.explanation.queries[k], self.layout.text
         marker = {"color": tracklet_colour(k), "fontweight": "bold"}
-        title = f"tracklet {k + 1}, query “{query.name}”"
+        title = f"Tracklet {k + 1}, query “{query.name}”"
         right = label.left + label.width
         if self.layout.legend is None:  # one line above the strip
             y = label.top + label.height / 2
             x = self._text(figure, label.left, y, "■ ", size, 40, **marker)
             x = self._text(figure, x, y, title, size, right - x)
-            note = "saliency over time"
+            note = "Saliency over time"
             if k == 0 and text_width(note, size - 2) + 12 < right - x:
                 self._text(figure, right, y, note, size - 2, right - x, color=MUTED, ha="right")
             return
@@ -361,7 +361,7 @@ class Scene:
         if two_lines:
             self._text(figure, x, y + size + 5, f"“{query.prompt}”", size - 2, right - x, color=MUTED)
         y = strip.top + strip.height / 2
-        self._text(figure, strip.left - 8, y, "saliency", size - 4, 60, color=MUTED, ha="right")
+        self._text(figure, strip.left - 8, y, "Saliency", size - 4, 60, color=MUTED, ha="right")
 
     def _draw_class_names(self, figure: Figure, rect: Rect) -> None:
         """List the classes of the chart by their final probability."""
@@ -375,7 +375,7 @@ class Scene:
             self._text(figure, x, y, e.class_names[c], size, right - x - 52, **weight)
             self._text(figure, right, y, percent(e.probabilities[c]), size, 52, color=MUTED, ha="right")
         if len(colors) * step + 26 <= rect.height:
-            note = "prediction for the clip up to each time"
+            note = "Prediction for the clip up to each time"
             self._text(figure, rect.left, rect.top + rect.height - 8, note, size - 2, rect.width, color=MUTED)
 
 

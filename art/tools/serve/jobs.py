@@ -271,8 +271,8 @@ def safe_name(name: str) -> str:
     """Turn a client's file name into a safe one that is as similar as possible."""
     name = "".join(letter for letter in name.translate(_UNSAFE) if letter.isprintable()).strip(" .")
     stem, dot, suffix = name.rpartition(".")
-    room = _MAX_NAME - len(dot + suffix) if len(suffix) <= 5 else 0
-    name = f"{stem[:room]}{dot}{suffix}" if stem and room else name[:_MAX_NAME]
+    max_stem = _MAX_NAME - len(dot + suffix) if len(suffix) <= 5 else 0
+    name = f"{stem[:max_stem]}{dot}{suffix}" if stem and max_stem else name[:_MAX_NAME]
     while len(name.encode()) > _MAX_NAME_BYTES:
         name = name[1:]
     return name or "clip"

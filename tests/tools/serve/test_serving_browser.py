@@ -81,7 +81,7 @@ def test_upload_and_result(browser, site, clip, wait_until):
         result.locator("video").wait_for()
         wait_until_film_plays(page, wait_until)
         text = result.inner_text()
-        assert "moving square.mp4: 10 frames, 0.9 s" in text and "Tracklet 2, query" in text
+        assert "moving square.mp4: 10 frames, 0.9\u00a0s" in text and "Tracklet 2, query" in text
         classes = result.locator(".classes li").all_inner_texts()
         assert len(classes) == 3 and all("%" in text for text in classes)
         assert page.evaluate("document.activeElement.textContent") == "“" + classes[0].split("\n")[0] + "”"

@@ -60,7 +60,7 @@ async function start() {
   byId("about").textContent =
     `${model} on ${about.backbone}, ${about.classes.length} classes, ${about.frames} frames per clip, running on ${about.device}.`;
   byId("limits").textContent =
-    `MP4, MOV, WebM, MKV or AVI, up to ${about.limits.megabytes} MB and ${about.limits.seconds} s.`;
+    `MP4, MOV, WebM, MKV or AVI, up to ${about.limits.megabytes}\u00a0MB and ${about.limits.seconds}\u00a0s.`;
   byId("samples").append(...about.samples.map(sampleButton));
   setUpCamera(about.limits.seconds);
 }

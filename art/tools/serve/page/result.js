@@ -12,7 +12,7 @@ const percent = (fraction) => `${(100 * fraction).toFixed(fraction > 0.995 || fr
 // Fill `element`, and return the title, which can be focused.
 export function showResult(element, result, id, sample) {
   const title = make("h2", { tabIndex: -1, textContent: `“${result.classes[0].name}”` });
-  const facts = `${result.clip}: ${result.frames} frames, ${result.seconds.toFixed(1)} s, processed in ${result.processing_seconds.toFixed(1)} s`;
+  const facts = `${result.clip}: ${result.frames} frames, ${result.seconds.toFixed(1)}\u00a0s, processed in ${result.processing_seconds.toFixed(1)}\u00a0s`;
   const listeners = []; // called with the time of the film, in seconds
   const left = make("div");
   if (result.film) left.append(...film(result, id, listeners));
