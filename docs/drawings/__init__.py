@@ -3,6 +3,6 @@
     python -m docs.drawings            # draw all of them into docs/pictures/
     python -m docs.drawings losses     # some, by name
 
-What a drawing shows of kernels (block sizes, splits, warps) comes from the tables of ``art_kernels`` and ``csrc``; a
-test fails where a committed file does not show what they say now.
+Sizes of kernels (block sizes, splits, warps) are read from the tables of ``art_kernels`` and ``csrc``; a test fails if
+a committed file is out of date.
 """

@@ -1,7 +1,7 @@
-"""One style for all drawings: a white card of 720 pixels, whatever the page's theme, with boxes, arrows and text.
+"""One style for all drawings: a white card of 720 pixels, for light and dark pages, with boxes, arrows and text.
 
-Places and sizes are CSS pixels from the top left. Everything that is drawn is also written down as text, whose digest
-goes into the file: two cards of one digest show the same, whichever version of Matplotlib drew them.
+Positions and sizes are CSS pixels from the top left. Everything drawn is also recorded as text, whose digest is stored
+in the file: two cards with the same digest show the same, independent of the version of Matplotlib.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from matplotlib.patches import Circle, FancyArrowPatch, FancyBboxPatch, Polygon,
 from art.eval.report.style import GRID, INK, MUTED, blank_axes
 
 WIDTH = 720
-#: Sizes of text in CSS pixels: 16 is read on a phone, where the card is half as wide.
+#: Text sizes in CSS pixels, legible on a phone, where the card is half as wide.
 TITLE, TEXT, SMALL = 17.0, 15.0, 13.0
 BLUE, ORANGE, GREEN, PINK = "#0072B2", "#E69F00", "#009E73", "#CC79A7"
 PALE = {BLUE: "#d6e8f3", ORANGE: "#fbeccb", GREEN: "#d2efe6", PINK: "#f6e4ee", MUTED: "#eef0f3"}
@@ -30,7 +30,7 @@ _DIGEST = re.compile(r"drawing ([0-9a-f]{64})")
 
 
 class Card:
-    """A drawing of ``height`` pixels; ``label`` says what it shows to readers who do not see it."""
+    """A drawing of ``height`` pixels; ``label`` is its text alternative."""
 
     def __init__(self, height: float, label: str) -> None:
         self.height, self.label = height, label
@@ -43,10 +43,10 @@ class Card:
 
     def box(
         self, x: float, y: float, width: float, height: float, text: str = "", *, face: str = CARD, edge: str = INK,
-        radius: float = 0.0, size: float = TEXT, colour: str = INK, line: float = 1.2, dashed: bool = False,
+        radius: float = 0.0, size: float = TEXT, color: str = INK, line: float = 1.2, dashed: bool = False,
         bold: bool = False, hatch: str | None = None,
     ) -> None:  # fmt: skip
-        """A box, with text in its middle."""
+        """A box with centered text."""
         above = self._note("box", x, y, width, height, face, edge, radius, line, dashed, hatch)
         style: dict[str, Any] = {
             "facecolor": face, "edgecolor": edge, "linewidth": line * 0.75, "linestyle": "--" if dashed else "-",
@@ -58,54 +58,54 @@ class Card:
         else:
             self._axes.add_patch(Rectangle((x, y), width, height, **style))
         if text:
-            self.text(x + width / 2, y + height / 2, text, size=size, colour=colour, at="centre", bold=bold)
+            self.text(x + width / 2, y + height / 2, text, size=size, color=color, at="center", bold=bold)
 
     def text(
-        self, x: float, y: float, text: str, *, size: float = TEXT, colour: str = INK, at: str = "left",
+        self, x: float, y: float, text: str, *, size: float = TEXT, color: str = INK, at: str = "left",
         bold: bool = False, turned: bool = False,
     ) -> None:  # fmt: skip
-        """Lines of text, whose middle is at height ``y``; ``at``: what of them lies at ``x``, left, centre or right."""
-        above = self._note("text", x, y, text, size, colour, at, bold, turned)
+        """Lines of text, vertically centered at ``y``; ``at``: their alignment with ``x``, left, center or right."""
+        above = self._note("text", x, y, text, size, color, at, bold, turned)
         lines = text.split("\n")
         for number, line in enumerate(lines):
             off = (number - (len(lines) - 1) / 2) * 1.3 * size
             place = (x + off, y) if turned else (x, y + off)
             self._axes.text(
-                *place, line, fontsize=0.75 * size, color=colour, ha={"centre": "center"}.get(at, at),
+                *place, line, fontsize=0.75 * size, color=color, ha=at,
                 va="center_baseline" if not turned else "center", rotation=90 if turned else 0,
                 fontweight="bold" if bold else "normal", parse_math=False, zorder=above,
             )  # fmt: skip
 
     def note(self, x: float, y: float, text: str, *, at: str = "left") -> None:
-        """Text that is said by the way."""
-        self.text(x, y, text, size=SMALL, colour=MUTED, at=at)
+        """Secondary text."""
+        self.text(x, y, text, size=SMALL, color=MUTED, at=at)
 
     def title(self, text: str, below: str = "") -> None:
-        """The heading of the card, and a line below it."""
+        """The heading of the card, and an optional line below it."""
         self.text(20, 27, text, size=TITLE, bold=True)
         if below:
             self.note(20, 50, below)
 
     def arrow(
-        self, start: tuple[float, float], end: tuple[float, float], *, colour: str = INK, bend: float = 0.0,
+        self, start: tuple[float, float], end: tuple[float, float], *, color: str = INK, bend: float = 0.0,
         both: bool = False, inward: bool = False, line: float = 1.6, dashed: bool = False,
     ) -> None:  # fmt: skip
-        """An arrow; ``bend`` curves it, ``both`` gives it two heads, ``inward`` two that point at each other."""
-        self._note("arrow", start, end, colour, bend, both, inward, line, dashed)
+        """An arrow; ``bend`` curves it, ``both`` draws two heads, ``inward`` two that point at each other."""
+        self._note("arrow", start, end, color, bend, both, inward, line, dashed)
         if inward:
             middle = ((start[0] + end[0]) / 2, (start[1] + end[1]) / 2)
             for outer in (start, end):
                 near = tuple(m + (o - m) * 0.08 for m, o in zip(middle, outer, strict=True))
-                self._arrow(outer, near, "-|>", colour, bend, line, dashed)
+                self._arrow(outer, near, "-|>", color, bend, line, dashed)
         else:
-            self._arrow(start, end, "<|-|>" if both else "-|>", colour, bend, line, dashed)
+            self._arrow(start, end, "<|-|>" if both else "-|>", color, bend, line, dashed)
 
     def line(
-        self, xs: Sequence[float], ys: Sequence[float], *, colour: str = INK, line: float = 1.6, dashed: bool = False
+        self, xs: Sequence[float], ys: Sequence[float], *, color: str = INK, line: float = 1.6, dashed: bool = False
     ) -> None:
-        """A line through some points."""
-        above = self._note("line", [round(x, 2) for x in xs], [round(y, 2) for y in ys], colour, line, dashed)
-        self._axes.plot(xs, ys, color=colour, linewidth=line * 0.75, linestyle="--" if dashed else "-", zorder=above)
+        """A polyline."""
+        above = self._note("line", [round(x, 2) for x in xs], [round(y, 2) for y in ys], color, line, dashed)
+        self._axes.plot(xs, ys, color=color, linewidth=line * 0.75, linestyle="--" if dashed else "-", zorder=above)
 
     def circle(
         self, x: float, y: float, radius: float, *, face: str = CARD, edge: str = INK, line: float = 1.2
@@ -116,7 +116,7 @@ class Card:
         self._axes.add_patch(circle)
 
     def shape(self, points: Sequence[tuple[float, float]], *, face: str, edge: str = INK, line: float = 1.2) -> None:
-        """A closed shape."""
+        """A polygon."""
         above = self._note("shape", points, face, edge, line)
         shape = Polygon(points, closed=True, facecolor=face, edgecolor=edge, linewidth=line * 0.75, zorder=above)
         self._axes.add_patch(shape)
@@ -125,19 +125,19 @@ class Card:
         self, x: float, y: float, rows: int, columns: int, width: float, height: float, *, face: str = CARD,
         edge: str = MUTED,
     ) -> None:  # fmt: skip
-        """A grid of cells of so many pixels."""
+        """A grid of cells; sizes in pixels."""
         self.box(x, y, columns * width, rows * height, face=face, edge=edge, line=1.0)
         for column in range(1, columns):
-            self.line([x + column * width] * 2, [y, y + rows * height], colour=edge, line=0.7)
+            self.line([x + column * width] * 2, [y, y + rows * height], color=edge, line=0.7)
         for row in range(1, rows):
-            self.line([x, x + columns * width], [y + row * height] * 2, colour=edge, line=0.7)
+            self.line([x, x + columns * width], [y + row * height] * 2, color=edge, line=0.7)
 
     def digest(self) -> str:
-        """Of everything drawn."""
+        """SHA-256 of everything drawn."""
         return hashlib.sha256("\n".join(self._record).encode()).hexdigest()
 
     def svg(self) -> str:
-        """The file, with the digest in it; text stays text."""
+        """The SVG file with the digest; text stays text."""
         buffer = io.StringIO()
         metadata = {"Date": None, "Creator": None, "Title": self.label, "Description": f"drawing {self.digest()}"}
         style = {"svg.fonttype": "none", "svg.hashsalt": "art", "font.sans-serif": _FAMILIES, "hatch.linewidth": 0.6}
@@ -146,39 +146,39 @@ class Card:
         return buffer.getvalue()
 
     def png(self, width: int) -> bytes:
-        """What it looks like so many pixels wide, on a dark page: to look at it."""
+        """A preview of this width on a dark page."""
         buffer = io.BytesIO()
         self._figure.savefig(buffer, format="png", dpi=96 * width / WIDTH, facecolor="#0d1117")
         return buffer.getvalue()
 
     def texts(self) -> list[tuple[float, str]]:
-        """Every line of text with its size in points."""
+        """Every line of text, with its size in points."""
         return [(text.get_fontsize(), text.get_text()) for text in self._axes.texts]
 
     def overflowing(self) -> list[str]:
-        """Lines of text that leave the card."""
+        """Lines of text that exceed the card."""
         card = self._axes.get_window_extent().padded(-4)
         boxes = [(text.get_text(), text.get_window_extent()) for text in self._axes.texts]
         return [line for line, box in boxes if not all(map(card.contains, (box.x0, box.x1), (box.y0, box.y1)))]
 
     def _arrow(
-        self, start: tuple[float, ...], end: tuple[float, ...], style: str, colour: str, bend: float, line: float,
+        self, start: tuple[float, ...], end: tuple[float, ...], style: str, color: str, bend: float, line: float,
         dashed: bool,
     ) -> None:  # fmt: skip
         head = f"{style},head_length=5,head_width=2.6" if line < 2.2 else f"{style},head_length=7,head_width=3.6"
         arrow = FancyArrowPatch(
-            start, end, arrowstyle=head, connectionstyle=f"arc3,rad={bend}", color=colour, linewidth=line * 0.75,
+            start, end, arrowstyle=head, connectionstyle=f"arc3,rad={bend}", color=color, linewidth=line * 0.75,
             shrinkA=0, shrinkB=0, mutation_scale=1.0, linestyle="--" if dashed else "-", zorder=len(self._record),
         )  # fmt: skip
         self._axes.add_patch(arrow)
 
     def _note(self, *what: Any) -> int:
-        """Write down what is drawn; what is drawn later lies above it."""
+        """Record what is drawn and return its z-order."""
         self._record.append(repr(what))
         return len(self._record)
 
 
 def digest_of(svg: str) -> str | None:
-    """The digest in a file that :meth:`Card.svg` made; None where there is none."""
+    """The digest in a file written by :meth:`Card.svg`, or None."""
     found = _DIGEST.search(svg)
     return None if found is None else found[1]

@@ -1,4 +1,4 @@
-"""All drawings by name: the folder in docs/pictures/ that a file goes to, and the function that draws it."""
+"""All drawings by name: the directory in docs/pictures/ and the function that draws it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from docs.drawings import attention, idea, losses, tracklet_kernels
 from docs.drawings.card import Card
 
-FOLDER = Path(__file__).parents[1] / "pictures"
+PICTURES = Path(__file__).parents[1] / "pictures"
 
 DRAWINGS: dict[str, tuple[str, Callable[[], Card]]] = {
     "pipeline": ("idea", idea.pipeline),

@@ -1,4 +1,4 @@
-"""The kernels of pooling, of the two contrasts and of linking, drawn with the sizes of their tables."""
+"""Drawings of the pooling, contrast and linking kernels, with the sizes of their configuration tables."""
 
 from __future__ import annotations
 
@@ -21,13 +21,9 @@ def pooling() -> Card:
     """One tracklet of one video, forward."""
     channels = SHAPES["paper"].sizes[-1]
     tiles = pooling_config("forward", _DTYPE, _T, _J, channels, DEVICE)
-    card = Card(
-        455, "Pooling: a program has one tracklet; its scores against the texts, their softmax over time, the sum"
-    )
-    sizes = (
-        f"paper's sizes, bfloat16: T = {_T} frames, J = {_J} texts, C = {channels}; a tile is {tiles.block_m} frames"
-    )
-    card.title("Pooling: one program, one tracklet", sizes)
+    card = Card(455, "Pooling: a program has one tracklet; scores with the texts, softmax over time, weighted sum")
+    sizes = f"bfloat16: T = {_T} frames, J = {_J} texts, C = {channels}; a tile is {tiles.block_m} frames"
+    card.title("Pooling: one tracklet per program", sizes)
     card.text(20, 96, f"responses r [{_T} × {channels}]", bold=True)
     card.grid(20, 112, _T, tiles.chunks(channels), 170 / tiles.chunks(channels), 13, face=PALE[GREEN], edge=GREEN)
     card.arrow((206, 116), (206, 316))
@@ -40,7 +36,7 @@ def pooling() -> Card:
     card.note(262, 352, "cos(r, s) / τ;\nthe rest is padding")
     card.text(470, 96, "saliency w", bold=True)
     card.grid(495, 112, _T, 1, 18, 13, face=PALE[BLUE], edge=BLUE)
-    card.note(440, 352, "softmax down each\ncolumn, mean over J")
+    card.note(440, 352, "softmax along each\ncolumn, mean over J")
     card.text(575, 96, "aggregated", bold=True)
     card.grid(585, 200, 1, tiles.chunks(channels), 115 / tiles.chunks(channels), 13, face=PALE[BLUE], edge=BLUE)
     card.note(585, 236, "Σ_t w_t r_t")
@@ -49,22 +45,23 @@ def pooling() -> Card:
     card.arrow((520, 206), (580, 206))
     long = pooling_config("forward", _DTYPE, 1 << 20, _J, channels, DEVICE)
     back = pooling_config("backward", _DTYPE, 1 << 20, _J, channels, DEVICE)
-    walks = "two walks over tiles: for highest and sum, then for weights"
-    card.text(20, 404, f"Above {long.block_m} frames (backward {back.block_m}): {walks}.", size=SMALL)
+    loops = "two loops over tiles, for max and sum, then for weights"
+    card.text(20, 404, f"Above {long.block_m} frames (backward {back.block_m}): {loops}.", size=SMALL)
     legend(card, 435, kept="padding")
     card.box(185, 428, 14, 14, face=PALE[MUTED], edge=MUTED)
     return card
 
 
 def contrast() -> Card:
-    """Some frames of a video as the rows of one block."""
+    """Frames of a video as the rows of one block."""
     _, _, count, channels = SHAPES["paper"].sizes
     tiles = contrast_config(_DTYPE, count, DEVICE)
     rows, frames = tiles.block_m, tiles.block_m // count
     card = Card(
-        460, f"Contrast: {rows} rows are {frames} frames; of their products the pairs of one frame are the spatial term"
+        460,
+        f"Contrast: {rows} rows are {frames} frames; in their products, the pairs of one frame are the spatial term",
     )
-    sizes = f"paper's sizes, bfloat16: K = {count} tracklets, so {frames} frames are {rows} rows of {channels} channels"
+    sizes = f"bfloat16: K = {count} tracklets, so {frames} frames are {rows} rows of {channels} channels"
     card.title("Contrast: the rows of a block are whole frames", sizes)
     card.text(20, 92, f"rows [{rows} × {channels}]", bold=True)
     cell, top = 15.0, 110.0
@@ -85,29 +82,30 @@ def contrast() -> Card:
     card.text(right, 92, "spatial", bold=True)
     card.note(right, 122, "pairs of one frame (pink):\nsum of cosines")
     card.text(right, 166, "temporal", bold=True)
-    card.note(right, 206, "rows of the frames before and\nafter are read too: a dot\nproduct a row, no matrix")
+    card.note(right, 206, "rows of the frames before and\nafter are read too: a dot\nproduct per row, no matrix")
     card.text(right, 258, "gradients", bold=True)
     card.grid(right, 274, 1, 4, 40, 20, face=PALE[BLUE], edge=BLUE)
     card.grid(right, 300, 1, 4, 40, 20, face=PALE[BLUE], edge=BLUE)
-    card.note(right, 352, "of each sum, written at once;\nthe backward pass weighs them")
-    twice = "for the products, and for the gradients again, from the caches"
+    card.note(right, 352, "of each sum, written now and\nweighted in the backward pass")
+    twice = "read for the products, and again for the gradients, from the caches"
     card.text(20, 396, f"Chunks of {tiles.max_block_c} channels: {twice}.", size=SMALL)
-    legend(card, 434, kept="in no term")
+    legend(card, 434, kept="not used")
     card.box(185, 427, 14, 14, face=PALE[MUTED], edge=MUTED)
     return card
 
 
 def nce() -> Card:
-    """Two walks over the matrix of pairs, which is never there."""
+    """Two loops over the matrix of pairs, which is never stored."""
     (_, channels) = SHAPES["nce-4k"].sizes
     ahead, back = (nce_config(kernel, _DTYPE, channels, DEVICE) for kernel in ("forward", "backward"))
     card = Card(
-        440, "Contrast across a batch: a program has some rows and walks over tiles of columns; no matrix is stored"
+        440,
+        "Contrast across a batch: a program keeps a block of rows and loops over tiles of columns; no matrix is stored",
     )
     blocks = (
         f"blocks of {ahead.block_m} rows, tiles of {ahead.block_n} columns; backward {back.block_m} and {back.block_n}"
     )
-    card.title("Contrast across a batch: tiles of a matrix that is never there", f"bfloat16, C = {channels}: {blocks}")
+    card.title("Contrast across a batch: tiles of a matrix that is never stored", f"bfloat16, C = {channels}: {blocks}")
     panels = (
         ("rows are anchors", "log-sum-exp and mean positive of each\nanchor; backward, its gradient"),
         ("rows are candidates", "the same kernel, transposed: for the\nsymmetric loss, and their gradient"),
@@ -126,58 +124,59 @@ def nce() -> Card:
         else:
             card.box(x + 2 * cell, y - 18, 2 * cell, 12, face=PALE[ORANGE], edge=ORANGE)
             card.arrow((x + 3 * cell, y + 3 * cell + 4), (x + 3 * cell, y + 8 * cell - 4))
-        card.note(x + 4 * cell, y + 8 * cell + 14, "candidates", at="centre")
-        card.text(x - 30, y + 4 * cell, "anchors", size=SMALL, colour=MUTED, at="centre", turned=True)
+        card.note(x + 4 * cell, y + 8 * cell + 14, "candidates", at="center")
+        card.text(x - 30, y + 4 * cell, "anchors", size=SMALL, color=MUTED, at="center", turned=True)
         card.note(x, 375, below)
-    words = ("held by a program", "the tile at hand", "tiles that are used up")
-    for x, colour, text in zip((20, 200, 360), (PALE[ORANGE], PINK, PALE[PINK]), words, strict=True):
-        card.box(x, 408, 14, 14, face=colour, edge=ORANGE if x == 20 else PINK)
-        card.text(x + 21, 415, text, size=SMALL, colour=MUTED)
+    words = ("kept by a program", "current tile", "processed tiles")
+    for x, color, text in zip((20, 200, 360), (PALE[ORANGE], PINK, PALE[PINK]), words, strict=True):
+        card.box(x, 408, 14, 14, face=color, edge=ORANGE if x == 20 else PINK)
+        card.text(x + 21, 415, text, size=SMALL, color=MUTED)
     return card
 
 
 def lanes() -> Card:
-    """How many problems a warp has."""
+    """Problems per warp."""
     groups = [(2, csrc.enumerated_rows(), 1)]
     for most, width in csrc.lanes_of_rows().items():
         groups.append((groups[-1][1] + 1, most, width))
     card = Card(
-        400, "Assignment: up to four rows a thread has a problem, up to 32 a group of lanes, beyond that several warps"
+        400,
+        "Assignment: one problem per thread up to four rows, per group of lanes up to 32, then several warps",
     )
     card.title(
-        "Assignment: problems of a warp",
-        "a warp is 32 lanes (threads that run together); colours tell the problems apart",
+        "Assignment: problems per warp",
+        "a warp is 32 lanes (threads that run together); one color per problem",
     )
-    colours = (ORANGE, BLUE, GREEN, PINK)
+    colors = (ORANGE, BLUE, GREEN, PINK)
     y = 92.0
     for least, most, width in groups:
         card.text(20, y + 12, f"{least} to {most} rows", bold=True)
         for lane in range(32):
-            colour = colours[lane // width % 4]
-            card.box(170 + 16.5 * lane, y, 15, 24, face=PALE[colour], edge=colour)
+            color = colors[lane // width % 4]
+            card.box(170 + 16.5 * lane, y, 15, 24, face=PALE[color], edge=color)
         problems = 32 // width
-        says = f"{width} lanes a problem: a lane has a column and a row"
+        caption = f"{width} lanes each, with one column and one row per lane"
         if width == 1:
-            says = "a thread has a problem, costs and matching in its registers"
-        card.note(170, y + 40, f"{problems} problem{'s' if problems > 1 else ''} a warp; {says}")
+            caption = "one problem per thread, costs and matching in registers"
+        card.note(170, y + 40, f"{problems} problem{'s' if problems > 1 else ''} per warp; {caption}")
         y += 62
     most = csrc.most_rows()
     card.text(20, y + 12, f"{groups[-1][1] + 1} to {most} rows", bold=True)
     for warp in range(8):
-        colour = ORANGE if warp < 2 else MUTED
-        card.box(170 + 66 * warp, y, 60, 24, "warp" if warp < 2 else "", face=PALE[colour], edge=colour, size=11.5)
-    card.note(170, y + 40, f"2 to {most // 32} warps a problem, a thread a column and a row; they meet once a step")
+        color = ORANGE if warp < 2 else MUTED
+        card.box(170 + 66 * warp, y, 60, 24, "warp" if warp < 2 else "", face=PALE[color], edge=color, size=11.5)
+    card.note(170, y + 40, f"2 to {most // 32} warps per problem, one column and row per thread; one barrier per step")
     return card
 
 
 def linking() -> Card:
-    """Two frames in a block: cosines, then the matching, in the same shared memory."""
+    """Two frames per block: cosines, then the matching, in the same shared memory."""
     linker = csrc.linkers()[-2]
     side = linker.rows // linker.square
     card = Card(430, "Linking: cosines of two frames from tiles of channels, their matching, then slots through time")
     least, own = csrc.linkers()[-3].most + 1, f"{linker.square} × {linker.square}"
-    sizes = f"{least} to {linker.most} responses a frame: {side * side} threads, each with {own} products"
-    card.title("Linking: a pair of frames a block", sizes)
+    sizes = f"{least} to {linker.most} responses per frame: {side * side} threads, each with {own} products"
+    card.title("Linking: a pair of frames per block", sizes)
     card.text(20, 92, "1  tiles of channels", bold=True)
     units = csrc.tile_units()
     for number, name in enumerate(("frame t", "frame t + 1")):
@@ -187,11 +186,11 @@ def linking() -> Card:
     card.text(240, 92, "2  all products, then costs", bold=True)
     card.grid(240, 110, side, side, 20, 20, face=PALE[PINK], edge=PINK)
     card.box(240, 110, 20, 20, face=PINK, edge=INK)
-    card.note(240, 312, f"a thread's {own} products are in\nregisters; the cosines take\nthe place of the tile")
+    card.note(240, 312, f"a thread's {own} products are in\nregisters; the cosines then\nreplace the tile")
     card.text(490, 92, "3  the matching", bold=True)
     for i, j in enumerate((1, 0, 3, 2)):
         y = 126 + 38 * i
-        card.line([520, 640], [y, 126 + 38 * j], colour=ORANGE, line=2.4)
+        card.line([520, 640], [y, 126 + 38 * j], color=ORANGE, line=2.4)
     for i in range(4):
         y = 126 + 38 * i
         card.circle(520, y, 8, face=PALE[GREEN], edge=GREEN)
@@ -199,6 +198,6 @@ def linking() -> Card:
     card.note(490, 312, "the first warp: shortest\naugmenting paths, duals and\nmatching in registers")
     card.arrow((186, 210), (232, 210))
     card.arrow((406, 190), (490, 190))
-    says = "4  a second kernel composes the matchings of a video, frame after frame: order, similarity, ids"
-    card.box(20, 366, 680, 44, says, face=PALE[BLUE], edge=BLUE, radius=6, size=12.5)
+    caption = "4  a second kernel composes the matchings of a video frame by frame: order, similarity, ids"
+    card.box(20, 366, 680, 44, caption, face=PALE[BLUE], edge=BLUE, radius=6, size=12.5)
     return card

@@ -1,4 +1,4 @@
-"""The drawings and cost tables of the pages show what the code says now."""
+"""The drawings and cost tables of the pages are up to date with the code."""
 
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
@@ -13,7 +13,7 @@ from docs import cost_tables
 from docs.drawings import csrc
 from docs.drawings.attention import forward
 from docs.drawings.card import WIDTH, Card, digest_of
-from docs.drawings.drawn import DRAWINGS, FOLDER
+from docs.drawings.drawn import DRAWINGS, PICTURES
 
 ROOT = Path(__file__).parents[2]
 
@@ -22,8 +22,8 @@ _SVG = "{http://www.w3.org/2000/svg}"
 
 @pytest.mark.parametrize("name", DRAWINGS)
 def test_the_committed_drawing_is_what_its_function_draws(name):
-    folder, draw = DRAWINGS[name]
-    path = FOLDER / folder / f"{name}.svg"
+    directory, draw = DRAWINGS[name]
+    path = PICTURES / directory / f"{name}.svg"
     again = f"draw it again: python -m docs.drawings {name}"
     assert path.is_file(), again
     text, card = path.read_text(encoding="utf-8"), draw()
@@ -47,11 +47,11 @@ def test_text_is_large_enough_and_stays_on_its_card(name):
 
 def test_no_file_is_left_of_a_drawing_that_is_no_more():
     there = {
-        path.relative_to(FOLDER).as_posix()
-        for folder in ("idea", "kernels")
-        for path in (FOLDER / folder).glob("*.svg")
+        path.relative_to(PICTURES).as_posix()
+        for directory in ("idea", "kernels")
+        for path in (PICTURES / directory).glob("*.svg")
     }
-    assert there == {f"{folder}/{name}.svg" for name, (folder, _) in DRAWINGS.items()}
+    assert there == {f"{directory}/{name}.svg" for name, (directory, _) in DRAWINGS.items()}
 
 
 @pytest.mark.parametrize("name", DRAWINGS)
