@@ -389,12 +389,12 @@ def test_resume_after_a_signal(number, code, workers, long_table, tmp_path):
     running = subprocess.Popen(
         [*command, "--workers", str(workers)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
-    limit = time.monotonic() + 60
+    limit = time.monotonic() + 240
     while not list(to.glob("*.mp4")) and time.monotonic() < limit:
         time.sleep(0.01)
     others = children(running.pid)
     running.send_signal(number)
-    _, errors = running.communicate(timeout=60)
+    _, errors = running.communicate(timeout=240)
     assert running.returncode == code
     assert len(others) >= workers - 1
     while any(map(alive, others)) and time.monotonic() < limit:
