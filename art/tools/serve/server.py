@@ -10,6 +10,7 @@ import os
 import secrets
 import signal
 import socket
+import sys
 import tempfile
 import threading
 import time
@@ -92,7 +93,7 @@ def serve(settings: ServeSettings, log: Callable[[str], None] = print) -> None:
     Raises:
         ModuleNotFoundError: The extra ``serve`` is not installed.
         ValueError: The address is in use or not an address of this machine, or the checkpoint is invalid.
-        KeyboardInterrupt, Interrupted: The server was stopped; its files are deleted.
+        KeyboardInterrupt, SystemExit: SIGINT or SIGTERM stopped the server; its files are deleted.
     """
     for library in ("starlette", "uvicorn"):
         import_extra(library, extra="serve", needed_by="art serve", uses_torch=False)
@@ -106,9 +107,8 @@ def serve(settings: ServeSettings, log: Callable[[str], None] = print) -> None:
                 log(_startup_message(settings, listener.getsockname()[1], about, token if generated else None))
                 server.run([listener])
         except _Terminated:
-            from art.train.runtime import Interrupted  # imports torch, which the server does not need
-
-            raise Interrupted(signal.SIGTERM, "stopped by SIGTERM; uploaded clips and results are deleted") from None
+            print("art: stopped by SIGTERM; uploaded clips and results are deleted", file=sys.stderr)
+            raise SystemExit(128 + signal.SIGTERM) from None
         finally:
             worker.close()
 
