@@ -1,4 +1,4 @@
-"""Docstrings as MkDocs takes them: references that Sphinx would read, and text that looks like HTML."""
+"""Adapt docstrings to MkDocs: Sphinx-style references, and text that looks like HTML."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from griffe import Class, Extension, Module, NameResolutionError, Object
 
 _ROLE = re.compile(r":(?:class|func|meth|attr|mod|data):`(~?)([^`]+)`")
 _SPAN = re.compile(r"(`+[^`]+`+)")
-# A list right below its sentence; what goes on below an item is indented further than its dash.
+# A list right below its sentence; continuation lines of an item are indented further than its dash.
 _LIST = re.compile(r"^((?P<in> *)(?!- )\S.*)\n((?P=in) *- )", re.M)
 _FACTORY = re.compile(r"\(lambda: (.*)\)\(\)")
 
 
 class Docstrings(Extension):
-    """``:class:`art.ARTModel` `` becomes a link to it where the site has it, and code elsewhere."""
+    """``:class:`art.ARTModel` `` becomes a link if the site documents it, and code otherwise."""
 
     def on_object(self, *, obj: Object, **kwargs: Any) -> None:
-        """Rewrite the docstring of each object that is loaded."""
+        """Rewrite the docstring of each loaded object."""
         if obj.docstring is not None:
             lines = obj.docstring.value.split("\n")
             text = "\n".join(line if line.lstrip().startswith((">>>", "...")) else _no_tags(line) for line in lines)
             obj.docstring.value = _LIST.sub(r"\1\n\n\3", _ROLE.sub(lambda role: _reference(role, obj), text))
 
     def on_package(self, *, pkg: Module, **kwargs: Any) -> None:
-        """Defaults of dataclasses are shown as values."""
+        """Show defaults of dataclasses as values."""
         for member in _classes(pkg):
             for parameter in member.parameters if "dataclass" in member.labels else ():
                 factory = _FACTORY.fullmatch(str(parameter.default or ""))
@@ -34,13 +34,13 @@ class Docstrings(Extension):
 
 
 def _no_tags(line: str) -> str:
-    """``cuda:<number>`` is no HTML."""
+    """Escape text such as ``cuda:<number>``, which is not HTML."""
     parts = _SPAN.split(line)
     return "".join(part if part.startswith("`") else part.replace("<", "&lt;") for part in parts)
 
 
 def _reference(role: re.Match[str], obj: Object) -> str:
-    """An optional cross-reference: what has no entry in the reference is shown without a link."""
+    """An optional cross-reference: a name without an entry is shown without a link."""
     shortened, path = role.groups()
     name = path.rsplit(".", 1)[-1] if shortened or path.startswith(".") else path
     if "." not in path:

@@ -1,4 +1,4 @@
-"""Formulas of the pages become MathML while the site is built, so that no script has to draw them."""
+"""Convert formulas to MathML while the site is built, so that no script is needed to render them."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from mkdocs.structure.pages import Page
 _INLINE = re.compile(r'<span class="arithmatex">\\\((.*?)\\\)</span>', re.S)
 _BLOCK = re.compile(r'<div class="arithmatex">\s*\\\[(.*?)\\\]\s*</div>', re.S)
 
-# The converter sets no space between a function and its argument.
+# The converter adds no space between a function and its argument.
 _APPLIED = re.compile(r"(<mi>(?:log|exp|ln|cos|sin|tan|tanh)</mi>)(?=<m(?:i|sub|sup|subsup|frac)>)")
 
 
 def on_page_content(content: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Each formula in LaTeX is replaced by MathML; one that cannot be read stops the build."""
+    """Replace each LaTeX formula by MathML; an invalid one stops the build."""
 
     def inline(match: re.Match[str]) -> str:
         return mathml(html.unescape(match[1]), "inline", page.file.src_uri)
@@ -32,16 +32,16 @@ def on_page_content(content: str, page: Page, config: MkDocsConfig, files: Files
 
 
 def mathml(latex: str, display: str, page: str) -> str:
-    """MathML of a formula.
+    """Convert a formula to MathML.
 
     Raises:
-        PluginError: a formula that cannot be read, or one with a command that is unknown.
+        PluginError: the formula is invalid or contains an unknown command.
     """
     try:
         made = convert(latex.strip(), display=display)
     except Exception as error:
-        raise PluginError(f"{page}: the formula {latex.strip()!r} cannot be read: {error!r}") from error
+        raise PluginError(f"{page}: the formula {latex.strip()!r} cannot be parsed: {error!r}") from error
     unknown = re.findall(r"\\[A-Za-z]+", re.sub(r"<[^>]*>", " ", made))
     if unknown:
-        raise PluginError(f"{page}: the formula {latex.strip()!r} has the unknown command {unknown[0]}")
+        raise PluginError(f"{page}: the formula {latex.strip()!r} contains the unknown command {unknown[0]}")
     return _APPLIED.sub(r'\1<mspace width="0.17em"/>', made)

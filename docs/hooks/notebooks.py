@@ -1,4 +1,4 @@
-"""Notebooks: executed once, kept by what they say, and shown as pages of the site with what came out."""
+"""Execute notebooks once, cache the results by content, and add them to the site as pages with their outputs."""
 
 from __future__ import annotations
 
@@ -17,32 +17,31 @@ from mkdocs.structure.files import File, Files
 from nbclient import NotebookClient
 
 ROOT = Path(__file__).parents[2]
-KEPT = ROOT / "build" / "notebooks"
-SECONDS_A_CELL = 120
+CACHE = ROOT / "build" / "notebooks"
+SECONDS_PER_CELL = 120
 
 
 def executed(path: Path) -> nbformat.NotebookNode:
-    """The notebook with its outputs. It runs unless it has run before, in this or another process, with this text and
-    these sources of the packages.
+    """Return the notebook with outputs, from the cache if it has run before with this text and these package sources.
 
     Args:
-        path: of the notebook, as it is committed.
+        path: the committed notebook.
 
     Raises:
-        nbclient.exceptions.CellExecutionError: a cell that fails.
+        nbclient.exceptions.CellExecutionError: a cell failed.
     """
     text = path.read_text(encoding="utf-8")
-    kept = KEPT / f"{path.stem}-{_digest(text)}.ipynb"
-    KEPT.mkdir(parents=True, exist_ok=True)
-    with kept.with_suffix(".lock").open("w") as lock:
+    cached = CACHE / f"{path.stem}-{_digest(text)}.ipynb"
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with cached.with_suffix(".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if not kept.exists():
+        if not cached.exists():
             notebook = nbformat.reads(text, as_version=4)
             _execute(notebook)
-            whole = kept.with_suffix(".part")
+            whole = cached.with_suffix(".part")
             nbformat.write(notebook, whole)
-            whole.replace(kept)  # a build that is interrupted leaves no half of one
-    return nbformat.read(kept, as_version=4)
+            whole.replace(cached)  # an interrupted build leaves no partial file
+    return nbformat.read(cached, as_version=4)
 
 
 def _digest(text: str) -> str:
@@ -52,21 +51,21 @@ def _digest(text: str) -> str:
 
 
 def _execute(notebook: nbformat.NotebookNode) -> None:
-    """Run it in an empty folder. The kernel listens to files: no other process can take a port away."""
-    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as sockets:
+    """Run it in an empty directory. The kernel uses file sockets, so no other process can take its ports."""
+    with tempfile.TemporaryDirectory() as directory, tempfile.TemporaryDirectory() as sockets:
         place = {"connection_file": f"{sockets}/kernel.json", "ip": f"{sockets}/kernel"}
         kernel = KernelManager(kernel_name="python3", transport="ipc", **place)
-        resources = {"metadata": {"path": folder}}
+        resources = {"metadata": {"path": directory}}
         try:
-            NotebookClient(notebook, km=kernel, timeout=SECONDS_A_CELL, resources=resources).execute()
+            NotebookClient(notebook, km=kernel, timeout=SECONDS_PER_CELL, resources=resources).execute()
         finally:
             if kernel.has_kernel:
                 kernel.shutdown_kernel(now=True)
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add a page for each notebook, its pictures, and the notebook to download."""
-    os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")  # what the kernel's debugger would warn of
+    """Add a page for each notebook, its figures, and the notebook for download."""
+    os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")  # silences a warning of the kernel's debugger
     for path in sorted((Path(config.config_file_path).parent / "notebooks").glob("*.ipynb")):
         markdown, pictures = as_page(executed(path), path.stem)
         files.append(File.generated(config, f"notebooks/{path.stem}.md", content=markdown))
@@ -77,7 +76,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def as_page(notebook: nbformat.NotebookNode, name: str) -> tuple[str, dict[str, bytes]]:
-    """The notebook in Markdown, and its pictures by file name."""
+    """Return the notebook in Markdown, and its figures by file name."""
     parts: list[str] = []
     pictures: dict[str, bytes] = {}
     for cell in notebook.cells:
@@ -86,13 +85,13 @@ def as_page(notebook: nbformat.NotebookNode, name: str) -> tuple[str, dict[str, 
         elif cell.cell_type == "code" and cell.source.strip():
             parts.append(f"```python\n{cell.source.rstrip()}\n```")
             parts += [_shown(output, name, pictures) for output in cell.outputs]
-    note = f"*To run it: [{name}.ipynb](files/{name}.ipynb). What is shown here came out of it as this site was built.*"
+    note = f"*Download: [{name}.ipynb](files/{name}.ipynb). The outputs were computed when this site was built.*"
     title, _, rest = "\n\n".join(part for part in parts if part).partition("\n")
     return f"{title}\n\n{note}\n{rest}\n", pictures
 
 
 def _shown(output: Any, name: str, pictures: dict[str, bytes]) -> str:
-    """One output of a cell: text, or a picture that is put by."""
+    """Return one output of a cell as Markdown; a figure is added to `pictures`."""
     if output.output_type == "stream":
         return "" if output.name == "stderr" else _text(output.text)
     data = output.get("data", {})

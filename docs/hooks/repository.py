@@ -1,7 +1,7 @@
-"""Pages of the site for files that the documentation links to and that lie outside of it: README, sources, results.
+"""Add pages for files outside docs/ that the documentation links to: README, sources, results.
 
-The repository's public address is not known to the build, so a link such as ``../art/model/options.py`` leads to a page of
-the site that shows that file. Links in the pages stay as they are written, and work in the repository as well.
+The build does not know the repository's public address, so a link such as ``../art/model/options.py`` leads to a page
+of the site that shows that file. Links in the pages are unchanged and work in the repository as well.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files, InclusionLevel
 from mkdocs.structure.pages import Page
 
-DOCS, ROOM = "docs", "repository"
-#: What the navigation itself links to.
+DOCS, PREFIX = "docs", "repository"
+#: Linked from the navigation itself.
 IN_NAV = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")
-#: Shown as a page of highlighted text, by the ending of their names.
+#: Languages of files shown with highlighting, by suffix or name.
 LANGUAGES = {
     ".py": "python", ".yaml": "yaml", ".yml": "yaml", ".toml": "toml", ".txt": "text", ".sh": "sh", "Makefile": "make",
     ".cpp": "cpp", ".hpp": "cpp", ".cu": "cuda", ".cuh": "cuda", ".in": "text", "LICENSE": "text",
@@ -29,7 +29,7 @@ _ELSEWHERE = re.compile(r"[a-z][a-z0-9+.-]*:|//|/|#", re.I)
 
 
 def links(markdown: str) -> list[str]:
-    """Every link of a page, outside of code."""
+    """Return every link of a page outside of code."""
     found: list[str] = []
 
     def note(link: str) -> str:
@@ -41,7 +41,7 @@ def links(markdown: str) -> list[str]:
 
 
 def with_links(markdown: str, change: Callable[[str], str]) -> str:
-    """The page with each link changed; code is left alone."""
+    """Return the page with each link changed; code is unchanged."""
 
     def replace(match: re.Match[str]) -> str:
         return match[1] + change(match[2])
@@ -54,12 +54,12 @@ def with_links(markdown: str, change: Callable[[str], str]) -> str:
 
 
 def leads_elsewhere(link: str) -> bool:
-    """Whether a link leaves the repository or stays on its page."""
+    """Return whether a link leaves the repository or stays on its page."""
     return _ELSEWHERE.match(link) is not None
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add a page, or a copy, of each file outside of the documentation that a page links to, and of what these do."""
+    """Add a page, or a copy, of each file outside docs/ that a page links to, recursively."""
     root = Path(config.config_file_path).parent
     pages = [(origin(file.src_uri), file.content_string) for file in files.documentation_pages()]
     pages.append(("mkdocs.yml", "".join(f"[]({name})" for name in IN_NAV)))
@@ -70,7 +70,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
                 continue
             target = target_of(path, link)
             uri = destination(root, target)
-            if uri is None or files.get_file_from_path(uri) is not None or not uri.startswith(ROOM):
+            if uri is None or files.get_file_from_path(uri) is not None or not uri.startswith(PREFIX):
                 continue
             if not uri.endswith(".md"):
                 files.append(_file(config, uri, abs_src_path=str(root / target)))
@@ -81,18 +81,18 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Links as the repository has them become links between the files of the site."""
+    """Convert links of the repository to links between files of the site."""
     root, uri = Path(config.config_file_path).parent, page.file.src_uri
     here = origin(uri)
-    if uri.startswith(ROOM) and not here.endswith(".md"):
-        page.meta["search"] = {"exclude": True}  # sources would be found before what is said of them
+    if uri.startswith(PREFIX) and not here.endswith(".md"):
+        page.meta["search"] = {"exclude": True}  # otherwise sources would rank before the documentation
 
     def change(link: str) -> str:
         if leads_elsewhere(link):
             return link
         target = destination(root, target_of(here, link))
         if target is None or files.get_file_from_path(target) is None:
-            return link  # MkDocs says that it is dead
+            return link  # MkDocs reports the dead link
         anchor = "#" + link.split("#", 1)[1] if "#" in link else ""
         return posixpath.relpath(target, posixpath.dirname(uri)) + anchor
 
@@ -100,31 +100,31 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
 
 def origin(uri: str) -> str:
-    """Where in the repository a page of the site comes from."""
+    """Return the path in the repository of a page of the site."""
     if uri.startswith("notebooks/"):
         return uri.removesuffix(".md") + ".ipynb"
-    if not uri.startswith(f"{ROOM}/"):
+    if not uri.startswith(f"{PREFIX}/"):
         return f"{DOCS}/{uri}"
-    path = uri.removeprefix(f"{ROOM}/")
+    path = uri.removeprefix(f"{PREFIX}/")
     shortened = path.removesuffix(".md")
     return shortened if _language(shortened) or shortened.endswith("/contents") else path
 
 
 def destination(root: Path, path: str) -> str | None:
-    """Where the site has a file or folder of the repository; None where there is none."""
+    """Return the path on the site of a file or directory of the repository, or None."""
     if path.startswith("..") or not (root / path).exists():
         return None
     if (root / path).is_dir():
-        return f"{ROOM}/{path}/contents.md"
+        return f"{PREFIX}/{path}/contents.md"
     if path.startswith("notebooks/") and path.endswith(".ipynb"):
         return path.removesuffix(".ipynb") + ".md"
     if _language(path):
-        return f"{ROOM}/{path}.md"
-    return path.removeprefix(f"{DOCS}/") if path.startswith(f"{DOCS}/") else f"{ROOM}/{path}"
+        return f"{PREFIX}/{path}.md"
+    return path.removeprefix(f"{DOCS}/") if path.startswith(f"{DOCS}/") else f"{PREFIX}/{path}"
 
 
 def shown(root: Path, path: str) -> str:
-    """The page that shows a file or folder."""
+    """Return the page that shows a file or directory."""
     if (root / path).is_dir():
         names = sorted(p.name for p in (root / path).iterdir() if not p.name.startswith((".", "__")))
         return "\n".join([f"# {path}/", "", *(f"- [{name}]({name})" for name in names)])
