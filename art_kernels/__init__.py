@@ -6,7 +6,8 @@ from art_kernels._core.launch import autotune
 from art_kernels.region_attention import RegionCrossAttention, region_attention
 from art_kernels.tracklet_contrast import MTCLoss, mtc_loss
 from art_kernels.tracklet_linking import TrackletLinks, gather_tracklets, linear_assignment, link_tracklets
-from art_kernels.tracklet_nce import PositiveRule, Positives, positive_rule, tracklet_nce
+from art_kernels.tracklet_nce import positive_rule as positive_rule
+from art_kernels.tracklet_nce import tracklet_nce
 from art_kernels.tracklet_pooling import pool_tracklets
 
 # These functions have the names of their packages, and replace them as attributes of this one. With the submodules as
@@ -18,8 +19,6 @@ for _function in (region_attention, tracklet_nce):
 
 __all__ = [
     "MTCLoss",
-    "PositiveRule",
-    "Positives",
     "RegionCrossAttention",
     "TrackletLinks",
     "autotune",
@@ -28,7 +27,6 @@ __all__ = [
     "link_tracklets",
     "mtc_loss",
     "pool_tracklets",
-    "positive_rule",
     "region_attention",
     "tracklet_nce",
 ]

@@ -206,7 +206,7 @@ def run(argv: list[str]) -> int:
         "--only",
         type=_pattern,
         default=re.compile(""),
-        help="regular expression; compile only the variants whose names match",
+        help="regular expression that names must match",
     )
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="number of processes (default: %(default)s)")
     arguments = parser.parse_args(argv)

@@ -1,11 +1,11 @@
-"""How many operations the operators of this library take, for `torch.utils.flop_counter.FlopCounterMode`.
+"""Operation counts of the operators of this package, for `torch.utils.flop_counter.FlopCounterMode`.
 
     with FlopCounterMode(display=False, custom_mapping=flop_formulas()) as counter: ...
 
-As PyTorch's formulas do, these count matrix products alone, a multiplication and an addition as two, and in a backward
-pass also what it computes again. They hold for every backend: "native" and "triton" take the same products. The
-"reference" backends, and `pool_tracklets` on a CPU, are plain PyTorch, which the counter sees anyway. A linear
-assignment multiplies nothing.
+Like PyTorch's formulas, these count matrix products only, a multiplication and an addition as two operations, and in a
+backward pass also the products that are recomputed. They hold for the "torch", "triton" and "cpp" backends, which
+compute the same products. The "reference" backends, and `pool_tracklets` on a CPU, consist of PyTorch operators, which
+the counter covers. A linear assignment contains no products.
 """
 
 from __future__ import annotations
@@ -16,28 +16,18 @@ from typing import Any
 
 import torch
 
+from art_kernels._core.autograd import OPERATORS, Operator
+
 Shape = Sequence[int]
 Formula = Callable[..., int]
 
 
 def flop_formulas() -> dict[Any, Formula]:
-    """By operator, its formula from shapes; a new dictionary, so nothing global is changed.
+    """Return a new dictionary from operators to formulas of their argument shapes.
 
-    Four operators of PyTorch are among them: its attention on a CPU, forward and backward, and a matrix times a vector,
-    which it does not count, and the backward pass of a convolution in groups, which it counts as if every channel met
-    every other.
+    Includes four PyTorch operators: attention on a CPU, forward and backward, and matrix-vector products, which PyTorch
+    does not count; and the backward pass of grouped convolutions, which PyTorch counts as if they were dense.
     """
-    ours: dict[str, Formula] = {
-        "region_attention": _region_attention,
-        "region_attention_backward": _region_attention_backward,
-        "mtc_loss": _mtc_loss,
-        "mtc_loss_backward": _mtc_loss_backward,
-        "pool_tracklets": _pool_tracklets,
-        "pool_tracklets_backward": _pool_tracklets_backward,
-        "tracklet_nce": _tracklet_nce,
-        "tracklet_nce_backward": _tracklet_nce_backward,
-        "link_tracklets": _link_tracklets,
-    }
     aten = torch.ops.aten
     formulas: dict[Any, Formula] = {
         aten._scaled_dot_product_flash_attention_for_cpu: _attention,
@@ -45,96 +35,113 @@ def flop_formulas() -> dict[Any, Formula]:
         aten.convolution_backward: _convolution_backward,
         aten.mv: _matrix_vector,
     }
-    # Without Triton pool_tracklets is no operator, and nothing calls one.
-    return formulas | {
-        getattr(torch.ops.art_kernels, name): formula
-        for name, formula in ours.items()
-        if hasattr(torch.ops.art_kernels, name)
-    }
+    for name, operator in OPERATORS.items():
+        if operator.spec.name in _FORWARD:
+            formulas[getattr(torch.ops.art_kernels, name)] = _forward_formula(operator)
+        if operator.backward is not None and operator.spec.name in _BACKWARD:
+            formulas[getattr(torch.ops.art_kernels, f"{name}_backward")] = _backward_formula(operator)
+    return formulas
 
 
-def _region_attention(queries: Shape, regions: Shape, *_: object, **__: object) -> int:
+def _forward_formula(operator: Operator) -> Formula:
+    """Adapt a formula of named arguments to the positional shapes that the counter passes."""
+    spec, formula = operator.spec, _FORWARD[operator.spec.name]
+    return lambda *shapes, **_: formula(spec.arguments(*shapes))
+
+
+def _backward_formula(operator: Operator) -> Formula:
+    """Likewise, for the gradients of outputs, the arguments, the saved outputs, and which gradients are needed."""
+    spec, formula = operator.spec, _BACKWARD[operator.spec.name]
+    first = len(spec.grad_outputs)
+    last = first + len(spec.fields())
+    return lambda *values, **_: formula(
+        spec.arguments(*values[first:last]), dict(zip(spec.differentiable, values[-1], strict=True))
+    )
+
+
+def _region_attention(a: Any) -> int:
     """Scores and pooling."""
-    return 2 * 2 * prod(queries) * regions[1]
+    return 2 * 2 * prod(a.queries) * a.regions[1]
 
 
-def _region_attention_backward(
-    grad_output: Shape, grad_map: object, queries: Shape, regions: Shape, *others: Any, **_: object
-) -> int:
-    """Scores again, the gradients of the weights and of the queries; two for the regions, one for the position."""
-    needs_regions, needs_position = others[7:9]
-    return 2 * prod(queries) * regions[1] * (3 + 2 * bool(needs_regions) + bool(needs_position))
+def _region_attention_backward(a: Any, needs: dict[str, bool]) -> int:
+    """Recomputed scores, gradients of weights and queries, two products for the regions, one for the position."""
+    return 2 * prod(a.queries) * a.regions[1] * (3 + 2 * needs["regions"] + needs["key_position"])
 
 
-def _mtc_loss(responses: Shape, aggregated: object, valid: object, *options: Any, **_: object) -> int:
-    """The cosines: within a frame, with the next one, and of whole tracklets."""
-    batch, frames, count, channels = responses
-    flattened = options[3]
-    within = frames * count * count
-    whole = count * count * (frames if flattened else 1)
-    return 2 * batch * channels * (within + (frames - 1) * count + whole)
+def _mtc_loss(a: Any) -> int:
+    """Cosines within a frame, with the next frame, and of whole tracklets."""
+    batch, frames, count, channels = a.responses
+    spatial, tracklet = frames * count * count, count * count * (frames if a.flattened else 1)
+    return 2 * batch * channels * (spatial + (frames - 1) * count + tracklet)
 
 
-def _mtc_loss_backward(
-    grad_terms: Shape, responses: Shape, aggregated: object, valid: object, *others: Any, **_: object
-) -> int:
-    """Each response weighted as its cosines are: by one matrix a frame, its neighbours, and whole tracklets."""
-    batch, frames, count, channels = responses
-    flattened = others[8]
-    within, whole = frames * count * count, 0 if flattened else count * count
-    return 2 * batch * channels * (within + 2 * (frames - 1) * count + whole)
+def _mtc_loss_backward(a: Any, needs: dict[str, bool]) -> int:
+    """Each response weighted like its cosines: with one matrix per frame, its neighbors, and whole tracklets."""
+    batch, frames, count, channels = a.responses
+    spatial, tracklet = frames * count * count, 0 if a.flattened else count * count
+    return 2 * batch * channels * (spatial + 2 * (frames - 1) * count + tracklet)
 
 
-def _pool_tracklets(responses: Shape, semantics: Shape, *_: object, **__: object) -> int:
+def _pool_tracklets(a: Any) -> int:
     """Cosines with the semantics, and the weighted sum."""
-    return 2 * prod(responses) * (semantics[1] + 1)
+    return 2 * prod(a.responses) * (a.semantics[1] + 1)
 
 
-def _pool_tracklets_backward(
-    grad_aggregated: Shape, grad_saliency: object, responses: Shape, semantics: Shape, *others: Any, **_: object
-) -> int:
-    """Cosines again, the gradient of the weights, and for each input that of cosines (and for responses, of sums)."""
-    needs_responses, needs_semantics = others[2:4]
-    products = semantics[1] + 1
-    products += semantics[1] * (bool(needs_responses) + bool(needs_semantics)) + bool(needs_responses)
-    return 2 * prod(responses) * products
+def _pool_tracklets_backward(a: Any, needs: dict[str, bool]) -> int:
+    """Recomputed cosines, the gradient of the weights, and for each input those of its cosines and sums."""
+    count = a.semantics[1]
+    products = count + 1 + count * (needs["responses"] + needs["semantics"]) + needs["responses"]
+    return 2 * prod(a.responses) * products
 
 
-def _tracklet_nce(anchors: Shape, candidates: Shape, *_: object, **__: object) -> int:
+def _tracklet_nce(a: Any) -> int:
     """The logits, once for both directions."""
-    return 2 * prod(anchors) * candidates[0]
+    return 2 * prod(a.anchors) * a.candidates[0]
 
 
-def _tracklet_nce_backward(
-    grad_rows: Shape, grad_columns: Shape, anchors: Shape, candidates: Shape, *others: Any, **_: object
-) -> int:
-    """The logits again, and a product for each gradient."""
-    needs_anchors, needs_candidates = others[7:9]
-    return _tracklet_nce(anchors, candidates) * (1 + bool(needs_anchors) + bool(needs_candidates))
+def _tracklet_nce_backward(a: Any, needs: dict[str, bool]) -> int:
+    """Recomputed logits, and one product per gradient."""
+    return _tracklet_nce(a) * (1 + needs["anchors"] + needs["candidates"])
 
 
-def _link_tracklets(responses: Shape, *_: object, **__: object) -> int:
-    """The cosines of adjacent frames."""
-    batch, frames, count, channels = responses
+def _link_tracklets(a: Any) -> int:
+    """Cosines of adjacent frames."""
+    batch, frames, count, channels = a.responses
     return 2 * batch * max(0, frames - 1) * count * count * channels
 
 
+_FORWARD: dict[str, Formula] = {
+    "region_attention": _region_attention,
+    "mtc_loss": _mtc_loss,
+    "pool_tracklets": _pool_tracklets,
+    "tracklet_nce": _tracklet_nce,
+    "link_tracklets": _link_tracklets,
+}
+_BACKWARD: dict[str, Formula] = {
+    "region_attention": _region_attention_backward,
+    "mtc_loss": _mtc_loss_backward,
+    "pool_tracklets": _pool_tracklets_backward,
+    "tracklet_nce": _tracklet_nce_backward,
+}
+
+
 def _attention(queries: Shape, keys: Shape, values: Shape, *_: object, **__: object) -> int:
-    """Scores and weighted values, of each head."""
+    """Scores and weighted values of each head."""
     return 2 * prod(queries[:-1]) * keys[-2] * (queries[-1] + values[-1])
 
 
 def _attention_backward(
     grad_output: Shape, queries: Shape, keys: Shape, values: Shape, *_: object, **__: object
 ) -> int:
-    """Scores again, and the gradients of weights, values, queries and keys."""
+    """Recomputed scores, and the gradients of weights, values, queries and keys."""
     return 2 * prod(queries[:-1]) * keys[-2] * (3 * queries[-1] + 2 * values[-1])
 
 
 def _convolution_backward(
     grad_output: Shape, inputs: Shape, weight: Shape, *others: Any, out_shape: object = None, **_: object
 ) -> int:
-    """As many products as forward, for the input and for the weight: each links what the forward pass links."""
+    """The products of the forward pass, once for the input and once for the weight."""
     transposed, output_mask = others[4], others[7]
     positions = inputs[2:] if transposed else grad_output[2:]
     once = 2 * inputs[0] * prod(positions) * prod(weight)

@@ -162,8 +162,8 @@ def _define_backward(
         gradients = backward(values[:first], arguments, values[last:-1], values[-1])
         like = _differentiable(spec, arguments)
         return _unpack([
-            _empty(one, like) if gradient is None else gradient
-            for one, gradient in zip(like, gradients, strict=True)
+            gradient if needed and gradient is not None else _empty(one, like)
+            for one, gradient, needed in zip(like, gradients, values[-1], strict=True)
         ])  # fmt: skip
 
     def fake(*values: Any) -> Any:

@@ -1,4 +1,4 @@
-"""The compiler of kernels for devices that are not there."""
+"""Ahead-of-time compilation of the kernels for GPUs that are not present."""
 
 import os
 import subprocess
@@ -19,7 +19,7 @@ def run(*arguments, **environment):
     return subprocess.run(command, capture_output=True, text=True, env={**kept, **environment})
 
 
-def test_machine_code_and_a_table(tmp_path):
+def test_machine_code_and_table(tmp_path):
     out = tmp_path / "deep" / "kernels"
     done = run("compile", "--targets", "sm_90,gfx942", "--only", SMALLEST, "--out", str(out))
     assert done.returncode == 0, done.stdout + done.stderr
@@ -33,7 +33,7 @@ def test_machine_code_and_a_table(tmp_path):
     assert last.startswith("2 of 2 variants compiled without fault")
 
 
-def test_a_fault_is_named_and_fails(tmp_path, monkeypatch):
+def test_faults_are_reported(tmp_path, monkeypatch):
     done = run("compile", "--targets", "sm_90", "--only", SMALLEST, "--out", str(tmp_path), TRITON_INTERPRET="1")
     assert done.returncode == 1
     assert "TRITON_INTERPRET is set; unset it to compile" in done.stdout
@@ -43,8 +43,8 @@ def test_a_fault_is_named_and_fails(tmp_path, monkeypatch):
     assert compiler._fault("sm_90", 0, 100, True, 4) == compiler._fault("sm_90", 0, 100, False, 0) == ""
 
 
-def test_products_that_miss_the_tensor_cores_are_noticed_in_every_operation(tmp_path):
-    """As if no instruction of a tensor core were known: what takes 16-bit products fails, and nothing else."""
+def test_products_without_tensor_cores_fail_in_every_operation(tmp_path):
+    """With a pattern that matches no tensor-core instruction, exactly the variants with 16-bit products fail."""
     only = (
         r"region_attention\.forward\.bf16\.c32\.m16\.plain|nce\.forward\.anchors\.bf16\.c32\.plain"
         r"|contrast\.(tracklets\.fp16\.c96\.k2\.(plain|all)|mean\.bf16\.c96\.k2\.plain)"
@@ -65,7 +65,7 @@ def test_products_that_miss_the_tensor_cores_are_noticed_in_every_operation(tmp_
     }
 
 
-def test_names_say_what_is_compiled():
+def test_variant_names():
     names = [name for name, _ in compiler.all_variants("sm_90")]
     assert len(names) == len(set(names))
     for part in ("forward.fp32.c1000.m64.all", "backward.bf16.c1536.m16.normed", "combine.fp16.c96"):
@@ -73,12 +73,12 @@ def test_names_say_what_is_compiled():
     assert "tracklet_pooling.backward.bf16.c256.j16.t16.plain" in names
 
 
-def test_splits_write_float32_whatever_they_read():
-    """One clip of few rows is split, and what a split writes has another type than a result: another variant."""
-    calls = dict(compiler.all_variants("sm_90"))
+def test_splits_write_float32():
+    """A split writes float32 partial results instead of results in the input dtype, which is another variant."""
+    launches = dict(compiler.all_variants("sm_90"))
     for kernel, result in (("forward", "p_output"), ("backward", "p_grad_queries")):
         written = {
-            rows: calls[f"region_attention.{kernel}.bf16.c768.{rows}.plain"].arguments[result].dtype
+            rows: launches[f"region_attention.{kernel}.bf16.c768.{rows}.plain"].arguments[result].dtype
             for rows in ("split", "m16")
         }
         assert written == {"split": torch.float32, "m16": torch.bfloat16}
@@ -87,8 +87,8 @@ def test_splits_write_float32_whatever_they_read():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--out", "x", "--targets", "sm_90,sm_42"], "'sm_42' is no target, expected some of sm_80,"),
-        (["--out", "x", "--only", "("], "'(' is no regular expression"),
+        (["--out", "x", "--targets", "sm_90,sm_42"], "'sm_42' is not a target, expected some of sm_80,"),
+        (["--out", "x", "--only", "("], "'(' is not a regular expression"),
         (["--out", "x", "--only", "nothing like it"], "matches no variant; a name is region_attention."),
         ([], "the following arguments are required: --out"),
     ],
@@ -103,4 +103,4 @@ def test_bad_arguments(arguments, message, capsys, tmp_path, monkeypatch):
 
 def test_unknown_command():
     done = run("compiel")
-    assert done.returncode == 2 and "'compiel' came, expected nothing, or: compile --out DIR" in done.stderr
+    assert done.returncode == 2 and "unknown arguments 'compiel', expected none, or: compile --out DIR" in done.stderr

@@ -1,4 +1,4 @@
-"""The formulas of operations: against what the native passes multiply, and against counts by hand."""
+"""FLOP formulas: against the products that the torch backends compute, and against counts by hand."""
 
 import pytest
 import torch
@@ -6,8 +6,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from art_kernels import RegionCrossAttention, link_tracklets, mtc_loss, pool_tracklets, region_attention, tracklet_nce
 from art_kernels.flops import flop_formulas
-from art_kernels.region_attention import native as native_attention
-from art_kernels.region_attention.routes import cheaper_route
+from art_kernels.region_attention import torch as torch_attention
+from art_kernels.region_attention.module import cheaper_route
+from art_kernels.region_attention.reference import Arguments
 
 
 def count(call):
@@ -31,13 +32,13 @@ def test_region_attention_counts_what_its_native_pass_multiplies(position, regio
     backward = count(lambda: output.sum().backward())
     q, x, grad = queries.detach(), regions.detach(), torch.ones_like(output)
     p = None if key_position is None else key_position.detach()
-    saved = native_attention.forward(q, x, p, None, 0.3, None, False)
-    arguments = (grad, None, q, x, p, None, saved, 0.3, None, regions_need, position)
+    arguments = Arguments(q, x, p, None, 0.3, None, False)
+    needs = (True, regions_need, position)
     assert backward == 2 * 3 * 7 * 8 * (3 + 2 * regions_need + position)
-    assert backward == count(lambda: native_attention.backward(*arguments))
+    assert backward == count(lambda: torch_attention.backward((grad, None), arguments, (), needs))
 
 
-def test_a_folded_layer_costs_what_the_rule_says():
+def test_cost_of_a_folded_layer_matches_cheaper_route():
     frames, queries, regions, width, heads = 2, 2, 50, 16, 4
     layer = RegionCrossAttention(width, heads)
     found = count(lambda: layer(torch.randn(frames, queries, width), torch.randn(frames, regions, width)))
@@ -70,12 +71,12 @@ def test_contrast():
 def test_linking_and_pooling():
     responses, semantics = torch.randn(2, 5, 3, 8), torch.randn(2, 4, 8)
     assert count(lambda: link_tracklets(responses, method="optimal")) == 2 * 4 * 3 * 3 * 8
-    # On a CPU it is plain PyTorch, of which the counter sees the products of matrices.
+    # On a CPU this consists of PyTorch operators; the counter covers their matrix products.
     assert count(lambda: pool_tracklets(responses, semantics)) == 2 * 5 * 3 * 8 * 4
 
 
 @pytest.mark.parametrize("groups", [1, 4])
-def test_what_pytorch_counts_wrong(groups):
+def test_corrected_pytorch_formulas(groups):
     convolution = torch.nn.Conv2d(8, 12, 3, groups=groups)
     x = torch.randn(2, 8, 6, 7, requires_grad=True)
     products = 2 * 4 * 5 * 12 * (8 // groups) * 9

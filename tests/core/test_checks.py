@@ -1,14 +1,14 @@
-"""The argument checks: what they let pass, and where they raise."""
+"""The argument checks: valid arguments and error messages."""
 
 import math
 
 import pytest
 import torch
 
-from art_kernels import checks
+from art_kernels._core import checks
 
 
-def test_what_is_right_passes():
+def test_valid_arguments():
     tensor = torch.zeros(2, 0, 4)
     for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
         checks.check_floating("op", "x", tensor.to(dtype), "[F,N,C]")
@@ -27,22 +27,22 @@ def test_what_is_right_passes():
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 1.1, -0.1, 0])
 def test_numbers_out_of_range(value):
-    with pytest.raises(ValueError, match=r"op: a is .*, expected a finite number in \(0.0, 1.0\]; pass one from this"):
+    with pytest.raises(ValueError, match=r"op: a is .*, expected a finite number in \(0.0, 1.0\]; choose a value"):
         checks.check_number("op", "a", value, low=0.0, high=1.0, low_is_open=True)
 
 
 @pytest.mark.parametrize("value", [True, "1", None, [1], torch.tensor(1.0)])
-def test_no_number(value):
+def test_not_a_number_type(value):
     with pytest.raises(TypeError, match=r"op: a is .*expected a number \(int or float\)"):
         checks.check_number("op", "a", value)
 
 
-def test_messages_say_what_to_do():
+def test_messages_explain_the_fix():
     with pytest.raises(TypeError, match=r"convert it with x.float\(\)"):
         checks.check_floating("op", "x", torch.zeros(2, 2, dtype=torch.int8), "[N,C]")
     with pytest.raises(ValueError, match="reshape it, or add the missing dimensions with unsqueeze"):
         checks.check_floating("op", "x", torch.zeros(2), "[N,C]")
-    with pytest.raises(ValueError, match="its dimension 1 must agree with the other arguments"):
+    with pytest.raises(ValueError, match="dimension 1 must match the other arguments"):
         checks.check_sizes("op", "x", torch.zeros(2, 3), "[N,C]", (2, 4))
     with pytest.raises(TypeError, match="compare first, for example mask > 0"):
         checks.check_mask("op", "m", torch.zeros(2, 3), "[F,N]", (2, 3), torch.device("cpu"))

@@ -1,0 +1,679 @@
+"""`region_attention`: the reference against hand-computed values, and every backend against the reference."""
+
+import io
+import math
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from kernel_agreement import LargeResults, assert_as_exact_as_plain
+from torch import Tensor
+from torch.autograd import gradcheck, gradgradcheck
+from torch.func import vmap
+from torch.library import opcheck
+
+import art_kernels
+from art_kernels import region_attention
+from art_kernels._core import backends, launch
+from art_kernels._core.autograd import OPERATORS
+from art_kernels.region_attention import configs, reference
+from art_kernels.region_attention import torch as torch_backend
+from art_kernels.region_attention.reference import Arguments
+
+triton_backend = pytest.importorskip("art_kernels.region_attention.triton", reason="Triton is not installed")
+
+BACKENDS = ["torch", "triton", "reference"]
+FUSED = ["torch", "triton"]
+DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
+GPU = torch.cuda.is_available()
+
+
+def inputs(device="cpu", frames=3, rows=2, count=7, channels=12, **options) -> tuple[Tensor, Tensor, Tensor]:
+    shapes = [(frames, rows, channels), (frames, count, channels), (count, channels)]
+    queries, regions, position = (torch.randn(shape, device=device, **options) for shape in shapes)
+    return queries, regions, position
+
+
+def skip_unsupported(backend: str, dtype: torch.dtype, device: torch.device) -> None:
+    reason = backends.unsupported_reason("region_attention", backend, torch.empty(1, 1, 8, dtype=dtype, device=device))
+    if reason is not None:
+        pytest.skip(reason)
+
+
+class TestReference:
+    QUERY = torch.tensor([[[1.0]]], dtype=torch.float64)  # F = M = C = 1
+    REGIONS = torch.tensor([[[0.0], [math.log(3)]]], dtype=torch.float64)  # N = 2: scores 0, log 3; weights 1/4, 3/4
+
+    def test_weights_and_output(self):
+        output, weights = reference.region_attention(self.QUERY, self.REGIONS)
+        torch.testing.assert_close(weights, torch.tensor([[[0.25, 0.75]]], dtype=torch.float64))
+        torch.testing.assert_close(output.item(), 0.75 * math.log(3))
+
+    def test_scale_multiplies_the_scores(self):
+        _, weights = reference.region_attention(self.QUERY, self.REGIONS, scale=2.0)
+        torch.testing.assert_close(weights, torch.tensor([[[0.1, 0.9]]], dtype=torch.float64))
+
+    def test_position_is_added_to_keys_but_not_to_values(self):
+        position = torch.tensor([[math.log(3)], [0.0]], dtype=torch.float64)
+        output, weights = reference.region_attention(self.QUERY, self.REGIONS, position)
+        torch.testing.assert_close(weights, torch.tensor([[[0.5, 0.5]]], dtype=torch.float64))
+        torch.testing.assert_close(output.item(), 0.5 * math.log(3))
+
+    def test_mask_excludes_regions_and_whole_frames(self):
+        mask = torch.tensor([[False, True], [False, False]])
+        output, weights = reference.region_attention(
+            self.QUERY.expand(2, 1, 1), self.REGIONS.expand(2, 2, 1), None, mask
+        )
+        assert weights.tolist() == [[[0.0, 1.0]], [[0.0, 0.0]]]
+        torch.testing.assert_close(output.flatten().tolist(), [math.log(3), 0.0])
+
+    def test_layer_norm_precedes_position_and_attention(self):
+        queries = torch.tensor([[[math.log(3) / 2, 0.0]]], dtype=torch.float64)
+        regions = torch.tensor([[[5.0, 3.0], [1.0, 9.0]]], dtype=torch.float64)  # normalized: (1, -1) and (-1, 1)
+        output, weights = reference.region_attention(queries, regions, layer_norm_eps=1e-12)
+        torch.testing.assert_close(weights, torch.tensor([[[0.75, 0.25]]], dtype=torch.float64))
+        torch.testing.assert_close(output, torch.tensor([[[0.5, -0.5]]], dtype=torch.float64))
+
+    def test_equals_scaled_dot_product_attention(self):
+        queries, regions, position = inputs(dtype=torch.float64)
+        mask = torch.rand(3, 7) > 0.3
+        output, _ = reference.region_attention(queries, regions, position, mask, 0.3)
+        expected = torch.nn.functional.scaled_dot_product_attention(
+            queries, regions + position, regions, attn_mask=mask[:, None, :], scale=0.3
+        )
+        torch.testing.assert_close(output, expected)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_output_map_and_default_scale(device, backend):
+    queries, regions, _ = inputs(device)
+    output, weights = region_attention(queries, regions, return_map=True, backend=backend)
+    expected = torch.softmax(queries @ regions.mT / math.sqrt(12), -1)
+    torch.testing.assert_close(weights, expected)
+    torch.testing.assert_close(output, expected @ regions)
+    torch.testing.assert_close(region_attention(queries, regions, backend=backend), output, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_results_have_the_dtype_of_the_inputs(device, dtype, backend):
+    skip_unsupported(backend, dtype, device)
+    queries, regions, position = inputs(device, dtype=dtype)
+    results = region_attention(
+        queries, regions, key_position=position, layer_norm_eps=1e-5, return_map=True, backend=backend
+    )
+    assert [result.dtype for result in results] == [dtype, dtype]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("layer_norm_eps", [None, 1e-5])
+def test_masked_regions_affect_neither_output_nor_gradient(device, backend, layer_norm_eps):
+    queries, regions, position = inputs(device, requires_grad=True)
+    mask = torch.rand(3, 7, device=device) > 0.4
+    mask[:, 0] = True
+
+    def run(regions):
+        outputs = region_attention(
+            queries, regions, key_position=position, region_mask=mask, layer_norm_eps=layer_norm_eps, return_map=True,
+            backend=backend,
+        )  # fmt: skip
+        gradients = torch.autograd.grad(sum(o.square().sum() for o in outputs), [queries, regions, position])
+        return [*outputs, *gradients]
+
+    clean = run(regions)
+    for poison in (math.nan, math.inf):
+        poisoned = run(regions.detach().masked_fill(~mask[:, :, None], poison).requires_grad_())
+        torch.testing.assert_close(poisoned, clean, rtol=0, atol=0)
+    assert (clean[1].masked_select(~mask[:, None, :].expand(3, 2, 7)) == 0).all()
+    assert (clean[3][~mask] == 0).all()
+    assert (clean[3][mask] != 0).any(-1).all()
+
+
+@pytest.mark.filterwarnings("ignore:Anomaly Detection has been enabled")
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_fully_masked_frame_is_zero(device, backend):
+    queries, regions, _ = inputs(device, requires_grad=True)
+    mask = torch.ones(3, 7, dtype=torch.bool, device=device)
+    mask[1] = False
+    poisoned = regions.detach().masked_fill(~mask[:, :, None], math.nan).requires_grad_()
+    with torch.autograd.detect_anomaly(check_nan=True):
+        output, weights = region_attention(queries, poisoned, region_mask=mask, return_map=True, backend=backend)
+        (output.exp().sum() + weights.exp().sum()).backward()
+    assert (output[1] == 0).all() and (weights[1] == 0).all()
+    assert (queries.grad[1] == 0).all() and (poisoned.grad[1] == 0).all()
+    unmasked = region_attention(queries[[0, 2]], regions[[0, 2]], backend=backend)
+    torch.testing.assert_close(output[[0, 2]], unmasked)
+    assert (queries.grad[[0, 2]] != 0).any() and poisoned.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("frames, rows, count", [(0, 2, 7), (3, 0, 7), (3, 2, 0), (0, 0, 0)])
+def test_empty_sizes(device, backend, frames, rows, count):
+    queries, regions, position = inputs(device, frames, rows, count, requires_grad=True)
+    output, weights = region_attention(
+        queries, regions, key_position=position, layer_norm_eps=1e-5, return_map=True, backend=backend
+    )
+    assert output.shape == (frames, rows, 12) and weights.shape == (frames, rows, count)
+    assert (output == 0).all()
+    (output.sum() + weights.sum()).backward()
+    assert (queries.grad == 0).all() and (regions.grad == 0).all() and (position.grad == 0).all()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_extreme_scores_stay_finite(device, backend):
+    queries = torch.tensor([[[1e4], [-1e4]]], device=device, requires_grad=True)
+    regions = torch.tensor([[[1.0], [-1.0], [0.5]]], device=device, requires_grad=True)
+    output, weights = region_attention(queries, regions, scale=1.0, return_map=True, backend=backend)
+    assert output.tolist() == [[[1.0], [-1.0]]]
+    assert weights.tolist() == [[[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]]
+    (output.sum() + weights.sum()).backward()
+    assert queries.grad.tolist() == [[[0.0], [0.0]]]
+    assert regions.grad.tolist() == [[[1.0], [1.0], [0.0]]]
+
+
+@pytest.mark.parametrize("rows", [2, 20])
+@pytest.mark.parametrize("backend", FUSED)
+def test_layout_does_not_change_the_result(device, backend, rows):
+    queries, regions, position = inputs(device, rows=rows, count=21, channels=40)
+    mask = torch.rand(21, 3, device=device) > 0.3
+    tokens_first = regions.transpose(0, 1).contiguous().transpose(0, 1)  # [N, F, C] in memory
+    channels_first = regions.mT.contiguous().mT  # [F, C, N] in memory
+    every_other = torch.stack([regions, regions], 1).flatten(0, 1)[::2]
+    unaligned = torch.randn(1 + regions.numel(), device=device)[1:].view_as(regions).copy_(regions)
+    results = []
+    for layout in (regions, tokens_first, channels_first, every_other, unaligned):
+        leaves = [queries.mT.contiguous().mT.requires_grad_(), layout.requires_grad_(), position.requires_grad_()]
+        output = region_attention(
+            leaves[0], leaves[1], key_position=leaves[2].mT.contiguous().mT, region_mask=mask.mT, backend=backend
+        )
+        results.append([output, *torch.autograd.grad(output.square().sum(), leaves)])
+    tolerance = {"rtol": 0, "atol": 0} if backend == "triton" else {}
+    for result in results[1:]:
+        torch.testing.assert_close(result, results[0], **tolerance)
+    expanded = region_attention(queries, regions[:1].expand(3, -1, -1), backend=backend)
+    torch.testing.assert_close(expanded, region_attention(queries, regions[:1].repeat(3, 1, 1), backend=backend))
+
+
+@pytest.mark.parametrize("backend", FUSED)
+def test_two_runs_are_bitwise_identical(device, backend):
+    values = inputs(device, 2, 5, 300, 40)
+
+    def run():
+        leaves = [value.clone().requires_grad_() for value in values]
+        output = region_attention(leaves[0], leaves[1], key_position=leaves[2], backend=backend)
+        return [output, *torch.autograd.grad(output.square().sum(), leaves)]
+
+    torch.testing.assert_close(run(), run(), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("used", [(0,), (1,), (0, 1)], ids=["output", "map", "both"])
+@pytest.mark.parametrize("needed", [(0,), (1,), (2,), (0, 2)], ids=["queries", "regions", "position", "two"])
+@pytest.mark.parametrize("fused", FUSED)
+def test_gradients_of_some_outputs_to_some_inputs(device, fused, used, needed):
+    values = inputs(device, 2, 3, 21, 40)
+    results = []
+    for backend in (fused, "reference"):
+        leaves = [value.clone().requires_grad_(index in needed) for index, value in enumerate(values)]
+        outputs = region_attention(*leaves[:2], key_position=leaves[2], return_map=True, backend=backend)
+        loss = sum(outputs[index].square().sum() for index in used)
+        results.append(torch.autograd.grad(loss, [leaves[index] for index in needed]))
+    torch.testing.assert_close(*results, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("layer_norm_eps", [None, 1e-3])
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("position", [False, True])
+def test_gradients_of_first_and_second_order(layer_norm_eps, masked, position):
+    leaves = inputs(frames=2, rows=3, count=5, channels=4, dtype=torch.float64, requires_grad=True)
+    mask = torch.tensor([[True, False, True, True, False], [False] * 5]) if masked else None
+
+    def call(queries, regions, key_position):
+        return region_attention(
+            queries, regions, scale=0.7, key_position=key_position, region_mask=mask, layer_norm_eps=layer_norm_eps,
+            return_map=True, backend="torch",
+        )  # fmt: skip
+
+    arguments = (*leaves[:2], leaves[2] if position else None)
+    assert gradcheck(call, arguments)
+    assert gradgradcheck(call, arguments)
+
+
+def test_second_order_gradients_of_the_kernels_equal_those_of_the_reference(device):
+    if GPU and device.type == "cpu":
+        pytest.skip("the kernels run on the GPU")
+    results = []
+    for backend in ("triton", "reference"):
+        torch.manual_seed(0)
+        leaves = [tensor.requires_grad_() for tensor in inputs(device, 2, 3, 7, 8)[:2]]
+        output = region_attention(*leaves, backend=backend)
+        (first,) = torch.autograd.grad(output.square().sum(), leaves[1], create_graph=True)
+        results.append(torch.autograd.grad(first.square().sum(), leaves))
+    torch.testing.assert_close(*results, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("backend", FUSED)
+@pytest.mark.parametrize("position", [False, True], ids=["", "position"])
+@pytest.mark.parametrize("return_map", [False, True], ids=["", "map"])
+def test_operators_pass_opcheck(device, backend, position, return_map):
+    operator = OPERATORS[f"region_attention_{backend}"]
+    queries, regions, key_position = inputs(device, requires_grad=True)
+    mask = torch.rand(3, 7, device=device) > 0.3 if position else None
+    arguments = Arguments(
+        queries, regions, key_position if position else None, mask, 0.3, 1e-5 if return_map else None, return_map
+    )
+    assert set(opcheck(operator.forward, arguments).values()) == {"SUCCESS"}
+    outputs = [tensor.detach() for tensor in operator.forward(*arguments)]
+    saved = outputs if backend == "triton" else []
+    detached = [value.detach() if isinstance(value, Tensor) else value for value in arguments]
+    grad_map = torch.randn(3, 2, 7, device=device) if return_map else None
+    for needs in ([True, True, position], [False, False, False]):
+        backward = (torch.randn_like(outputs[0]), grad_map, *detached, *saved, needs)
+        assert set(opcheck(operator.backward, backward).values()) == {"SUCCESS"}
+
+
+@pytest.mark.parametrize("backend", FUSED)
+@pytest.mark.parametrize("dim", [0, 1])
+def test_vmap_merges_the_mapped_dimension_into_the_frames(device, backend, dim):
+    queries, regions, position = inputs(device)
+    many = torch.randn(4, 3, 7, 12, device=device)
+    mask = torch.rand(4, 3, 7, device=device) > 0.3
+
+    def call(regions, mask):
+        return region_attention(
+            queries, regions, key_position=position, region_mask=mask, return_map=True, backend=backend
+        )
+
+    mapped = vmap(call, in_dims=(dim, 0))(many.movedim(0, dim), mask)
+    for one, (output, weights) in enumerate(zip(*mapped, strict=True)):
+        torch.testing.assert_close((output, weights), call(many[one], mask[one]), rtol=1e-5, atol=1e-6)
+    with pytest.raises(ValueError, match="key_position is mapped over by vmap, expected one for all"):
+        vmap(lambda p: region_attention(queries, regions, key_position=p, backend=backend))(torch.randn(2, 7, 12))
+
+
+@pytest.mark.parametrize("backend", FUSED)
+def test_compiles_once_for_every_number_of_frames(device, backend):
+    compiled = torch.compile(region_attention, fullgraph=True, backend="aot_eager", dynamic=True)
+    results = []
+    for frames in (3, 5, 64):
+        queries, regions, position = inputs(device, frames, requires_grad=True)
+        mask = torch.rand(frames, 7, device=device) > 0.4
+        options = {"key_position": position, "region_mask": mask, "return_map": True, "backend": backend}
+        if frames != 64:
+            options["layer_norm_eps"] = 1e-5
+        for function in (compiled, region_attention):
+            with torch.compiler.set_stance("fail_on_recompile" if frames == 5 else "default"):
+                output, weights = function(queries, regions, **options)
+            loss = output.square().sum() + weights.square().sum()
+            results.append([output, weights, *torch.autograd.grad(loss, [queries, regions, position])])
+        torch.testing.assert_close(*results[-2:])
+
+
+class Attention(torch.nn.Module):
+    def forward(self, queries: Tensor, regions: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        return region_attention(queries, regions, region_mask=mask, layer_norm_eps=1e-5, return_map=True)
+
+
+def test_export_with_a_dynamic_batch_size_can_be_saved_and_loaded():
+    frames = torch.export.Dim("frames")
+    example = (*inputs()[:2], torch.rand(3, 7) > 0.4)
+    program = torch.export.export(Attention(), example, dynamic_shapes=({0: frames},) * 3)
+    buffer = io.BytesIO()
+    torch.export.save(program, buffer)
+    buffer.seek(0)
+    arguments = (*inputs(frames=5)[:2], torch.rand(5, 7) > 0.4)
+    torch.testing.assert_close(torch.export.load(buffer).module()(*arguments), Attention()(*arguments))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_autocast_casts_like_a_matrix_product(device, dtype):
+    queries, regions, position = inputs(device)
+    with torch.autocast(device.type, dtype):
+        outputs = region_attention(queries, regions.bfloat16(), key_position=position, return_map=True)
+    expected = region_attention(
+        queries.to(dtype), regions.bfloat16().to(dtype), key_position=position.to(dtype), return_map=True
+    )
+    torch.testing.assert_close(outputs, expected, rtol=0, atol=0)
+    assert outputs[0].dtype == dtype
+    with torch.autocast(device.type, dtype):
+        assert region_attention(queries.double(), regions.double()).dtype == torch.float64
+        assert region_attention(queries, regions, layer_norm_eps=1e-5).dtype == dtype
+        with pytest.raises(TypeError, match=r"queries has dtype torch\.float64"):
+            region_attention(queries.double(), regions)
+
+
+# Accuracy: at most twice the error of plain PyTorch in the same dtype, against float64.
+
+TORCH_SIZES = [(8, 1, 49, 96), (4, 3, 197, 100), (2, 16, 49, 1000)]
+TRITON_SIZES = [
+    pytest.param(16, 1, 19, 40, id="one-row"),
+    pytest.param(3, 14, 37, 100, id="37x100"),
+    pytest.param(2, 37, 21, 40, id="row-blocks"),
+    pytest.param(4, 13, 19, 132, id="chunks"),
+    pytest.param(2, 13, 19, 1000, id="1000-channels"),
+    pytest.param(4, 13, 130, 33, id="splits"),
+]
+VARIANTS = {
+    "plain": (False, False, None),
+    "position": (True, False, None),
+    "masked": (False, True, None),
+    "normed": (False, False, 1e-5),
+    "all": (True, True, 1e-5),
+}
+
+
+def check_accuracy(device, backend, dtype, sizes, position, masked, layer_norm_eps, draws=12):
+    frames, rows, count, channels = sizes
+    mask = torch.rand(frames, count, device=device) > 0.3 if masked else None
+    if mask is not None and frames > 1:
+        mask[0] = False
+
+    def draw():
+        queries, regions, key_position = inputs(device, frames, rows, count, channels)
+        return [2 * queries, regions, *([key_position] if position else [])]
+
+    def call(name):
+        def run(queries, regions, key_position=None):
+            return region_attention(
+                queries, regions, key_position=key_position, region_mask=mask, layer_norm_eps=layer_norm_eps,
+                return_map=True, backend=name,
+            )  # fmt: skip
+
+        return run
+
+    assert_as_exact_as_plain(call(backend), call("reference"), draw, dtype, draws=draws)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("sizes", TORCH_SIZES, ids=str)
+@pytest.mark.parametrize("position", [False, True], ids=["", "position"])
+@pytest.mark.parametrize("masked", [False, True], ids=["", "masked"])
+@pytest.mark.parametrize("layer_norm_eps", [None, 1e-5], ids=["", "normed"])
+def test_accuracy_of_the_torch_backend(device, dtype, sizes, position, masked, layer_norm_eps):
+    check_accuracy(device, "torch", dtype, sizes, position, masked, layer_norm_eps)
+
+
+def triton_cases():
+    """Every variant, size and dtype; in the slow interpreter, only half of the float32 cases except "all".
+
+    float16 runs through the same code, and fewer draws suffice, because plain PyTorch has a large error itself.
+    """
+    for i, (name, variant) in enumerate(VARIANTS.items()):
+        for j, size in enumerate(TRITON_SIZES):
+            for dtype in (torch.float32, torch.float16, *([torch.bfloat16] if GPU else [])):
+                if GPU or dtype != torch.float32 or name == "all" or (i + j) % 2 == 0:
+                    yield pytest.param(dtype, size.values, *variant, id=f"{name}-{size.id}-{dtype}")
+
+
+@pytest.mark.parametrize("dtype, sizes, position, masked, layer_norm_eps", list(triton_cases()))
+def test_accuracy_of_the_kernels(dtype, sizes, position, masked, layer_norm_eps):
+    draws = 12 if GPU else 6 if dtype == torch.float32 else 2
+    check_accuracy("cuda" if GPU else "cpu", "triton", dtype, sizes, position, masked, layer_norm_eps, draws)
+
+
+@pytest.mark.parametrize("mean", [1.0, 10.0, 100.0])
+def test_layer_norm_is_accurate_far_from_zero(device, mean):
+    def draw():
+        return [3 * torch.randn(4, 16, 256, device=device), torch.randn(4, 50, 256, device=device) + mean]
+
+    def call(backend):
+        return lambda queries, regions: [region_attention(queries, regions, layer_norm_eps=1e-5, backend=backend)]
+
+    assert_as_exact_as_plain(call("torch"), call("reference"), draw, torch.float32)
+
+
+def test_float16_scores_may_exceed_their_range_before_scaling(device):
+    queries, regions = torch.full((1, 1, 512), 16.0), torch.full((1, 3, 512), 16.0)  # q · x = 131072
+    output = region_attention(queries.half().to(device), regions.half().to(device), scale=512**-1.0, backend="torch")
+    assert (output == 16).all()
+
+
+# Memory of the torch backend.
+
+
+def test_blocks_agree_with_a_single_block(device, monkeypatch):
+    queries, regions, position = inputs(device, 5, 40, 50, 8)
+    mask = torch.rand(5, 50, device=device) > 0.3
+
+    def run():
+        leaves = [tensor.clone().requires_grad_() for tensor in (queries, regions, position)]
+        outputs = region_attention(
+            *leaves[:2], key_position=leaves[2], region_mask=mask, layer_norm_eps=1e-5, return_map=True,
+            backend="torch",
+        )  # fmt: skip
+        return [*outputs, *torch.autograd.grad(sum(output.square().sum() for output in outputs), leaves)]
+
+    expected = run()
+    blocks = []
+    for kind in torch_backend.BLOCK_BYTES:
+        monkeypatch.setitem(torch_backend.BLOCK_BYTES, kind, 1)
+    original = torch_backend._blocks
+
+    def counted(*arguments):
+        for frames, row_blocks in original(*arguments):
+            blocks.append((frames, len(row_blocks)))
+            yield frames, row_blocks
+
+    monkeypatch.setattr(torch_backend, "_blocks", counted)
+    torch.testing.assert_close(run(), expected)
+    assert len(blocks) == 10 and blocks[0] == (slice(0, 1), 3), "frame by frame, forward and backward"
+
+
+@pytest.mark.parametrize("options", [{}, {"layer_norm_eps": 1e-5}, {"key_position": True}], ids=str)
+def test_no_intermediate_tensor_has_the_size_of_the_regions(device, monkeypatch, options):
+    for kind in torch_backend.BLOCK_BYTES:
+        monkeypatch.setitem(torch_backend.BLOCK_BYTES, kind, 1 << 12)
+    position = torch.randn(50, 32, device=device) if "key_position" in options else None
+    queries = torch.randn(4, 2, 32, device=device)
+    for regions in (torch.randn(4, 50, 32, device=device), torch.randn(50, 4, 32, device=device).transpose(0, 1)):
+        arguments = Arguments(queries, regions, position, None, 1.0, options.get("layer_norm_eps"), False)
+        with LargeResults(regions) as large:
+            output, _, weights = torch_backend.forward(*arguments)
+        assert large.names == [] and weights.numel() == 0
+        with LargeResults(regions) as large:
+            torch_backend.backward((torch.ones_like(output), None), arguments, (), (True, True, False))
+        assert large.names == ["aten.empty.memory_format"], "only the gradient of the regions"
+        with LargeResults(regions) as large:
+            reference.region_attention(queries, regions, torch.ones(50, 32, device=device))
+        assert large.names == ["aten.add.Tensor"], "the reference allocates regions + position"
+
+
+def test_the_torch_backend_saves_only_its_inputs(device):
+    queries, regions, _ = inputs(device, requires_grad=True)
+    output, _ = region_attention(queries, regions, return_map=True, backend="torch")
+    kept = [tensor for tensor in output.grad_fn.saved_tensors if tensor is not None and tensor.numel() > 0]
+    assert [tensor.data_ptr() for tensor in kept] == [queries.data_ptr(), regions.data_ptr()]
+
+
+# Launches of the kernels.
+
+
+def test_backends_return_the_same_values(device):
+    if GPU and device.type == "cpu":
+        pytest.skip("the kernels run on the GPU")
+    queries, regions, position = inputs(device, 2, 3, 21, 40)
+    arguments = Arguments(queries, regions, position, torch.rand(2, 21, device=device) > 0.3, 0.3, None, True)
+    fast, slow = triton_backend.forward(*arguments), torch_backend.forward(*arguments)
+    torch.testing.assert_close(fast[0], slow[0])
+    torch.testing.assert_close(fast[2], slow[2])
+    assert fast[1].shape == (2, 3, 2) and slow[1].numel() == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize("rows", [3, 20])
+def test_other_block_sizes_compute_the_same(rows, dtype, monkeypatch):
+    values = [tensor.to(dtype) for tensor in inputs("cuda" if GPU else "cpu", 2, rows, 37, 40)[:2]]
+
+    def results():
+        leaves = [value.clone().requires_grad_() for value in values]
+        output = region_attention(*leaves, backend="triton")
+        return [output, *torch.autograd.grad(output.square().sum(), leaves)]
+
+    def last_candidate(*arguments, **options):
+        return configs.candidates(configs.forward_config(*arguments, **options))[-1]
+
+    def last_backward_candidate(*arguments, **options):
+        config, one_block = configs.backward_config(*arguments, **options)
+        return configs.candidates(config)[-1], one_block
+
+    expected = results()
+    monkeypatch.setattr(triton_backend, "_forward_config", last_candidate)
+    monkeypatch.setattr(triton_backend, "_backward_config", last_backward_candidate)
+    tolerance = {torch.float32: 1e-5, torch.float16: 1e-2}[dtype]
+    torch.testing.assert_close(results(), expected, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not GPU, reason="autotuning needs a GPU")
+def test_autotuned_block_sizes_compute_the_same():
+    values = [tensor.bfloat16() for tensor in inputs("cuda", 4, 3, 37, 64)[:2]]
+    expected = region_attention(*values, backend="triton")
+    with art_kernels.autotune():
+        result = region_attention(*values, backend="triton")
+    torch.testing.assert_close(result, expected, rtol=0.02, atol=0.02)
+
+
+@pytest.mark.parametrize("backend", ["triton", None])
+def test_few_python_calls_precede_the_kernel(backend, monkeypatch):
+    """At most 25 calls of functions of this package, in at most 5 files, once the caches are filled."""
+    queries, regions, _ = inputs("cuda" if GPU else "cpu", dtype=torch.float16)
+    implementation = backends._implementations["region_attention"]["triton"]
+    monkeypatch.setitem(
+        backends._implementations["region_attention"],
+        "triton",
+        backends.Implementation(implementation.run, implementation.unsupported_reason, lambda tensor: False),
+    )
+    calls: list[tuple[str, str]] = []
+
+    class RecordedKernel:
+        def __getitem__(self, grid):
+            sys.setprofile(None)
+            return lambda **arguments: None
+
+    def record(frame, event, argument):
+        path = Path(frame.f_code.co_filename)
+        if event == "call" and "art_kernels" in path.parts and "tests" not in path.parts:
+            calls.append((path.name, frame.f_code.co_name))
+
+    monkeypatch.setattr(triton_backend.forward_kernels, "forward_kernel", RecordedKernel())
+    region_attention(queries, regions, backend=backend)
+    sys.setprofile(record)
+    try:
+        region_attention(queries, regions, backend=backend)
+    finally:
+        sys.setprofile(None)
+    assert calls[0][1] == "region_attention" and calls[-1] == ("launch.py", "run"), "the kernel was launched"
+    assert len(calls) <= 25, calls
+    assert len({name for name, _ in calls}) <= 5, calls
+
+
+def test_unsupported_reasons():
+    device = "cuda" if GPU else "cpu"
+
+    def reason(dtype, channels=8):
+        tensor = torch.empty(1, 1, channels, dtype=dtype, device=device)
+        return backends.unsupported_reason("region_attention", "triton", tensor)
+
+    assert reason(torch.float32) is None
+    assert reason(torch.float64) == "the kernels compute in float32"
+    assert "at most 1536 channels, got 1537" in reason(torch.float32, 1537)
+    assert backends.choose("region_attention", torch.empty(1, 1, 8, device=device)) == "torch", "never the interpreter"
+    if GPU:
+        half = torch.empty(1, 1, 8, device=device, dtype=torch.bfloat16)
+        assert backends.choose("region_attention", half) == "triton"
+    else:
+        assert "bfloat16" in reason(torch.bfloat16)
+
+
+def test_environment_names_the_default_backend(monkeypatch):
+    queries, regions, _ = inputs()
+    monkeypatch.setattr(triton_backend, "INTERPRETED", False)
+    monkeypatch.setenv("ART_KERNELS_BACKEND", "triton")
+    with pytest.raises(ValueError, match=r"region_attention: ART_KERNELS_BACKEND=triton does not support"):
+        region_attention(queries, regions)
+    region_attention(queries, regions, backend="torch")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not GPU, reason="CUDA graphs need a GPU")
+@pytest.mark.parametrize("backend", FUSED)
+def test_cuda_graph_capture(backend):
+    leaves = inputs("cuda", requires_grad=True)
+    queries, regions, position = leaves
+
+    def run():
+        output = region_attention(queries, regions, key_position=position, backend=backend)
+        return [output, *torch.autograd.grad(output.square().sum(), leaves)]
+
+    run()  # compile before the capture
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = run()
+    with torch.no_grad():
+        regions.copy_(torch.randn_like(regions))
+    graph.replay()
+    torch.testing.assert_close(captured, run(), rtol=0, atol=0)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not GPU, reason="synchronization is checked on a GPU")
+@pytest.mark.parametrize("backend", FUSED)
+def test_no_synchronization_with_the_device(backend):
+    leaves = inputs("cuda", requires_grad=True)
+    mask = torch.rand(3, 7, device="cuda") > 0.4
+    options = {"key_position": leaves[2], "region_mask": mask, "return_map": True, "backend": backend}
+    region_attention(*leaves[:2], **options)[0].sum().backward()  # compile first
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        region_attention(*leaves[:2], **options)[0].sum().backward()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+QUERIES, REGIONS, POSITION = torch.randn(3, 2, 12), torch.randn(3, 7, 12), torch.randn(7, 12)
+MASK = torch.ones(3, 7, dtype=torch.bool)
+ERRORS = [
+    ({"queries": [1.0]}, TypeError, r"queries is \[1.0\] of type list, expected a torch.Tensor"),
+    ({"regions": None}, TypeError, r"regions is None, expected a torch.Tensor of shape \[F,N,C\]"),
+    ({"queries": QUERIES[0]}, ValueError, r"queries has shape \[2, 12\], .* 3 dimensions \[F,M,C\]"),
+    ({"regions": REGIONS[0]}, ValueError, r"regions has shape \[7, 12\], .* 3 dimensions \[F,N,C\]"),
+    ({"queries": QUERIES.int()}, TypeError, r"queries has dtype torch.int32, expected float16"),
+    ({"regions": REGIONS.long()}, TypeError, r"regions has dtype torch.int64, expected float16"),
+    ({"queries": QUERIES.half()}, TypeError, r"queries has dtype torch.float16, expected torch.float32"),
+    ({"queries": QUERIES[:2]}, ValueError, r"queries has shape \[2, 2, 12\], expected .* = \[3, 2, 12\]"),
+    ({"queries": QUERIES[..., :5]}, ValueError, r"queries has shape \[3, 2, 5\], expected .* \[3, 2, 12\]"),
+    ({"queries": QUERIES[..., :0], "regions": REGIONS[..., :0]}, ValueError, r"queries .* at least one channel"),
+    ({"queries": QUERIES.to("meta")}, ValueError, r"queries is on meta, expected cpu, the device of regions"),
+    ({"key_position": POSITION[1:]}, ValueError, r"key_position .* \[7, 12\]"),
+    ({"key_position": REGIONS}, ValueError, r"key_position has .* \[N,C\]"),
+    ({"key_position": POSITION.double()}, TypeError, r"key_position has dtype"),
+    ({"key_position": POSITION.to("meta")}, ValueError, r"key_position is on"),
+    ({"key_position": 1}, TypeError, r"key_position is 1 of type int"),
+    ({"region_mask": [True]}, TypeError, r"region_mask is .* expected a boolean"),
+    ({"region_mask": MASK.float()}, TypeError, r"region_mask has dtype torch.float32"),
+    ({"region_mask": MASK.mT}, ValueError, r"region_mask has shape \[7, 3\].*\[3, 7\]"),
+    ({"region_mask": MASK.to("meta")}, ValueError, r"region_mask is on meta"),
+    ({"scale": "big"}, TypeError, r"scale is 'big' of type str, expected a number"),
+    ({"scale": math.nan}, ValueError, r"scale is nan, expected a finite number"),
+    ({"layer_norm_eps": True}, TypeError, r"layer_norm_eps is True of type bool"),
+    ({"layer_norm_eps": 0.0}, ValueError, r"layer_norm_eps is 0.0, .* \(0.0, inf\)"),
+    ({"return_map": 1}, TypeError, r"return_map is 1 of type int, expected True or"),
+    ({"backend": "cuda"}, ValueError, r"backend='cuda' is not a backend, expected"),
+    ({"backend": "triton"}, ValueError, r"'triton' does not support .* TRITON_INTERPRET=1.* 'torch', 'reference'"),
+]
+
+
+@pytest.mark.parametrize("arguments, error, message", ERRORS, ids=[message for *_, message in ERRORS])
+def test_errors_name_the_argument(arguments, error, message, monkeypatch):
+    monkeypatch.setattr(triton_backend, "INTERPRETED", False)  # as without TRITON_INTERPRET=1
+    arguments = {"queries": QUERIES, "regions": REGIONS, **arguments}
+    with pytest.raises(error, match="region_attention: .*" + message):
+        region_attention(arguments.pop("queries"), arguments.pop("regions"), **arguments)
+
+
+def test_splits_cover_all_regions():
+    device = torch.device("cuda" if GPU else "cpu")
+    assert launch.choose_splits(300, 1, 32, device)[0] > 1, "otherwise no test covers splits"
+    for programs in (1, 3, 1000):
+        splits, regions = launch.choose_splits(300, programs, 32, device)
+        assert (splits - 1) * regions < 300 <= splits * regions and regions % 32 == 0

@@ -1,0 +1,342 @@
+"""`RegionCrossAttention`: the function and the parameters of `nn.MultiheadAttention`, by either route."""
+
+import copy
+import math
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+from art_kernels import RegionCrossAttention
+
+ROUTES = ["folded", "projected"]
+FRAMES, QUERIES, REGIONS, EMBED, HEADS = 3, 2, 9, 16, 4
+
+
+def pair(region_dim=None, **options) -> tuple[RegionCrossAttention, nn.MultiheadAttention]:
+    """The module and PyTorch's own, with the same random parameters, biases included."""
+    dropout, bias = options.get("dropout", 0.0), options.get("bias", True)
+    ours = RegionCrossAttention(EMBED, HEADS, region_dim=region_dim, dtype=torch.float64, **options)
+    theirs = nn.MultiheadAttention(
+        EMBED, HEADS, dropout, bias, kdim=region_dim, vdim=region_dim, batch_first=True, dtype=torch.float64
+    )
+    with torch.no_grad():
+        for parameter in ours.parameters():
+            parameter.normal_(std=0.5)
+    theirs.load_state_dict(ours.state_dict())
+    return ours, theirs
+
+
+def tensors(region_dim=None, **options):
+    region_dim = region_dim or EMBED
+    shapes = [(FRAMES, QUERIES, EMBED), (FRAMES, REGIONS, region_dim), (REGIONS, region_dim)]
+    return tuple(torch.randn(shape, dtype=torch.float64, requires_grad=True, **options) for shape in shapes)
+
+
+@pytest.mark.parametrize("region_dim", [None, EMBED, 24])
+@pytest.mark.parametrize("bias", [True, False])
+def test_starts_with_the_parameters_of_multihead_attention(region_dim, bias):
+    torch.manual_seed(5)
+    ours = RegionCrossAttention(EMBED, HEADS, region_dim=region_dim, bias=bias).state_dict()
+    torch.manual_seed(5)
+    theirs = nn.MultiheadAttention(EMBED, HEADS, bias=bias, kdim=region_dim, vdim=region_dim).state_dict()
+    assert list(ours) == list(theirs)
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("route", ROUTES)
+@pytest.mark.parametrize("region_dim", [None, 24])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("masked", [False, True])
+def test_is_multihead_attention_in_value_map_and_gradient(route, region_dim, bias, masked):
+    ours, theirs = pair(region_dim, bias=bias)
+    queries, regions, _ = tensors(region_dim)
+    mask = torch.rand(FRAMES, REGIONS) > 0.4 if masked else None
+    if mask is not None:
+        mask[:, 0] = True
+    output, weights = ours(queries, regions, region_mask=mask, return_map=True, route=route)
+    expected, expected_weights = theirs(
+        queries, regions, regions, key_padding_mask=None if mask is None else ~mask, average_attn_weights=False
+    )
+    torch.testing.assert_close(output, expected)
+    torch.testing.assert_close(weights, expected_weights)
+    assert weights.shape == (FRAMES, HEADS, QUERIES, REGIONS)
+    without_map, nothing = ours(queries, regions, region_mask=mask, route=route)
+    torch.testing.assert_close(without_map, expected)
+    assert nothing is None
+
+    direction, map_direction = torch.randn_like(expected), torch.randn_like(expected_weights)
+    leaves = [queries, regions]
+    found = torch.autograd.grad((output, weights), [*leaves, *ours.parameters()], (direction, map_direction))
+    wanted = torch.autograd.grad(
+        (expected, expected_weights), [*leaves, *theirs.parameters()], (direction, map_direction)
+    )
+    torch.testing.assert_close(found, wanted)
+
+
+@pytest.mark.parametrize("region_dim", [None, 24])
+def test_key_bias_stays_a_parameter_with_zero_gradient(region_dim):
+    ours, _ = pair(region_dim)
+    queries, regions, _ = tensors(region_dim)
+    ours(queries, regions, route="folded")[0].square().sum().backward()
+    gradients = ours.in_proj_bias.grad.chunk(3)
+    assert (gradients[1] == 0).all() and (gradients[0] != 0).all() and (gradients[2] != 0).all()
+
+
+@pytest.mark.parametrize("region_dim", [None, 24])
+@pytest.mark.parametrize("norm_regions", [False, True])
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("position", [False, True])
+def test_both_routes_are_one_function(region_dim, norm_regions, masked, position):
+    ours, _ = pair(region_dim, norm_regions=norm_regions)
+    queries, regions, key_position = tensors(region_dim)
+    mask = torch.rand(FRAMES, REGIONS) > 0.4 if masked else None
+    if mask is not None:
+        mask[1] = False
+    options = {"key_position": key_position if position else None, "region_mask": mask}
+    leaves = [queries, regions, *ours.parameters(), *([key_position] if position else [])]
+    results = []
+    for route in ROUTES:
+        for return_map in (True, False):
+            output, weights = ours(queries, regions, return_map=return_map, route=route, **options)
+            gradients = torch.autograd.grad(output.square().sum(), leaves)
+            results.append(([output, *gradients], weights))
+    for numbers, _ in results[1:]:
+        torch.testing.assert_close(numbers, results[0][0])
+    torch.testing.assert_close(results[2][1], results[0][1])
+
+
+@pytest.mark.parametrize("route", ROUTES)
+def test_position_and_normalisation_follow_their_definition(route):
+    ours, theirs = pair(norm_regions=True)
+    queries, regions, key_position = tensors()
+    values = nn.functional.layer_norm(regions, (EMBED,), eps=1e-5)
+    expected, _ = theirs(queries, values + key_position, values)
+    torch.testing.assert_close(ours(queries, regions, key_position=key_position, route=route)[0], expected)
+
+
+@pytest.mark.parametrize("route", ROUTES)
+@pytest.mark.parametrize("norm_regions", [False, True])
+@pytest.mark.parametrize("training_dropout", [0.0, 0.5])
+def test_masked_regions_may_hold_anything(route, norm_regions, training_dropout):
+    ours, _ = pair(norm_regions=norm_regions, dropout=training_dropout)
+    queries, regions, _ = tensors()
+    mask = torch.rand(FRAMES, REGIONS) > 0.4
+    mask[:, 0], mask[1] = True, False
+    results = []
+    for poison in (0.0, math.nan):
+        leaf = regions.detach().masked_fill(~mask[:, :, None], poison).requires_grad_()
+        torch.manual_seed(1)
+        output, weights = ours(queries, leaf, region_mask=mask, return_map=True, route=route)
+        torch.manual_seed(1)
+        bare, _ = ours(queries, leaf, region_mask=mask, route=route)
+        gradients = torch.autograd.grad(output.sum() + bare.sum(), [leaf, queries, *ours.parameters()])
+        results.append([output, bare, weights, *gradients])
+        assert (gradients[0][~mask] == 0).all() and (gradients[1][1] == 0).all()
+        torch.testing.assert_close(output[1], ours.out_proj.bias.expand_as(output[1]))
+        torch.testing.assert_close(bare[1], ours.out_proj.bias.expand_as(bare[1]))
+        assert (weights[1] == 0).all()
+    torch.testing.assert_close(*results)
+
+
+@pytest.mark.parametrize("route", ROUTES)
+@pytest.mark.parametrize("region_dim", [None, 24])
+def test_dropout_is_that_of_multihead_attention(route, region_dim):
+    ours, theirs = pair(region_dim, dropout=0.4)
+    queries, regions, _ = tensors(region_dim)
+    torch.manual_seed(2)
+    output, weights = ours(queries, regions, return_map=True, route=route)
+    torch.manual_seed(2)
+    expected, expected_weights = theirs(queries, regions, regions, average_attn_weights=False)
+    torch.testing.assert_close(output, expected)
+    torch.testing.assert_close(weights, expected_weights)
+    assert (weights == 0).any() and not torch.allclose(weights.sum(-1), torch.ones(()).double())
+    leaves = [queries, regions]
+    found = torch.autograd.grad(output.square().sum(), [*leaves, *ours.parameters()])
+    torch.testing.assert_close(found, torch.autograd.grad(expected.square().sum(), [*leaves, *theirs.parameters()]))
+    assert not torch.equal(ours(queries, regions, route=route)[0], ours(queries, regions, route=route)[0])
+    ours.eval(), theirs.eval()
+    torch.testing.assert_close(ours(queries, regions, route=route)[0], theirs(queries, regions, regions)[0])
+
+
+def test_separate_projections_load_into_one():
+    ours, _ = pair()
+    state = ours.state_dict()
+    joint = state.pop("in_proj_weight")
+    state.update(zip(["q_proj_weight", "k_proj_weight", "v_proj_weight"], joint.chunk(3), strict=True))
+    other = nn.ModuleDict({"attention": RegionCrossAttention(EMBED, HEADS, dtype=torch.float64)})
+    other.load_state_dict({f"attention.{name}": value for name, value in state.items()})
+    torch.testing.assert_close(other["attention"].state_dict(), ours.state_dict(), rtol=0, atol=0)
+    assert "q_proj_weight" in state, "the caller's dict is left as it was"
+    with pytest.raises(RuntimeError, match="in_proj_weight"):
+        RegionCrossAttention(EMBED, HEADS, region_dim=24).load_state_dict(ours.state_dict())
+
+
+@pytest.mark.parametrize("route", ROUTES)
+@pytest.mark.parametrize("frames, queries, regions", [(0, 2, 9), (3, 0, 9), (3, 2, 0)])
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_empty_sizes(route, frames, queries, regions, dropout):
+    module = RegionCrossAttention(EMBED, HEADS, dropout=dropout)
+    nn.init.normal_(module.in_proj_bias), nn.init.normal_(module.out_proj.bias)
+    output, weights = module(
+        torch.randn(frames, queries, EMBED), torch.randn(frames, regions, EMBED), return_map=True, route=route
+    )
+    assert output.shape == (frames, queries, EMBED) and weights.shape == (frames, HEADS, queries, regions)
+    output.sum().backward()
+    assert module.in_proj_weight.grad.isfinite().all()
+    if regions == 0:
+        torch.testing.assert_close(output, module.out_proj.bias.expand_as(output))
+
+
+def test_the_cheaper_route_is_taken(monkeypatch):
+    taken = []
+    for route in ROUTES:
+        original = getattr(RegionCrossAttention, f"_{route}")
+
+        def spy(self, *args, route=route, original=original):
+            taken.append(route)
+            return original(self, *args)
+
+        monkeypatch.setattr(RegionCrossAttention, f"_{route}", spy)
+    module = RegionCrossAttention(EMBED, HEADS)
+    regions = torch.randn(1, 50, EMBED)
+    module(torch.randn(1, 1, EMBED), regions)
+    module(torch.randn(1, 50, EMBED), regions)
+    module(torch.randn(1, 50, EMBED), regions, backend="torch")
+    assert taken == ["folded", "projected", "folded"]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("route", ROUTES)
+def test_autocast(device, dtype, route):
+    module = RegionCrossAttention(EMBED, HEADS, region_dim=24, norm_regions=True).to(device)
+    queries, regions = torch.randn(3, 2, EMBED, device=device), torch.randn(3, 9, 24, device=device)
+    expected, expected_weights = module(queries, regions, return_map=True)
+    with torch.autocast(device.type, dtype):
+        output, weights = module(queries, regions.to(dtype), return_map=True, route=route)
+        bare, _ = module(queries.to(dtype), regions, route=route)
+    assert output.dtype == bare.dtype == weights.dtype == dtype
+    for found, wanted in ((output, expected), (bare, expected), (weights, expected_weights)):
+        torch.testing.assert_close(found.float(), wanted, rtol=0.02, atol=0.02)
+    output.float().sum().backward()
+    assert module.q_proj_weight.grad.dtype == torch.float32
+
+
+@pytest.mark.parametrize("route", ROUTES)
+def test_compiles_into_one_graph_for_all_batch_sizes(device, route):
+    module = RegionCrossAttention(EMBED, HEADS, region_dim=24, norm_regions=True).to(device)
+    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
+    for frames in (3, 5):
+        queries = torch.randn(frames, 2, EMBED, device=device)
+        regions = torch.randn(frames, 9, 24, device=device, requires_grad=True)
+        position, mask = torch.randn(9, 24, device=device), torch.rand(frames, 9, device=device) > 0.4
+        for tensor in (queries, regions, mask):
+            torch._dynamo.mark_dynamic(tensor, 0)
+        options = {"key_position": position, "region_mask": mask, "return_map": True, "route": route}
+        results = []
+        for call in (compiled, module):
+            with torch.compiler.set_stance("default" if frames == 3 else "fail_on_recompile"):
+                output, weights = call(queries, regions, **options)
+            gradients = torch.autograd.grad(output.square().sum(), [regions, *module.parameters()])
+            results.append([output, weights, *gradients])
+        torch.testing.assert_close(*results)
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_exports_with_a_free_batch_size(strict):
+    module = RegionCrossAttention(EMBED, HEADS).eval()
+    frames = torch.export.Dim("frames")
+    example = (torch.randn(3, 2, EMBED), torch.randn(3, 9, EMBED))
+    program = torch.export.export(module, example, dynamic_shapes=({0: frames}, {0: frames}), strict=strict)
+    arguments = (torch.randn(5, 2, EMBED), torch.randn(5, 9, EMBED))
+    torch.testing.assert_close(program.module()(*arguments), module(*arguments))
+
+
+def test_copies_and_description():
+    module = RegionCrossAttention(EMBED, HEADS, region_dim=24, bias=False, dropout=0.1, norm_regions=True)
+    for twin in (copy.deepcopy(module), pickle.loads(pickle.dumps(module))):
+        torch.testing.assert_close(twin.state_dict(), module.state_dict(), rtol=0, atol=0)
+    assert "embed_dim=16, num_heads=4, region_dim=24, bias=False, dropout=0.1, norm_regions=True" in repr(module)
+    assert RegionCrossAttention(EMBED, HEADS, device="meta").out_proj.weight.is_meta
+
+
+@pytest.mark.parametrize(
+    "arguments, error, message",
+    [
+        ({"embed_dim": 16.0}, TypeError, "embed_dim is 16.0 of type float, expected an int"),
+        ({"embed_dim": 0}, ValueError, "embed_dim is 0, expected at least 1"),
+        ({"num_heads": True}, TypeError, "num_heads is True of type bool, expected an int"),
+        ({"num_heads": 3}, ValueError, "embed_dim is 16 and num_heads is 3, expected a multiple"),
+        ({"region_dim": -1}, ValueError, "region_dim is -1, expected at least 1"),
+        ({"bias": 1}, TypeError, "bias is 1 of type int, expected True or False"),
+        ({"dropout": 1.5}, ValueError, r"dropout is 1.5, expected a finite number in \[0.0, 1.0\]"),
+        ({"dropout": None}, TypeError, "dropout is None, expected a number"),
+        ({"norm_regions": "yes"}, TypeError, "norm_regions is 'yes' of type str"),
+    ],
+)
+def test_errors_of_the_constructor(arguments, error, message):
+    with pytest.raises(error, match="RegionCrossAttention: " + message):
+        RegionCrossAttention(**{"embed_dim": EMBED, "num_heads": HEADS, **arguments})
+
+
+def call_errors():
+    queries, regions = torch.randn(FRAMES, QUERIES, EMBED), torch.randn(FRAMES, REGIONS, 24)
+    position, mask = torch.randn(REGIONS, 24), torch.ones(FRAMES, REGIONS, dtype=torch.bool)
+    return {
+        "queries rank": ({"queries": queries[0]}, ValueError, r"queries has shape \[2, 16\]"),
+        "queries width": ({"queries": queries[..., :8]}, ValueError, r"queries has shape .* = \[3, 2, 16\]"),
+        "queries frames": ({"queries": queries[:2]}, ValueError, r"queries has shape \[2, 2, 16\]"),
+        "queries type": ({"queries": None}, TypeError, r"queries is None"),
+        "queries dtype": (
+            {"queries": queries.bfloat16()},
+            TypeError,
+            r"queries has dtype .* that of the module; convert",
+        ),
+        "queries device": (
+            {"queries": queries.to("meta")},
+            ValueError,
+            r"queries is on meta, expected cpu, where the mod",
+        ),
+        "regions width": (
+            {"regions": queries},
+            ValueError,
+            r"regions has shape \[3, 2, 16\], expected .* \[3, 2, 24\]",
+        ),
+        "regions dtype": ({"regions": regions.double()}, TypeError, r"regions has dtype torch.float64"),
+        "regions integer": ({"regions": regions.int()}, TypeError, r"regions has dtype torch.int32"),
+        "position": ({"key_position": position[1:]}, ValueError, r"key_position has shape \[8, 24\]"),
+        "position dtype": ({"key_position": position.half()}, TypeError, r"key_position has dtype torch.float16"),
+        "mask shape": ({"region_mask": mask[:, 1:]}, ValueError, r"region_mask has shape \[3, 8\]"),
+        "mask dtype": (
+            {"region_mask": mask.int()},
+            TypeError,
+            r"region_mask has dtype torch.int32, expected torch.bool",
+        ),
+        "map flag": ({"return_map": None}, TypeError, r"return_map is None, expected True or False"),
+        "route": ({"route": "fast"}, ValueError, r"route is 'fast', expected one of 'folded', 'projected'"),
+        "both": (
+            {"route": "projected", "backend": "torch"},
+            ValueError,
+            r"backend is 'native' with route='projected'",
+        ),
+    }
+
+
+@pytest.mark.parametrize("case", call_errors())
+def test_errors_of_the_call(case):
+    changed, error, message = call_errors()[case]
+    arguments = {
+        "queries": torch.randn(FRAMES, QUERIES, EMBED),
+        "regions": torch.randn(FRAMES, REGIONS, 24),
+        **changed,
+    }
+    with pytest.raises(error, match="RegionCrossAttention: .*" + message):
+        RegionCrossAttention(EMBED, HEADS, region_dim=24)(**arguments)
+
+
+def test_a_backend_that_cannot_serve_is_an_error():
+    module = RegionCrossAttention(EMBED, HEADS).double()
+    tensor = torch.randn(1, 2, EMBED).double()
+    with pytest.raises(ValueError, match="region_attention: backend='triton' cannot serve"):
+        module(tensor, tensor, backend="triton")
