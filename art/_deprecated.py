@@ -19,6 +19,7 @@ MOVED = {
     "art.baseline": "art.model.baseline",
     "art.engine": "art.train",
     "art.engine.compare": "art.experiments.compare",
+    "art.engine.config_file": "art.train.config",
     "art.engine.evaluate": "art.eval.evaluate",
     "art.engine.metrics": "art.eval.metrics",
     "art.engine.predictions": "art.eval.predictions",
