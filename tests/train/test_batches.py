@@ -137,7 +137,7 @@ def test_training_from_shards_sees_each_clip_once_per_epoch(clips, configured, t
     for split in ("train", "test"):
         write_shards(open_dataset("csv", clips, split), tmp_path / "shards", shard_bytes=4000)
     drawn = []
-    original = ClipDataset.draw
+    original = ClipDataset.load
 
     def draw(self, epoch, index):
         assert type(self) is ShardDataset
@@ -145,7 +145,7 @@ def test_training_from_shards_sees_each_clip_once_per_epoch(clips, configured, t
             drawn.append((epoch, index))
         return original(self, epoch, index)
 
-    monkeypatch.setattr(ClipDataset, "draw", draw)
+    monkeypatch.setattr(ClipDataset, "load", draw)
     overrides = ["data.name=shards", f"data.root={tmp_path / 'shards'}", "optim.epochs=2", "report=true"]
     result = train(configured(tmp_path / "run", *overrides))
     assert len(result.evaluation.labels) == 6
