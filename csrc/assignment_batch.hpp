@@ -1,4 +1,4 @@
-// Batches of problems on one thread: costs of any dtype are read, and each problem solved by what suits its size.
+// Batches of problems on one thread: reads costs of any dtype and selects a solver by size.
 #pragma once
 
 #include "assignment.hpp"
@@ -10,12 +10,12 @@
 
 namespace art::ART_TARGET {
 
-// Costs beyond this are made smaller by a power of two, or sums of them could overflow.
+// Larger costs are scaled down by a power of two, because their sums could overflow.
 constexpr double kLarge = 0x1p1000, kShrink = 0x1p-40;
 
-// What is known of some costs that were read.
+// Statistics of the costs read so far.
 struct Seen {
-  Numbers undefined{};  // NaN, once a number is not finite
+  Numbers undefined{};  // NaN after a non-finite number
   Numbers largest{};
 
   void see(Numbers costs) {
@@ -33,7 +33,7 @@ struct Seen {
   bool large() const { return -least(-largest) > kLarge; }
 };
 
-// Up to eight costs, the others 0.
+// Up to eight costs, padded with 0.
 template <class Cost>
 Numbers some_costs(const Cost* cost, int count, double sign) {
   double lanes[kLanes] = {};
@@ -44,7 +44,7 @@ Numbers some_costs(const Cost* cost, int count, double sign) {
   return load(lanes) * sign;
 }
 
-// One problem into `solver`; false where a number is not finite.
+// Loads one problem into `solver`; returns false if a number is not finite.
 template <class Cost, class Solver>
 bool read(const Cost* cost, int size, double sign, Solver& solver) {
   Seen seen;
@@ -86,7 +86,7 @@ int64_t solve_each(const Problems& problems, int64_t begin, int64_t end, void* m
   return bad;
 }
 
-// As many problems at once as there are lanes; the last ones are repeated to fill them.
+// One problem per lane; the last problems are repeated to fill the lanes.
 template <int K, class Cost>
 int64_t solve_small(const Problems& problems, int64_t begin, int64_t end) {
   const Cost* cost = static_cast<const Cost*>(problems.cost);

@@ -1,4 +1,4 @@
-// Problems over threads, and each thread's share in the code for the processor that is there.
+// Divides problems among threads, and selects the code for the processor at run time.
 #include <algorithm>
 #include <atomic>
 #include <memory>

@@ -1,4 +1,4 @@
-// The launches of the CUDA kernels: the only place that speaks to the CUDA runtime.
+// Launches of the CUDA kernels; the only file that calls the CUDA runtime.
 #include <cuda_runtime.h>
 
 #include "assignment.hpp"
@@ -10,9 +10,9 @@ namespace art {
 namespace {
 
 constexpr int64_t kMostBlocks = 0x7fffffff;
-constexpr int kSharedBytesAnywhere = 48 * 1024;  // more has to be asked for
+constexpr int kSharedBytesAnywhere = 48 * 1024;  // larger blocks must be requested explicitly
 
-// Most bytes of shared memory that a block may have on the current device.
+// Maximum bytes of shared memory per block on the current device.
 int shared_bytes() {
   int device = 0, bytes = kSharedBytesAnywhere;
   if (cudaGetDevice(&device) == cudaSuccess)
@@ -20,7 +20,7 @@ int shared_bytes() {
   return bytes;
 }
 
-// Returns what this launch, and not an earlier one, met with.
+// Returns the error of this launch, not of an earlier one.
 template <class... Parameters>
 const char* enqueue(void (*kernel)(Parameters...), const Launch& launch, void* stream, Parameters... parameters) {
   if (launch.blocks == 0) return nullptr;

@@ -1,8 +1,8 @@
-// Matchings of 5 to 32 rows, by a group of 8, 16 or 32 lanes a problem; which kernel solves which problems.
+// Matchings of 5 to 32 rows, by a group of 8, 16 or 32 lanes per problem; and the choice of the kernel by size.
 //
-// A lane owns the columns j and the rows i with j, i = lane (modulo the width of the group): `Slots` of each, in
-// registers. Costs are read a row at a time, each lane its own columns, from shared memory, where no other lane touches
-// them. Two slots are for linking, where one warp matches up to 64 responses beside those that have multiplied.
+// A lane owns the columns j and the rows i with j, i = lane (modulo the group width): `Slots` of each, in registers.
+// Costs are read a row at a time from shared memory; each lane reads only its own columns. Two slots are for linking,
+// where one warp of the block matches up to 64 responses.
 #pragma once
 
 #include "block_assignment_cuda.cuh"
@@ -11,7 +11,7 @@
 
 namespace art {
 
-// Costs in shared memory, negated if the greatest is sought; `own` is the first column of the lane.
+// Costs in shared memory, negated when maximizing; `own` is the first column of the lane.
 template <class Real, int Slots>
 struct StagedCosts {
   static constexpr int kStride = kWarp * Slots;
@@ -23,13 +23,13 @@ struct StagedCosts {
   }
 };
 
-// What both methods keep: the matching so far.
+// State of both methods: the matching so far.
 template <int Width, int Slots>
 struct Matching {
   Group<Width> group;
   int size;
-  int column_of[Slots];      // of the rows of this lane, -1 without one
-  unsigned free_rows[Slots];  // bit b of word s: row s * Width + b is without a column; the same in all lanes
+  int column_of[Slots];      // of the rows of this lane, or -1
+  unsigned free_rows[Slots];  // bit b of word s: row s * Width + b has no column; the same in all lanes
 
   __device__ bool is_own(int slot) const { return slot * Width + group.lane < size; }
 
@@ -61,9 +61,9 @@ struct Matching {
   }
 };
 
-// Shortest augmenting paths (Jonker and Volgenant) with duals of the columns alone: that of a matched row is implied by
-// the cost of its match. Rounding can move a dual, but not break the matching: each step closes a column, and each path
-// ends in a free one.
+// Shortest augmenting paths (Jonker and Volgenant) with duals of the columns only: that of a matched row is implied by
+// the cost of its match. Rounding can move a dual, but cannot break the matching: each step closes a column, and each
+// path ends in a free one.
 template <int Width, int Slots, class Costs>
 struct ShortestPaths : Matching<Width, Slots> {
   using Matching<Width, Slots>::group;
@@ -74,11 +74,11 @@ struct ShortestPaths : Matching<Width, Slots> {
   double distance[Slots];
   int previous[Slots];  // the row before the column, on the shortest path to it
   int row_of[Slots];    // -1: the column is free
-  unsigned open;        // bit s: the shortest path to the column of slot s is not known yet
+  unsigned open;        // bit s: the shortest path to the column of slot s is not yet final
 
   struct Step {
     int column;
-    int row;  // of that column, -1: the path ends
+    int row;  // row of that column, or -1 if the path ends
     double length;
   };
 
@@ -92,7 +92,7 @@ struct ShortestPaths : Matching<Width, Slots> {
     }
   }
 
-  // Column reduction: the dual of a column is its least cost, and a row goes to the first column that has it there.
+  // Column reduction: the dual of a column is its minimal cost, and a row takes the first column whose minimum it has.
   __device__ void start(const Costs& costs) {
     int nearest[Slots];
 #pragma unroll
@@ -125,8 +125,8 @@ struct ShortestPaths : Matching<Width, Slots> {
     }
   }
 
-  // Extends the paths by `row`, which `last` reached, and takes the nearest open column; of equally near ones a free
-  // one, which ends the path.
+  // Extends the paths by `row`, which `last` reached, and selects the nearest open column; of equally near ones a free
+  // column, which ends the path.
   __device__ Step extend(const Costs& costs, int row, const Step& last) {
     double reduced[Slots];
     costs.row(row, reduced);
@@ -161,7 +161,7 @@ struct ShortestPaths : Matching<Width, Slots> {
     return {Slots == 1 ? lane : group.from(nearest, lane), group.from(nearest_row, lane), from_ordered(least_key)};
   }
 
-  // Lets each row on the path to `column` go to the column after it. Groups without a path look on.
+  // Each row on the path to `column` takes the next column. Groups without a path only participate in the calls.
   __device__ void augment(bool walking, int start, int column) {
     while (__any_sync(kAllLanes, walking)) {
       const int row = group.at(previous, column);
@@ -208,8 +208,8 @@ struct ShortestPaths : Matching<Width, Slots> {
   }
 };
 
-// The least cost first. Each column keeps its least cost in the rows that are left; it looks for another when that row
-// is taken.
+// The smallest cost first. Each column keeps its smallest cost among the remaining rows, and searches again when that
+// row is matched.
 template <int Width, int Slots, class Costs>
 struct LeastFirst : Matching<Width, Slots> {
   using Matching<Width, Slots>::group;
@@ -242,7 +242,7 @@ struct LeastFirst : Matching<Width, Slots> {
     }
   }
 
-  // The row and the column of the least cost, as row * kMaxSize + column: of equal costs the least number is the one.
+  // The row and column of the smallest cost, as row * kMaxSize + column; of equal costs the smallest number.
   __device__ unsigned nearest(unsigned open) const {
     double value = kInfinity;
     unsigned place = ~0u;
@@ -285,7 +285,7 @@ struct LeastFirst : Matching<Width, Slots> {
   }
 };
 
-// The columns of the rows of this lane. All lanes of a warp call it; groups that are not `there` get nothing of use.
+// Returns the columns of the rows of this lane. All lanes of a warp call it; results of groups not `there` are unused.
 template <int Width, int Slots, class Costs>
 __device__ void match(const Costs& costs, int size, bool there, Method method, int (&column_of)[Slots]) {
   const auto solve = [&](auto solver) {
@@ -346,15 +346,15 @@ __global__ void __launch_bounds__(kMaxWarps* kWarp) solve_staged(Problems proble
 
 template <class Real, int Width>
 Launch launch_of_staged(const Problems& problems) {
-  constexpr int kBlockBytes = 32768;  // of the 48 KiB that every device gives; several blocks fit a multiprocessor
+  constexpr int kBlockBytes = 32768;  // of the 48 KiB of every device; several blocks fit a multiprocessor
   const int bytes = problems.size * kWarp * static_cast<int>(sizeof(Real));
   const int fitting = kBlockBytes / bytes;
   const int warps = fitting > kMaxWarps ? kMaxWarps : fitting;
   return {blocks_for(problems.count, warps * (kWarp / Width)), warps * kWarp, warps * bytes};
 }
 
-// Calls `run` with the kernel that solves these problems and its launch, which takes at most so many bytes of shared
-// memory a block.
+// Calls `run` with the kernel that solves these problems and its launch, which uses at most the given bytes of shared
+// memory per block.
 template <class Real, class Run>
 auto with_solver_of(const Problems& problems, int shared_bytes, Run run) {
   const int size = problems.size;

@@ -1,4 +1,4 @@
-// Up to four rows: all matchings are compared, of as many problems at once as there are lanes.
+// Up to four rows: compares all matchings, of one problem per lane.
 #pragma once
 
 #include "simd.hpp"
@@ -7,7 +7,7 @@ namespace art::ART_TARGET {
 
 constexpr int kMaxEnumerated = 4;
 
-// In each lane the least sum, and the columns that rows 0 to K - 1 take in it.
+// In each lane, the minimal sum and the columns of rows 0 to K - 1.
 template <int K>
 struct Matching {
   Numbers sum;
@@ -23,7 +23,7 @@ inline void keep_better(Matching<K>& best, const Matching<K>& other) {
 
 inline Integers column(int64_t index) { return all(index); }
 
-// Rows `first` and the next one of a matrix [size, size], over columns a and b.
+// Rows `first` and `first + 1` of a matrix [size, size], in columns a and b.
 inline Matching<2> match_two(const Numbers* cost, int size, int first, int a, int b) {
   const Numbers *upper = cost + first * size, *lower = upper + size;
   Matching<2> best{upper[a] + lower[b], {column(a), column(b)}};
@@ -48,7 +48,7 @@ inline Matching<K> match_few(const Numbers* cost) {
   } else {
     static_assert(K == 4);
     Matching<4> best{all(kInfinity), {}};
-    // Two columns for the upper rows, the other two for the lower ones.
+    // Two columns for the upper rows, the other two for the lower rows.
     for (int a = 0; a < 3; ++a) {
       for (int b = a + 1; b < 4; ++b) {
         const int c = a > 0 ? 0 : (b > 1 ? 1 : 2), d = 6 - a - b - c;

@@ -1,8 +1,8 @@
-// Matchings of more rows than a warp has lanes: several warps a problem, thread j having column j and row j, with the dual
-// variable, the length of the path and both matches in registers.
+// Matchings of more rows than a warp has lanes, with several warps per problem: thread j handles column j and row j,
+// with the dual variable, the path length and both matches in registers.
 //
-// Costs are in shared memory where the device gives a block so much, and else in global memory, through the first-level
-// cache. Where the warps meet for the nearest column, the places they write it to alternate: one barrier a step is enough.
+// Costs are in shared memory if the device has enough for a block, otherwise in global memory, read through the L1
+// cache. The warps exchange the nearest column through alternating buffers, so one barrier per step suffices.
 #pragma once
 
 #include <type_traits>
@@ -11,7 +11,7 @@
 
 namespace art {
 
-// Costs in shared memory, negated if the greatest is sought.
+// Costs in shared memory, negated when maximizing.
 template <class Real>
 struct SharedCosts {
   const Real* costs;
@@ -45,11 +45,11 @@ constexpr int kMostBlockWarps = kMaxSize / kWarp;
 struct Nearest {
   uint64_t length;  // in the order of `ordered`
   int column;
-  int row;      // that has the column, -1: it is free
+  int row;      // row of the column, or -1 if it is free
   double dual;  // of the column
 };
 
-// A bit for each row.
+// One bit per row.
 struct Rows {
   unsigned words[kMostBlockWarps];
 
@@ -57,28 +57,28 @@ struct Rows {
   __device__ void add(int row) { words[row / kWarp] |= 1u << row % kWarp; }
 };
 
-// What the threads of a block tell each other.
+// Data exchanged between the threads of a block.
 struct BlockMemory {
   Nearest nearest[2][kMostBlockWarps];
-  int of_column[kMaxSize];  // a row that a column names
-  int of_row[kMaxSize];     // a column that a row names
+  int of_column[kMaxSize];  // a row for each column
+  int of_row[kMaxSize];     // a column for each row
   Rows rows;
 };
 
 __device__ inline int block_warps() { return static_cast<int>(blockDim.x) / kWarp; }
 
-// Whether any thread says so; all threads of the block call it.
+// Returns whether the predicate is true for any thread; all threads of the block must call it.
 __device__ inline bool any_of_block(bool vote, BlockMemory& memory) {
   const unsigned votes = __ballot_sync(kAllLanes, vote);
   if (threadIdx.x % kWarp == 0) memory.rows.words[threadIdx.x / kWarp] = votes;
   __syncthreads();
   unsigned all = 0;
   for (int warp = 0; warp < block_warps(); ++warp) all |= memory.rows.words[warp];
-  __syncthreads();  // before the places are written again
+  __syncthreads();  // before the buffers are reused
   return all != 0;
 }
 
-// The least of the block, of equal ones one that is free, then that of the lowest thread.
+// The minimum of the block; of equal ones a free column, then that of the lowest thread.
 __device__ inline Nearest nearest_of_block(const Nearest& own, BlockMemory& memory, int turn) {
   const auto warp = Group<kWarp>::here();
   const uint64_t least = warp.least(own.length);
@@ -102,15 +102,15 @@ struct BlockPaths {
   const Costs& costs;
   BlockMemory& memory;
   int size;
-  int column;  // of this thread, and its row too
+  int column;  // of this thread, also the index of its row
   int turn = 0;
   double dual = 0;
-  int row_of = -1;     // that has the column of this thread, -1: it is free
-  int column_of = -1;  // that the row of this thread has, or -1
+  int row_of = -1;     // row of this thread's column, or -1 if it is free
+  int column_of = -1;  // column of this thread's row, or -1
 
   __device__ bool is_own() const { return column < size; }
 
-  // The dual of a column is its least cost, and a row goes to the first column that has it there.
+  // The dual of a column is its minimal cost, and a row takes the first column whose minimum it has.
   __device__ void start() {
     int nearest = -1;
     dual = kInfinity;
@@ -133,7 +133,7 @@ struct BlockPaths {
     if (is_own() && memory.of_row[nearest] == column) row_of = nearest;
   }
 
-  // The shortest path from a row to a free column; each row on it goes to the column after it.
+  // The shortest path from a row to a free column; each row on it takes the next column.
   __device__ void augment(int start_row) {
     double distance = kInfinity;
     int previous = start_row;  // the row before the column, on the shortest path to it
@@ -159,8 +159,8 @@ struct BlockPaths {
     take_path(start_row, step.column, previous);
   }
 
-  // Threads tell each other their ends of the matching, the first walks along the path, and each takes its own again. A
-  // column is on the path if the row before it has it now: the row that had it before lies after it.
+  // Threads publish their part of the matching, the first thread walks along the path, and each thread reads its part
+  // back. A column is on the path if the row before it has it now; the row that had it before follows it.
   __device__ void take_path(int start_row, int end, int previous) {
     if (is_own()) {
       memory.of_column[column] = previous;
@@ -185,26 +185,26 @@ struct BlockPaths {
     } while (row != start_row);
   }
 
-  // Returns the column of the row of this thread.
+  // Returns the column of this thread's row.
   __device__ int solve() {
     start();
     for (int row = 0; row < size; ++row) {
-      if (memory.rows.has(row)) augment(row);  // no path takes a row's column away, nor gives one to another free row
+      if (memory.rows.has(row)) augment(row);  // no path takes a row's column away, or matches another free row
     }
     return column_of;
   }
 };
 
-// The least cost first. Each column keeps its least cost in the rows that are left.
+// The smallest cost first. Each column keeps its smallest cost among the remaining rows.
 template <class Costs>
 struct BlockLeastFirst {
   const Costs& costs;
-  BlockMemory& memory;  // its rows: those that are taken
+  BlockMemory& memory;  // its rows: the matched ones
   int size;
   int column;
   double least = 0;
   int least_row = 0;
-  int column_of = -1;  // that the row of this thread has, or -1
+  int column_of = -1;  // column of this thread's row, or -1
 
   __device__ void look() {
     least = kInfinity;
@@ -218,7 +218,7 @@ struct BlockLeastFirst {
     }
   }
 
-  // Of equal costs that in the lowest row, then the lowest column.
+  // Of equal costs the one in the lowest row, then in the lowest column.
   __device__ Nearest nearest(bool open, int turn) const {
     const Nearest value = nearest_of_block({open ? ordered(least) : ~uint64_t{0}, column, 0, 0.0}, memory, 2 * turn);
     const bool equal = open && ordered(least) == value.length;
@@ -226,7 +226,7 @@ struct BlockLeastFirst {
     return nearest_of_block({equal ? place : ~uint64_t{0}, column, least_row, 0.0}, memory, 2 * turn + 1);
   }
 
-  // Returns the column of the row of this thread.
+  // Returns the column of this thread's row.
   __device__ int solve() {
     if (column < kMostBlockWarps) memory.rows.words[column] = 0;
     __syncthreads();
@@ -246,7 +246,7 @@ struct BlockLeastFirst {
   }
 };
 
-// The column of the row of this thread.
+// Returns the column of this thread's row.
 template <class Costs>
 __device__ int match_by_block(const Costs& costs, BlockMemory& memory, const Problems& problems) {
   const int thread = static_cast<int>(threadIdx.x);
@@ -254,10 +254,10 @@ __device__ int match_by_block(const Costs& costs, BlockMemory& memory, const Pro
   return BlockLeastFirst<Costs>{costs, memory, problems.size, thread}.solve();
 }
 
-// In place of the type that costs in shared memory have: they stay in global memory.
+// Selects costs in global memory where a type of costs in shared memory is expected.
 struct InPlace {};
 
-// `Real` is what costs in shared memory are kept in, or InPlace.
+// `Real` is the type of the costs in shared memory, or InPlace.
 template <class Real>
 __global__ void __launch_bounds__(kMaxSize) solve_by_block(Problems problems) {
   const int size = problems.size;

@@ -1,14 +1,14 @@
-// Composition of the matches of adjacent frames to slots through the video, a block a video; similarities and tracklet
-// ids of the slots.
+// Follows the matches of adjacent frames through each video, one block per video: orders, similarities and tracklet
+// ids.
 //
-// Frames follow each other, so that what is read for many of them is read first, to shared memory, by all threads.
+// Frames depend on each other, so all threads first load the matches of many frames into shared memory.
 #pragma once
 
 #include "device.cuh"
 
 namespace art {
 
-// What is composed. Without `links`, only `order` is written.
+// Arguments. Without `links`, only `order` is written.
 struct Composition {
   const int64_t* matches;  // [videos, frames - 1, size]
   int64_t* order;          // [videos, frames, size]
@@ -22,7 +22,7 @@ struct Composition {
   int64_t* tracklet_id;
   double min_similarity;  // NaN: no tracklet ends
 
-  // How many matches go to shared memory at once: whole frames, no more than there are.
+  // Matches loaded into shared memory at a time: whole frames, at most all of them.
   __host__ __device__ int at_once() const {
     constexpr int kMost = 4096;
     return frames - 1 < kMost / size ? (frames - 1) * size : kMost / size * size;
@@ -37,7 +37,7 @@ struct Chunk {
   int16_t* order;  // of the frame before each match
   int8_t* ended;
 
-  static constexpr int kBytes = 2 * sizeof(int16_t) + sizeof(int8_t);  // a match
+  static constexpr int kBytes = 2 * sizeof(int16_t) + sizeof(int8_t);  // per match
 
   __device__ static Chunk of(int count) {
     auto* numbers = reinterpret_cast<int16_t*>(dynamic_shared_memory());
@@ -45,7 +45,7 @@ struct Chunk {
   }
 };
 
-// Each slot follows the matches. A frame without matches, -1, ends what can be known of the slot.
+// Each slot follows the matches. After a frame without matches (-1), the slot is undefined.
 __device__ inline int follow(const Chunk& chunk, int frames, int size, int response) {
   for (int f = 0; f < frames; ++f) {
     chunk.order[f * size + static_cast<int>(threadIdx.x)] = static_cast<int16_t>(response);
@@ -67,7 +67,7 @@ __device__ void write_similarity(const Composition& c, const Chunk& chunk, int64
   }
 }
 
-// Numbers the births of a chunk: frame by frame, in a warp, `next` counting on. `id` and `next` are carried over.
+// Numbers the tracklets that start in a chunk, frame by frame, in one warp; `id` and `next` are carried over.
 constexpr int kIdSlots = (kMaxLinked + kWarp - 1) / kWarp;
 
 __device__ inline void write_ids(
@@ -145,7 +145,7 @@ inline Composition composition_of(const Responses& responses, double min_similar
 inline Launch launch_of_composition(const Composition& composition) {
   constexpr int64_t kMostBlocks = 1 << 30;
   const int64_t numbers = static_cast<int64_t>(composition.frames) * composition.size;
-  const int64_t wanted = composition.size > numbers / 4 ? composition.size : numbers / 4;  // a thread may do several
+  const int64_t wanted = composition.size > numbers / 4 ? composition.size : numbers / 4;  // a thread may handle several
   const int64_t warps = wanted >= kComposeThreads ? kComposeThreads / kWarp : blocks_for(wanted, kWarp);
   const int64_t blocks = composition.videos < kMostBlocks ? composition.videos : kMostBlocks;
   return {blocks, static_cast<int>(warps) * kWarp, composition.at_once() * Chunk::kBytes};

@@ -1,4 +1,4 @@
-// The cosines of all pairs of responses of two frames: dot products as they lie, divided by both norms.
+// Cosines of all pairs of responses of two frames: dot products divided by both norms.
 #pragma once
 
 #include <cstdint>
@@ -7,7 +7,7 @@
 
 namespace art::ART_TARGET {
 
-// Stands for a cosine that is NaN: below every other, and a number that can be compared.
+// Replaces a NaN cosine: below all others, and comparable.
 constexpr int kIncomparable = -2;
 
 template <class Real>
@@ -15,7 +15,7 @@ Real cosine_of(Real cosine) {
   return cosine == kIncomparable ? static_cast<Real>(__builtin_nan("")) : cosine;
 }
 
-// What one register holds.
+// Values of one register.
 #if defined(__AVX512F__)
 constexpr int kRegister = 64;
 #elif defined(__AVX2__)
@@ -24,7 +24,7 @@ constexpr int kRegister = 32;
 constexpr int kRegister = 16;
 #endif
 
-// The sum of all lanes: halves are added until four or fewer are left.
+// Sum of all lanes: adds halves until at most four remain.
 template <class Real, int Bytes>
 Real sum_of(const char* lanes) {
   if constexpr (Bytes <= 16) {
@@ -42,7 +42,7 @@ Real sum_of(const char* lanes) {
   }
 }
 
-// As many channels as a register holds.
+// Channels that fill a register.
 template <class Real>
 struct Channels {
   static constexpr int kCount = kRegister / sizeof(Real);
@@ -54,14 +54,14 @@ struct Channels {
     return vector;
   }
 
-  // The first ones, and zeros.
+  // The first channels, padded with zeros.
   static Vector some(const Real* channels, int count) {
     Vector vector{};
     for (int at = 0; at < count; ++at) vector[at] = channels[at];
     return vector;
   }
 
-  // Calls add(load) for all of `count` channels, with load(response) what is to be read of a response next.
+  // Calls add(load) for all `count` channels; load(response) reads the next channels of a response.
   template <class Add>
   static void for_each(int count, const Add& add) {
     int first = 0;
@@ -79,8 +79,8 @@ struct Frames {
   int size, channels;
 };
 
-// Rows x Columns dot products from responses `row` of one frame and `column` of the next on: each number that is loaded
-// serves several of them.
+// Rows x Columns dot products, starting at response `row` of one frame and `column` of the next; each loaded value is
+// used several times.
 template <int Rows, int Columns, class Real>
 void take_tile(const Frames<Real>& frames, int row, int column, Real* products) {
   using Of = Channels<Real>;
@@ -116,12 +116,12 @@ Real norm(const Real* response, int channels) {
     sums += vector * vector;
   });
   const Real square = Of::sum(sums);
-  // A zero vector's cosines are 0: an infinite norm makes them so.
+  // The infinite norm makes the cosines of a zero vector 0.
   const Real least_normal = sizeof(Real) == sizeof(double) ? static_cast<Real>(0x1p-1022) : static_cast<Real>(0x1p-126);
   return square < least_normal ? static_cast<Real>(__builtin_huge_val()) : static_cast<Real>(__builtin_sqrt(square));
 }
 
-// Fills `cosines` [size, size]; `norms` has room for twice `size`.
+// Fills `cosines` [size, size]; `norms` holds 2 * size values.
 template <class Real>
 void take_cosines(const Frames<Real>& frames, Real* norms, Real* cosines) {
   const int size = frames.size;

@@ -1,4 +1,4 @@
-// What the kernels use of a device: lanes that work as one, shared memory, and numbers of any dtype read as they lie.
+// Building blocks of the kernels: groups of lanes, shared memory, and loads of any dtype.
 #pragma once
 
 #include <cstdint>
@@ -17,7 +17,7 @@ __device__ inline unsigned char* dynamic_shared_memory() {
 }
 #endif
 
-// Unsigned numbers in the order of the doubles (NaN aside), and back: integers have fast minima.
+// Unsigned integers in the order of the doubles (except NaN), and back: integers have fast minima.
 __device__ inline uint64_t ordered(double value) {
   const int64_t bits = __double_as_longlong(value);
   return static_cast<uint64_t>(bits) ^ (static_cast<uint64_t>(bits >> 63) | (uint64_t{1} << 63));
@@ -28,14 +28,14 @@ __device__ inline double from_ordered(uint64_t key) {
   return __longlong_as_double(static_cast<int64_t>(key ^ sign));
 }
 
-// `Width` neighbouring lanes that work on one problem. The groups of a warp go through every call together, with work
-// or without: all votes and shuffles are of the whole warp.
+// `Width` adjacent lanes that work on one problem. All groups of a warp execute every call together, with or without
+// work, because votes and shuffles involve the whole warp.
 //
-// An array of `Slots` values in each lane is one of Width * Slots values: index i is in lane i % Width, slot i / Width.
+// An array of `Slots` values per lane represents Width * Slots values: index i is in lane i % Width, slot i / Width.
 template <int Width>
 struct Group {
   int lane;
-  int first;  // lane of the warp
+  int first;  // first lane in the warp
 
   __device__ static Group here() {
     const int lane = static_cast<int>(threadIdx.x) % kWarp;
@@ -56,8 +56,8 @@ struct Group {
     return __shfl_sync(kAllLanes, value, other, Width);
   }
 
-  // Values in registers cannot be indexed: each slot is asked in turn. All are read in any case, lest the compiler take
-  // the address of one, and with it all to local memory.
+  // Values in registers cannot be indexed, so each slot is tested. All slots are read unconditionally, otherwise the
+  // compiler would take the address of one and move all of them to local memory.
   template <class T, int Slots>
   __device__ T at(const T (&values)[Slots], int index) const {
     T value = values[0];
@@ -108,7 +108,7 @@ struct Group {
   }
 };
 
-// Numbers of 16 bits, as they lie in memory.
+// 16-bit numbers as stored.
 struct Half {
   uint16_t bits;
 };
@@ -121,14 +121,14 @@ __device__ inline double number(double value) { return value; }
 __device__ inline float number(Bfloat16 value) { return __uint_as_float(static_cast<unsigned>(value.bits) << 16); }
 __device__ inline float number(Half value) {
   const unsigned magnitude = (value.bits & 0x7fffu) << 13;
-  // 2^112 moves the exponent from a half's bias to a float's, subnormal halves included; the topmost is inf and NaN.
+  // 2^112 converts the exponent bias of a half to that of a float, also for subnormals; the largest is inf and NaN.
   const float finite = __uint_as_float(magnitude) * 0x1p112f;
   const float unsigned_value = magnitude >= 0x7c00u << 13 ? __uint_as_float(magnitude | 0x7f800000u) : finite;
   return value.bits & 0x8000u ? -unsigned_value : unsigned_value;
 }
 
-// Calls `run` with a null pointer to the type that holds `dtype`. Real is double for float64 alone, and else float, so
-// that no kernel holds code for types it never sees.
+// Calls `run` with a null pointer to the type of `dtype`. Real is double only for float64, otherwise float, so that no
+// kernel contains code for types it never processes.
 template <class Real, class Run>
 __device__ inline void with_type(Dtype dtype, Run run) {
   if constexpr (sizeof(Real) == sizeof(double)) {
@@ -157,7 +157,7 @@ constexpr double kShrink = 0x1p-24;
 __device__ inline bool is_huge(float) { return false; }
 __device__ inline bool is_huge(double value) { return value > kHuge || value < -kHuge; }
 
-// What a look at all costs of a problem tells.
+// Result of scanning all costs of a problem.
 struct Range {
   bool finite = true;
   bool huge = false;
@@ -171,7 +171,7 @@ struct Range {
 
 constexpr double kInfinity = __builtin_huge_val();
 
-// How a kernel is launched.
+// Launch parameters of a kernel.
 struct Launch {
   int64_t blocks;
   int threads;

@@ -1,4 +1,4 @@
-// Matchings of at most four rows, by one thread in its registers.
+// Matchings of at most four rows, by one thread in registers.
 #pragma once
 
 #include "device.cuh"
@@ -7,11 +7,11 @@ namespace art {
 
 constexpr int kMaxEnumerated = 4;
 
-// Two bits a row: the column it goes to.
+// Two bits per row: its column.
 __device__ inline int enumerated_column(int code, int row) { return (code >> (2 * row)) & 3; }
 
-// The best sums of the first rows over all sets of as many columns. Of equal sums that with the last row in the higher
-// column is taken, which makes equal costs the identity.
+// The best sums of the first rows over all sets of the same number of columns. Of equal sums the one with the last row
+// in the higher column is used, so equal costs yield the identity.
 template <class Real, int Size>
 __device__ int enumerate_optimal(const Real (&cost)[Size * Size]) {
   double sums[1 << Size];
@@ -74,8 +74,8 @@ __device__ int enumerate(const Real (&cost)[Size * Size], Method method) {
   return method == Method::optimal ? enumerate_optimal<Real, Size>(cost) : enumerate_greedy<Real, Size>(cost);
 }
 
-// Takes the costs of the problems of a warp, which are neighbours in memory, to shared memory; odd distances there keep
-// the lanes, each of which reads its own problem, on different banks.
+// Copies the costs of the problems of a warp, which are contiguous, to shared memory; odd strides there place the
+// lanes, each of which reads its own problem, on different banks.
 template <class Real, int Size>
 __device__ void stage_neighbours(const Problems& problems, int64_t first, int there, Real* staged) {
   constexpr int kNumbers = Size * Size;
@@ -127,7 +127,7 @@ __global__ void __launch_bounds__(kEnumerateThreads) solve_by_enumeration(Proble
     code = enumerate_staged<Real, Size>(staged + lane * (kNumbers | 1), problems.maximize, problems.method);
   }
 #pragma unroll
-  for (int step = 0; step < Size; ++step) {  // neighbouring lanes write neighbouring rows
+  for (int step = 0; step < Size; ++step) {  // adjacent lanes write adjacent rows
     const int e = step * kWarp + lane;
     const int of_problem = __shfl_sync(kAllLanes, code, e / Size, kWarp);
     if (e < there * Size) {

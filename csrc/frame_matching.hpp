@@ -1,4 +1,4 @@
-// Adjacent frames on one thread: the cosines of all pairs of their responses, and the matching with the greatest sum.
+// Adjacent frames on one thread: cosines of all pairs of responses, and the matching with the maximal sum.
 #pragma once
 
 #include <cstddef>
@@ -10,7 +10,7 @@
 
 namespace art::ART_TARGET {
 
-// Pairs of frames whose cosines are taken before they are solved: of small problems several are solved at once.
+// Pairs of frames whose cosines are computed before solving, because small problems are solved several at a time.
 inline int64_t pairs_at_once(int size) {
   const int64_t fit = 4096 / (static_cast<int64_t>(size) * size);
   return fit < 1 ? 1 : fit;

@@ -1,4 +1,4 @@
-// The least cost first, then the least among the rows and columns that are left.
+// The smallest cost first, then the smallest among the remaining rows and columns.
 #pragma once
 
 #include <cstddef>
@@ -14,7 +14,7 @@ class Greedy {
     return static_cast<size_t>(size) * (size * sizeof(double) + sizeof(double) + 4 * sizeof(int));
   }
 
-  // `memory` has that many bytes, aligned as float64 is, and outlives this.
+  // `memory` has that many bytes, is aligned for float64, and outlives this object.
   Greedy(int size, void* memory) : size_(size) {
     cost_ = static_cast<double*>(memory);
     best_ = cost_ + static_cast<size_t>(size) * size;
@@ -22,10 +22,10 @@ class Greedy {
     rows_ = column_of_ + size, columns_ = rows_ + size;
   }
 
-  // Where the caller puts row i.
+  // Storage of row i, filled by the caller.
   double* row(int i) const { return cost_ + static_cast<size_t>(i) * size_; }
 
-  // Matches the rows; the column of each is in columns()[i].
+  // Matches the rows; columns()[i] is the column of row i.
   void solve() {
     for (int i = 0; i < size_; ++i) rows_[i] = columns_[i] = i;
     for (int i = 0; i < size_; ++i) look(i, size_);
@@ -47,7 +47,7 @@ class Greedy {
   const int* columns() const { return column_of_; }
 
  private:
-  // The first of the cheapest columns that are left to a row.
+  // The first of the cheapest remaining columns of a row.
   void look(int i, int left) {
     const double* cost = row(i);
     int best = columns_[0];
@@ -57,15 +57,15 @@ class Greedy {
     best_column_[i] = best;
   }
 
-  // In order, so that of equal costs the lowest row and column stay first.
+  // Preserves the order, so that of equal costs the lowest row and column stay first.
   static void remove(int* list, int place, int count) {
     for (int index = place; index + 1 < count; ++index) list[index] = list[index + 1];
   }
 
   int size_;
-  double *cost_, *best_;           // [size, size]; the least cost of each row among the columns that are left
-  int *best_column_, *column_of_;  // where that is; what a row got
-  int *rows_, *columns_;           // those that are left, in order
+  double *cost_, *best_;           // [size, size]; smallest cost of each row among the remaining columns
+  int *best_column_, *column_of_;  // column of that cost; column assigned to a row
+  int *rows_, *columns_;           // remaining rows and columns, in order
 };
 
 }  // namespace art::ART_TARGET

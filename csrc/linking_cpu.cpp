@@ -1,4 +1,4 @@
-// Pairs of frames over threads; then each video's matches become slots, frame after frame.
+// Divides pairs of frames among threads, then follows the matches of each video frame by frame.
 #include <algorithm>
 #include <memory>
 

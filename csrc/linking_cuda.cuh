@@ -1,25 +1,25 @@
-// Linking of adjacent frames: the cosines of all their pairs of responses, and the matching, in one kernel.
+// Links adjacent frames: the cosines of all pairs of responses, and the matching, in one kernel.
 //
-// Up to 4 responses a frame, a warp takes a pair of frames: its lanes share the channels and the sums go round by
-// shuffles. Above, a block does: tiles of channels go through shared memory, each thread holds a square of dot
-// products, and the first warp solves the matrix of cosines that takes the place of the tiles.
+// Up to 4 responses per frame, a warp processes a pair of frames: its lanes divide the channels and reduce the sums
+// with shuffles. Above that, a block does: tiles of channels are staged in shared memory, each thread accumulates a
+// square of dot products, and the first warp solves the matrix of cosines, which replaces the tiles.
 #pragma once
 
 #include "assignment_cuda.cuh"
 
 namespace art {
 
-// The least normal number: vectors with a squared norm below it have lost their direction.
+// The smallest normal number: the direction of a vector with a smaller squared norm is lost.
 __device__ inline float least_normal(float) { return 0x1p-126f; }
 __device__ inline double least_normal(double) { return 0x1p-1022; }
 
-// A zero vector has an infinite norm, so that its cosines are 0.
+// A zero vector has an infinite norm, so its cosines are 0.
 __device__ inline float norm_of(float square) {
   return square < least_normal(square) ? static_cast<float>(kInfinity) : sqrtf(square);
 }
 __device__ inline double norm_of(double square) { return square < least_normal(square) ? kInfinity : sqrt(square); }
 
-// The cost of a pair whose cosine is not a number: beyond that of every other.
+// The cost of a pair whose cosine is NaN: above all others.
 constexpr int kUnknown = 2;
 
 template <class Real>
@@ -32,7 +32,7 @@ __device__ Real cosine_of_cost(Real cost) {
   return cost == Real{kUnknown} ? static_cast<Real>(__builtin_nan("")) : Real{0} - cost;
 }
 
-// As many numbers as a thread reads at once: 16 bytes of Real.
+// Values that a thread reads at a time: 16 bytes of Real.
 template <class Real>
 constexpr int kUnit = 16 / static_cast<int>(sizeof(Real));
 
@@ -41,7 +41,7 @@ struct alignas(sizeof(T) * Count) Unit {
   T numbers[Count];
 };
 
-// A pair of adjacent frames. `wide`: each of their units can be read at once.
+// A pair of adjacent frames. `wide`: units can be read with one instruction.
 struct FramePair {
   const void* values;
   int64_t here, next;  // the first responses of both frames
@@ -49,7 +49,7 @@ struct FramePair {
   int size, channels;
   bool wide;
 
-  // Response `row`, counted on into the next frame from `rows_a_frame` (at least `size`) on.
+  // Response `row`; rows from `rows_a_frame` (at least `size`) are in the next frame.
   __device__ bool has(int row, int rows_a_frame) const { return row % rows_a_frame < size; }
   __device__ int64_t offset(int row, int rows_a_frame) const {
     return (row < rows_a_frame ? here : next) + static_cast<int64_t>(row % rows_a_frame) * stride;
@@ -68,7 +68,7 @@ struct FramePairs {
   }
 };
 
-// A unit of channels of one response; beyond the last channel, and where there is no response, zeros.
+// A unit of channels of one response; zeros beyond the last channel and the last response.
 template <class Real, class T>
 __device__ Unit<Real, kUnit<Real>> read_unit(const T* response, int channel, int channels, bool there, bool wide) {
   constexpr int kCount = kUnit<Real>;
@@ -92,7 +92,7 @@ __device__ void add_products(const Unit<Real, kUnit<Real>>& a, const Unit<Real, 
   for (int n = 0; n < kUnit<Real>; ++n) sum += a.numbers[n] * b.numbers[n];
 }
 
-// The sums of a lane, or of all lanes, over the channels of two frames of at most `Rows` responses.
+// Sums of a lane, or of all lanes, over the channels of two frames of at most `Rows` responses.
 template <class Real, int Rows>
 struct FewProducts {
   Real dots[Rows * Rows];
@@ -132,7 +132,7 @@ struct FewProducts {
     }
   }
 
-  // Dot products become costs. Rows and columns that are not there are dearer than all others, but with one another.
+  // Converts dot products to costs. Padding rows and columns cost more than all others, except with each other.
   __device__ void to_costs(int size) {
 #pragma unroll
     for (int n = 0; n < Rows * Rows; ++n) {
@@ -170,16 +170,16 @@ __global__ void __launch_bounds__(kFewThreads) link_few(FramePairs pairs, Method
   }
 }
 
-// A tile: 8 units of channels of all responses of both frames, rows a unit further apart than that, which keeps threads
-// that read neighbouring rows on different banks.
+// A tile: 8 units of channels of all responses of both frames. Rows are padded by one unit, so that threads that read
+// adjacent rows access different banks.
 constexpr int kTileUnits = 8;
 
-// `Rows` is the number of responses a frame, rounded up; a thread holds Square x Square dot products.
+// `Rows` is the number of responses per frame, rounded up; a thread accumulates Square x Square dot products.
 template <class Real, int Rows, int Square>
 struct ManyProducts {
   static constexpr int kSide = Rows / Square;
   static constexpr int kThreads = kSide * kSide;
-  static constexpr int kUnits = 2 * Rows * kTileUnits / kThreads;  // that a thread reads of a tile
+  static constexpr int kUnits = 2 * Rows * kTileUnits / kThreads;  // units of a tile per thread
   static constexpr int kSlots = Rows > kWarp ? 2 : 1;
   static constexpr int kTileBytes = 2 * Rows * (kTileUnits + 1) * 16;
   static constexpr int kCostBytes = Rows * kSlots * kWarp * static_cast<int>(sizeof(Real));
@@ -243,14 +243,14 @@ struct ManyProducts {
     for (int first = 0; first < pair.channels; first += kTileUnits * kUnit<Real>) {
       RealUnit units[kUnits];
       read(pair, dtype, first, units);
-      __syncthreads();  // the tile before is used up
+      __syncthreads();  // all threads are done with the previous tile
       store(units);
       __syncthreads();
       add_tile();
     }
   }
 
-  // The costs take the place of the tile.
+  // The costs replace the tile.
   __device__ Real* write_costs(int size) const {
     if (thread < 2 * Rows) norms[thread] = norm_of(square);
     __syncthreads();
@@ -297,7 +297,7 @@ __global__ void __launch_bounds__(ManyProducts<Real, Rows, Square>::kThreads)
   }
 }
 
-// Whether each response begins where a whole unit can be read.
+// Whether every response starts at an address from which a whole unit can be read.
 template <class Real>
 bool reads_units(const Responses& responses) {
   const int bytes = responses.dtype == Dtype::float64 ? 8 : responses.dtype == Dtype::float32 ? 4 : 2;
@@ -313,7 +313,7 @@ Launch launch_of_many(int64_t pairs) {
   return {pairs, Products::kThreads, Products::kSharedBytes};
 }
 
-// Calls `run` with the kernel that matches the frames, its launch and what it takes first.
+// Calls `run` with the kernel that matches the frames, its launch and its first argument.
 template <class Real, class Run>
 auto with_linker_of(const Responses& responses, Run run) {
   const FramePairs pairs{responses, reads_units<Real>(responses)};

@@ -1,4 +1,4 @@
-// The Python module: addresses, sizes and numbers in, nothing of any tensor library.
+// The Python module. It takes addresses, sizes and numbers, and is independent of any tensor library.
 #include <pybind11/pybind11.h>
 
 #include <stdexcept>
@@ -18,7 +18,7 @@ T* at(uintptr_t address) {
 
 art::Method method(bool greedy) { return greedy ? art::Method::greedy : art::Method::optimal; }
 
-// The structures of assignment.hpp, with addresses in place of pointers.
+// The structs of assignment.hpp, with addresses instead of pointers.
 void define_structures(py::module_& module) {
   py::class_<art::Problems>(module, "Problems")
       .def(py::init([](uintptr_t cost, int dtype, int64_t count, int size, bool maximize, bool greedy,

@@ -1,4 +1,4 @@
-// Costs of any dtype as float64, which holds each exactly.
+// Costs of any dtype as float64, which represents each exactly.
 #pragma once
 
 #include <cstdint>
@@ -25,8 +25,8 @@ inline double widened(Bfloat16 value) {
 }
 
 inline double widened(Half value) {
-  // Exponent and mantissa move to their places in a float; the difference of the biases, 112, is a factor that makes
-  // subnormal numbers right too. The largest exponent means NaN or inf in either.
+  // Moves exponent and mantissa to their positions in a float; multiplying by 2^112, the difference of the biases, also
+  // makes subnormal numbers correct. The largest exponent means NaN or inf in both formats.
   const uint32_t magnitude = value.bits & 0x7fffu, sign = static_cast<uint32_t>(value.bits & 0x8000u) << 16;
   uint32_t bits = magnitude << 13;
   float wide;

@@ -1,4 +1,4 @@
-// What is compiled once for each instruction set, and which of them this processor has.
+// The functions compiled once per instruction set, and the instruction sets that this processor supports.
 #pragma once
 
 #include <cstddef>
@@ -8,16 +8,16 @@
 
 namespace art {
 
-// Memory is given in bytes, aligned as float64 is.
+// Memory sizes are in bytes, aligned for float64.
 struct Processor {
-  // What `solve` works in.
+  // Scratch memory of `solve`.
   size_t (*solve_bytes)(int size, Method method);
-  // Solves the problems from `begin` to `end`; returns the index of the first with NaN or inf, or -1.
+  // Solves problems `begin` to `end`; returns the index of the first with NaN or inf, or -1.
   int64_t (*solve)(const Problems& problems, int64_t begin, int64_t end, void* memory);
 
-  // What `match_frames` works in.
+  // Scratch memory of `match_frames`.
   size_t (*match_frames_bytes)(int size, Method method);
-  // Matches the responses of the pairs of adjacent frames from `begin` to `end`: `matches` and `matched` of the links.
+  // Matches the pairs of adjacent frames `begin` to `end`: fills `matches` and `matched` of the links.
   void (*match_frames)(
       const Responses& responses, Method method, const Links& links, int64_t begin, int64_t end, void* memory);
 };
@@ -45,7 +45,7 @@ inline const Processor& this_processor() {
 #endif
 }
 
-// As solve_on_cpu and link_on_cpu, in the code for `processor`.
+// Like solve_on_cpu and link_on_cpu, with the code for `processor`.
 int64_t solve_with(const Processor& processor, const Problems& problems, int threads);
 void link_with(const Processor& processor, const Responses& responses, Method method, double min_similarity,
                const Links& links, int threads);

@@ -1,8 +1,8 @@
-// One problem of any size, after Jonker and Volgenant (1987): columns take their cheapest rows, rows that are left try to
-// take a column from another, and what is then unmatched is matched along shortest augmenting paths.
+// One problem of any size, after Jonker and Volgenant (1987): columns take their cheapest rows, remaining rows try to
+// take a column from another row, and rows still unmatched are matched along shortest augmenting paths.
 //
-// v[j] is the dual variable of column j; that of a row i follows from the column it has. Throughout, the column of each
-// matched row has the least reduced cost cost[i, j] - v[j] of that row.
+// v[j] is the dual variable of column j; that of a row i follows from its column. Throughout, the column of each
+// matched row minimizes the reduced cost cost[i, j] - v[j] of that row.
 #pragma once
 
 #include <cstddef>
@@ -14,13 +14,13 @@ namespace art::ART_TARGET {
 
 class ShortestPaths {
  public:
-  // Bytes that one of this size works in.
+  // Bytes of scratch memory for a problem of this size.
   static size_t bytes(int size) {
     const size_t padded = vectors_of(size) * kLanes;
     return padded * ((size + 3) * sizeof(double) + 2 * sizeof(int64_t)) + size * (3 * sizeof(int) + sizeof(Settled));
   }
 
-  // `memory` has that many bytes, aligned as float64 is, and outlives this.
+  // `memory` has that many bytes, is aligned for float64, and outlives this object.
   ShortestPaths(int size, void* memory) : size_(size), padded_(vectors_of(size) * kLanes) {
     double* numbers = static_cast<double*>(memory);
     auto take = [&](size_t count) { return numbers += count, numbers - count; };
@@ -29,19 +29,19 @@ class ShortestPaths {
     settled_ = reinterpret_cast<Settled*>(take(size * sizeof(Settled) / sizeof(double)));
     before_ = reinterpret_cast<int64_t*>(numbers), row_of_ = before_ + padded_;
     column_of_ = reinterpret_cast<int*>(row_of_ + padded_), takers_ = column_of_ + size, free_ = takers_ + size;
-    // The columns that fill the last vector are never chosen.
+    // The padding columns of the last vector are never chosen.
     for (int i = 0; i < size; ++i)
       for (int j = size; j < padded_; ++j) row(i)[j] = kInfinity;
   }
 
-  // Where the caller puts row i.
+  // Storage of row i, filled by the caller.
   double* row(int i) const { return cost_ + static_cast<size_t>(i) * padded_; }
 
-  // Matches the rows; the column of each is in columns()[i].
+  // Matches the rows; columns()[i] is the column of row i.
   void solve() {
     reduce_columns();
     transfer_reductions();
-    // Twice, because a row that loses its column to another may find one that is as good.
+    // Twice, because a row that loses its column may find another one that is equally good.
     for (int pass = 0; pass < 2 && free_count_ > 0; ++pass) reduce_rows();
     for (int index = 0; index < free_count_; ++index) augment(free_[index]);
   }
@@ -59,7 +59,7 @@ class ShortestPaths {
     int column, second_column;
   };
 
-  // v[j] is the least cost of column j. Its row takes the last such column.
+  // v[j] is the minimal cost of column j. Its row takes the last such column.
   void reduce_columns() {
     for (int at = 0; at < padded_; at += kLanes) {
       Numbers best = load(row(0) + at);
@@ -82,7 +82,7 @@ class ShortestPaths {
     for (int j = size_; j < padded_; ++j) v_[j] = 0;  // inf - 0 stays inf
   }
 
-  // A row that was the cheapest of one column only can give up what it has before the next column is as good.
+  // A row that is the cheapest of only one column can lower v[j] until its second-best column is equally good.
   void transfer_reductions() {
     free_count_ = 0;
     for (int i = 0; i < size_; ++i) {
@@ -95,7 +95,7 @@ class ShortestPaths {
     }
   }
 
-  // The least reduced cost of a row, without one column.
+  // The minimal reduced cost of a row, excluding one column.
   double least_reduced(int i, int without) {
     const double kept = row(i)[without];
     row(i)[without] = kInfinity;
@@ -121,7 +121,7 @@ class ShortestPaths {
     found.least = least(best);
     const int lane = first_equal(best, found.least);
     found.column = static_cast<int>(column[lane]);
-    // The second of all is the second of that lane, or the least of another.
+    // The second smallest is the second of that lane, or the smallest of another lane.
     best[lane] = second[lane];
     column[lane] = second_column[lane];
     found.second = least(best);
@@ -129,15 +129,16 @@ class ShortestPaths {
     return found;
   }
 
-  // Each free row takes its cheapest column, whose row is then free, at a price that makes its second as good.
+  // Each free row takes its cheapest column, which frees that column's row, at a price that makes its second equally
+  // good.
   void reduce_rows() {
     int left = 0, current = 0, tries = 0;
-    const int count = free_count_, patience = size_ / 4;  // what is left is matched sooner along paths
+    const int count = free_count_, patience = size_ / 4;  // the remaining rows are matched faster along paths
     while (current < count) {
       const int i = free_[current++];
       TwoLeast found = two_least(i);
       const double lowered = v_[found.column] - (found.second - found.least);
-      const bool lowers = lowered < v_[found.column];  // rounding can swallow the difference
+      const bool lowers = lowered < v_[found.column];  // rounding can cancel the difference
       int j = found.column;
       if (lowers)
         v_[j] = lowered;
@@ -149,15 +150,15 @@ class ShortestPaths {
       if (loser < 0) continue;
       column_of_[loser] = -1;
       if (lowers && ++tries < patience)
-        free_[--current] = loser;  // at once, while its costs are near
+        free_[--current] = loser;  // immediately, while its costs are in cache
       else
         free_[left++] = loser;
     }
     free_count_ = left;
   }
 
-  // Dijkstra from a free row to the nearest column without a row, over reduced costs; then every row on the path takes the
-  // next column.
+  // Dijkstra's algorithm from a free row to the nearest free column, over reduced costs; then every row on the path
+  // takes the next column.
   void augment(int start) {
     for (int at = 0; at < padded_; at += kLanes) {
       store(reach_ + at, all(kInfinity));
@@ -184,8 +185,8 @@ class ShortestPaths {
     } while (i != start);
   }
 
-  // Shortens the ways to open columns by those through row i, and returns the nearest open column: of several one without
-  // a row, where the path ends, if there is any.
+  // Shortens the paths to open columns by those through row i, and returns the nearest open column; of equally near
+  // ones a free column, where the path ends, if there is one.
   int relax(int i, double offset, double& distance) {
     const double* cost = row(i);
     Numbers best = all(kInfinity);
@@ -215,9 +216,9 @@ class ShortestPaths {
 
   int size_, padded_, free_count_ = 0;
   double *cost_, *v_;
-  double *reach_, *open_v_;     // the length of the way to an open column, inf to a settled one; v of open ones, else -inf
-  int64_t *before_, *row_of_;   // the row before a column on its way; the row that has a column, or -1
-  int *column_of_, *takers_;    // the column that a row has, or -1; how many columns it is the cheapest of
+  double *reach_, *open_v_;     // path length of an open column, inf if settled; v of an open column, else -inf
+  int64_t *before_, *row_of_;   // row before a column on its path; row of a column, or -1
+  int *column_of_, *takers_;    // column of a row, or -1; number of columns that a row is the cheapest of
   int* free_;                   // rows without a column
   Settled* settled_;
 };

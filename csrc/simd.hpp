@@ -1,4 +1,4 @@
-// Eight float64 numbers at a time, whatever the processor: the compiler splits them into what it has.
+// Eight float64 numbers at a time on every processor: the compiler splits them into available registers.
 #pragma once
 
 #include <cstdint>
@@ -20,7 +20,7 @@ typedef int64_t Integers __attribute__((vector_size(kLanes * sizeof(int64_t))));
 inline Numbers all(double value) { return Numbers{} + value; }
 inline Integers all(int64_t value) { return Integers{} + value; }
 
-// Not Numbers itself, which would ask for an alignment that not every pointer has.
+// Not Numbers itself, which would require an alignment that not every pointer has.
 inline Numbers load(const double* from) {
   Numbers numbers;
   __builtin_memcpy(&numbers, from, sizeof(numbers));
@@ -36,7 +36,7 @@ inline void store(int64_t* to, Integers integers) { __builtin_memcpy(to, &intege
 
 inline Numbers smaller(Numbers a, Numbers b) { return a < b ? a : b; }
 
-// The least of eight numbers.
+// The minimum of eight numbers.
 inline double least(Numbers numbers) {
 #if defined(__AVX512F__)
   return _mm512_reduce_min_pd((__m512d)numbers);
@@ -49,7 +49,7 @@ inline double least(Numbers numbers) {
 #endif
 }
 
-// The first lane that equals `value`, which one does.
+// The first lane that equals `value`; there is one.
 inline int first_equal(Numbers numbers, double value) {
 #if defined(__AVX512F__)
   return __builtin_ctz(_mm512_cmp_pd_mask((__m512d)numbers, _mm512_set1_pd(value), _CMP_EQ_OQ));

@@ -1,4 +1,4 @@
-// All that is compiled for one instruction set, which ART_TARGET names.
+// Everything that is compiled for the instruction set ART_TARGET.
 #include "assignment_batch.hpp"
 #include "frame_matching.hpp"
 #include "processor.hpp"

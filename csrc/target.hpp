@@ -1,6 +1,6 @@
-// Some files are compiled once for each instruction set. What they hold lies in a namespace of that name, and they use
-// nothing of the standard library that leaves functions behind: the linker keeps one of each name, and would hand code
-// for a new processor to an old one.
+// Some files are compiled once per instruction set, in a namespace of that name. They must not call functions of the
+// standard library that are emitted out of line: the linker keeps one copy of each, so an old processor could execute
+// code compiled for a new one.
 #pragma once
 
 #ifndef ART_TARGET

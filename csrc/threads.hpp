@@ -1,4 +1,4 @@
-// Work in pieces over threads.
+// Divides work among threads.
 #pragma once
 
 #include <algorithm>
@@ -10,13 +10,13 @@
 
 namespace art {
 
-// As many threads as there is work for: one takes longer to start than 50 microseconds of work are worth.
+// Number of threads worth starting: starting one takes longer than 50 microseconds of work.
 inline int worth(double nanoseconds, int threads) {
   return static_cast<int>(std::clamp(nanoseconds / 50e3, 1.0, std::max(1.0, static_cast<double>(threads))));
 }
 
-// Calls work(thread, begin, end) for pieces of [0, count), a thread taking the next when it has done one, since pieces
-// take different times.
+// Calls work(thread, begin, end) for pieces of [0, count); a thread takes the next piece when it finishes one, because
+// pieces take different times.
 template <class Work>
 void share_out(int64_t count, int64_t piece, int threads, const Work& work) {
   std::atomic<int64_t> next{0};
@@ -27,7 +27,7 @@ void share_out(int64_t count, int64_t piece, int threads, const Work& work) {
   try {
     for (int thread = 1; thread < threads; ++thread) others.emplace_back(run, thread);
   } catch (const std::system_error&) {
-    // The system gives no more threads: those that are there do the work.
+    // The system cannot start more threads; the existing ones do the work.
   }
   run(0);
   for (std::thread& other : others) other.join();

@@ -1,5 +1,5 @@
-// Runs the CPU code for each instruction set that this processor has, and compares it with naive solutions: to be built
-// with sanitizers.
+// Runs the CPU code for each instruction set that this processor supports, and compares it with naive solutions; build
+// it with sanitizers.
 #include "films_on_host.hpp"
 #include "processor.hpp"
 
@@ -28,7 +28,7 @@ void check_processor(const char* name, const Processor& processor) {
                 });
 }
 
-// Enough for several threads, whose pieces begin and end anywhere.
+// Enough for several threads, with pieces of arbitrary sizes.
 void check_threads() {
   for (const int size : {2, 4, 7, 20}) {
     const std::vector<Kind> kinds(200000 / (size * size), Kind::uniform);

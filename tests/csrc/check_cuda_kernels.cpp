@@ -1,7 +1,7 @@
 // Runs the CUDA kernels of csrc/ on the CPU, launched as on a device, and compares them with naive solutions.
 //
-//   check_cuda_kernels            all checks; prints what it ran and ends with 1 at the first difference
-//   check_cuda_kernels FAULT      runs a kernel with a fault (diverging, mixed, outside), which must not go unseen
+//   check_cuda_kernels            runs all checks, prints their names and exits with 1 at the first difference
+//   check_cuda_kernels FAULT      runs a faulty kernel (diverging, mixed, outside); the fault must be detected
 #define ART_KERNELS_WITH_CUDA
 #include "cuda_on_host.hpp"
 
@@ -23,7 +23,7 @@ void run_composition(const Composition& composition) {
   run_kernel(compose, launch_of_composition(composition), composition);
 }
 
-// As on a device that gives a block so much shared memory.
+// Like on a device with this much shared memory per block.
 void solve_by_kernels(const Problems& problems, int shared_bytes) {
   with_solver(problems, shared_bytes, [&](auto* kernel, const Launch& launch) { run_kernel(kernel, launch, problems); });
 }
@@ -35,7 +35,7 @@ void link_by_kernels(const Responses& responses, Method method, double min_simil
   run_composition(composition_of(responses, min_similarity, links));
 }
 
-// Long videos, which go through shared memory a piece at a time, with links and without.
+// Long videos, which are staged in shared memory in pieces, with and without links.
 void check_composition(int videos, int frames, int size, bool links, double min_similarity, int seed) {
   generator.seed(seed);
   LinkResult<float> result(videos, frames, size);
@@ -76,7 +76,7 @@ void check_compositions() {
   std::printf("composition: %d agree\n", compositions);
 }
 
-// Kernels with faults.
+// Faulty kernels.
 void vote_of_some(int* votes) {
   if (threadIdx.x < 7) *votes += static_cast<int>(__ballot_sync(kAllLanes, true));
 }
@@ -108,8 +108,8 @@ int main(int count, char** arguments) {
     solve_by_kernels(problems, 227 * 1024);
     const std::vector<int64_t> columns(problems.columns, problems.columns + problems.count * problems.size);
     const int bytes = problems.dtype == Dtype::float64 ? block_bytes<double>(problems.size) : block_bytes<float>(problems.size);
-    if (problems.size <= 32 || bytes > 227 * 1024) return;  // solved by warps, or in place already
-    solve_by_kernels(problems, 4 * 1024);  // too little for any costs: in place, the same matching
+    if (problems.size <= 32 || bytes > 227 * 1024) return;  // solved by warps, or already in global memory
+    solve_by_kernels(problems, 4 * 1024);  // too little for any costs: global memory, the same matching
     expect_same(std::vector<int64_t>{problems.columns, problems.columns + columns.size()}, columns, "costs in global memory");
   });
   return 0;

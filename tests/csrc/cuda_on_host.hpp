@@ -1,10 +1,10 @@
-// Runs CUDA kernels on a CPU: as much of CUDA as the kernels of csrc/ use, in plain C++.
+// Runs CUDA kernels on a CPU: the subset of CUDA that the kernels of csrc/ use, in plain C++.
 //
-// The threads of a block are fibers that take turns and give way only where they wait for others; the first thread is
-// first in one block and last in the next, and a run is the same each time. Shuffles, votes and barriers must be
-// reached by all whom they are for, in the same way; where threads wait for one that never comes, or two meet in
-// different calls, the program ends and says so. Shared memory begins as NaN (all bits set), has exactly the size of
-// the launch, and is on the heap, so that the address sanitizer sees each step beyond it.
+// The threads of a block are fibers that yield only where they wait for others; the first thread runs first in one
+// block and last in the next, and runs are deterministic. Shuffles, votes and barriers must be reached by all
+// participating threads in the same way; if threads wait for one that never arrives, or two meet in different calls,
+// the program exits with an error. Shared memory is initialized with NaN (all bits set), has exactly the size of the
+// launch, and is on the heap, so that the address sanitizer detects every access beyond it.
 #pragma once
 
 #include <cmath>
@@ -36,7 +36,7 @@ struct Index {
   std::exit(3);
 }
 
-// A call that threads make together. `round` counts how often it was made.
+// A call that threads make together. `round` is the number of times it was made.
 struct Meeting {
   int call = 0;
   int arrived = 0;
@@ -66,7 +66,7 @@ class Block {
   }
 
   void run(unsigned block, unsigned blocks, unsigned threads, int shared_bytes, std::function<void()> kernel) {
-    if (threads % kLanes != 0 || threads == 0 || threads > 1024) fail("a block of other than whole warps");
+    if (threads % kLanes != 0 || threads == 0 || threads > 1024) fail("a block that is not a multiple of a warp");
     if (shared_bytes > 227 * 1024) fail("more shared memory than any device has");
     kernel_ = std::move(kernel);
     block_index.x = block, block_count.x = blocks, block_size.x = threads;
@@ -86,9 +86,9 @@ class Block {
   // All threads of the block.
   void barrier() { meet(all_, static_cast<int>(block_size.x), kBarrier); }
 
-  // All lanes of the warp, which see what each gave.
+  // All lanes of the warp, which see the values of each other.
   const uint64_t* meet_warp(unsigned mask, int call, uint64_t given) {
-    if (mask != 0xffffffffu) fail("a call of a part of a warp");
+    if (mask != 0xffffffffu) fail("a call by part of a warp");
     Meeting& warp = warps_[thread() / kLanes];
     given_[warp.round & 1][thread()] = given;
     const unsigned round = warp.round;
@@ -124,8 +124,8 @@ class Block {
     }
   }
 
-  // A warp runs on until all of its lanes wait for others: what lies between two barriers of a block then happens as far
-  // apart as it can on a device, in one order in every second block and the other way round in the others.
+  // A warp runs until all of its lanes wait: warps are then as far apart between two barriers of a block as possible on
+  // a device, in one order in every second block and in reverse order in the others.
   void take_turns() {
     for (bool any = true; any;) {
       bool left = false;
@@ -134,11 +134,11 @@ class Block {
         const unsigned first = block_index.x % 2 == 0 ? turn : count_ - kLanes - turn;
         while (run_warp(first, left)) any = true;
       }
-      if (left && !any) fail("threads wait in a shuffle, a vote or a barrier for others that do not come");
+      if (left && !any) fail("threads wait in a shuffle, a vote or a barrier for others that never arrive");
     }
   }
 
-  // Whether any lane could go on; `left` becomes true where one has not ended.
+  // Whether any lane can continue; sets `left` if one has not ended.
   bool run_warp(unsigned first, bool& left) {
     bool any = false;
     for (unsigned turn = 0; turn < kLanes; ++turn) {
@@ -179,7 +179,7 @@ class Block {
   std::vector<std::unique_ptr<Fiber>> fibers_;
   std::vector<Meeting> warps_;
   Meeting all_;
-  // What the lanes gave to this meeting of their warp and to the one before, which the slower ones may still look at.
+  // Values of the lanes for this meeting of their warp and the previous one, which slower lanes may still read.
   uint64_t given_[2][1024];
   unsigned count_ = 0;
   Fiber* running_ = nullptr;

@@ -1,4 +1,4 @@
-// Responses of the frames of videos, and whether they are linked as the contract says.
+// Responses of the frames of videos, and whether they are linked according to the interface.
 #pragma once
 
 #include "problems_on_host.hpp"
@@ -8,12 +8,12 @@ namespace {
 using art::Links;
 using art::Responses;
 
-// Responses as they may lie in memory: with numbers between them that must not be read into anything (NaN).
+// Responses with arbitrary strides; values between them are NaN and must not be read.
 struct Film {
   Dtype dtype;
   int videos, frames, size, channels;
   int64_t stride_video, stride_frame, stride_response;
-  size_t offset;  // numbers before the first
+  size_t offset;  // values before the first
   std::vector<char> bytes;
 
   Responses responses() const {
@@ -31,9 +31,9 @@ struct Film {
 
 struct FilmShape {
   int videos, frames, size, channels;
-  int gap;        // numbers between responses
+  int gap;        // values between responses
   size_t offset;  // of the first
-  bool transposed;  // responses of a frame lie further apart than frames
+  bool transposed;  // the frames of a response are adjacent
 };
 
 Film film_of(Dtype dtype, const FilmShape& shape) {
@@ -47,7 +47,7 @@ Film film_of(Dtype dtype, const FilmShape& shape) {
   film.bytes.resize(last + bytes);
   for (size_t at = 0; at < film.bytes.size(); at += bytes) naive::encode(dtype, kNan, &film.bytes[at]);
   for (int v = 0; v < shape.videos; ++v) {
-    // Responses that go on, changing places from frame to frame.
+    // Responses that continue and swap places from frame to frame.
     Matrix base(static_cast<size_t>(shape.size) * shape.channels);
     for (double& number : base) number = normal();
     for (int t = 0; t < shape.frames; ++t) {
@@ -58,7 +58,7 @@ Film film_of(Dtype dtype, const FilmShape& shape) {
           double number = base[static_cast<size_t>(source) * shape.channels + c] + 0.7 * normal();
           if (fate == 0) number = 0;
           if (fate == 1 && c == shape.channels / 2) number = kNan;
-          if (fate == 2 && dtype != Dtype::float16) number *= 1e-25;  // zero to float32, which has no such squares
+          if (fate == 2 && dtype != Dtype::float16) number *= 1e-25;  // zero in float32, where its square underflows
           naive::encode(dtype, number, &film.bytes[film.place(v, t, k, c)]);
         }
       }
@@ -67,7 +67,7 @@ Film film_of(Dtype dtype, const FilmShape& shape) {
   return film;
 }
 
-// Cosines of the responses of a frame and the next. NaN is NaN.
+// Cosines of the responses of a frame and the next. NaN stays NaN.
 Matrix cosines_of(const Film& film, int video, int frame) {
   const double tiny = film.dtype == Dtype::float64 ? 0x1p-1022 : 0x1p-126;
   const auto dot = [&](int t, int i, int u, int j) {
@@ -116,7 +116,7 @@ void check_matches(const Film& film, Method method, const LinkResult<Real>& resu
       Matrix cost = cosines;
       for (double& c : cost) c = std::isnan(c) ? 2 : -c;
       const std::string where = what + " video " + std::to_string(v) + " frame " + std::to_string(t);
-      if (!naive::is_permutation(columns, film.size)) differ(where + ": no permutation", cost, film.size, columns);
+      if (!naive::is_permutation(columns, film.size)) differ(where + ": not a permutation", cost, film.size, columns);
       for (int k = 0; k < film.size; ++k) {
         const double expected = cosines[k * film.size + columns[k]];
         const double got = result.matched[first + k];
@@ -142,7 +142,7 @@ void expect_same(const std::vector<T>& got, const std::vector<T>& expected, cons
   }
 }
 
-// What follows from the matches and their similarities, by the words of the contract.
+// The expected results for these matches and similarities, according to the interface.
 template <class Real>
 void compose_naively(int videos, int frames, int size, double min_similarity, LinkResult<Real>& result) {
   for (int v = 0; v < videos; ++v) {
@@ -187,7 +187,7 @@ void check_film(
   check_composed(shape.videos, shape.frames, shape.size, min_similarity, result, what);
 }
 
-// Each film linked by link(responses, method, min_similarity, links).
+// Links each film with link(responses, method, min_similarity, links).
 template <class Link>
 void check_linking(const std::vector<Dtype>& dtypes, const Link& link) {
   int seed = 1000;
@@ -196,7 +196,7 @@ void check_linking(const std::vector<Dtype>& dtypes, const Link& link) {
     for (int channels : {1, 7, 96, 256}) {
       for (Dtype dtype : dtypes) {
         const int large = size > 16;
-        // Rows that can be read in units, that begin or follow each other at odd places, and that are frames apart.
+        // Rows that can be read in units, rows at odd offsets and strides, and transposed ones.
         const FilmShape shapes[] = {{2, 4 - large, size, channels, 0, 0, false},
                                     {1 + !large, 3 - large, size, channels, 3, 1, false},
                                     {1, 3 - large, size, channels, 8 - channels % 8, channels == 96 ? 1u : 8u, true}};

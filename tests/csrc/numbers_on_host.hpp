@@ -1,4 +1,4 @@
-// Numbers of the kernels' dtypes from and to double, and the naive solutions that the kernels are compared with.
+// Conversion between double and the dtypes of the kernels, and naive solutions to compare the kernels with.
 #pragma once
 
 #include <cmath>
@@ -27,7 +27,7 @@ inline double smallest_of(Dtype dtype) {  // subnormal
   return kSmallest[static_cast<int>(dtype)];
 }
 
-// The bits of a number of 16 bits with `mantissa` bits behind the point and this least normal exponent.
+// The bits of a 16-bit number with a `mantissa`-bit fraction and this smallest normal exponent.
 inline uint16_t encode16(double value, int mantissa, int least_exponent) {
   const uint16_t sign = std::signbit(value) ? 0x8000 : 0;
   const int top = ((1 << (15 - mantissa)) - 1) << mantissa;
@@ -37,7 +37,7 @@ inline uint16_t encode16(double value, int mantissa, int least_exponent) {
   int exponent = least_exponent;
   if (magnitude >= std::ldexp(1.0, least_exponent)) exponent = std::ilogb(magnitude);
   const int steps = static_cast<int>(std::nearbyint(std::ldexp(magnitude, mantissa - exponent)));
-  // The bits of a positive number count on from one exponent to the next.
+  // The bits of positive numbers are consecutive across exponents.
   const int bits = ((exponent - least_exponent) << mantissa) + steps;
   return static_cast<uint16_t>(sign | (bits < top ? bits : top));
 }
@@ -97,11 +97,11 @@ inline bool is_permutation(const int64_t* columns, int size) {
   return true;
 }
 
-// The Hungarian method with potentials of rows and columns, in long double, whose range sums of doubles do not leave.
+// The Hungarian method with potentials of rows and columns, in long double, in which sums of doubles cannot overflow.
 inline long double least_sum(const Matrix& cost, int size) {
   constexpr long double kInfinity = std::numeric_limits<long double>::infinity();
   std::vector<long double> of_row(size + 1, 0), of_column(size + 1, 0);
-  std::vector<int> row_of(size + 1, 0), before(size + 1, 0);  // counted from 1; column 0 is where a path begins
+  std::vector<int> row_of(size + 1, 0), before(size + 1, 0);  // 1-based; column 0 is the start of a path
   for (int row = 1; row <= size; ++row) {
     row_of[0] = row;
     int column = 0;
@@ -134,7 +134,7 @@ inline long double least_sum(const Matrix& cost, int size) {
   return sum;
 }
 
-// Least first; of equal costs that in the lowest row, then the lowest column.
+// The smallest cost first; of equal costs the one in the lowest row, then in the lowest column.
 inline std::vector<int64_t> least_first(const Matrix& cost, int size) {
   std::vector<int64_t> columns(size, -1);
   std::vector<bool> taken(size, false);
@@ -150,7 +150,7 @@ inline std::vector<int64_t> least_first(const Matrix& cost, int size) {
   return columns;
 }
 
-// Whether each match of a greedy matching, best first, is within `tolerance` of the least that was left.
+// Whether each match of a greedy matching, best first, is within `tolerance` of the smallest remaining cost.
 inline bool is_least_first(const Matrix& cost, int size, const int64_t* columns, double tolerance) {
   std::vector<bool> row_done(size, false), column_done(size, false);
   for (int round = 0; round < size; ++round) {

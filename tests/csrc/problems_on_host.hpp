@@ -1,4 +1,4 @@
-// Assignment problems that are hard in different ways, and whether they are solved.
+// Assignment problems that are difficult in different ways, and whether they are solved.
 #pragma once
 
 #include <algorithm>
@@ -29,7 +29,7 @@ enum class Kind { uniform, normal, ties, equal, huge, tiny, identity, permuted, 
 const char* const kKindNames[] = {"uniform", "normal",   "ties",    "equal", "huge", "tiny",
                                   "identity", "permuted", "product", "mixed", "bad"};
 
-// Matrices that are hard in different ways.
+// Matrices that are difficult in different ways.
 Matrix costs_of(Kind kind, int size, Dtype dtype) {
   Matrix cost(static_cast<size_t>(size) * size);
   const double level = -3 * below(2);
@@ -56,7 +56,7 @@ Matrix costs_of(Kind kind, int size, Dtype dtype) {
   return cost;
 }
 
-// Problems of one shape, in the dtype of the kernel, each of another kind.
+// Problems of one shape in the dtype of the kernel, each of a different kind.
 struct Batch {
   Dtype dtype;
   int size;
@@ -109,13 +109,13 @@ void check_solution(const Batch& batch, size_t problem, bool maximize, Method me
     }
     return;
   }
-  if (!naive::is_permutation(columns, size)) differ(what + ": no permutation", cost, size, columns);
+  if (!naive::is_permutation(columns, size)) differ(what + ": not a permutation", cost, size, columns);
   if (method == Method::greedy) {
     const auto expected = naive::least_first(cost, size);
     if (!std::equal(expected.begin(), expected.end(), columns)) differ(what + ": not greedy", cost, size, columns);
     return;
   }
-  // Sums of integers are exact; others as far as float64 can tell.
+  // Sums of integers are exact, others up to the precision of float64.
   const Kind kind = batch.kinds[problem];
   const bool exact = kind == Kind::ties || kind == Kind::equal || kind == Kind::tiny || kind == Kind::product ||
                      kind == Kind::permuted || kind == Kind::mixed;
@@ -141,8 +141,8 @@ void check_batch(
   }
 }
 
-// All kinds, so that good and bad problems are solved together, and a number of them that fills nothing. Large ones take
-// long: few of them, of other kinds each time.
+// All kinds, so that good and bad problems are solved together, in a number that fills no group. Large problems are
+// slow: few of them, of other kinds each time.
 std::vector<Kind> kinds_for(int size, int seed) {
   constexpr int kKinds = static_cast<int>(Kind::kinds);
   const int count = size > 65 ? 1 : size > 33 ? 4 : kKinds * (size > 9 ? 1 : size > 4 ? 5 : 19);
@@ -153,7 +153,7 @@ std::vector<Kind> kinds_for(int size, int seed) {
   return kinds;
 }
 
-// All sizes, dtypes, methods and kinds, each batch solved by solve(problems).
+// All sizes, dtypes, methods and kinds; solve(problems) solves each batch.
 template <class Solve>
 void check_solvers(const Solve& solve) {
   int seed = 0;
@@ -170,7 +170,7 @@ void check_solvers(const Solve& solve) {
     }
     std::printf("size %d\n", size);
   }
-  for (int size : {64, 65, 129}) {  // whose sums would overflow
+  for (int size : {64, 65, 129}) {  // sums would overflow
     check_batch(Dtype::float64, size, size % 2 == 0, Method::optimal, {Kind::huge, Kind::huge}, ++seed, solve);
     solved += 2;
   }

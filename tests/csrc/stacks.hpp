@@ -1,7 +1,7 @@
-// Going on with another stack, in one thread: what fibers are made of.
+// Switching stacks within one thread, from which fibers are built.
 //
-// Where registers are known (x86-64) it is a few instructions; elsewhere the C library does it, with a system call each
-// time. The address sanitizer is told of each change by `change_stack`.
+// On x86-64 a switch is a few instructions; elsewhere it uses the C library, with a system call each time.
+// `change_stack` notifies the address sanitizer of each switch.
 #pragma once
 
 #include <cstddef>
@@ -12,7 +12,7 @@
 #endif
 
 #if defined(__x86_64__)
-// Keeps what a function must keep, the stack pointer in *from, and goes on where `to` was kept.
+// Saves the callee-saved registers and the stack pointer in *from, and continues where `to` was saved.
 extern "C" void art_change_stack_pointer(void** from, void* to);
 asm(R"(
 .text
@@ -41,25 +41,25 @@ art_change_stack_pointer:
 
 namespace cuda_on_host {
 
-// A place to go on from. `bottom` and `size` are of its stack.
+// A saved position. `bottom` and `size` describe its stack.
 struct Place {
 #if defined(__x86_64__)
   void* stack_pointer = nullptr;
 #else
   ucontext_t context;
 #endif
-  void* fake_stack = nullptr;  // the address sanitizer's
+  void* fake_stack = nullptr;  // of the address sanitizer
   const void* bottom = nullptr;
   size_t size = 0;
 };
 
-// A place at the beginning of `function`, which never returns, with a stack of its own.
+// A position at the start of `function`, which never returns, with a separate stack.
 inline void begin(Place& place, char* stack, size_t size, void (*function)()) {
   place.fake_stack = nullptr;
   place.bottom = stack;
   place.size = size;
 #if defined(__x86_64__)
-  // Functions begin with the stack pointer 8 beside a multiple of 16: the return to `function` takes it there.
+  // At function entry, the stack pointer is 8 off a multiple of 16, because of the return address.
   auto* top = reinterpret_cast<void**>((reinterpret_cast<uintptr_t>(stack) + size) / 16 * 16) - 2;
   top[0] = reinterpret_cast<void*>(function);
   top[1] = nullptr;
@@ -74,14 +74,14 @@ inline void begin(Place& place, char* stack, size_t size, void (*function)()) {
 #endif
 }
 
-// To be called first by a function that a place begins with, `from` the place that went there.
+// Must be called first by a function that a position starts with; `from` is the position that switched there.
 inline void arrive([[maybe_unused]] void* fake_stack, [[maybe_unused]] Place& from) {
 #if defined(__SANITIZE_ADDRESS__)
   __sanitizer_finish_switch_fiber(fake_stack, &from.bottom, &from.size);
 #endif
 }
 
-// Goes on at `to`; returns when something changes to `from`. `last`: nothing ever will.
+// Continues at `to`; returns when something switches to `from`. `last`: nothing ever will.
 inline void change_stack(Place& from, Place& to, [[maybe_unused]] bool last) {
 #if defined(__SANITIZE_ADDRESS__)
   __sanitizer_start_switch_fiber(last ? nullptr : &from.fake_stack, to.bottom, to.size);

@@ -1,4 +1,4 @@
-"""The tolerance rule of the kernels: error at most twice that of plain PyTorch in the same dtype, against float64."""
+"""Accuracy rule of the kernels: at most twice the error of plain PyTorch in the same dtype, against float64."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,7 +13,7 @@ Function = Callable[..., Sequence[Tensor]]
 
 
 def values_and_gradients(function: Function, inputs: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
-    """Outputs of `function` on the inputs in `dtype`, and the gradients of a fixed weighting of them."""
+    """Return the outputs of `function` on the inputs in `dtype`, and the gradients of a fixed weighted sum of them."""
     leaves = [tensor.detach().to(dtype).requires_grad_() for tensor in inputs]
     outputs = list(function(*leaves))
     generator = torch.Generator().manual_seed(7)
@@ -31,21 +31,19 @@ def assert_as_exact_as_plain(
     summand: float = 0.0,
     draws: int = 12,
 ) -> None:
-    """Check `fast` against `plain`, in outputs and gradients, by the tolerance rule.
+    """Assert that outputs and gradients of `fast` satisfy the accuracy rule.
 
-    `plain` in float64 is the truth, and in `dtype` the measure. Over several draws of the inputs the error of `fast`
-    must be at most twice that of `plain`, in root mean square and for the worst element (which is a matter of luck, the
-    less so the more draws). One rounding is allowed beside.
-
-    The memory that `fast` is given is poisoned, forward and backward.
+    `plain` in float64 is the ground truth, and its error in `dtype` is the baseline. Over several random inputs, the
+    error of `fast` must be at most twice the baseline plus one rounding, both in root mean square and for the worst
+    element, whose variance decreases with more draws. `fast` runs with uninitialized memory filled with NaN.
 
     Args:
-        fast: what is tested.
-        plain: the definition.
-        draw: makes inputs; their gradients are compared too.
-        dtype: of the computation.
-        draws: how many inputs are drawn.
-        summand: size of the numbers that an output is the mean of, where they cancel: their rounding is allowed for.
+        fast: the function under test.
+        plain: the reference.
+        draw: returns random inputs; their gradients are compared too.
+        dtype: dtype of the computation.
+        summand: magnitude of the numbers whose mean an output is, if they cancel: their rounding is allowed.
+        draws: number of random inputs.
     """
     cases = []
     for _ in range(draws):
@@ -59,27 +57,27 @@ def assert_as_exact_as_plain(
         truth, measure, result = (
             torch.cat([tensor.double().flatten() for tensor in kind]) for kind in zip(*drawn, strict=True)
         )
-        assert truth.isfinite().all(), "draw inputs with a finite answer"
-        assert result.isfinite().all(), f"result {index} has NaN or inf where the truth has none"
+        assert truth.isfinite().all(), "the inputs must have finite outputs"
+        assert result.isfinite().all(), f"result {index} has NaN or inf, but the ground truth is finite"
         assert all(result.shape == truth.shape for truth, _, result in drawn)
-        for name, size in (("on average", _mean), ("at worst", _largest)):
+        for name, size in (("root-mean-square", _rms), ("maximum", _maximum)):
             error, plain_error = size(result - truth), size(measure - truth)
             rounding = torch.finfo(dtype).eps / 2 * max(size(truth), summand)
-            message = f"result {index} errs by {error:.3g} {name}, plain PyTorch by {plain_error:.3g}"
+            message = f"result {index}: {name} error {error:.3g}, plain PyTorch {plain_error:.3g}"
             assert error <= 2 * plain_error + rounding, message
 
 
-def _mean(tensor: Tensor) -> float:
+def _rms(tensor: Tensor) -> float:
     return tensor.square().mean().sqrt().item() if tensor.numel() > 0 else 0.0
 
 
-def _largest(tensor: Tensor) -> float:
+def _maximum(tensor: Tensor) -> float:
     return tensor.abs().max().item() if tensor.numel() > 0 else 0.0
 
 
 @contextmanager
 def poisoned_memory() -> Iterator[None]:
-    """What `torch.empty` and its kin allocate is full of NaN: whatever is not written before it is read shows."""
+    """Fill memory allocated by `torch.empty` and similar functions with NaN, to detect reads before writes."""
     before = (torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic.fill_uninitialized_memory)
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = True
@@ -92,7 +90,7 @@ def poisoned_memory() -> Iterator[None]:
 
 
 class LargeResults(TorchDispatchMode):
-    """Records the operators that allocate at least as many elements as `tensor` has; views allocate nothing."""
+    """Record the operators that allocate at least `tensor.numel()` elements; views allocate nothing."""
 
     def __init__(self, tensor: Tensor) -> None:
         super().__init__()

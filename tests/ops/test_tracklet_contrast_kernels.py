@@ -47,7 +47,7 @@ def assert_agrees(backend, device, dtype, sizes, options, *, aggregated, ragged,
     valid = torch.rand(videos, frames, device=device) > 0.3 if ragged else None
 
     def draw():
-        # A shared direction brings the cosines to both sides of the margin.
+        # With a shared direction, the cosines are on both sides of the margin.
         responses = torch.randn(videos, frames, count, channels, device=device) + torch.randn(channels, device=device)
         return [responses, *([torch.randn(videos, count, channels, device=device) + 0.5] if aggregated else [])]
 

@@ -1,9 +1,8 @@
-"""Contrast across two processes against the same batch in one: values, gradients, and disagreement without a hang."""
+"""`tracklet_nce` across two processes vs. the whole batch in one: values, gradients, and errors without deadlocks."""
 
 import datetime
 import re
 
-import nce_rules
 import pytest
 import torch
 import torch.distributed as dist
@@ -16,7 +15,7 @@ RANKS = 2
 
 
 def batch(counts: tuple[int, int], rows: tuple[int, int]):
-    """Anchors, candidates and ids of the whole batch, the same in every process, in float64."""
+    """Anchors, candidates and ids of the whole batch in float64, identical in every process."""
     generator = torch.Generator().manual_seed(5)
     anchors = torch.randn(sum(rows), 6, dtype=torch.float64, generator=generator)
     candidates = torch.randn(sum(counts), 6, dtype=torch.float64, generator=generator)
@@ -26,19 +25,19 @@ def batch(counts: tuple[int, int], rows: tuple[int, int]):
 
 
 def loss_of(anchors, candidates, labels, index, excluded, form, temperature, symmetric, group=None):
-    positives = {"index": index, "labels": labels, "rule": nce_rules.next_in_time(*labels)}[form]
+    positives = index if form == "index" else labels
     return tracklet_nce(
         anchors, candidates, positives, temperature=temperature, symmetric=symmetric, excluded=excluded, group=group
     )
 
 
-#: Of each process the candidates and the anchors.
+#: Numbers of candidates and of anchors per process.
 SIZES = {"equal": ((5, 5), (5, 5)), "unequal": ((3, 7), (6, 2)), "one has none": ((0, 7), (4, 0))}
 
 
 def cases():
     for sizes in SIZES.values():
-        for form in ("index", "labels", "rule"):
+        for form in ("index", "labels"):
             for symmetric in (False, True):
                 for excluding in (False, True):
                     yield sizes, form, symmetric, excluding
@@ -52,8 +51,8 @@ def in_one_process(case) -> list[Tensor]:
     return [loss, *torch.autograd.grad(loss, leaves)]
 
 
-def share(case, rank: int) -> list[Tensor]:
-    """Loss and gradients of the parts of one process."""
+def local_result(case, rank: int) -> list[Tensor]:
+    """Loss and local gradients of one process."""
     (counts, rows), form, symmetric, excluding = case
     anchors, candidates, labels, index, excluded = batch(counts, rows)
     own_anchors = anchors.split(rows)[rank].clone().requires_grad_()
@@ -88,7 +87,7 @@ def disagreements(rank: int) -> list[str]:
 
 
 def second_order(rank: int) -> Tensor:
-    """The gradient of the own candidates of the squared gradient of the own anchors."""
+    """The gradient of the squared local gradients with respect to the local candidates."""
     anchors, candidates, labels, _, _ = batch(*SIZES["unequal"])
     rows = anchors.split(SIZES["unequal"][1])[rank].clone().requires_grad_()
     others = candidates.split(SIZES["unequal"][0])[rank].clone().requires_grad_()
@@ -98,28 +97,28 @@ def second_order(rank: int) -> Tensor:
     return torch.autograd.grad(sum(gradient.square().sum() for gradient in first), others)[0]
 
 
-def process(rank: int, folder: str) -> None:
+def process(rank: int, directory: str) -> None:
     dist.init_process_group(
         "gloo",
-        init_method=f"file://{folder}/store",
+        init_method=f"file://{directory}/store",
         rank=rank,
         world_size=RANKS,
         timeout=datetime.timedelta(seconds=30),
     )
-    results = [share(case, rank) for case in cases()]
-    torch.save((results, second_order(rank), disagreements(rank)), f"{folder}/{rank}.pt")
+    results = [local_result(case, rank) for case in cases()]
+    torch.save((results, second_order(rank), disagreements(rank)), f"{directory}/{rank}.pt")
     dist.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
-    """What each process found: losses and gradients of all cases, a gradient of second order, messages."""
-    folder = tmp_path_factory.mktemp("processes")
-    mp.spawn(process, (str(folder),), nprocs=RANKS)
-    return [torch.load(folder / f"{rank}.pt") for rank in range(RANKS)]
+    """Per process: losses and gradients of all cases, a second-order gradient, and error messages."""
+    directory = tmp_path_factory.mktemp("processes")
+    mp.spawn(process, (str(directory),), nprocs=RANKS)
+    return [torch.load(directory / f"{rank}.pt") for rank in range(RANKS)]
 
 
-def test_the_mean_over_processes_is_the_loss_of_the_whole_batch(found):
+def test_mean_over_processes_is_the_loss_of_the_whole_batch(found):
     for number, case in enumerate(cases()):
         loss, *of_parts, of_temperature = zip(*(results[number] for results, _, _ in found), strict=True)
         mine = [
@@ -130,7 +129,7 @@ def test_the_mean_over_processes_is_the_loss_of_the_whole_batch(found):
         torch.testing.assert_close(mine, in_one_process(case), msg=lambda message, case=case: f"{case}: {message}")
 
 
-def test_gradients_of_second_order(found):
+def test_second_order_gradients(found):
     anchors, candidates, labels, _, _ = batch(*SIZES["unequal"])
     leaves = [anchors.requires_grad_(), candidates.requires_grad_()]
     loss = RANKS * tracklet_nce(*leaves, labels, temperature=0.5, symmetric=True)
@@ -139,11 +138,11 @@ def test_gradients_of_second_order(found):
     torch.testing.assert_close(torch.cat([second for _, second, _ in found]), expected)
 
 
-def test_processes_that_disagree_are_told_so_everywhere(found):
+def test_disagreement_raises_on_every_process(found):
     expected = [
         "the number of channels: [2, 3] by rank",
         "dtype: [torch.float32, torch.float16] by rank",
-        "the form or the rule of positives: ",
+        "the form of positives (1: indices, 0: labels): [0, 1] by rank",
         "symmetric: [0, 1] by rank",
     ]
     for _, _, messages in found:
@@ -151,7 +150,7 @@ def test_processes_that_disagree_are_told_so_everywhere(found):
             assert re.match(re.escape(f"tracklet_nce: the processes of group disagree about {part}"), message)
 
 
-def test_a_group_of_one_is_this_process_alone(tmp_path):
+def test_group_of_one_process(tmp_path):
     dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
     try:
         anchors, candidates, labels, _, _ = batch((9, 0), (9, 0))
