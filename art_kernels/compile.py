@@ -129,9 +129,9 @@ def compile_variant(name: str, target: str, out: Path) -> Report:
     text = compiled.asm["amdgcn" if kind == "hsaco" else "ptx"]
     tensor_core = len(_TENSOR_CORE.findall(text))
     shared = compiled.metadata.shared
-    error = _fault(target, local, shared, bool(_DOT_OF_16_BITS.search(compiled.asm["ttir"])), tensor_core)
+    fault = _fault(target, local, shared, bool(_DOT_OF_16_BITS.search(compiled.asm["ttir"])), tensor_core)
     loads, wide_loads = len(_LOAD.findall(text)), len(_WIDE_LOAD.findall(text))
-    return Report(name, target, registers, local, shared, loads, wide_loads, tensor_core, error)
+    return Report(name, target, registers, local, shared, loads, wide_loads, tensor_core, fault)
 
 
 def _fault(target: str, local: int, shared: int, products: bool, tensor_core: int) -> str:

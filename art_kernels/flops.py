@@ -50,7 +50,7 @@ def _forward_formula(operator: Operator) -> Formula:
 
 
 def _backward_formula(operator: Operator) -> Formula:
-    """Likewise, for the gradients of outputs, the arguments, the saved outputs, and which gradients are needed."""
+    """Adapt a formula of a backward pass; the last positional value is the list of gradients needed."""
     spec, formula = operator.spec, _BACKWARD[operator.spec.name]
     first = len(spec.grad_outputs)
     last = first + len(spec.fields())

@@ -52,11 +52,11 @@ class OperatorSpec:
     prepared: Callable[[Any], bool] = lambda arguments: True
 
     def fields(self) -> tuple[str, ...]:
-        """Names of the arguments."""
+        """Return the names of the arguments."""
         return tuple(self.arguments._fields)
 
     def schema(self) -> str:
-        """The arguments in the schema language of `torch.library`."""
+        """Return the arguments in the schema language of `torch.library`."""
         return ", ".join(f"{_schema_type(self.arguments.__annotations__[name])} {name}" for name in self.fields())
 
 
@@ -148,7 +148,7 @@ def define_operator(
 def _define_backward(
     spec: OperatorSpec, name: str, backward: Callable[..., Sequence[Tensor | None]], saved: Sequence[str]
 ) -> Any:
-    """The backward operator, which returns a tensor without elements in place of None."""
+    """Define the backward operator, which returns an empty tensor for a gradient that was not requested."""
     grads = [f"grad_{output}" for output in spec.grad_outputs]
     schema = ", ".join(
         [*(f"Tensor? {grad}" for grad in grads), spec.schema(), *(f"Tensor {output}" for output in saved)]
@@ -227,7 +227,7 @@ def _register_autograd(
 def _reference_gradients(
     spec: OperatorSpec, grads: Sequence[Tensor | None], arguments: Any, needs: Sequence[bool]
 ) -> list[Tensor | None]:
-    """Gradients by differentiating the reference; they carry a graph if one was requested."""
+    """Differentiate the reference; the gradients are differentiable if grad mode is enabled."""
     assert spec.reference is not None
     create_graph = torch.is_grad_enabled()
     inputs = [value for value, needed in zip(_differentiable(spec, arguments), needs, strict=True) if needed]
@@ -317,7 +317,7 @@ def _differentiable(spec: OperatorSpec, arguments: Any) -> list[Any]:
 
 
 def _empty(one: Tensor | None, like: Sequence[Tensor | None]) -> Tensor:
-    """The placeholder for a gradient that was not requested: no elements, in the dtype of its argument."""
+    """Return the placeholder for a gradient that was not requested, in the dtype of its argument."""
     present = one if one is not None else next(tensor for tensor in like if tensor is not None)
     return present.new_empty(0)
 
@@ -327,7 +327,7 @@ def _unpack(results: list[Tensor]) -> Any:
 
 
 def _schema_type(annotation: Any) -> str:
-    """The schema type of an annotation, such as "Tensor?" for ``Float[Tensor, "n c"] | None``."""
+    """Return the schema type of an annotation, such as "Tensor?" for ``Float[Tensor, "n c"] | None``."""
     text = str(getattr(annotation, "__forward_arg__", annotation))
     base = "Tensor" if "Tensor" in text else text.split(" |")[0]
     return f"{base}?" if text.endswith("| None") else base

@@ -267,7 +267,8 @@ def _autotuner(kernel: Any, candidates: tuple[LaunchConfig, ...], with_keep: boo
 
 def dot_precision(dtype: torch.dtype) -> str:
     """Precision of float32 products: "tf32" only if the user enabled it for PyTorch's products, otherwise "ieee"."""
-    return "tf32" if dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32 else "ieee"
+    # `allow_tf32` raises if the user set `fp32_precision`, which reflects both settings.
+    return "tf32" if dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
 
 
 def alignment(*tensors: Tensor | None) -> int:

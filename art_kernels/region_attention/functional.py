@@ -148,10 +148,12 @@ def attend(arguments: Arguments, backend: str | None) -> tuple[Tensor, Tensor | 
     device = arguments.regions.device
     autocast = torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
     if autocast:
-        queries, regions, key_position = (
-            None if tensor is None else autocast_as_matmul(tensor) for tensor in arguments[:3]
+        position = arguments.key_position
+        arguments = arguments._replace(
+            queries=autocast_as_matmul(arguments.queries),
+            regions=autocast_as_matmul(arguments.regions),
+            key_position=None if position is None else autocast_as_matmul(position),
         )
-        arguments = Arguments(queries, regions, key_position, *arguments[3:])
     check_same_dtype(_NAME, "queries", arguments.queries, "regions", arguments.regions)
     if arguments.key_position is not None:
         check_same_dtype(_NAME, "key_position", arguments.key_position, "regions", arguments.regions)

@@ -1,4 +1,4 @@
-"""Kernel tests run on the CPU and on a GPU where there is one, from one seed, with no choice in the environment."""
+"""Run kernel tests on the CPU and on a GPU if present, with a fixed seed and without environment overrides."""
 
 import pytest
 import torch
@@ -6,15 +6,15 @@ import torch
 
 @pytest.fixture(params=["cpu", *(["cuda"] if torch.cuda.is_available() else [])])
 def device(request: pytest.FixtureRequest) -> torch.device:
-    """Each device that the test's `backend` serves: the kernels have a GPU, or Triton's interpreter on a CPU."""
+    """Each device on which the `backend` of the test runs: kernels use the GPU, or without one, the interpreter."""
     backend = getattr(request.node, "callspec", None) and request.node.callspec.params.get("backend")
     if backend == "triton" and request.param == "cpu" and torch.cuda.is_available():
-        pytest.skip("where a GPU is, the kernels are not interpreted")
+        pytest.skip("with a GPU, the kernels are not interpreted")
     return torch.device(request.param)
 
 
 @pytest.fixture(autouse=True)
-def _fixed_start(monkeypatch: pytest.MonkeyPatch) -> None:
+def _reset(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     monkeypatch.delenv("ART_KERNELS_BACKEND", raising=False)
     monkeypatch.delenv("ART_KERNELS_AUTOTUNE", raising=False)

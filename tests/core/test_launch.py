@@ -37,6 +37,18 @@ def test_contiguous_last_dim_copies_only_if_necessary():
     assert launch.contiguous_last_dim(None) is None
 
 
+def test_float32_products_use_tf32_only_if_enabled():
+    matmul = torch.backends.cuda.matmul
+    before = matmul.fp32_precision
+    try:
+        for value, expected in (("tf32", "tf32"), ("ieee", "ieee")):
+            matmul.fp32_precision = value
+            assert launch.dot_precision(torch.float32) == expected
+            assert launch.dot_precision(torch.bfloat16) == "ieee"
+    finally:
+        matmul.fp32_precision = before
+
+
 @pytest.fixture
 def environment(monkeypatch):
     """Set ART_KERNELS_AUTOTUNE, which is read once per process."""

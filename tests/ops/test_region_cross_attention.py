@@ -1,4 +1,4 @@
-"""`RegionCrossAttention`: the function and the parameters of `nn.MultiheadAttention`, by either route."""
+"""`RegionCrossAttention`: equivalence to `nn.MultiheadAttention` on both routes, and the choice of route."""
 
 import copy
 import math
@@ -9,13 +9,14 @@ import torch
 from torch import nn
 
 from art_kernels import RegionCrossAttention
+from art_kernels.region_attention.module import cheaper_route
 
 ROUTES = ["folded", "projected"]
 FRAMES, QUERIES, REGIONS, EMBED, HEADS = 3, 2, 9, 16, 4
 
 
 def pair(region_dim=None, **options) -> tuple[RegionCrossAttention, nn.MultiheadAttention]:
-    """The module and PyTorch's own, with the same random parameters, biases included."""
+    """Return both modules with the same random parameters, including the biases."""
     dropout, bias = options.get("dropout", 0.0), options.get("bias", True)
     ours = RegionCrossAttention(EMBED, HEADS, region_dim=region_dim, dtype=torch.float64, **options)
     theirs = nn.MultiheadAttention(
@@ -36,7 +37,7 @@ def tensors(region_dim=None, **options):
 
 @pytest.mark.parametrize("region_dim", [None, EMBED, 24])
 @pytest.mark.parametrize("bias", [True, False])
-def test_starts_with_the_parameters_of_multihead_attention(region_dim, bias):
+def test_initial_parameters_equal_those_of_multihead_attention(region_dim, bias):
     torch.manual_seed(5)
     ours = RegionCrossAttention(EMBED, HEADS, region_dim=region_dim, bias=bias).state_dict()
     torch.manual_seed(5)
@@ -49,7 +50,7 @@ def test_starts_with_the_parameters_of_multihead_attention(region_dim, bias):
 @pytest.mark.parametrize("region_dim", [None, 24])
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("masked", [False, True])
-def test_is_multihead_attention_in_value_map_and_gradient(route, region_dim, bias, masked):
+def test_output_map_and_gradients_equal_multihead_attention(route, region_dim, bias, masked):
     ours, theirs = pair(region_dim, bias=bias)
     queries, regions, _ = tensors(region_dim)
     mask = torch.rand(FRAMES, REGIONS) > 0.4 if masked else None
@@ -76,7 +77,7 @@ def test_is_multihead_attention_in_value_map_and_gradient(route, region_dim, bia
 
 
 @pytest.mark.parametrize("region_dim", [None, 24])
-def test_key_bias_stays_a_parameter_with_zero_gradient(region_dim):
+def test_key_bias_has_zero_gradient(region_dim):
     ours, _ = pair(region_dim)
     queries, regions, _ = tensors(region_dim)
     ours(queries, regions, route="folded")[0].square().sum().backward()
@@ -88,7 +89,7 @@ def test_key_bias_stays_a_parameter_with_zero_gradient(region_dim):
 @pytest.mark.parametrize("norm_regions", [False, True])
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("position", [False, True])
-def test_both_routes_are_one_function(region_dim, norm_regions, masked, position):
+def test_routes_are_equivalent(region_dim, norm_regions, masked, position):
     ours, _ = pair(region_dim, norm_regions=norm_regions)
     queries, regions, key_position = tensors(region_dim)
     mask = torch.rand(FRAMES, REGIONS) > 0.4 if masked else None
@@ -108,7 +109,7 @@ def test_both_routes_are_one_function(region_dim, norm_regions, masked, position
 
 
 @pytest.mark.parametrize("route", ROUTES)
-def test_position_and_normalisation_follow_their_definition(route):
+def test_position_and_layer_norm(route):
     ours, theirs = pair(norm_regions=True)
     queries, regions, key_position = tensors()
     values = nn.functional.layer_norm(regions, (EMBED,), eps=1e-5)
@@ -119,7 +120,7 @@ def test_position_and_normalisation_follow_their_definition(route):
 @pytest.mark.parametrize("route", ROUTES)
 @pytest.mark.parametrize("norm_regions", [False, True])
 @pytest.mark.parametrize("training_dropout", [0.0, 0.5])
-def test_masked_regions_may_hold_anything(route, norm_regions, training_dropout):
+def test_masked_regions_may_contain_nan(route, norm_regions, training_dropout):
     ours, _ = pair(norm_regions=norm_regions, dropout=training_dropout)
     queries, regions, _ = tensors()
     mask = torch.rand(FRAMES, REGIONS) > 0.4
@@ -142,7 +143,7 @@ def test_masked_regions_may_hold_anything(route, norm_regions, training_dropout)
 
 @pytest.mark.parametrize("route", ROUTES)
 @pytest.mark.parametrize("region_dim", [None, 24])
-def test_dropout_is_that_of_multihead_attention(route, region_dim):
+def test_dropout_equals_multihead_attention(route, region_dim):
     ours, theirs = pair(region_dim, dropout=0.4)
     queries, regions, _ = tensors(region_dim)
     torch.manual_seed(2)
@@ -160,7 +161,7 @@ def test_dropout_is_that_of_multihead_attention(route, region_dim):
     torch.testing.assert_close(ours(queries, regions, route=route)[0], theirs(queries, regions, regions)[0])
 
 
-def test_separate_projections_load_into_one():
+def test_separate_projections_load_into_a_joint_weight():
     ours, _ = pair()
     state = ours.state_dict()
     joint = state.pop("in_proj_weight")
@@ -168,7 +169,7 @@ def test_separate_projections_load_into_one():
     other = nn.ModuleDict({"attention": RegionCrossAttention(EMBED, HEADS, dtype=torch.float64)})
     other.load_state_dict({f"attention.{name}": value for name, value in state.items()})
     torch.testing.assert_close(other["attention"].state_dict(), ours.state_dict(), rtol=0, atol=0)
-    assert "q_proj_weight" in state, "the caller's dict is left as it was"
+    assert "q_proj_weight" in state, "the dict of the caller is unchanged"
     with pytest.raises(RuntimeError, match="in_proj_weight"):
         RegionCrossAttention(EMBED, HEADS, region_dim=24).load_state_dict(ours.state_dict())
 
@@ -224,7 +225,7 @@ def test_autocast(device, dtype, route):
 
 
 @pytest.mark.parametrize("route", ROUTES)
-def test_compiles_into_one_graph_for_all_batch_sizes(device, route):
+def test_compiles_once_for_every_batch_size(device, route):
     module = RegionCrossAttention(EMBED, HEADS, region_dim=24, norm_regions=True).to(device)
     compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
     for frames in (3, 5):
@@ -244,7 +245,7 @@ def test_compiles_into_one_graph_for_all_batch_sizes(device, route):
 
 
 @pytest.mark.parametrize("strict", [False, True])
-def test_exports_with_a_free_batch_size(strict):
+def test_export_with_a_dynamic_batch_size(strict):
     module = RegionCrossAttention(EMBED, HEADS).eval()
     frames = torch.export.Dim("frames")
     example = (torch.randn(3, 2, EMBED), torch.randn(3, 9, EMBED))
@@ -253,7 +254,7 @@ def test_exports_with_a_free_batch_size(strict):
     torch.testing.assert_close(program.module()(*arguments), module(*arguments))
 
 
-def test_copies_and_description():
+def test_copy_pickle_and_repr():
     module = RegionCrossAttention(EMBED, HEADS, region_dim=24, bias=False, dropout=0.1, norm_regions=True)
     for twin in (copy.deepcopy(module), pickle.loads(pickle.dumps(module))):
         torch.testing.assert_close(twin.state_dict(), module.state_dict(), rtol=0, atol=0)
@@ -291,12 +292,12 @@ def call_errors():
         "queries dtype": (
             {"queries": queries.bfloat16()},
             TypeError,
-            r"queries has dtype .* that of the module; convert",
+            r"queries has dtype .* the dtype of the module; convert",
         ),
         "queries device": (
             {"queries": queries.to("meta")},
             ValueError,
-            r"queries is on meta, expected cpu, where the mod",
+            r"queries is on meta, expected cpu, the device of the mod",
         ),
         "regions width": (
             {"regions": queries},
@@ -335,8 +336,23 @@ def test_errors_of_the_call(case):
         RegionCrossAttention(EMBED, HEADS, region_dim=24)(**arguments)
 
 
-def test_a_backend_that_cannot_serve_is_an_error():
+def test_unsupported_backend_raises():
     module = RegionCrossAttention(EMBED, HEADS).double()
     tensor = torch.randn(1, 2, EMBED).double()
-    with pytest.raises(ValueError, match="region_attention: backend='triton' cannot serve"):
+    with pytest.raises(ValueError, match="region_attention: backend='triton' does not support"):
         module(tensor, tensor, backend="triton")
+
+
+def test_cheaper_route_against_operations_counted_by_hand():
+    # K = 1, H = 2, N = 3, C = 4: folded 2·1·4·(E + 6), projected 2·3·E·(4 + 1); equal at E = 48 / 22.
+    sizes = {"queries": 1, "regions": 3, "region_dim": 4, "num_heads": 2}
+    assert cheaper_route(embed_dim=2, **sizes) == "projected"  # 64 vs. 60
+    assert cheaper_route(embed_dim=4, **sizes) == "folded"  # 80 vs. 120
+
+
+def test_few_queries_are_folded_and_many_are_projected():
+    sizes = {"regions": 196, "region_dim": 256, "embed_dim": 256, "num_heads": 8}
+    routes = [cheaper_route(queries=count, **sizes) for count in (1, 2, 16, 30, 31, 196)]
+    assert routes == ["folded"] * 4 + ["projected"] * 2
+    # One query over many tokens, as in a global block of a video transformer.
+    assert cheaper_route(queries=1, regions=1568, region_dim=768, embed_dim=768, num_heads=12) == "folded"
