@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -45,47 +44,25 @@ _SET = re.compile(r"set:\s*(\d+);\s*(.*\S)")
 _APPARATUS = {"VT": "vault", "FX": "floor exercise", "BB": "balance beam", "UB": "uneven bars"}
 
 
-@dataclass(frozen=True)
-class _GymRelease:
-    """The annotation files of one class list in one version."""
+def _gym_name(classes: int, version: str) -> str:
+    return f"finegym{classes}" + ("" if version == "1.1" else f"_v{version}")
 
-    classes: int
-    version: str
 
-    @property
-    def name(self) -> str:
-        return f"finegym{self.classes}" + ("" if self.version == "1.1" else f"_v{self.version}")
-
-    @property
-    def lists(self) -> dict[str, AnnotationFile]:
-        return {
-            "train": self._file(f"gym{self.classes}_train_element_v{self.version}.txt", "train"),
-            "val": self._file(f"gym{self.classes}_val_element.txt", "val"),
-        }
-
-    @property
-    def categories(self) -> AnnotationFile:
-        return self._file(f"gym{self.classes}_categories.txt", *_GYM_SPLITS)
-
-    @property
-    def sets(self) -> AnnotationFile:
-        return self._file("set_categories.txt", *_GYM_SPLITS)
-
-    @property
-    def times(self) -> AnnotationFile:
-        """The times of events and segments; not required for clips that have their own file."""
-        return self._file(f"finegym_annotation_info_v{self.version}.json")
-
-    def _file(self, name: str, *splits: str) -> AnnotationFile:
-        directories = ("", "annotations", "categories", "annotations/categories")
-        return AnnotationFile((name,), f"{_GYM_SITE}/resources/dataset/{name}", splits, directories)
-
-    def required(self, root: Path) -> tuple[RequiredFile, ...]:
-        files = (*self.lists.values(), self.categories, self.sets, self.times)
-        return tuple(file.required(root) for file in files)
-
-    def open(self, root: Path, split: str) -> ClipSet:
-        return open_finegym(root, split, self.classes, self.version)
+def _gym_files(classes: int, version: str) -> dict[str, AnnotationFile]:
+    """The annotation files of one class list in one version. The times of events are not required for clips that have
+    their own file."""
+    files = {
+        "train": (f"gym{classes}_train_element_v{version}.txt", ("train",)),
+        "val": (f"gym{classes}_val_element.txt", ("val",)),
+        "categories": (f"gym{classes}_categories.txt", _GYM_SPLITS),
+        "sets": ("set_categories.txt", _GYM_SPLITS),
+        "times": (f"finegym_annotation_info_v{version}.json", ()),
+    }
+    directories = ("", "annotations", "categories", "annotations/categories")
+    return {
+        key: AnnotationFile((name,), f"{_GYM_SITE}/resources/dataset/{name}", splits, directories)
+        for key, (name, splits) in files.items()
+    }
 
 
 def open_finegym(root: Path, split: str, classes: int = 99, version: str = "1.1") -> ClipSet:
@@ -104,9 +81,9 @@ def open_finegym(root: Path, split: str, classes: int = 99, version: str = "1.1"
         FileNotFoundError: ``root`` or an annotation file does not exist.
         ValueError: an annotation is invalid; the message names file and line or entry.
     """
-    release = _GymRelease(classes, version)
-    names, prompts, groups = _read_categories(release.categories.path(root), release.sets.path(root))
-    elements = _read_elements(release.lists[split].path(root), len(names))
+    files = _gym_files(classes, version)
+    names, prompts, groups = _read_categories(files["categories"].path(root), files["sets"].path(root))
+    elements = _read_elements(files[split].path(root), len(names))
     wanted = {name for element in elements for name in (element.id, element.event_id, element.video)}
     found = find_videos(root, _GYM_DIRS, wanted)
     times: _GymTimes | None = None
@@ -116,14 +93,16 @@ def open_finegym(root: Path, split: str, classes: int = 99, version: str = "1.1"
             path = found.get(element.id, first_directory(root, _SUBACTION_DIRS) / f"{element.id}.mp4")
             clips.append(Clip(path, element.label))
             continue
-        times = times or _GymTimes(release.times.path(root))
+        times = times or _GymTimes(files["times"].path(root))
         start, end = times.segment(element)
         if element.event_id in found:
             clips.append(Clip(found[element.event_id], element.label, start, end))
         else:
             begin = times.event_start(element)
             clips.append(Clip(found[element.video], element.label, begin + start, begin + end))
-    return ClipSet(release.name, split, root, tuple(clips), names, prompts, tuple(range(len(names))), groups)
+    return ClipSet(
+        _gym_name(classes, version), split, root, tuple(clips), names, prompts, tuple(range(len(names))), groups
+    )
 
 
 def subaction_ids(root: Path, split: str, classes: int = 99, version: str = "1.1") -> tuple[str, ...]:
@@ -133,9 +112,9 @@ def subaction_ids(root: Path, split: str, classes: int = 99, version: str = "1.1
     Raises:
         FileNotFoundError, ValueError: as in :func:`open_finegym`.
     """
-    release = _GymRelease(classes, version)
-    names, _, _ = _read_categories(release.categories.path(root), release.sets.path(root))
-    return tuple(element.id for element in _read_elements(release.lists[split].path(root), len(names)))
+    files = _gym_files(classes, version)
+    names, _, _ = _read_categories(files["categories"].path(root), files["sets"].path(root))
+    return tuple(element.id for element in _read_elements(files[split].path(root), len(names)))
 
 
 class _Element(NamedTuple):
@@ -253,16 +232,20 @@ def _gym_prompt(match: re.Match[str], group: str) -> str:
     return ", ".join([match[6], apparatus] + ([family] if family and family != apparatus else []))
 
 
-def _register(release: _GymRelease) -> None:
+def _register(classes: int, version: str) -> None:
+    @register_dataset(
+        _gym_name(classes, version),
+        description=f"FineGym: {classes} classes of gymnastics, training list v{version}",
+        splits=_GYM_SPLITS,
+        required_files=lambda root: tuple(file.required(root) for file in _gym_files(classes, version).values()),
+    )
     def opener(root: Path, split: str) -> ClipSet:
-        return release.open(root, split)
-
-    description = f"FineGym: {release.classes} classes of gymnastics, training list v{release.version}"
-    register_dataset(release.name, description=description, splits=_GYM_SPLITS, required_files=release.required)(opener)
+        return open_finegym(root, split, classes, version)
 
 
-for _release in (_GymRelease(classes, version) for classes in (99, 288) for version in ("1.1", "1.0")):
-    _register(_release)
+for _classes in (99, 288):
+    for _version in ("1.1", "1.0"):
+        _register(_classes, _version)
 
 
 _DIVING_SPLITS = ("train", "test")

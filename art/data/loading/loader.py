@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -81,24 +82,18 @@ class ShardOrder(BatchOrder):
 
     _dataset: ShardDataset
 
-    def __init__(
-        self,
-        dataset: ClipDataset,
-        batch_size: int,
-        shuffle: bool,
-        drop_last: bool,
-        rank: int = 0,
-        world_size: int = 1,
-    ) -> None:
-        super().__init__(dataset, batch_size, shuffle, drop_last, rank, world_size)
-        count = len(dataset)
-        self._begin, self._end = self._part_of_rank(count)
-        if drop_last:  # the same number of batches on each rank
-            self._end = self._begin + count // world_size // batch_size * batch_size
+    def _range_of_rank(self) -> tuple[int, int]:
+        """The range of this rank's clips in an epoch."""
+        count = len(self._dataset)
+        begin, end = self._part_of_rank(count)
+        if self._drop_last:  # the same number of batches on each rank
+            end = begin + count // self._world_size // self._batch_size * self._batch_size
+        return begin, end
 
     def num_batches(self) -> int:
         """Number of batches in a full epoch, including skipped ones."""
-        return -(-(self._end - self._begin) // self._batch_size)
+        begin, end = self._range_of_rank()
+        return -(-(end - begin) // self._batch_size)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         return iter([[(self._dataset.epoch, index) for index in batch] for batch in self.batches()])
@@ -114,7 +109,7 @@ class ShardOrder(BatchOrder):
                 sequence += [members[shard][i] for i in permutation]
         else:
             sequence = list(itertools.chain.from_iterable(members))
-        own = sequence[self._begin : self._end]
+        own = sequence[slice(*self._range_of_rank())]
         batches = [own[i : i + self._batch_size] for i in range(0, len(own), self._batch_size)]
         ends = [len(batches) // LANES * lane + min(len(batches) % LANES, lane) for lane in range(LANES + 1)]
         lanes = [batches[begin:end] for begin, end in itertools.pairwise(ends)]
@@ -175,7 +170,7 @@ class ClipLoader:
             _WorkerDataset(self.dataset),
             batch_sampler=self._order,
             num_workers=self._workers,
-            collate_fn=_Collate(self.dataset),
+            collate_fn=functools.partial(_collate, self.dataset),
             pin_memory=self._pin_memory,
             persistent_workers=self._workers > 0,  # keeps their caches and known failures
         )
@@ -199,19 +194,13 @@ class _WorkerDataset(Dataset[Any]):
         return self._dataset.load(*item)
 
 
-class _Collate:
-    """Combines the results of :meth:`.dataset.ClipDataset.load` into a batch and the failed clips."""
-
-    def __init__(self, dataset: ClipDataset) -> None:
-        self._dataset = dataset
-
-    def __call__(self, loaded: Sequence[_Loaded]) -> _Collated:
-        samples = [sample for sample, _ in loaded if sample is not None]
-        failures = {index: reason for _, failed in loaded for index, reason in failed.items()}
-        if not samples:
-            return None, failures
-        same_size = len({sample["video"].shape for sample in samples}) == 1
-        return self._dataset.stack(samples) if same_size else samples, failures
+def _collate(dataset: ClipDataset, loaded: Sequence[_Loaded]) -> _Collated:
+    samples = [sample for sample, _ in loaded if sample is not None]
+    failures = {index: reason for _, failed in loaded for index, reason in failed.items()}
+    if not samples:
+        return None, failures
+    same_size = len({sample["video"].shape for sample in samples}) == 1
+    return dataset.stack(samples) if same_size else samples, failures
 
 
 class _WorkerBatches(IterableDataset[Any]):
@@ -225,10 +214,10 @@ class _WorkerBatches(IterableDataset[Any]):
         worker = get_worker_info()
         first, step = (0, 1) if worker is None else (worker.id, worker.num_workers)
         dataset, batches = self._dataset, self._order.batches()[first::step]
-        collate, shard_of = _Collate(dataset), dataset.clip_set.shard_of
+        shard_of = dataset.clip_set.shard_of
         remaining = Counter(shard_of[index] for batch in batches for index in batch)
         for batch in batches:
-            yield collate([dataset.load(dataset.epoch, index) for index in batch])
+            yield _collate(dataset, [dataset.load(dataset.epoch, index) for index in batch])
             remaining.subtract(shard_of[index] for index in batch)
             for shard in {shard_of[index] for index in batch}:
                 if not remaining[shard]:

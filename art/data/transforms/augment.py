@@ -156,7 +156,7 @@ class TrainAugment:
         return sampled.view(b, t, c, self.size, self.size)
 
     def _box(self, draws: Sequence[float], h: int, w: int) -> tuple[float, float, float, float]:
-        """Left, width, top and height of a crop in pixels. A flipped crop starts at its right, with a negative width."""
+        """Left, width, top and height of a crop in pixels. A flipped one starts at its right, with a negative width."""
         low, high = self.scale
         side = math.sqrt(low + (high - low) * draws[1]) * min(h, w)
         stretch = math.sqrt(self.aspect[0] * (self.aspect[1] / self.aspect[0]) ** draws[4])
