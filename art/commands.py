@@ -205,10 +205,10 @@ def run_explain(options: argparse.Namespace) -> int:
 
 def run_bank(options: argparse.Namespace) -> int:
     """Shows the texts of the classes before and after training."""
-    from art.tools.bank import bank_to_folder
+    from art.tools.bank import write_bank_analysis
 
     out = options.out or Path("runs") / f"bank-{options.checkpoint.resolve().name}"
-    _, files = bank_to_folder(options.checkpoint, out, lambda said: print(f"art: {said}", file=sys.stderr))
+    _, files = write_bank_analysis(options.checkpoint, out, lambda said: print(f"art: {said}", file=sys.stderr))
     print(f"written to {out}: {', '.join(file.name for file in files)}")
     return 0
 

@@ -14,7 +14,6 @@ import torch
 from art import ARTModel
 from art.backbones import base as interface
 from art.data.datasets import base as registry
-from art_kernels.tracklet_nce import rules
 
 ROOT = Path(__file__).parents[2]
 
@@ -63,7 +62,7 @@ WITHOUT_EXAMPLE = {
     "UniFormerV2": "builds 115 million parameters at least: docs/backbones.md, tests/model",
     "Backbone": "an abstract base: docs/how_to_add.md has a whole one, which runs",
     "explain_to_directory": "the command `art explain`, which docs/explain.md runs",
-    "bank_to_folder": "the command `art bank`, likewise",
+    "write_bank_analysis": "the command `art bank`, likewise",
     **dict.fromkeys(
         ("serve", "ServeSettings", "RequestOptions", "Limits", "Refused"),
         "a page that is served until it is stopped: the command `art serve`, docs/serve.md, tests/serving",
@@ -139,7 +138,6 @@ def nothing_is_left_registered():
     for known, maker in (
         (interface._REGISTRY, lambda value: value),
         (registry._entries, lambda value: value.opener),
-        (rules._functions, lambda value: value),
     ):
         for name in [name for name, value in known.items() if maker(value).__module__ == "examples"]:
             del known[name]

@@ -1,4 +1,4 @@
-"""The semantics bank before and after fine-tuning, as numbers, pictures and files."""
+"""`art.tools.bank`: the semantics bank before and after fine-tuning as numbers, figures and files."""
 
 import dataclasses
 import json
@@ -12,12 +12,10 @@ from matplotlib.collections import PathCollection
 from art import ARTModel, BackboneClassifier, load_model
 from art.cli import main
 from art.text import build_text_encoder
-from art.tools.bank import Embedding, embed, embedding_figure, look_at_bank, prompts_figure, similarity_figure
-from art.tools.bank import write as writing
-from art.tools.bank.figures import _apart
+from art.tools.bank import Embedding, analyze_bank, embed, embedding_figure, figures, prompts_figure, similarity_figure
 
 NAMES = ["walk", "run with the left arm raised", "jump", "cartwheel to the right"]
-SAID = [f"to {name}" for name in NAMES]
+PROMPTS = [f"to {name}" for name in NAMES]
 SMALL = {
     "backbone_options": {"width": 8, "depth": [1, 1, 1]}, "num_frames": 2, "latent_dim": 16, "num_heads": 2,
     "feedforward_dim": 32, "templates": ["{label}", "a video of {label}", "someone does {label}"],
@@ -28,7 +26,7 @@ needs_embed = pytest.mark.skipif(find_spec("sklearn") is None, reason="the extra
 @pytest.fixture
 def model():
     torch.manual_seed(0)
-    made = ARTModel(NAMES, prompts=SAID, **SMALL)
+    made = ARTModel(NAMES, prompts=PROMPTS, **SMALL)
     made.semantics.bank[1, 2] += 0.3 * torch.randn(256)  # one text of "jump"
     return made.eval()
 
@@ -39,118 +37,120 @@ def checkpoint(model, tmp_path):
     return tmp_path / "model"
 
 
-def test_what_the_texts_were_is_encoded_again_from_what_is_saved(model, checkpoint):
-    view = look_at_bank(load_model(checkpoint))
-    assert (view.prompts, view.assumed) == (SAID, False)
+def test_original_texts_are_encoded_again(model, checkpoint):
+    analysis = analyze_bank(load_model(checkpoint))
+    assert (analysis.prompts, analysis.assumed) == (PROMPTS, False)
     encoder = build_text_encoder("wordllama")
-    assert np.allclose(view.before[2, 3], encoder(["someone does to cartwheel to the right"])[0].numpy(), atol=1e-6)
-    moved = np.abs(view.after - view.before).max(-1) > 1e-6
+    assert np.allclose(analysis.before[2, 3], encoder(["someone does to cartwheel to the right"])[0].numpy(), atol=1e-6)
+    moved = np.abs(analysis.after - analysis.before).max(-1) > 1e-6
     assert np.argwhere(moved).tolist() == [[1, 2]]
-    assert [c["moved"] > 1e-3 for c in view.as_json()["classes"]] == [False, False, True, False]
+    assert [c["moved"] > 1e-3 for c in analysis.as_json()["classes"]] == [False, False, True, False]
 
 
-def test_a_checkpoint_that_does_not_say_its_prompts_is_taken_at_its_class_names(checkpoint):
+def test_missing_prompts_default_to_class_names(checkpoint):
     config = json.loads((checkpoint / "config.json").read_text())
     del config["prompts"]
     (checkpoint / "config.json").write_text(json.dumps(config))
-    view = look_at_bank(load_model(checkpoint))
-    assert (view.prompts, view.assumed) == (NAMES, True)
+    analysis = analyze_bank(load_model(checkpoint))
+    assert (analysis.prompts, analysis.assumed) == (NAMES, True)
 
 
 def test_similarities_are_cosines_of_mean_directions(model):
-    view = look_at_bank(model)
-    units = view.after / np.linalg.norm(view.after, axis=-1, keepdims=True)
+    analysis = analyze_bank(model)
+    units = analysis.after / np.linalg.norm(analysis.after, axis=-1, keepdims=True)
     means = units.mean(0)
     expected = means[0] @ means[2] / np.linalg.norm(means[0]) / np.linalg.norm(means[2])
-    assert view.similarity_after[0, 2] == pytest.approx(expected, abs=1e-5)
-    changed = np.abs(view.similarity_after - view.similarity_before) > 1e-5
+    assert analysis.similarity_after[0, 2] == pytest.approx(expected, abs=1e-5)
+    changed = np.abs(analysis.similarity_after - analysis.similarity_before) > 1e-5
     assert changed[2, [0, 1, 3]].all() and not changed[np.ix_([0, 1, 3], [0, 1, 3])].any()
 
 
-def test_the_prompt_that_wins_is_nearest_to_the_prototype(model):
+def test_best_prompt_is_nearest_to_the_prototype(model):
     with torch.no_grad():  # the prototype of "jump" is its third text
         model.video_projection.weight.copy_(torch.eye(16, model.backbone.channels))
         model.video_projection.bias.zero_()
-        wanted = model.semantics.projection(model.semantics.bank[2, 2])
-        model.video_head.weight[2, :16] = 3 * wanted
-    view = look_at_bank(model)
-    assert view.winners_after[2] == 2 and view.likeness_after[2, 2] == pytest.approx(1, abs=1e-5)
-    assert np.argwhere(np.abs(view.likeness_after - view.likeness_before) > 1e-5).tolist() == [[1, 2]]
-    assert view.as_json()["classes"][2]["prompt_after"] == "someone does to jump"
+        expected = model.semantics.projection(model.semantics.bank[2, 2])
+        model.video_head.weight[2, :16] = 3 * expected
+    analysis = analyze_bank(model)
+    assert analysis.winners_after[2] == 2 and analysis.likeness_after[2, 2] == pytest.approx(1, abs=1e-5)
+    assert np.argwhere(np.abs(analysis.likeness_after - analysis.likeness_before) > 1e-5).tolist() == [[1, 2]]
+    assert analysis.as_json()["classes"][2]["prompt_after"] == "someone does to jump"
 
 
-def test_models_without_that_bank_are_told(model):
+def test_models_without_a_matching_bank(model):
     with pytest.raises(ValueError, match=r"kind 'backbone'.*kind 'art'"):
-        look_at_bank(BackboneClassifier(NAMES, **SMALL))
+        analyze_bank(BackboneClassifier(NAMES, **SMALL))
     model.options = dataclasses.replace(model.options, templates=["{label}"])
-    with pytest.raises(ValueError, match=r"shape \[1, 4, 256\], the bank \[3, 4, 256\]"):
-        look_at_bank(model)
+    with pytest.raises(ValueError, match=r"shape \[1, 4, 256\], but the bank has shape \[3, 4, 256\]"):
+        analyze_bank(model)
 
 
 @needs_embed
-def test_only_texts_that_changed_move(model):
-    embedding = embed(look_at_bank(model), "t-SNE")
+def test_only_changed_texts_move(model):
+    embedding = embed(analyze_bank(model), "t-SNE")
     assert embedding.before.shape == (12, 2) and embedding.labels.tolist() == [0, 1, 2, 3] * 3
-    moves = np.linalg.norm(embedding.after - embedding.before, axis=1)
-    assert np.flatnonzero(moves).tolist() == [4 + 2]
-    again = embed(look_at_bank(model), "t-SNE")
+    distances = np.linalg.norm(embedding.after - embedding.before, axis=1)
+    assert np.flatnonzero(distances).tolist() == [4 + 2]
+    again = embed(analyze_bank(model), "t-SNE")
     assert np.array_equal(again.after, embedding.after)
 
 
 @pytest.mark.skipif(find_spec("umap") is None, reason="umap-learn is not installed")
-def test_umap_lays_both_banks_out(model):
-    embedding = embed(look_at_bank(model), "UMAP")
+def test_umap_embeds_both_banks(model):
+    embedding = embed(analyze_bank(model), "UMAP")
     assert embedding.before.shape == embedding.after.shape == (12, 2)
     assert np.isfinite(embedding.after).all()
 
 
-def test_unknown_methods_are_named(model):
+def test_unknown_method(model):
     with pytest.raises(ValueError, match="'PCA', expected one of t-SNE, UMAP"):
-        embed(look_at_bank(model), "PCA")
+        embed(analyze_bank(model), "PCA")
 
 
-def made_up(view, method="t-SNE"):
-    places = np.random.default_rng(0).normal(size=(2, 12, 2))
-    return Embedding(method, places[0], places[1], np.tile(np.arange(4), 3))
+def random_embedding(analysis, method="t-SNE"):
+    positions = np.random.default_rng(0).normal(size=(2, 12, 2))
+    return Embedding(method, positions[0], positions[1], np.tile(np.arange(4), 3))
 
 
-def test_pictures_show_the_numbers(model):
-    view = look_at_bank(model)
-    figure = embedding_figure(view, [made_up(view), made_up(view, "UMAP")])
+def test_figures_show_the_numbers(model):
+    analysis = analyze_bank(model)
+    figure = embedding_figure(analysis, [random_embedding(analysis), random_embedding(analysis, "UMAP")])
     titles = [axes.get_title(loc="left") for axes in figure.axes]
     assert [title.split(",")[0] for title in titles] == ["t-SNE"] * 2 + ["UMAP"] * 2
-    assert np.allclose(figure.axes[1].collections[0].get_offsets(), made_up(view).after)
+    assert np.allclose(figure.axes[1].collections[0].get_offsets(), random_embedding(analysis).after)
     assert [text.get_text() for text in figure.axes[0].texts] == ["1", "2", "3", "4"]
     assert [text.get_text() for text in figure.legends[0].texts] == [f"{i + 1}  {name}" for i, name in enumerate(NAMES)]
 
-    pictures = [axes.images[0].get_array() for axes in similarity_figure(view).axes if axes.images]
+    images = [axes.images[0].get_array() for axes in similarity_figure(analysis).axes if axes.images]
     assert np.allclose(
-        pictures[2].filled(0), (view.similarity_after - view.similarity_before) * (1 - np.eye(4)), atol=1e-6
+        images[2].filled(0), (analysis.similarity_after - analysis.similarity_before) * (1 - np.eye(4)), atol=1e-6
     )
-    assert np.ma.getmaskarray(np.ma.masked_invalid(pictures[0])).diagonal().all()
+    assert np.ma.getmaskarray(np.ma.masked_invalid(images[0])).diagonal().all()
 
-    for axes, winners in zip(prompts_figure(view).axes, (view.winners_before, view.winners_after), strict=True):
+    for axes, winners in zip(
+        prompts_figure(analysis).axes, (analysis.winners_before, analysis.winners_after), strict=True
+    ):
         (rings,) = (c for c in axes.collections if isinstance(c, PathCollection))
         assert rings.get_offsets().tolist() == [[winner, c] for c, winner in enumerate(winners)]
     with pytest.raises(ValueError, match="embeddings is empty"):
-        embedding_figure(view, [])
+        embedding_figure(analysis, [])
 
 
-def test_numbers_are_moved_apart():
-    places = np.array([[0.5, 0.5], [0.5, 0.5], [0.51, 0.5], [0.9, 0.9]])
-    apart = _apart(places, 0.05)
-    distance = np.linalg.norm(apart[:, None] - apart[None], axis=2) + np.eye(4)
+def test_overlapping_numbers_are_spread():
+    positions = np.array([[0.5, 0.5], [0.5, 0.5], [0.51, 0.5], [0.9, 0.9]])
+    spread = figures._spread(positions, 0.05)
+    distance = np.linalg.norm(spread[:, None] - spread[None], axis=2) + np.eye(4)
     assert distance.min() > 0.049
-    assert apart[3] == pytest.approx(places[3], abs=1e-4)
+    assert spread[3] == pytest.approx(positions[3], abs=1e-4)
 
 
-def test_the_command_writes_pictures_and_numbers_and_says_what_it_leaves_out(checkpoint, tmp_path, monkeypatch, capsys):
-    def only_one(view, method):
+def test_command_writes_files_and_reports_what_it_skips(checkpoint, tmp_path, monkeypatch, capsys):
+    def only_one(analysis, method):
         if method == "UMAP":
             raise ModuleNotFoundError("UMAP needs umap: pip install 'art-kernels[embed]'")
-        return made_up(view)
+        return random_embedding(analysis)
 
-    monkeypatch.setattr(writing, "embed", only_one)
+    monkeypatch.setattr(figures, "embed", only_one)
     out = tmp_path / "out"
     assert main(["bank", "--checkpoint", str(checkpoint), "--out", str(out)]) == 0
     assert sorted(path.name for path in out.iterdir()) == [
@@ -159,15 +159,15 @@ def test_the_command_writes_pictures_and_numbers_and_says_what_it_leaves_out(che
         "prompts.png",
         "similarity.png",
     ]
-    assert "UMAP is left out: UMAP needs umap: pip install 'art-kernels[embed]'" in capsys.readouterr().err
-    said = json.loads((out / "bank.json").read_text())
-    assert list(said["embeddings"]) == ["t-SNE"] and np.array(said["similarity_after"]).shape == (4, 4)
+    assert "UMAP is skipped: UMAP needs umap: pip install 'art-kernels[embed]'" in capsys.readouterr().err
+    numbers = json.loads((out / "bank.json").read_text())
+    assert list(numbers["embeddings"]) == ["t-SNE"] and np.array(numbers["similarity_after"]).shape == (4, 4)
 
 
-def test_errors_come_before_files(checkpoint, tmp_path, capsys):
+def test_errors_are_raised_before_anything_is_written(checkpoint, tmp_path, capsys):
     (tmp_path / "file").write_text("")
     assert main(["bank", "--checkpoint", str(checkpoint), "--out", str(tmp_path / "file")]) == 2
-    assert "is no folder" in capsys.readouterr().err
+    assert "directory" in capsys.readouterr().err
     BackboneClassifier(NAMES, **SMALL).save_pretrained(tmp_path / "alone")
     assert main(["bank", "--checkpoint", str(tmp_path / "alone"), "--out", str(tmp_path / "out")]) == 2
     assert "no semantics" in capsys.readouterr().err

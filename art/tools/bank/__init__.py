@@ -1,17 +1,21 @@
-"""The semantics bank, seen: before and after fine-tuning, as arrays, figures and files."""
+"""The semantics bank before and after fine-tuning: arrays, figures and the files of ``art bank``."""
 
-from art.tools.bank.embed import Embedding, embed
-from art.tools.bank.figures import embedding_figure, prompts_figure, similarity_figure
-from art.tools.bank.measure import BankView, look_at_bank
-from art.tools.bank.write import bank_to_folder
+from art._deprecated import renamed_names
+from art.tools.bank.analysis import BankAnalysis, Embedding, analyze_bank, embed
+from art.tools.bank.figures import embedding_figure, prompts_figure, similarity_figure, write_bank_analysis
 
 __all__ = [
-    "BankView",
+    "BankAnalysis",
     "Embedding",
-    "bank_to_folder",
+    "analyze_bank",
     "embed",
     "embedding_figure",
-    "look_at_bank",
     "prompts_figure",
     "similarity_figure",
+    "write_bank_analysis",
 ]
+
+__getattr__ = renamed_names(
+    __name__,
+    {"BankView": "BankAnalysis", "look_at_bank": "analyze_bank", "bank_to_folder": "write_bank_analysis"},
+)
