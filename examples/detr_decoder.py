@@ -2,9 +2,9 @@
 
     python examples/detr_decoder.py --steps 200
 
-A small detector learns to box the bright squares of drawn pictures. Object queries ask the tokens of a picture, whose
-positions are added to the keys only (`key_position`), which the folded attention does without projecting a token. The
-state dict is that of the same decoder with `nn.MultiheadAttention`, whose outputs it gives.
+A small detector learns to locate the bright squares in synthetic images. Object queries attend to the tokens of an
+image, with position embeddings added only to the keys (`key_position`); the folded attention does not project the
+tokens. The state dict is that of the same decoder with `nn.MultiheadAttention`, and the outputs are equal.
 """
 
 import argparse
@@ -19,7 +19,7 @@ SIZE, CELLS, WIDTH, HEADS, QUERIES = 32, 8, 64, 4, 3
 
 
 class PlainCrossAttention(nn.MultiheadAttention):
-    """What published DETRs use, in the same words."""
+    """The attention of published DETRs, with the interface of `RegionCrossAttention`."""
 
     def __init__(self, dim, heads):
         super().__init__(dim, heads, batch_first=True)
@@ -29,7 +29,7 @@ class PlainCrossAttention(nn.MultiheadAttention):
 
 
 class DecoderLayer(nn.Module):
-    """Self-attention among the queries, cross-attention to the tokens, a hidden layer; post-norm, as in DETR."""
+    """Self-attention among the queries, cross-attention to the tokens, and an MLP; post-norm, as in DETR."""
 
     def __init__(self, attention):
         super().__init__()
@@ -46,7 +46,7 @@ class DecoderLayer(nn.Module):
 
 
 class Detector(nn.Module):
-    """Pictures [B,1,32,32] to boxes [B,3,4] (centre, height, width, as shares of the picture)."""
+    """Maps images [B,1,32,32] to boxes [B,3,4]: center, height, and width, relative to the image size."""
 
     def __init__(self, attention=RegionCrossAttention):
         super().__init__()
@@ -56,9 +56,9 @@ class Detector(nn.Module):
         self.layers = nn.ModuleList(DecoderLayer(attention) for _ in range(2))
         self.box = nn.Linear(WIDTH, 4)
 
-    def forward(self, pictures):
-        tokens = self.patches(pictures).flatten(2).mT
-        query = self.queries.expand(len(pictures), -1, -1)
+    def forward(self, images):
+        tokens = self.patches(images).flatten(2).mT
+        query = self.queries.expand(len(images), -1, -1)
         x = torch.zeros_like(query)
         for layer in self.layers:
             x = layer(x, query, tokens, self.position)
@@ -66,22 +66,22 @@ class Detector(nn.Module):
 
 
 def draw(count, generator):
-    """Pictures, each with one bright square in three of its four quarters, and the boxes of these."""
-    pictures, boxes = torch.zeros(count, 1, SIZE, SIZE), torch.empty(count, QUERIES, 4)
-    for picture, found in zip(pictures, boxes, strict=True):
-        for box, quarter in zip(found, torch.randperm(4, generator=generator)[:QUERIES].tolist(), strict=True):
+    """Return images with one bright square in each of three quadrants, and their boxes."""
+    images, boxes = torch.zeros(count, 1, SIZE, SIZE), torch.empty(count, QUERIES, 4)
+    for image, image_boxes in zip(images, boxes, strict=True):
+        for box, quadrant in zip(image_boxes, torch.randperm(4, generator=generator)[:QUERIES].tolist(), strict=True):
             side = int(torch.randint(4, 9, (), generator=generator))
             top, left = (torch.randint(0, 17 - side, (2,), generator=generator)).tolist()
-            top, left = top + 16 * (quarter // 2), left + 16 * (quarter % 2)
-            picture[0, top : top + side, left : left + side] = 1
+            top, left = top + 16 * (quadrant // 2), left + 16 * (quadrant % 2)
+            image[0, top : top + side, left : left + side] = 1
             box[:] = torch.tensor([top + side / 2, left + side / 2, side, side]) / SIZE
-    return pictures, boxes
+    return images, boxes
 
 
-def matched_loss(found, boxes):
-    """The L1 distance of each box to the one that the cheapest matching of the whole set gives it."""
-    order = linear_assignment(torch.cdist(found, boxes, p=1))
-    return F.l1_loss(found, boxes.gather(1, order[..., None].expand_as(boxes)))
+def matched_loss(predicted, boxes):
+    """Return the mean L1 distance between predicted boxes and their targets in the optimal matching."""
+    order = linear_assignment(torch.cdist(predicted, boxes, p=1))
+    return F.l1_loss(predicted, boxes.gather(1, order[..., None].expand_as(boxes)))
 
 
 def main():
@@ -94,16 +94,16 @@ def main():
     plain = Detector(PlainCrossAttention)
     optimizer = torch.optim.AdamW(detector.parameters(), 2e-3)
     for step in range(steps):
-        pictures, boxes = draw(32, generator)
-        loss = matched_loss(detector(pictures), boxes)
+        images, boxes = draw(32, generator)
+        loss = matched_loss(detector(images), boxes)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         if step in (0, steps - 1):
-            print(f"step {step + 1}: mean error of a side {SIZE * loss.item():.2f} pixels")
+            print(f"step {step + 1}: mean box error {SIZE * loss.item():.2f} pixels")
     plain.load_state_dict(detector.state_dict())
     with torch.no_grad():
-        difference = (plain(pictures) - detector(pictures)).abs().max().item()
+        difference = (plain(images) - detector(images)).abs().max().item()
     print(f"largest difference from nn.MultiheadAttention with the same weights: {difference:.1e}")
 
 

@@ -1,10 +1,11 @@
-"""`RegionCrossAttention` in the Q-Former of BLIP-2, as `transformers` has it: weights carried over, the same outputs.
+"""`RegionCrossAttention` in the BLIP-2 Q-Former of `transformers`: converted weights, equal outputs.
 
     pip install 'art-kernels[transformers]'
     python examples/qformer.py
 
-The Q-Former's queries read the tokens of an image encoder in every second layer. Its separate projections become those
-of our module; residual and LayerNorm stay the library's. Published weights load into the library's model first.
+The queries of the Q-Former attend to the tokens of an image encoder in every second layer. Its separate projections are
+converted to those of `RegionCrossAttention`; residual and LayerNorm are kept. Load published weights into the original
+model before the conversion.
 """
 
 import copy
@@ -20,35 +21,35 @@ from transformers import Blip2QFormerConfig, Blip2QFormerModel  # noqa: E402
 
 
 class RegionQFormerAttention(nn.Module):
-    """In place of a `Blip2QFormerAttention` that reads an encoder."""
+    """Replaces a `Blip2QFormerAttention` that attends to an encoder."""
 
-    def __init__(self, theirs):
+    def __init__(self, original):
         super().__init__()
-        attention, output = theirs.attention, theirs.output
+        attention, output = original.attention, original.output
         self.attention = RegionCrossAttention(
             attention.all_head_size,
             attention.num_attention_heads,
             region_dim=attention.key.in_features,
             dropout=attention.attention_dropout,
         )
-        parts = (attention.query, attention.key, attention.value)
+        projections = (attention.query, attention.key, attention.value)
         names = ("q_proj_weight", "k_proj_weight", "v_proj_weight")
-        state = {name: part.weight for name, part in zip(names, parts, strict=True)}
-        state["in_proj_bias"] = torch.cat([part.bias for part in parts])
+        state = {name: layer.weight for name, layer in zip(names, projections, strict=True)}
+        state["in_proj_bias"] = torch.cat([layer.bias for layer in projections])
         state |= {"out_proj.weight": output.dense.weight, "out_proj.bias": output.dense.bias}
         self.attention.load_state_dict(state)
         self.dropout, self.norm = output.dropout, output.LayerNorm
 
     def forward(self, hidden_states, attention_mask=None, encoder_hidden_states=None, encoder_attention_mask=None, **_):
-        mask = encoder_attention_mask  # [B,1,Q,N], the same for all queries: bool, or numbers to be added to the scores
+        mask = encoder_attention_mask  # [B,1,Q,N], equal for all queries: bool, or additive
         if mask is not None:
             mask = mask[:, 0, 0] if mask.dtype == torch.bool else mask[:, 0, 0] == 0
-        answers, _ = self.attention(hidden_states, encoder_hidden_states, region_mask=mask)
-        return self.norm(self.dropout(answers) + hidden_states)
+        attended, _ = self.attention(hidden_states, encoder_hidden_states, region_mask=mask)
+        return self.norm(self.dropout(attended) + hidden_states)
 
 
 def with_region_attention(qformer):
-    """A copy of the model with our attention wherever it reads the encoder."""
+    """Return a copy of the model that attends to the encoder with `RegionCrossAttention`."""
     qformer = copy.deepcopy(qformer)
     for layer in qformer.encoder.layer:
         if layer.has_cross_attention:
@@ -61,17 +62,19 @@ def main():
     config = Blip2QFormerConfig(
         hidden_size=64, num_hidden_layers=4, num_attention_heads=4, intermediate_size=128, encoder_hidden_size=96
     )
-    theirs = Blip2QFormerModel(config).eval()
-    ours = with_region_attention(theirs).eval()
+    original = Blip2QFormerModel(config).eval()
+    converted = with_region_attention(original).eval()
     queries, image = torch.randn(2, 8, 64), torch.randn(2, 257, 96)
-    seen = torch.ones(2, 257, dtype=torch.long)
-    seen[1, 200:] = 0  # the second image has fewer tokens
-    replaced = sum(isinstance(module, RegionQFormerAttention) for module in ours.modules())
+    mask = torch.ones(2, 257, dtype=torch.long)
+    mask[1, 200:] = 0  # the second image has fewer tokens
+    replaced = sum(isinstance(module, RegionQFormerAttention) for module in converted.modules())
     with torch.no_grad():
-        for name, mask in (("all tokens", None), ("some masked", seen)):
+        for name, encoder_mask in (("all tokens", None), ("some masked", mask)):
             outputs = [
-                model(query_embeds=queries, encoder_hidden_states=image, encoder_attention_mask=mask).last_hidden_state
-                for model in (theirs, ours)
+                model(
+                    query_embeds=queries, encoder_hidden_states=image, encoder_attention_mask=encoder_mask
+                ).last_hidden_state
+                for model in (original, converted)
             ]
             print(f"{name}: largest difference {(outputs[0] - outputs[1]).abs().max().item():.1e}")
     print(f"layers replaced: {replaced} of {config.num_hidden_layers}")

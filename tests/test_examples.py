@@ -1,4 +1,4 @@
-"""Each example as a user would run it, in a small size, and what it claims. (`onnx_predict.py`: tests/export.)"""
+"""Run each example at a small size and check its claims. (`onnx_predict.py`: tests/tools/export.)"""
 
 import os
 import re
@@ -14,12 +14,12 @@ EXAMPLES = ROOT / "examples"
 
 
 def run(name, *arguments):
-    """What an example prints."""
+    """Return the output of an example."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, str(EXAMPLES / name), *map(str, arguments)]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
 
 
 def number(pattern, text):
@@ -32,43 +32,43 @@ def needs(library):
     return pytest.mark.skipif(find_spec(library) is None, reason=f"{library} is not installed")
 
 
-def test_the_decoder_learns_and_says_what_multihead_attention_says():
-    told = run("detr_decoder.py", "--steps", 60)
-    assert number("step 60: mean error of a side", told) < 0.6 * number("step 1: mean error of a side", told)
-    assert 0 < number("with the same weights:", told) < 1e-5
+def test_detr_decoder():
+    output = run("detr_decoder.py", "--steps", 60)
+    assert number("step 60: mean box error", output) < 0.6 * number("step 1: mean box error", output)
+    assert 0 < number("with the same weights:", output) < 1e-5
 
 
 @needs("transformers")
-def test_the_qformer_has_the_outputs_of_the_library():
-    told = run("qformer.py")
-    assert 0 < number("all tokens: largest difference", told) < 1e-5
-    assert 0 < number("some masked: largest difference", told) < 1e-5
-    assert "layers replaced: 2 of 4" in told
+def test_qformer():
+    output = run("qformer.py")
+    assert 0 < number("all tokens: largest difference", output) < 1e-5
+    assert 0 < number("some masked: largest difference", output) < 1e-5
+    assert "layers replaced: 2 of 4" in output
 
 
 @needs("timm")
-def test_the_pool_has_the_outputs_of_timm_and_is_faster():
-    told = run("timm_attention_pool.py", "--images", 8, "--rounds", 3)
-    assert 0 < number("largest difference", told) < 1e-5
-    assert number("times as fast:", told) > 1
+def test_timm_attention_pool():
+    output = run("timm_attention_pool.py", "--images", 8, "--rounds", 3)
+    assert 0 < number("largest difference", output) < 1e-5
+    assert number("speedup:", output) > 1
 
 
-def test_the_tracker_keeps_identities():
-    told = run("tracker.py")
-    assert "tracks: 6, of 6 objects" in told
-    assert number("identity switches:", told) == 0 and number("of boxes as they come", told) > 100
-    assert number("longest step within a track:", told) < 0.05
+def test_tracker():
+    output = run("tracker.py")
+    assert "tracks: 6, of 6 objects" in output
+    assert number("identity switches:", output) == 0 and number("without linking", output) > 100
+    assert number("longest step within a track:", output) < 0.05
 
 
-def test_the_loss_parts_slots_and_keeps_each():
-    told = run("contrast_loop.py", "--steps", 80)
-    without, with_loss = told.splitlines()
+def test_contrast_loop():
+    output = run("contrast_loop.py", "--steps", 80)
+    without, with_loss = output.splitlines()
     between, along = "slots of a frame", "a slot in adjacent frames"
     assert number(between, without) > 0.9 and number(between, with_loss) < 0.2
     assert number(along, with_loss) > 0.9
 
 
-def test_every_example_says_how_it_is_run_and_is_listed():
+def test_examples_show_their_command_and_are_in_the_docs():
     listed = (ROOT / "docs" / "examples.md").read_text()
     for example in EXAMPLES.glob("*.py"):
         assert f"python examples/{example.name}" in example.read_text().split('"""')[1]

@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from art.checkpoints import CONFIG_FILE, WEIGHTS_FILE, find_checkpoint
 from art.extras import import_extra
@@ -132,9 +132,10 @@ def push_to_hub(
         else:
             model.save_pretrained(directory)
         _remove_local_path(directory / CONFIG_FILE)
+        results = evaluation
         if isinstance(evaluation, str | os.PathLike):
-            evaluation = json.loads(Path(evaluation).read_text(encoding="utf-8"))
-        card = model_card(directory, repository, evaluation, license=license)
+            results = json.loads(Path(evaluation).read_text(encoding="utf-8"))
+        card = model_card(directory, repository, cast("Mapping[str, Any] | None", results), license=license)
         (directory / CARD_FILE).write_text(card, encoding="utf-8")
         api = hub.HfApi(token=token)
         created = api.create_repo(repo_id=repository, private=private, exist_ok=True)
