@@ -1,6 +1,6 @@
-"""Shared fixtures. Without a GPU, Triton kernels run in Triton's interpreter, which must be set before they are imported.
+"""Shared fixtures. Without a GPU, kernels run in Triton's interpreter, which must be enabled before they are imported.
 
-Imports at module level are limited to torch, NumPy, pytest and the standard library: GPU machines may lack the others.
+Module-level imports are limited to torch, NumPy, pytest and the standard library: GPU machines may lack the others.
 """
 
 import os
@@ -24,7 +24,7 @@ PER_CLASS = {"train": 3, "test": 2}
 
 
 def write_clip(path: Path, label: int, row: int) -> None:
-    """Writes a video of a bright square that moves right, moves left, or stands still."""
+    """Writes a video of a bright square that moves right, moves left, or does not move."""
     import av
 
     with av.open(str(path), "w") as container:

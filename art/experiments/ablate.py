@@ -24,6 +24,7 @@ from typing import Any, Literal
 import numpy as np
 from matplotlib.figure import Figure
 
+from art._deprecated import renamed_attribute
 from art.data.files import atomic_write
 from art.eval.evaluate import write_json
 from art.eval.report.style import GRID, INK, LINE_COLOURS, MUTED, new_figure, png_bytes, quiet_axes
@@ -179,6 +180,9 @@ class Plan:
     variants: Mapping[str, Config]
     row_variants: Mapping[str, tuple[str, ...]]
     seeds: tuple[int, ...]
+
+    members = renamed_attribute("members", "variant_runs")
+    of_row = renamed_attribute("of_row", "row_variants")
 
     def variant_runs(self) -> dict[str, list[Config]]:
         """Returns the runs of each variant, by seed."""

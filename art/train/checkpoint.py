@@ -231,7 +231,7 @@ class CheckpointWriter:
         """
         self.wait()
         incoming = _incoming(self._directory)
-        self._dist_ctx.run_on_rank0(lambda: _begin(self._directory, incoming))
+        self._dist_ctx.run_on_rank0(lambda: _prepare(self._directory, incoming))
         storage = dcp.FileSystemWriter(incoming / TENSORS)
         options: dict[str, Any] = {"storage_writer": storage, "no_dist": not self._dist_ctx.is_distributed}
 
@@ -281,9 +281,8 @@ class CheckpointWriter:
 def copy_checkpoint(source: Path, target: Path) -> None:
     """Copies a checkpoint with the same guarantee for ``target``."""
     incoming = _incoming(target)
-    recover(target)
-    shutil.rmtree(incoming, ignore_errors=True)
-    shutil.copytree(source, incoming)
+    _prepare(target, incoming)
+    shutil.copytree(source, incoming, dirs_exist_ok=True)
     _replace(target, incoming, keep=None)
 
 
@@ -383,7 +382,7 @@ def _convert_errors(to: type[Exception], message: str, others: tuple[type[Except
         raise to(f"{message} ({error})") from error
 
 
-def _begin(directory: Path, incoming: Path) -> None:
+def _prepare(directory: Path, incoming: Path) -> None:
     recover(directory)
     shutil.rmtree(incoming, ignore_errors=True)
     (incoming / TENSORS).mkdir(parents=True)

@@ -210,7 +210,7 @@ class EMA:
 
     @contextmanager
     def swap_parameters(self, model: nn.Module) -> Iterator[None]:
-        """Gives the model the averaged weights and buffers in the block, and restores its own afterwards."""
+        """Loads the averaged weights and buffers into the model for the block, and restores its own afterwards."""
         own = {name: value.clone() for name, value in model.state_dict().items()}
         _copy_into(model, self.values)
         try:

@@ -68,12 +68,12 @@ class Plain(Backbone):
 class Program:
     """One of the processes. ``results`` is saved for the tests."""
 
-    def __init__(self, rank: int, folder: Path, small: list[str]) -> None:
-        self.rank, self.folder, self.small = rank, folder, small
+    def __init__(self, rank: int, directory: Path, small: list[str]) -> None:
+        self.rank, self.directory, self.small = rank, directory, small
         self.results: dict[str, Any] = {}
 
     def config(self, name: str, *overrides: str) -> Config:
-        return load_config(None, [*self.small, f"output={self.folder / name}", *overrides])
+        return load_config(None, [*self.small, f"output={self.directory / name}", *overrides])
 
     @contextlib.contextmanager
     def group(self, name: str, size: int):
@@ -81,7 +81,7 @@ class Program:
         os.environ.update(LOCAL_RANK=str(self.rank), LOCAL_WORLD_SIZE=str(size))
         dist.init_process_group(
             "gloo",
-            init_method=f"file://{self.folder}/{name}.store",
+            init_method=f"file://{self.directory}/{name}.store",
             rank=self.rank,
             world_size=size,
             timeout=datetime.timedelta(seconds=60),
@@ -118,7 +118,7 @@ class Program:
     def resume(self) -> None:
         """Resumes the run of four ranks, and a run with dropout and batch norm that is stopped in between."""
         if self.rank == 0:
-            shutil.copytree(self.folder / "four", self.folder / "four-to-one")
+            shutil.copytree(self.directory / "four", self.directory / "four-to-one")
         dist.barrier()
         train(self.config("four", *EXACT, "parallel.strategy=ddp"), resume=True)
         overrides = [
@@ -232,9 +232,9 @@ def record_states():
         loop._Trainer.run_epochs = original
 
 
-def run(rank: int, folder: str, small: list[str]) -> None:
+def run(rank: int, directory: str, small: list[str]) -> None:
     torch.set_num_threads(1)
-    program = Program(rank, Path(folder), small)
+    program = Program(rank, Path(directory), small)
     with program.group("four", 4):
         program.stop_four_ranks()
     if rank < 2:
@@ -244,4 +244,4 @@ def run(rank: int, folder: str, small: list[str]) -> None:
             program.errors()
             program.evaluation()
             program.batch_norm()
-    torch.save(program.results, Path(folder) / f"{rank}.pt")
+    torch.save(program.results, Path(directory) / f"{rank}.pt")

@@ -1,8 +1,8 @@
 """Runs written by an earlier version still load, resume, evaluate, and score.
 
-``tests/data/legacy_run/run.tar.xz`` was written by the version before the modules of ``art.engine`` were renamed: ``clips``
-is a dataset, ``finished`` a run of six steps of kind "art" with AdamW and an EMA (without its training state), and
-``stopped`` the same run interrupted after step 3. Its configuration has the former key ``data.max_bad_share``.
+``tests/data/legacy_run/run.tar.xz`` was written by the version with the package ``art.engine``: ``clips`` is a dataset,
+``finished`` a run of six steps of kind "art" with AdamW and an EMA, without its training state, and ``stopped`` that
+run interrupted after step 3. Its configuration has the former key ``data.max_bad_share``.
 """
 
 import json
