@@ -237,12 +237,13 @@ def measure_crossing(results: Results, dtype: str, *, quick: bool = False) -> di
         which no time was left.
     """
     sized = CROSSING.sized(results.device, quick=quick)
+    counts = (1, 3) if quick else CROSSING_QUERIES
     points: list[Record] = []
-    skipped = []
-    for queries in (1, 3) if quick else CROSSING_QUERIES:
-        if results.out_of_time(shape="crossing", dtype=dtype, queries=queries):
-            skipped.append(queries)
-            continue
+    skipped: list[int] = []
+    for index, queries in enumerate(counts):
+        if results.out_of_time(shape="crossing", dtype=dtype):
+            skipped = list(counts[index:])
+            break
         shape = AttentionShape(**{**asdict(sized), "queries": queries})
         inputs = draw_inputs(shape, results.device, DTYPES[dtype])
         modules = {route: RegionAttention(shape, results.device, DTYPES[dtype], route=route) for route in ROUTES}

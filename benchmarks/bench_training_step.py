@@ -144,7 +144,7 @@ def measure_step(results: Results, name: str, config: Config, clips: int, limits
     def update() -> None:
         for optimizer in optimizers:
             optimizer.step()
-        model.after_step()
+        model.update_bank()
 
     passes()  # the optimizers need gradients
     timings = time_calls({"passes": passes, "update": update}, device, results.timing)

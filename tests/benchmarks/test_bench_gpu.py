@@ -1,3 +1,5 @@
+"""All tests and benchmarks on a GPU: the report of the tests, missing packages, the dry run."""
+
 import importlib
 import json
 import os
@@ -8,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from benchmarks import attention_shapes, contrast_shapes, gpu
+from benchmarks import gpu
 
 REPORT = """<testsuites><testsuite errors="2" failures="4" skipped="2" tests="12">
 <testcase classname="tests.a" name="good"/><testcase classname="tests.a" name="bad"><failure>no</failure></testcase>
@@ -21,21 +23,21 @@ E No module named 'wordllama.x'</error></testcase>
 </testsuite></testsuites>"""
 
 
-def test_without_a_gpu_it_says_so_and_runs_nothing(monkeypatch, capsys):
+def test_without_a_gpu_it_runs_nothing(monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(gpu, "run_tests", lambda *_: pytest.fail("ran the tests"))
     assert gpu.main([]) == 2
-    assert "sees no CUDA device here, so nothing was run" in capsys.readouterr().err
+    assert "finds no CUDA device, so nothing was run" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("minutes", ["none", "0", "-3"])
-def test_bad_minutes(minutes, capsys):
+def test_invalid_minutes(minutes, capsys):
     with pytest.raises(SystemExit):
         gpu.main([f"--minutes={minutes}"])
     assert f"'{minutes}', expected a number of minutes from 1 to 600" in capsys.readouterr().err
 
 
-def test_refuses_an_environment_in_which_the_kernels_are_not_compiled(monkeypatch, capsys):
+def test_an_environment_that_interprets_the_kernels_is_rejected(monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     with pytest.raises(SystemExit):
@@ -51,13 +53,13 @@ def test_report_of_the_tests(tmp_path, monkeypatch):
         "failed": 4,
         "skipped": 2,
         "failures": ["tests.a::bad", "tests.b::ugly", "tests.d::present", "tests.d::ours"],
-        "left_out": dict.fromkeys(("tests.c", "tests.d::alone"), "needs wordllama, which is not installed"),
+        "missing_package": dict.fromkeys(("tests.c", "tests.d::alone"), "requires wordllama, which is not installed"),
     }
 
 
-def test_what_may_be_missing_is_imported_by_the_model():
+def test_optional_packages_are_imported_by_the_model():
     sources = "".join(path.read_text() for path in (gpu.ROOT / "art").rglob("*.py"))
-    assert [name for name in gpu.MAY_BE_MISSING if not re.search(rf"\b{name}\b", sources)] == []
+    assert [name for name in gpu.OPTIONAL_PACKAGES if not re.search(rf"\b{name}\b", sources)] == []
     assert gpu._is_installed("torch") and not gpu._is_installed("no_such_package_at_all")
 
 
@@ -74,7 +76,8 @@ def write_tests(folder, **files):
     return [str(folder)]
 
 
-def test_tests_run_without_foreign_variables(tmp_path, monkeypatch):
+@pytest.mark.slow
+def test_tests_run_without_the_variables_of_the_kernels(tmp_path, monkeypatch):
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     clean = "import os\ndef test_clean(): assert 'TRITON_INTERPRET' not in os.environ\n"
     found = gpu.run_tests(60.0, write_tests(tmp_path / "a", environment=f"{clean}def test_wrong(): assert False\n"))
@@ -83,18 +86,19 @@ def test_tests_run_without_foreign_variables(tmp_path, monkeypatch):
     assert gpu.run_tests(0.01, [str(tmp_path / "a")])["outcome"] == "out of time"
 
 
-def test_a_package_that_is_not_there_leaves_out_what_needs_it_and_nothing_else(tmp_path, monkeypatch):
-    monkeypatch.setattr(gpu, "MAY_BE_MISSING", ("a_package_of_nobody",))
+@pytest.mark.slow
+def test_a_missing_package_excuses_only_the_tests_that_require_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu, "OPTIONAL_PACKAGES", ("a_package_of_nobody",))
     lacking = write_tests(
         tmp_path / "lacking", good="def test_good(): pass\n", needs="import a_package_of_nobody.part\n", child=CHILD
     )
     found = gpu.run_tests(60.0, lacking)
     assert (found["outcome"], found["run"], found["failed"]) == ("passed", 1, 0)
-    assert list(found["left_out"].values()) == ["needs a_package_of_nobody, which is not installed"] * 2
+    assert list(found["missing_package"].values()) == ["requires a_package_of_nobody, which is not installed"] * 2
     found = gpu.run_tests(
         60.0, write_tests(tmp_path / "broken", good="def test_good(): pass\n", wrong="import no_such\n")
     )
-    assert (found["outcome"], found["failed"], found["left_out"]) == ("failed", 1, {})
+    assert (found["outcome"], found["failed"], found["missing_package"]) == ("failed", 1, {})
     found = gpu.run_tests(60.0, write_tests(tmp_path / "nothing", needs="import a_package_of_nobody\n"))
     assert found["outcome"] == "failed" and found["run"] == 0
 
@@ -105,32 +109,38 @@ def test_each_benchmark_can_be_run_on_a_gpu():
     ] == []
 
 
-def test_every_test_is_run_and_those_of_the_kernels_first():
+def test_every_test_runs_and_those_of_the_kernels_first():
     kernels, rest = (arguments for arguments, _ in gpu.TESTS.values())
-    assert kernels == ["tests/kernels"] and rest == ["tests", "--ignore=tests/kernels"]
-    assert (gpu.ROOT / "tests" / "kernels").is_dir()
+    assert kernels == ["tests/ops", "tests/core"] and rest == ["tests", "--ignore=tests/ops", "--ignore=tests/core"]
+    assert all((gpu.ROOT / directory).is_dir() for directory in kernels)
 
 
-def test_everything_goes_into_one_file(tmp_path, monkeypatch, capsys):
-    def broken(deadline, *, rehearsal):
-        assert not rehearsal
+def test_everything_is_written_to_one_file(tmp_path, monkeypatch, capsys):
+    def broken(deadline, *, quick):
+        assert not quick
         raise RuntimeError("out of memory")
 
-    measured = {"records": [1, 2], "left_out": [], "failures": []}
+    measured = {"records": [1, 2], "skipped": [], "failures": []}
     benchmarks = {"good": "good_benchmark", "broken": "broken_benchmark", "lacking": "wordllama_of_nobody"}
-    for name, run in (("good", lambda deadline, *, rehearsal: measured), ("broken", broken)):
+    for name, run in (("good", lambda deadline, *, quick: measured), ("broken", broken)):
         monkeypatch.setitem(sys.modules, benchmarks[name], SimpleNamespace(run_on_gpu=run))
-    monkeypatch.setattr(gpu, "MAY_BE_MISSING", ("wordllama_of_nobody",))
+    monkeypatch.setattr(gpu, "OPTIONAL_PACKAGES", ("wordllama_of_nobody",))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    for name in gpu.FOREIGN_VARIABLES:
+    for name in gpu.KERNEL_VARIABLES:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(gpu, "BENCHMARKS", benchmarks)
     monkeypatch.setattr(gpu, "device_name", lambda device: "NVIDIA H200")
     monkeypatch.setattr(gpu, "provenance", lambda device: {"machine": {"device": "NVIDIA H200"}})
     monkeypatch.setattr(gpu, "ROOT", tmp_path)
     outcomes = {
-        "tests/kernels": {"outcome": "passed", "seconds": 1.0, "run": 3, "failed": 0},
-        "tests": {"outcome": "passed", "seconds": 2.0, "run": 5, "failed": 0, "left_out": {"tests.a": "needs av"}},
+        "tests/ops": {"outcome": "passed", "seconds": 1.0, "run": 3, "failed": 0},
+        "tests": {
+            "outcome": "passed",
+            "seconds": 2.0,
+            "run": 5,
+            "failed": 0,
+            "missing_package": {"tests.a": "requires av"},
+        },
     }
     monkeypatch.setattr(gpu, "run_tests", lambda limit, arguments: outcomes[arguments[0]])
     assert gpu.main([]) == 1
@@ -139,26 +149,26 @@ def test_everything_goes_into_one_file(tmp_path, monkeypatch, capsys):
     assert result["benchmarks"]["broken"]["failures"] == [{"error": "RuntimeError: out of memory"}]
     summary = capsys.readouterr().out
     assert "tests, kernels: passed in 1 s: 3 run, 0 failed" in summary
-    assert "tests, the rest: passed in 2 s: 5 run, 0 failed, 1 left out (needs av)" in summary
-    assert "good: 2 measurements, 0 left out, 0 failed" in summary
-    assert "lacking: 0 measurements, 1 left out, 0 failed" in summary
-    assert "  left out: needs wordllama_of_nobody, which is not installed" in summary
+    assert "tests, the rest: passed in 2 s: 5 run, 0 failed, 1 with a missing package (requires av)" in summary
+    assert "good: 2 measurements, 0 skipped, 0 failed" in summary
+    assert "lacking: 0 measurements, 1 skipped, 0 failed" in summary
+    assert "  skipped: requires wordllama_of_nobody, which is not installed" in summary
     del benchmarks["broken"]
     assert gpu.main([]) == 0
     outcomes["tests"]["outcome"] = "out of time"
     assert gpu.main([]) == 1
 
 
-def test_a_dry_run_rehearses_every_step_without_a_gpu(tmp_path, monkeypatch, capsys):
-    asked = []
+def test_a_dry_run_runs_every_step_without_a_gpu(tmp_path, monkeypatch, capsys):
+    called = []
 
-    def step(deadline, *, rehearsal):
-        asked.append((rehearsal, os.environ["TRITON_INTERPRET"], os.environ["ART_KERNELS_BACKEND"]))
-        return {"records": [1], "left_out": [], "failures": failures}
+    def step(deadline, *, quick):
+        called.append((quick, os.environ["TRITON_INTERPRET"], os.environ["ART_KERNELS_BACKEND"]))
+        return {"records": [1], "skipped": [], "failures": failures}
 
     failures = []
     monkeypatch.setenv("TRITON_INTERPRET", "0")
-    monkeypatch.setenv("ART_KERNELS_BACKEND", "native")
+    monkeypatch.setenv("ART_KERNELS_BACKEND", "torch")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(gpu, "BENCHMARKS", {"contrast": "a_step", "linking": "a_step"})
     monkeypatch.setitem(sys.modules, "a_step", SimpleNamespace(run_on_gpu=step))
@@ -166,28 +176,18 @@ def test_a_dry_run_rehearses_every_step_without_a_gpu(tmp_path, monkeypatch, cap
     monkeypatch.setattr(gpu, "run_tests", lambda limit, arguments: tests)
     monkeypatch.setattr(gpu, "ROOT", tmp_path)
     assert gpu.main(["--dry-run"]) == 0
-    assert asked == [(True, "1", "triton"), (True, "1", "")]
-    assert "a rehearsal: each step ran, nothing was measured" in capsys.readouterr().out
-    assert list(tmp_path.iterdir()) == []  # above all no file of results
-    assert gpu.main(["--dry-run", "--out", str(tmp_path / "rehearsal.json")]) == 0
-    assert json.loads((tmp_path / "rehearsal.json").read_text())["rehearsal"] is True
+    assert called == [(True, "1", "triton"), (True, "1", "")]
+    assert "dry run: every step ran, nothing was measured" in capsys.readouterr().out
+    assert list(tmp_path.iterdir()) == []  # in particular no results file
+    assert gpu.main(["--dry-run", "--out", str(tmp_path / "dry_run.json")]) == 0
+    assert json.loads((tmp_path / "dry_run.json").read_text())["dry_run"] is True
     failures.append({"error": "a kernel"})
     assert gpu.main(["--dry-run"]) == 1
     assert "NOT ready" in capsys.readouterr().out
 
 
-def test_what_a_dry_run_tests_is_there():
-    for arguments, _ in gpu.REHEARSED_TESTS.values():
-        wanted = arguments[arguments.index("-k") + 1].split(" or ")
-        assert [name for name in wanted if not list(gpu.ROOT.glob(f"{arguments[0]}/**/*{name}*.py"))] == []
-
-
-def test_shapes_of_a_rehearsal_are_tiny_but_keep_their_channels():
-    for shape in attention_shapes.SHAPES.values():
-        tiny = shape.tiny()
-        assert (tiny.region_dim, tiny.embed_dim, tiny.norm_regions) == (
-            shape.region_dim, shape.embed_dim, shape.norm_regions,
-        )  # fmt: skip
-        assert tiny.frames == 1 and tiny.regions < 20 and tiny.queries < 4
-    for shape in contrast_shapes.SHAPES.values():
-        assert shape.tiny().sizes[-1] == shape.sizes[-1] and max(shape.tiny().sizes[:-1]) < 22
+def test_the_tests_of_a_dry_run_exist():
+    for arguments, _ in gpu.DRY_RUN_TESTS.values():
+        directories = [argument for argument in arguments[: arguments.index("-k")] if not argument.startswith("-")]
+        for name in arguments[arguments.index("-k") + 1].split(" or "):
+            assert any(list(gpu.ROOT.glob(f"{directory}/**/*{name}*.py")) for directory in directories), name
