@@ -242,7 +242,7 @@ def _predict_to_parquet(options: argparse.Namespace, settings: Any) -> int:
         settings,
         options.out,
         devices=expand_devices(_listed(options.devices) or [options.device], options.jobs),
-        every_probability=options.all_probabilities,
+        all_probabilities=options.all_probabilities,
         part_clips=options.part_clips,
     )
     print(f"{written.clips} clips in {written.parts} files ({written.kept} were there), {written.errors} not readable")

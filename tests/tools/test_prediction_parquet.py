@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from art.cli import main
-from art.tools.predict import ClipPredictor, Item, PredictionSettings, find_sources
+from art.tools.predict import ClipPredictor, Item, PredictionSettings, open_inputs
 from art.tools.predict import parquet as writing
 from art.tools.predict.parquet import predict_to_parquet
 
@@ -26,7 +26,7 @@ def settings(unbroken):
 def answers(settings, clips):
     """Of each clip of the data set by itself, by name."""
     predictor = ClipPredictor(settings, "cpu")
-    items = [item for source in find_sources([clips], 100) for item in source.items]
+    items = [item for source in open_inputs([clips], 100) for item in source.items]
     assert len(items) == 15
     return {answer.item.name: answer for answer in predictor(items)}
 
@@ -39,7 +39,7 @@ def test_a_row_for_each_clip(settings, answers, clips, tmp_path):
     (tmp_path / "gone.txt").write_text("gone.mp4\n")
     out = tmp_path / "out"
     written = predict_to_parquet(
-        [clips, tmp_path / "gone.txt"], settings, out, devices=["cpu"], every_probability=True, part_clips=6
+        [clips, tmp_path / "gone.txt"], settings, out, devices=["cpu"], all_probabilities=True, part_clips=6
     )
     assert (written.clips, written.errors, written.parts, written.kept) == (16, 1, 3, 0)
     assert sorted(path.name for path in out.iterdir()) == [
@@ -77,18 +77,18 @@ def test_only_what_is_missing_is_made_again(settings, clips, tmp_path, monkeypat
     for other, told in (
         ({"settings": PredictionSettings(settings.checkpoint, top_k=1)}, r"top_k \(was 2, is 1\)"),
         ({"settings": PredictionSettings(settings.checkpoint.parent / "backbone", top_k=2)}, "checkpoint "),
-        ({"every_probability": True}, "every_probability"),
+        ({"all_probabilities": True}, "all_probabilities"),
         ({"inputs": [clips / "test_0_0.mp4"]}, "clips .*, parts"),
     ):
         given = {"inputs": [clips], "settings": settings, **other}
-        with pytest.raises(ValueError, match=rf"holds predictions with another {told}"):
+        with pytest.raises(ValueError, match=rf"contains predictions with another {told}"):
             predict_to_parquet(given.pop("inputs"), given.pop("settings"), out, devices=["cpu"], part_clips=4, **given)
     assert rows(out) == first
 
 
 def test_a_folder_of_something_else_is_left_alone(settings, clips, tmp_path):
     (tmp_path / "mine.txt").write_text("mine")
-    with pytest.raises(ValueError, match=r"holds something, and no _predictions\.json"):
+    with pytest.raises(ValueError, match=r"is not empty and has no _predictions\.json"):
         predict_to_parquet([clips], settings, tmp_path, devices=["cpu"])
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
@@ -117,7 +117,7 @@ def test_a_command_that_is_killed_goes_on(settings, answers, clips, tmp_path, ca
 
 def test_shards_are_a_part_each(settings, answers, clips, tmp_path):
     pytest.importorskip("webdataset", reason="shards are read by webdataset, which is not installed")
-    from art.data.datasets.registry import open_dataset
+    from art.data.datasets.base import open_dataset
     from art.data.loading.shards import write_shards
 
     split = write_shards(open_dataset("csv", clips, "test"), tmp_path / "shards", shard_bytes=5000)
@@ -154,6 +154,6 @@ def test_without_pyarrow_it_is_told_how_to_get_it(settings, clips, tmp_path, mon
 
 
 def test_an_answer_names_the_best_first():
-    answer = writing.Answer(Item("a", None), np.array([0.2, 0.5, 0.3], dtype=np.float32))
+    answer = writing.Prediction(Item("a", None), np.array([0.2, 0.5, 0.3], dtype=np.float32))
     assert [name for name, _ in answer.best(["x", "y", "z"], 2)] == ["y", "z"]
     assert len(answer.best(["x", "y", "z"], 9)) == 3

@@ -1,7 +1,7 @@
-"""Predictions as a folder of Parquet files, made on several devices; a second call makes what is missing.
+"""Predictions as a directory of Parquet files, computed on several devices; a second call computes what is missing.
 
-The folder holds ``part-000000.parquet``, … , each whole or absent, and ``_predictions.json``, which says what they are
-predictions of. Whatever reads a folder of Parquet files reads them as one table: ``pandas.read_parquet(folder)``.
+The directory contains ``part-000000.parquet``, …, each complete or absent, and ``_predictions.json``, which identifies
+the checkpoint, clips and settings. Parquet readers open it as one table: ``pandas.read_parquet(directory)``.
 """
 
 from __future__ import annotations
@@ -17,28 +17,27 @@ from typing import Any
 
 from tqdm import tqdm
 
+from art.checkpoints import CONFIG_FILE, WEIGHTS_FILE, find_checkpoint
 from art.data.files import atomic_write, check_writable
-from art.data.inputs import Source, find_sources
+from art.data.inputs import Source, open_inputs
 from art.data.parallel import Stopped, map_processes, stop_requested, worker_slot
-from art.eval.evaluate import find_checkpoint
 from art.extras import import_extra
-from art.model.pretrained import CONFIG_FILE, WEIGHTS_FILE
-from art.tools.predict.predictor import Answer, ClipPredictor, PredictionSettings
-from art.train.interruption import ending_on_sigterm
+from art.tools.predict.predictor import ClipPredictor, Prediction, PredictionSettings
+from art.train.runtime import raise_on_sigterm
 
-ABOUT = "_predictions.json"
+MANIFEST = "_predictions.json"
 _FORMAT = 1
 
 
 @dataclass(frozen=True)
 class Written:
-    """What is in the folder.
+    """Contents of the directory.
 
     Attributes:
         clips: rows.
         errors: rows of clips that could not be read.
-        parts: files.
-        kept: how many of the files were there before.
+        parts: number of files.
+        kept: number of files that already existed.
     """
 
     clips: int
@@ -52,7 +51,7 @@ class _Part:
     path: Path
     source: Source
     settings: PredictionSettings
-    every_probability: bool
+    all_probabilities: bool
 
 
 def predict_to_parquet(
@@ -61,95 +60,101 @@ def predict_to_parquet(
     out: Path,
     *,
     devices: Sequence[str] = ("auto",),
-    every_probability: bool = False,
+    all_probabilities: bool = False,
     part_clips: int = 512,
 ) -> Written:
-    """Predict clips, and write a row for each.
+    """Predict clips and write a row for each.
 
     Columns: "clip", its path or shard and key; "start" and "end", seconds, null for the beginning and the end of the
-    file; "class" and "probability", the best answer; "top_classes" and "top_probabilities", lists of the ``top_k``
-    best; with ``every_probability`` also "probabilities", the list of all, in the order of "art.class_names" in the
-    metadata of the schema (JSON); "error", null where there is an answer. Parts that are there are not made again.
+    file; "class" and "probability", the most probable class; "top_classes" and "top_probabilities", lists of
+    the ``top_k`` best; with ``all_probabilities`` also "probabilities" of all classes, in the order of
+    "art.class_names" in the metadata of the schema (JSON); "error", null for a prediction. Existing parts are kept.
 
     Args:
-        inputs: see :func:`.sources.find_sources`.
-        settings: of the model.
-        out: the folder; new, empty, or of a call with the same inputs, checkpoint and settings.
-        devices: of processes that predict at once; one predicts in this process.
-        every_probability: write all probabilities.
-        part_clips: clips a file, of those that are files; a shard makes a file of its own.
+        inputs: see :func:`art.data.inputs.open_inputs`.
+        settings: of the prediction.
+        out: a directory that is new, empty, or from a call with the same inputs, checkpoint and settings.
+        devices: one process per entry predicts concurrently; a single one predicts in this process.
+        all_probabilities: write the probabilities of all classes.
+        part_clips: clips per output file; a shard always has a separate one.
 
     Raises:
-        ValueError: before any work: an input without clips, or a folder of other predictions.
+        ValueError: an input has no clips, or the directory contains other predictions; raised before any work.
         ModuleNotFoundError: pyarrow is not installed.
-        Interrupted: on SIGTERM; what is finished stays.
+        Interrupted: on SIGTERM; finished parts are kept.
     """
     parquet = import_extra("pyarrow.parquet", extra="parquet", needed_by="writing predictions (art predict --out)")
     check_writable(out, "out")
-    sources = find_sources(inputs, part_clips)
-    about = _about(sources, settings, every_probability)
-    _begin(out, about)
+    sources = open_inputs(inputs, part_clips)
+    manifest = _manifest(sources, settings, all_probabilities)
+    _write_manifest(out, manifest)
     parts = [
-        _Part(out / f"part-{number:06d}.parquet", source, settings, every_probability)
+        _Part(out / f"part-{number:06d}.parquet", source, settings, all_probabilities)
         for number, source in enumerate(sources)
     ]
-    left = [part for part in parts if not part.path.exists()]
-    workers = min(len(devices), len(left))
-    with ending_on_sigterm(), tqdm(total=len(left), desc="predict", unit="part", disable=None) as bar:
-        if left:
-            with closing(map_processes(_predict_part, left, workers, devices[:workers])) as done:
+    missing = [part for part in parts if not part.path.exists()]
+    workers = min(len(devices), len(missing))
+    with raise_on_sigterm(), tqdm(total=len(missing), desc="predict", unit="part", disable=None) as bar:
+        if missing:
+            with closing(map_processes(_predict_part, missing, workers, devices[:workers])) as done:
                 for _ in done:
                     bar.update()
     tables = [parquet.ParquetFile(part.path) for part in parts]
     clips = sum(table.metadata.num_rows for table in tables)
     readable = sum(table.read(columns=["error"]).column("error").null_count for table in tables)
-    return Written(clips, clips - readable, len(parts), len(parts) - len(left))
+    return Written(clips, clips - readable, len(parts), len(parts) - len(missing))
 
 
-def _about(sources: Sequence[Source], settings: PredictionSettings, every_probability: bool) -> dict[str, Any]:
-    """What decides the content of the files."""
+def _manifest(sources: Sequence[Source], settings: PredictionSettings, all_probabilities: bool) -> dict[str, Any]:
+    """Return everything that determines the contents of the files."""
     checkpoint, digest = find_checkpoint(settings.checkpoint), hashlib.sha256()
     for name in (CONFIG_FILE, WEIGHTS_FILE):
         with (checkpoint / name).open("rb") as file:
             while block := file.read(2**20):
                 digest.update(block)
     listed = hashlib.sha256("\0".join("\n".join(source.names) for source in sources).encode())
-    shown = {name: value for name, value in asdict(settings).items() if name in _DECISIVE}
+    decisive = {name: value for name, value in asdict(settings).items() if name in _DECISIVE_SETTINGS}
     return {
         "format": _FORMAT,
         "checkpoint": digest.hexdigest(),
-        **shown,
-        "every_probability": every_probability,
+        **decisive,
+        "all_probabilities": all_probabilities,
         "clips": listed.hexdigest(),
         "parts": len(sources),
     }
 
 
-_DECISIVE = ("top_k", "views", "crops", "precision", "decoder")
+_DECISIVE_SETTINGS = ("top_k", "views", "crops", "precision", "decoder")
 
 
-def _begin(out: Path, about: dict[str, Any]) -> None:
-    path = out / ABOUT
+def _write_manifest(out: Path, manifest: dict[str, Any]) -> None:
+    path = out / MANIFEST
     if path.is_file():
         former = json.loads(path.read_text(encoding="utf-8"))
-        differing = [name for name in about if former.get(name) != about[name]]
+        if "every_probability" in former:  # name of the key in earlier versions
+            former["all_probabilities"] = former.pop("every_probability")
+        differing = [name for name in manifest if former.get(name) != manifest[name]]
         if differing:
-            told = ", ".join(f"{name} (was {former.get(name)!r}, is {about[name]!r})" for name in differing)
-            raise ValueError(f"out: {out} holds predictions with another {told}; choose another folder, or remove it")
+            changes = ", ".join(f"{name} (was {former.get(name)!r}, is {manifest[name]!r})" for name in differing)
+            raise ValueError(
+                f"out: {out} contains predictions with another {changes}; choose another directory, or remove it"
+            )
     elif out.is_dir() and any(not path.name.startswith("_") for path in out.iterdir()):
-        raise ValueError(f"out: {out} holds something, and no {ABOUT}; expected a new or empty folder, or one to go on")
-    atomic_write(path, lambda partial: partial.write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8"))
+        raise ValueError(
+            f"out: {out} is not empty and has no {MANIFEST}; expected a new, empty or unfinished directory"
+        )
+    atomic_write(path, lambda partial: partial.write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8"))
 
 
 def _predict_part(part: _Part) -> None:
-    """In a process of its own where there are several; the model stays there from one part to the next."""
+    """Predict one part, in a worker process if there are several; the model is kept between parts."""
     predictor = _predictor(part.settings, worker_slot())
-    answers = []
-    for answer in predictor(part.source.open()):
+    predictions = []
+    for prediction in predictor(part.source.open()):
         if stop_requested():
             raise Stopped
-        answers.append(answer)
-    write_part(part.path, answers, predictor.class_names, part.settings.top_k, part.every_probability)
+        predictions.append(prediction)
+    write_part(part.path, predictions, predictor.class_names, part.settings.top_k, part.all_probabilities)
 
 
 @functools.lru_cache(maxsize=1)
@@ -158,36 +163,38 @@ def _predictor(settings: PredictionSettings, device: str) -> ClipPredictor:
 
 
 def write_part(
-    path: Path, answers: Sequence[Answer], class_names: Sequence[str], top_k: int, every_probability: bool
+    path: Path, predictions: Sequence[Prediction], class_names: Sequence[str], top_k: int, all_probabilities: bool
 ) -> None:
-    """One Parquet file; see :func:`predict_to_parquet`. Until it is whole its name begins with "_", which readers of
-    folders pass over."""
+    """Write one Parquet file; see :func:`predict_to_parquet`.
+
+    Until it is complete its name starts with "_", which Parquet readers ignore.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     texts, numbers = pa.list_(pa.string()), pa.list_(pa.float32())
     kinds = {"clip": pa.string(), "start": pa.float64(), "end": pa.float64(), "class": pa.string()}
     kinds |= {"probability": pa.float32(), "top_classes": texts, "top_probabilities": numbers}
-    kinds |= {"probabilities": numbers} if every_probability else {}
+    kinds |= {"probabilities": numbers} if all_probabilities else {}
     schema = pa.schema([*kinds.items(), ("error", pa.string())], {"art.class_names": json.dumps([*class_names])})
-    rows = columns(answers, class_names, top_k)
+    rows = columns(predictions, class_names, top_k)
     table = pa.table({name: rows[name] for name in schema.names}, schema=schema)
     partial = path.with_name(f"_{path.name}")
     pq.write_table(table, partial)
     partial.replace(path)
 
 
-def columns(answers: Sequence[Answer], class_names: Sequence[str], top_k: int) -> dict[str, list[Any]]:
-    """Every column of :func:`predict_to_parquet`."""
-    best = [answer.best(class_names, top_k) for answer in answers]
+def columns(predictions: Sequence[Prediction], class_names: Sequence[str], top_k: int) -> dict[str, list[Any]]:
+    """Return every column of :func:`predict_to_parquet`."""
+    best = [prediction.best(class_names, top_k) for prediction in predictions]
     return {
-        "clip": [answer.item.name for answer in answers],
-        "start": [answer.item.start for answer in answers],
-        "end": [answer.item.end for answer in answers],
+        "clip": [p.item.name for p in predictions],
+        "start": [p.item.start for p in predictions],
+        "end": [p.item.end for p in predictions],
         "class": [pairs[0][0] if pairs else None for pairs in best],
         "probability": [pairs[0][1] if pairs else None for pairs in best],
         "top_classes": [[name for name, _ in pairs] if pairs else None for pairs in best],
-        "top_probabilities": [[share for _, share in pairs] if pairs else None for pairs in best],
-        "probabilities": [answer.probabilities for answer in answers],
-        "error": [answer.error for answer in answers],
+        "top_probabilities": [[probability for _, probability in pairs] if pairs else None for pairs in best],
+        "probabilities": [p.probabilities for p in predictions],
+        "error": [p.error for p in predictions],
     }

@@ -1,4 +1,4 @@
-"""A saved model that answers for many clips, in batches, decoded in processes of their own."""
+"""A saved model that predicts many clips in batches, decoded in worker processes."""
 
 from __future__ import annotations
 
@@ -14,30 +14,31 @@ from jaxtyping import Float32
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from art.checkpoints import find_checkpoint
 from art.data.decoding.video import VideoError
 from art.data.inputs import Item
-from art.data.transforms.shown import ShownViews
-from art.eval.evaluate import find_checkpoint
-from art.model.pretrained import evaluating, load_model
+from art.data.transforms.augment import EvalViews
+from art.model.loading import load_model
+from art.model.pretrained import eval_mode
 from art.train.runtime import autocast, resolve_device
 
 
 @dataclass(frozen=True)
 class PredictionSettings:
-    """How clips are predicted.
+    """Settings of a prediction.
 
     Attributes:
-        checkpoint: a checkpoint, or the folder of a run, whose last one is meant.
-        top_k: classes to name.
-        views: views of a clip to average over.
-        crops: of each view, 1 or 3.
-        batch_size: views that the model takes at once.
-        workers: processes that decode, for each process that predicts; 0 decodes in that one.
+        checkpoint: a checkpoint, or a run directory, whose last one is used.
+        top_k: number of classes to report.
+        views: number of views of a clip to average.
+        crops: crops per view, 1 or 3.
+        batch_size: views per forward pass.
+        workers: decoding processes per predicting process; 0 decodes in the predicting process.
         precision: "fp32", "bf16" or "fp16".
-        decoder: of video files, one of :data:`art.data.decoding.video.DECODERS`.
+        decoder: for video files, one of :data:`art.data.decoding.video.DECODERS`.
 
     Raises:
-        ValueError: one of them is out of its range.
+        ValueError: a value is out of range.
 
     Examples:
         >>> from pathlib import Path
@@ -57,9 +58,9 @@ class PredictionSettings:
     decoder: str = "pyav"
 
     def __post_init__(self) -> None:
-        for name, least in (("top_k", 1), ("views", 1), ("batch_size", 1), ("workers", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name}: got {getattr(self, name)}, expected at least {least}")
+        for name, minimum in (("top_k", 1), ("views", 1), ("batch_size", 1), ("workers", 0)):
+            if getattr(self, name) < minimum:
+                raise ValueError(f"{name}: got {getattr(self, name)}, expected at least {minimum}")
         if self.crops not in (1, 3):
             raise ValueError(f"crops: got {self.crops}, expected 1 or 3")
         if self.precision not in ("fp32", "bf16", "fp16"):
@@ -67,20 +68,20 @@ class PredictionSettings:
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What a model says of one clip.
+class Prediction:
+    """Prediction for one clip.
 
     Attributes:
         item: the clip.
-        probabilities: ``[Y]``, in the order of the model's classes; None where it could not be read.
-        error: why it could not be read.
+        probabilities: ``[Y]``, in the order of the model's classes; None if the clip could not be read.
+        error: why the clip could not be read.
 
     Examples:
         >>> import numpy as np
         >>> from pathlib import Path
-        >>> from art.tools.predict import Answer, Item
-        >>> answer = Answer(Item("clip.mp4", Path("clip.mp4")), np.array([0.25, 0.75], dtype=np.float32))
-        >>> answer.best(["run", "walk"], count=1)
+        >>> from art.tools.predict import Item, Prediction
+        >>> prediction = Prediction(Item("clip.mp4", Path("clip.mp4")), np.array([0.25, 0.75], dtype=np.float32))
+        >>> prediction.best(["run", "walk"], count=1)
         [('walk', 0.75)]
     """
 
@@ -89,7 +90,7 @@ class Answer:
     error: str | None = None
 
     def best(self, class_names: Sequence[str], count: int) -> list[tuple[str, float]]:
-        """The ``count`` most probable classes with their probabilities, the best first; none without an answer."""
+        """Return the ``count`` most probable classes with their probabilities, best first; empty after an error."""
         if self.probabilities is None:
             return []
         order = np.argsort(-self.probabilities, kind="stable")[:count]
@@ -97,18 +98,18 @@ class Answer:
 
 
 class ClipPredictor:
-    """The model of a checkpoint on one device. Called with clips, it gives an :class:`Answer` for each, in order.
+    """The model of a checkpoint on one device. Called with clips, it yields a :class:`Prediction` for each, in order.
 
     Raises:
         FileNotFoundError: there is no checkpoint.
-        ValueError: the device is not there.
+        ValueError: the device does not exist.
 
     Examples:
         >>> from pathlib import Path
-        >>> from art.tools.predict import ClipPredictor, PredictionSettings, find_sources
+        >>> from art.tools.predict import ClipPredictor, PredictionSettings, open_inputs
         >>> predictor = ClipPredictor(PredictionSettings(Path("runs/motion")), device="cpu")
-        >>> clips = [item for source in find_sources([Path("data/mine/test")], 8) for item in source.open()]
-        >>> [answer.error for answer in predictor(clips)]
+        >>> clips = [item for source in open_inputs([Path("data/mine/test")], 8) for item in source.open()]
+        >>> [prediction.error for prediction in predictor(clips)]
         [None, None]
     """
 
@@ -117,37 +118,37 @@ class ClipPredictor:
         self.device = resolve_device(device)
         self.model = load_model(find_checkpoint(settings.checkpoint)).to(self.device)
         self.class_names = tuple(self.model.class_names)
-        self._shown = ShownViews(
+        self._views = EvalViews(
             self.model.num_frames,
-            self.model.centre_crop,
+            self.model.center_crop,
             self.model.sampling,
             settings.views,
             settings.crops,
             settings.decoder,
         )
 
-    def __call__(self, items: Iterable[Item]) -> Iterator[Answer]:
-        """Answers as they come. A clip that cannot be read has an error in its answer, and stops nothing."""
+    def __call__(self, items: Iterable[Item]) -> Iterator[Prediction]:
+        """Yield predictions as they are computed; an unreadable clip yields one with an error."""
         items = list(items)
-        clips_at_once = max(1, self.settings.batch_size // (self.settings.views * self.settings.crops))
+        batch_clips = max(1, self.settings.batch_size // (self.settings.views * self.settings.crops))
         loader: DataLoader[Any] = DataLoader(
-            _Shown(items, self._shown),
-            batch_size=clips_at_once,
-            num_workers=min(self.settings.workers, -(-len(items) // clips_at_once)),
+            _ClipViews(items, self._views),
+            batch_size=batch_clips,
+            num_workers=min(self.settings.workers, -(-len(items) // batch_clips)),
             collate_fn=list,
         )
-        left = iter(items)
+        remaining = iter(items)
         for batch in loader:
             read = [views for views in batch if not isinstance(views, str)]
-            answers = iter(self._probabilities(torch.stack(read)) if read else ())
-            for item, views in zip(itertools.islice(left, len(batch)), batch, strict=True):
-                yield Answer(item, None, views) if isinstance(views, str) else Answer(item, next(answers))
+            results = iter(self._probabilities(torch.stack(read)) if read else ())
+            for item, views in zip(itertools.islice(remaining, len(batch)), batch, strict=True):
+                yield Prediction(item, None, views) if isinstance(views, str) else Prediction(item, next(results))
 
     def _probabilities(self, clips: Tensor) -> Float32[np.ndarray, "b y"]:
-        """Of ``[B, V, T, 3, S, S]``, the mean over the views."""
+        """Return the mean over the views of ``clips`` [B, V, T, 3, S, S]."""
         views = clips.flatten(0, 1)
         parts = []
-        with evaluating(self.model):
+        with eval_mode(self.model):
             for part in views.split(self.settings.batch_size):
                 with autocast(self.device, self.settings.precision):
                     logits = self.model(part.to(self.device)).logits
@@ -155,11 +156,11 @@ class ClipPredictor:
         return torch.cat(parts).unflatten(0, clips.shape[:2]).mean(1).numpy()
 
 
-class _Shown(Dataset[Any]):
-    """The views of each clip, or why there are none."""
+class _ClipViews(Dataset[Any]):
+    """The views of each clip, or the reason why it cannot be read."""
 
-    def __init__(self, items: Sequence[Item], shown: ShownViews) -> None:
-        self._items, self._shown = items, shown
+    def __init__(self, items: Sequence[Item], views: EvalViews) -> None:
+        self._items, self._views = items, views
 
     def __len__(self) -> int:
         return len(self._items)
@@ -169,6 +170,6 @@ class _Shown(Dataset[Any]):
         if item.place is None:
             return item.problem or "is missing"
         try:
-            return self._shown(item.place, item.start, item.end)
+            return self._views(item.place, item.start, item.end)
         except VideoError as error:
             return error.reason

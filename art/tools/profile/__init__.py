@@ -1,9 +1,7 @@
-"""Where the cost of a model is: counted from its modules, and measured, stage by stage."""
+"""Cost of a model by stage, counted from its modules and measured on a device: ``art profile``."""
 
-from art.tools.profile.count import StageCount, count_stages
-from art.tools.profile.measure import StageMeasure, measure_stages
-from art.tools.profile.profile import as_table, model_maker, profile
-from art.tools.profile.stages import STAGES
+from art.tools.profile.count import STAGES, StageCount, count_stages
+from art.tools.profile.measure import StageMeasure, as_table, measure_stages, model_maker, profile
 
 __all__ = [
     "STAGES",

@@ -1,7 +1,9 @@
-"""Time and memory of each stage on a device."""
+"""Time and memory of each stage of a model on a device, and the tables of ``art profile``."""
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import json
 import os
 import statistics
@@ -9,19 +11,25 @@ import tempfile
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from art.model.art_model import ARTModel
+from art.model.loading import build_model
 from art.model.pretrained import VideoClassifier
-from art.tools.profile.stages import STAGES, entering
+from art.model.semantics import TEMPLATES
+from art.text import text_width
+from art.tools.profile.count import STAGES, count_stages, stage_hooks
+from art.train.config import Config, to_dict
+from art.train.runtime import autocast, provenance, resolve_device
 
-os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else the profiler reports on itself whenever it starts and stops
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # otherwise the profiler logs each start and stop
 
-#: What is measured: "inference" is a forward pass in evaluation mode without gradients.
+#: "inference" is a forward pass in evaluation mode without gradients.
 PASSES = ("inference", "forward", "backward")
 DEVICES = ("cpu", "cuda")
 _MARK = "art stage "
@@ -29,13 +37,13 @@ _MARK = "art stage "
 
 @dataclass(frozen=True)
 class StageMeasure:
-    """Of one stage, in milliseconds and bytes by pass; no entry where the stage has no such pass.
+    """Measurements of one stage by pass, in milliseconds and bytes; passes without this stage have no entry.
 
     Attributes:
         stage: one of ``STAGES``.
         ms: the median over the repetitions.
-        peak_bytes: the most that there was within it, above what there was before the pass; within "forward" and
-            "backward", above what there was before the training step.
+        peak_bytes: peak memory within the stage above that before the pass; for "forward" and "backward", above that
+            before the training step.
     """
 
     stage: str
@@ -44,13 +52,13 @@ class StageMeasure:
 
 
 def check_device(device: torch.device) -> None:
-    """Stop at a device whose memory cannot be looked at.
+    """Raise for a device whose memory cannot be measured.
 
     Raises:
         ValueError: neither a CPU nor a CUDA device.
     """
     if device.type not in DEVICES:
-        raise ValueError(f"device: got {device.type!r}, expected cpu or cuda: memory by stage is not known elsewhere")
+        raise ValueError(f"device: got {device.type!r}, expected cpu or cuda, where memory by stage can be measured")
 
 
 def measure_stages(
@@ -61,17 +69,17 @@ def measure_stages(
     precision: Callable[[], AbstractContextManager[object]],
     repetitions: int = 5,
 ) -> list[StageMeasure]:
-    """Measure a forward pass, and forward and backward pass of a training step, without the optimizer's.
+    """Measure an inference pass, and the forward and backward passes of a training step without the optimizer.
 
-    On a CPU the memory is that of PyTorch's allocator, which its profiler records in a pass of its own; what a library
-    takes from the system for itself is not seen.
+    On a CPU, memory is that of PyTorch's allocator, recorded by the profiler in a separate pass; allocations of other
+    libraries are not included.
 
     Args:
-        model: on the device that is measured; its gradients are dropped.
-        video: ``[B, T, 3, H, W]`` on it.
-        labels: ``[B]`` on it.
-        precision: makes the context of a forward pass, such as autocast.
-        repetitions: of each pass, after one that does not count.
+        model: on the device to measure; its gradients are cleared.
+        video: ``[B, T, 3, H, W]`` on the same device.
+        labels: ``[B]`` on the same device.
+        precision: returns the context of a forward pass, such as autocast.
+        repetitions: of each pass, after one warm-up.
     """
     check_device(video.device)
     times: dict[tuple[str, str], list[float]] = {}
@@ -83,11 +91,13 @@ def measure_stages(
                 times.setdefault(key, []).extend([ms] if repetition else [])
     peaks: dict[tuple[str, str], int] = {}
     for kind in ("inference", "step"):
-        look = _peaks_on_cuda if video.device.type == "cuda" else _peaks_on_cpu
-        peaks |= look(lambda enter, kind=kind: _run(kind, model, video, labels, precision, enter), video.device)  # type: ignore[misc]
+        measure_peaks = _peaks_on_cuda if video.device.type == "cuda" else _peaks_on_cpu
+        peaks |= measure_peaks(
+            lambda enter, kind=kind: _run(kind, model, video, labels, precision, enter), video.device
+        )  # type: ignore[misc]
 
-    def by_pass(found: dict[tuple[str, str], Any], stage: str) -> dict[str, Any]:
-        return {kind: found[kind, stage] for kind in PASSES if (kind, stage) in found}
+    def by_pass(values: dict[tuple[str, str], Any], stage: str) -> dict[str, Any]:
+        return {kind: values[kind, stage] for kind in PASSES if (kind, stage) in values}
 
     medians = {key: statistics.median(values) for key, values in times.items()}
     return [StageMeasure(stage, by_pass(medians, stage), by_pass(peaks, stage)) for stage in STAGES]
@@ -104,28 +114,28 @@ def _run(
     precision: Callable[[], AbstractContextManager[object]],
     enter: Enter,
 ) -> None:
-    """A pass that tells of each stage, with its own name, when it comes there."""
+    """Run a pass and report each stage when it is entered."""
     training = kind == "step"
     model.train(training).zero_grad(set_to_none=True)
-    now = "forward" if training else "inference"
+    current = "forward" if training else "inference"
 
-    def tell(stage: str) -> None:
-        enter(now, stage)
+    def report(stage: str) -> None:
+        enter(current, stage)
 
-    with torch.set_grad_enabled(training), precision(), entering(model, tell):
+    with torch.set_grad_enabled(training), precision(), stage_hooks(model, report):
         output = model(video)
         if not training:
             return
-        tell("loss")
+        report("loss")
         loss = model.loss(output, labels).total
-    now = "backward"
-    tell("loss")
+    current = "backward"
+    report("loss")
     loss.backward()
     model.zero_grad(set_to_none=True)
 
 
 class _Clock:
-    """Milliseconds between marks, by pass and stage; events on a CUDA device, which does not wait for them."""
+    """Milliseconds between marks, by pass and stage; on CUDA by events, without synchronizing."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -153,7 +163,7 @@ class _Clock:
 
 
 def _peaks_on_cuda(run: Callable[[Enter], None], device: torch.device) -> dict[tuple[str, str], int]:
-    """Peaks by what PyTorch's allocator says of each stretch between marks."""
+    """Peak memory between marks, from PyTorch's allocator."""
     peaks: dict[tuple[str, str], int] = {}
     inside: list[tuple[str, str]] = []
     before = torch.cuda.memory_allocated(device)
@@ -174,7 +184,7 @@ def _peaks_on_cuda(run: Callable[[Enter], None], device: torch.device) -> dict[t
 
 
 def _peaks_on_cpu(run: Callable[[Enter], None], device: torch.device) -> dict[tuple[str, str], int]:
-    """Peaks of the running sum of all allocations that PyTorch's profiler records, with the marks among them."""
+    """Peak of the running sum of the allocations recorded by PyTorch's profiler, between its marks."""
 
     def enter(kind: str, stage: str) -> None:
         with torch.profiler.record_function(f"{_MARK}{kind} {stage}"):
@@ -184,22 +194,146 @@ def _peaks_on_cpu(run: Callable[[Enter], None], device: torch.device) -> dict[tu
     with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
         run(enter)
     peaks: dict[tuple[str, str], int] = {}
-    key, held = None, 0
+    key, allocated = None, 0
     for event in _trace(profile):
         if event["name"].startswith(_MARK):
             kind, stage = event["name"].removeprefix(_MARK).split()
             key = (kind, stage)
         elif event["name"] == "[memory]" and event["args"]["Device Type"] == 0:
-            held += int(event["args"]["Bytes"])
+            allocated += int(event["args"]["Bytes"])
         if key is not None:
-            peaks[key] = max(peaks.get(key, 0), held)
+            peaks[key] = max(peaks.get(key, 0), allocated)
     return peaks
 
 
 def _trace(profile: torch.profiler.profile) -> list[dict[str, Any]]:
-    """The events of a profile, in the order in which they happened."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "trace.json"
+    """Return the events of a profile in chronological order."""
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory) / "trace.json"
         profile.export_chrome_trace(str(path))
         events = json.loads(path.read_text())["traceEvents"]
     return sorted((e for e in events if "name" in e and "ts" in e), key=lambda event: float(event["ts"]))
+
+
+def profile(
+    config: Config, *, clips: int = 1, classes: int = 100, repetitions: int = 5, measure: bool = True
+) -> dict[str, Any]:
+    """Count the model of a configuration by stage, and measure it on its device.
+
+    Needs neither data nor checkpoint: clips and bank are random, at the same cost.
+
+    Args:
+        config: the configuration of a run.
+        clips: B.
+        classes: Y; determines the size of heads and bank.
+        repetitions: of each timed pass.
+        measure: False only counts, which takes seconds for any size.
+
+    Returns:
+        "stages", one dict each with the fields of :class:`StageCount` and, if measured, "ms" and "peak_bytes" of
+        :class:`StageMeasure`; and "config", "clips", "classes", "device", versions.
+
+    Raises:
+        ValueError: a number below 1, fewer classes than tracklets, or a device that is missing or cannot be measured.
+    """
+    for name, value in (("clips", clips), ("classes", classes), ("repetitions", repetitions)):
+        if value < 1:
+            raise ValueError(f"{name}: got {value}, expected at least 1")
+    device = resolve_device(config.device)
+    if measure:
+        check_device(device)
+    build = model_maker(config, classes)
+    precision = functools.partial(autocast, torch.device("cpu"), config.precision)
+    stages = [asdict(count) for count in count_stages(build, clips=clips, precision=precision)]
+    if measure:
+        torch.manual_seed(config.seed)
+        model = build().to(device)
+        size = model.input_size
+        video = torch.rand(clips, config.model.num_frames, 3, size, size, device=device)
+        labels = torch.arange(clips, device=device) % classes
+        precision = functools.partial(autocast, device, config.precision)
+        measures = measure_stages(model, video, labels, precision=precision, repetitions=repetitions)
+        stages = [{**count, **asdict(measured)} for count, measured in zip(stages, measures, strict=True)]
+    present = [
+        stage for stage in stages if any(stage[name] for name in ("parameters", "forward_macs", "activation_bytes"))
+    ]
+    return {
+        "stages": present,
+        "clips": clips,
+        "classes": classes,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "threads": torch.get_num_threads(),
+        "measured": measure,
+        **provenance(),
+        "config": to_dict(config),
+    }
+
+
+def model_maker(config: Config, classes: int) -> Callable[[], VideoClassifier]:
+    """Return a function that creates the model of a configuration with random weights and a random bank.
+
+    The bank has the width of the text encoder; no file is read.
+    """
+    names = [f"class {index}" for index in range(classes)]
+    options = dataclasses.replace(config.model, pretrained=None)
+    if config.kind == "backbone":
+        return functools.partial(build_model, config.kind, names, options)
+    width = text_width(options.text_encoder, **options.text_options)
+    bank = torch.randn(len(options.templates or TEMPLATES), classes, width)
+    return functools.partial(ARTModel, names, semantics=bank, **vars(options))
+
+
+def as_table(result: dict[str, Any]) -> str:
+    """Format a profile as text."""
+    rows = [_HEADINGS[: None if result["measured"] else _COUNTED_COLUMNS]]
+    for stage in [*result["stages"], _total(result["stages"])]:
+        row = [
+            stage["stage"],
+            f"{stage['parameters'] / 1e6:,.2f}",
+            f"{stage['forward_macs'] / 1e9:,.2f}",
+            f"{(stage['forward_macs'] + stage['backward_macs']) / 1e9:,.2f}",
+            f"{stage['activation_bytes'] / 2**20:,.1f}",
+        ]
+        if result["measured"]:
+            row += [_number(stage["ms"].get(name)) for name in ("inference", "forward", "backward")]
+            row += [_mebibytes(stage["peak_bytes"], ("inference",)), _mebibytes(stage["peak_bytes"], _STEP_PASSES)]
+        rows.append(row)
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = [
+        "  ".join(c.rjust(w) if index else c.ljust(w) for index, (c, w) in enumerate(zip(row, widths, strict=True)))
+        for row in rows
+    ]
+    clips = "1 clip" if result["clips"] == 1 else f"{result['clips']} clips"
+    model = result["config"]["model"]
+    summary = f"{model['backbone']}, {model['num_frames']} frames, {clips}, {result['config']['precision']}"
+    device = f"; measured on {result['device']}, {result['threads']} threads" if result["measured"] else ""
+    return "\n".join([summary + device, "GMAC: 10⁹ multiply-adds; kept: saved for the backward pass", *lines, ""])
+
+
+_STEP_PASSES = ("forward", "backward")
+_COUNTED_COLUMNS = 5
+_HEADINGS = [
+    "stage", "Mparameters", "GMAC", "GMAC, step", "MiB kept",
+    "ms, inference", "ms, forward", "ms, backward", "peak MiB, inference", "peak MiB, step",
+]  # fmt: skip
+
+
+def _total(stages: list[dict[str, Any]]) -> dict[str, Any]:
+    """Sums over the stages, and the largest of the peaks."""
+    total: dict[str, Any] = {
+        name: sum(stage[name] for stage in stages)
+        for name in ("parameters", "forward_macs", "backward_macs", "activation_bytes")
+    }
+    for name, reduce in (("ms", sum), ("peak_bytes", max)):
+        kinds = {kind for stage in stages for kind in stage.get(name, {})}
+        total[name] = {kind: reduce(s[name][kind] for s in stages if kind in s[name]) for kind in kinds}
+    return {"stage": "total", **total}
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:,.1f}"
+
+
+def _mebibytes(peaks: dict[str, int], kinds: tuple[str, ...]) -> str:
+    found = [peaks[kind] for kind in kinds if kind in peaks]
+    return f"{max(found) / 2**20:,.1f}" if found else ""

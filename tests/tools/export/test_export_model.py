@@ -11,7 +11,7 @@ from art.backbones import tea
 from art.tools.export import FORMATS, export_model, formats, program, read_facts
 from art.tools.export.model import ExportMismatch
 from art.tools.export.program import trace
-from art_kernels.backends import ENVIRONMENT_VARIABLE
+from art_kernels._core.backends import ENVIRONMENT_VARIABLE
 
 TINY = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32, "input_size": 24}
 UNIFORMER = {"width": 24, "layers": 2, "heads": 3, "patch_size": 8, "input_size": 24, "global_blocks": [1]}

@@ -45,7 +45,7 @@ class BlockingPredictor:
     def predict(self, clip, out, report):
         self.clips.append(clip)
         report("Blocking")
-        assert self.release.wait(10)
+        assert self.release.wait(60)
         out.mkdir()
         (out / "film.mp4").write_bytes(bytes(range(100)))
         return {"frames": 1, "clip": clip.name}
@@ -77,7 +77,7 @@ class Site:
     def request(self, method, path, body=None, **headers):
         """Return status, headers and content of the response."""
         server = urlsplit(self.url)
-        connection = http.client.HTTPConnection(server.hostname, server.port, timeout=20)
+        connection = http.client.HTTPConnection(server.hostname, server.port, timeout=60)
         headers = {name.replace("_", "-"): value for name, value in headers.items()}
         chunked = not isinstance(body, (bytes, str, type(None)))
         try:
@@ -106,7 +106,7 @@ class Site:
 ENDED = ("done", "refused")
 
 
-def wait_until(condition, seconds=15.0):
+def wait_until(condition, seconds=60.0):
     """Return the first true value of ``condition``."""
     end = time.monotonic() + seconds
     while not (value := condition()):

@@ -31,7 +31,7 @@ def browser():
 
 @pytest.fixture(scope="module")
 def site(serving, make_predictor, tmp_path_factory):
-    predictor = make_predictor(megabytes=2.0, seconds=3.0)
+    predictor = make_predictor(megabytes=2.0, seconds=6.0)
     with serving(predictor, tmp_path_factory.mktemp("site"), limits=predictor.options.limits) as site:
         yield site
 
@@ -45,7 +45,7 @@ def clip(make_video, tmp_path_factory):
 def open_page(browser, site, size):
     """Open the page, and check its requests and console messages at the end."""
     page = browser.new_page(viewport={"width": size[0], "height": size[1]}, has_touch=size is PHONE)
-    page.set_default_timeout(15_000)
+    page.set_default_timeout(60_000)
     urls, messages = [], []
     page.on("request", lambda request: urls.append(request.url))
     page.on("console", lambda message: messages.append(message.text) if message.type in ("error", "warning") else None)
@@ -107,13 +107,13 @@ def test_error_messages(browser, site, clip, make_video, tmp_path):
     (tmp_path / "broken.mp4").write_bytes(clip.read_bytes()[:1000])
     (tmp_path / "notes.txt").write_text("These are notes, not a video.")
     (tmp_path / "large.mp4").write_bytes(clip.read_bytes() + bytes(2_000_000))
-    make_video(tmp_path / "long.mp4", 41)
+    make_video(tmp_path / "long.mp4", 71)
     with open_page(browser, site, PHONE) as page:
         for file, message in (
             ("broken.mp4", "“broken.mp4” cannot be read"),
             ("notes.txt", "“notes.txt” is not a supported video. Supported formats are MP4, MOV, WebM, MKV and AVI."),
             ("large.mp4", "“large.mp4” is larger than the limit of 2 MB (2.0 MB). Trim the clip"),
-            ("long.mp4", "“long.mp4” is longer than the limit of 3 s (4.1 s). Trim the clip."),
+            ("long.mp4", "“long.mp4” is longer than the limit of 6 s (7.1 s). Trim the clip."),
         ):
             page.locator("#file").set_input_files(tmp_path / file)
             alert = page.get_by_role("alert").filter(has_text=message)

@@ -10,7 +10,7 @@ from art import ARTModel, BackboneClassifier
 from art.cli import main
 from art.eval.report.cost import cost_figure
 from art.tools.profile import STAGES, as_table, count_stages, measure_stages, profile
-from art.tools.profile.stages import entering
+from art.tools.profile.count import stage_hooks
 from art.train.config import load_config
 
 FRAMES, PATCHES, WIDTH, DIM, HIDDEN, CLASSES = 3, 9, 12, 8, 10, 5
@@ -32,7 +32,7 @@ def by_stage(counts):
     return {count.stage: count for count in counts}
 
 
-def test_counts_are_those_by_hand():
+def test_counts_match_manual_counts():
     found = by_stage(count_stages(make, clips=2, precision=nullcontext))
     assert tuple(found) == STAGES
     tokens, clips = PATCHES + 1, 2
@@ -55,7 +55,7 @@ def test_counts_are_those_by_hand():
     assert found["semantics"].forward_macs == projected + bank
 
 
-def test_a_backward_pass_takes_twice_the_products_of_layers():
+def test_backward_takes_twice_the_products():
     found = by_stage(count_stages(make, precision=nullcontext))
     assert found["heads"].backward_macs == 2 * found["heads"].forward_macs
     joined = PATCHES + 2
@@ -63,13 +63,13 @@ def test_a_backward_pass_takes_twice_the_products_of_layers():
     assert found["enhancement"].backward_macs == 2 * found["enhancement"].forward_macs + attention
 
 
-def test_parameters_are_all_counted_once():
+def test_parameters_are_counted_once():
     for kind in (ARTModel, BackboneClassifier):
         counts = count_stages(lambda kind=kind: make(kind), precision=nullcontext)
         assert sum(count.parameters for count in counts) == sum(p.numel() for p in make(kind).parameters())
 
 
-def test_activations_are_what_autograd_keeps():
+def test_activations_are_the_tensors_saved_by_autograd():
     found = by_stage(count_stages(make, precision=nullcontext))
     model, kept = make().train(), {}
     video, labels = torch.rand(1, FRAMES, 3, 12, 12), torch.zeros(1, dtype=torch.long)
@@ -86,14 +86,14 @@ def test_activations_are_what_autograd_keeps():
     assert found["enhancement"].activation_bytes > found["activation"].activation_bytes > 0
 
 
-def test_stages_come_in_the_order_of_the_passes_and_change_nothing():
+def test_stages_follow_the_passes_and_do_not_change_results():
     torch.manual_seed(0)
     model = make(dropout=0.0, backbone_options={**BACKBONE, "global_dropout": 0.0}).train()
     video, labels = torch.rand(2, FRAMES, 3, 12, 12), torch.tensor([0, 1])
 
     def step(enter):
         model.zero_grad()
-        with entering(model, enter):
+        with stage_hooks(model, enter):
             loss = model.loss(model(video), labels).total
         passed = len(seen)
         loss.backward()
@@ -124,13 +124,13 @@ def test_every_stage_is_measured(kind):
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
-def test_a_device_that_is_not_looked_into():
+def test_unsupported_device():
     video = torch.empty(1, FRAMES, 3, 12, 12, device="meta")
     with pytest.raises(ValueError, match="device: got 'meta', expected cpu or cuda"):
         measure_stages(make(), video, torch.zeros(1), precision=nullcontext)
 
 
-def test_the_large_model_is_counted_without_memory():
+def test_large_model_is_counted_without_memory():
     options = ["model.backbone=uniformerv2_l14", "model.num_frames=16"]
     result = profile(load_config(None, options), measure=False)
     total = sum(stage["forward_macs"] for stage in result["stages"] if stage["stage"] != "loss") / 1e9
@@ -138,7 +138,7 @@ def test_the_large_model_is_counted_without_memory():
     assert "total" in as_table(result)
 
 
-def test_the_command_writes_table_json_and_picture(tmp_path, capsys):
+def test_command_writes_table_json_and_figure(tmp_path, capsys):
     config = tmp_path / "tiny.yaml"
     config.write_text(
         f"device: cpu\noutput: {tmp_path / 'run'}\nmodel:\n  num_frames: 2\n  latent_dim: 16\n  num_heads: 2\n"
@@ -160,6 +160,6 @@ def test_the_command_writes_table_json_and_picture(tmp_path, capsys):
     assert said.out == "" and f"--out: {config} is a file, expected a folder" in said.err
 
 
-def test_nothing_to_draw():
+def test_figure_without_stages():
     with pytest.raises(ValueError, match="stages is empty"):
         cost_figure([])
