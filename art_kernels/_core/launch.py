@@ -178,7 +178,12 @@ class KernelLaunch(NamedTuple):
                 break
         device = value.device
         with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
-            if device.type == "cuda" and self.candidates and autotune_enabled() and not _capturing():
+            if (
+                device.type == "cuda"
+                and self.candidates
+                and autotune_enabled()
+                and not torch.cuda.is_current_stream_capturing()
+            ):
                 kernel, fixed = _autotuned(self)
                 kernel[self.grid](**self.arguments, **fixed)
             else:
@@ -234,35 +239,29 @@ def _autotune_default() -> bool:
     return value == "1"
 
 
-def _capturing() -> bool:
-    return torch.cuda.is_current_stream_capturing()
-
-
 def _autotuned(launch: KernelLaunch) -> tuple[Any, dict[str, Any]]:
     """Return the autotuned kernel, and the constants that are not tuned."""
-    tuned = {"BLOCK_N", "KEEP_IN_REGS"} & launch.constants.keys()
+    tuned = [name for name in ("BLOCK_N", "KEEP_IN_REGS") if name in launch.constants]
     fixed = {name: value for name, value in launch.constants.items() if name not in tuned}
-    default = LaunchConfig(
-        16, launch.constants["BLOCK_N"], 0, launch.num_warps, launch.num_stages,
-        launch.constants.get("KEEP_IN_REGS", False), maxnreg=launch.maxnreg,
-    )  # fmt: skip
-    return _autotuner(launch.kernel, (default, *launch.candidates), "KEEP_IN_REGS" in tuned), fixed
+    options = (launch.constants["BLOCK_N"], launch.constants.get("KEEP_IN_REGS"), *launch[4:7])
+    configs = [options, *((c.block_n, c.keep_in_regs, *c.options()) for c in launch.candidates)]
+    return _autotuner(launch.kernel, tuple(tuned), tuple(configs)), fixed
 
 
 @functools.cache
-def _autotuner(kernel: Any, candidates: tuple[LaunchConfig, ...], with_keep: bool) -> Any:
+def _autotuner(kernel: Any, tuned: tuple[str, ...], configs: tuple[tuple[Any, ...], ...]) -> Any:
     import triton
 
-    configs = [
-        triton.Config(
-            {"BLOCK_N": config.block_n, **({"KEEP_IN_REGS": config.keep_in_regs} if with_keep else {})},
-            num_warps=config.num_warps, num_stages=config.num_stages, maxnreg=config.maxnreg,
-        )
-        for config in candidates
-    ]  # fmt: skip
     constants = [kernel.arg_names[index] for index in kernel.constexprs]
-    key = [name for name in ("M", "N", *constants) if name not in ("BLOCK_N", "KEEP_IN_REGS")]
-    return triton.autotune(configs, key, cache_results=True)(kernel)
+    key = [name for name in ("M", "N", *constants) if name not in tuned]
+    candidates = [
+        triton.Config(
+            dict(zip(tuned, (block_n, keep_in_regs), strict=False)),
+            num_warps=num_warps, num_stages=num_stages, maxnreg=maxnreg,
+        )
+        for block_n, keep_in_regs, num_warps, num_stages, maxnreg in configs
+    ]  # fmt: skip
+    return triton.autotune(candidates, key, cache_results=True)(kernel)
 
 
 def dot_precision(dtype: torch.dtype) -> str:

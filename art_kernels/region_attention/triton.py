@@ -6,7 +6,7 @@ Launches can be built, and compiled, on meta tensors, but not run on them.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -71,10 +71,7 @@ def forward(*fields: Any) -> tuple[Tensor, Tensor, Tensor]:
         output.zero_()
         softmax.zero_()
     else:
-        config = _forward_config(
-            regions.dtype, queries.shape[1], regions.shape[2], device_spec(regions.device),
-            position=arguments.key_position is not None, normalize=arguments.layer_norm_eps is not None,
-        )  # fmt: skip
+        config = _select(_forward_config, arguments, device_spec(regions.device))
         for launch in forward_launches(arguments, config, output, softmax, scores):
             launch.run()
     if scores is None:
@@ -114,10 +111,7 @@ def backward(
         return grad_queries.zero_(), None if grad_regions is None else grad_regions.zero_(), zero
     grad_output = torch.zeros_like(queries) if grad_output is None else grad_output.contiguous()
     grad_map = grad_map.contiguous() if grad_map is not None and arguments.return_map else None
-    config, one_block = _backward_config(
-        regions.dtype, rows, regions.shape[2], device_spec(regions.device),
-        position=arguments.key_position is not None, normalize=arguments.layer_norm_eps is not None,
-    )  # fmt: skip
+    config, one_block = _select(_backward_config, arguments, device_spec(regions.device))
     if grad_output.dtype == torch.float32:
         launch, delta = delta_launch(arguments, config, softmax, grad_output, grad_map)
         launch.run()
@@ -244,6 +238,14 @@ def backward_launch(
     return launch, partial
 
 
+def _select(configure: Callable[..., Any], arguments: Arguments, device: DeviceSpec) -> Any:
+    """Call `_forward_config` or `_backward_config` for these arguments."""
+    return configure(
+        arguments.regions.dtype, arguments.queries.shape[1], arguments.regions.shape[2], device,
+        position=arguments.key_position is not None, normalize=arguments.layer_norm_eps is not None,
+    )  # fmt: skip
+
+
 def _shared_values(
     arguments: Arguments, config: LaunchConfig, programs: int
 ) -> tuple[dict[str, Any], dict[str, Any], int]:
@@ -347,22 +349,16 @@ def _meta_arguments(
 
 
 def _forward_variants(arguments: Arguments, device: DeviceSpec) -> list[KernelLaunch]:
-    (frames, rows, channels), count = arguments.queries.shape, arguments.regions.shape[1]
-    config = _forward_config(
-        arguments.regions.dtype, rows, channels, device,
-        position=arguments.key_position is not None, normalize=arguments.layer_norm_eps is not None,
-    )  # fmt: skip
+    (frames, rows, _), count = arguments.queries.shape, arguments.regions.shape[1]
+    config = _select(_forward_config, arguments, device)
     scores = _meta(torch.float32, frames, rows, count) if arguments.return_map else None
     return forward_launches(arguments, config, arguments.queries, _meta(torch.float32, frames, rows, 2), scores)
 
 
 def _backward_variants(arguments: Arguments, device: DeviceSpec) -> tuple[dict[str, KernelLaunch], bool]:
     """Return the launches by kernel, and whether one block holds all rows."""
-    (frames, rows, channels), count = arguments.queries.shape, arguments.regions.shape[1]
-    config, one_block = _backward_config(
-        arguments.regions.dtype, rows, channels, device,
-        position=arguments.key_position is not None, normalize=arguments.layer_norm_eps is not None,
-    )  # fmt: skip
+    (frames, rows, _), count = arguments.queries.shape, arguments.regions.shape[1]
+    config, one_block = _select(_backward_config, arguments, device)
     softmax = _meta(torch.float32, frames, rows, 2)
     pairs = _meta(arguments.queries.dtype, frames, rows, count)
     grad_map = pairs if arguments.return_map else None
