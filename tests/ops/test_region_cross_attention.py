@@ -319,7 +319,7 @@ def call_errors():
         "both": (
             {"route": "projected", "backend": "torch"},
             ValueError,
-            r"backend is 'native' with route='projected'",
+            r"backend is 'torch' with route='projected'",
         ),
     }
 
