@@ -192,6 +192,9 @@ A = TypeVar("A", bound="AdaptedBackbone")
 class AdaptedBackbone(Backbone):
     """Base class of backbones that wrap a model of another library.
 
+    Its subclasses also have the option ``gradient_checkpointing``: recompute the activations of each block in the
+    backward pass, with less memory, more time, and the same result.
+
     Args:
         model: the library's model, or the part of it that computes features.
         channels: C of its features.

@@ -119,11 +119,8 @@ class TimmViT(ImageViT):
         model: timm's name of a ViT, DeiT, EVA, BEiT, or ViTamin.
         input_size: height and width of a frame in pixels, a multiple of the patch size. Default: the model's.
         drop_path: stochastic depth rate of the last block, rising linearly from 0 at the first.
-        frozen: disable gradients and dropout.
-        gradient_checkpointing: recompute the activations of each block in the backward pass: less memory, more time,
-            the same result.
-        image_mean: mean of red, green, and blue. Default: that of the tag, or of the model's first tag.
-        image_std: standard deviation of red, green, and blue. Default: see ``image_mean``.
+        frozen, gradient_checkpointing: see :class:`~art.backbones.base.AdaptedBackbone`.
+        image_mean, image_std: color normalization. Default: that of the tag, or of the model's first tag.
 
     Raises:
         ModuleNotFoundError: If timm is not installed.
@@ -185,12 +182,9 @@ class ClipViT(ImageViT):
         input_size: height and width of a frame in pixels, a multiple of the patch size. Default: the model's.
         quick_gelu: use QuickGELU, x · sigmoid(1.702 x), as OpenAI's weights do. Default: the model's setting. It must
             match that of the tag.
-        frozen: disable gradients and dropout.
-        gradient_checkpointing: recompute the activations of each block in the backward pass: less memory, more time,
-            the same result.
-        image_mean: mean of red, green, and blue. Default: that of the tag; without a tag, that of all the model's tags
-            if they agree, otherwise OpenAI's.
-        image_std: standard deviation of red, green, and blue. Default: see ``image_mean``.
+        frozen, gradient_checkpointing: see :class:`~art.backbones.base.AdaptedBackbone`.
+        image_mean, image_std: color normalization. Default: that of the tag; without one, that of the model's tags if
+            they agree, otherwise OpenAI's.
 
     Raises:
         ModuleNotFoundError: If open_clip is not installed.

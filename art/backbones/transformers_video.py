@@ -138,12 +138,9 @@ class TransformersVideo(AdaptedBackbone):
             ``num_frames`` and ``input_size``; those of VideoMAE support any number of frames of the checkpoint's size;
             those of ViViT support only the checkpoint's number and size.
         input_size: height and width of a frame in pixels, a multiple of the patch size. Default: 224.
-        frozen: disable gradients and dropout.
-        gradient_checkpointing: recompute the activations of each block in the backward pass: less memory, more time,
-            the same result.
-        image_mean: mean of red, green, and blue. Default: the checkpoint's, if it has a preprocessor configuration,
+        frozen, gradient_checkpointing: see :class:`~art.backbones.base.AdaptedBackbone`.
+        image_mean, image_std: color normalization. Default: the checkpoint's, if it has a preprocessor configuration,
             otherwise that of the published training.
-        image_std: standard deviation of red, green, and blue. Default: see ``image_mean``.
         config: fields of the family's configuration in transformers, with the defaults there.
 
     Raises:

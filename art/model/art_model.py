@@ -217,13 +217,6 @@ class ARTModel(VideoClassifier):
         """Update the semantics bank, S ← μS + (1−μ)S_a. Call after every optimizer step."""
         self.semantics.ema_update()
 
-    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
-        """Return all parameters by group: "backbone", "bank" (the agent bank), and "head" (all others)."""
-        backbone = list(self.backbone.parameters())
-        bank = [self.semantics.agent]
-        grouped = {id(p) for p in backbone + bank}
-        return {"backbone": backbone, "head": [p for p in self.parameters() if id(p) not in grouped], "bank": bank}
-
     @classmethod
     def _from_shapes(cls, class_names: Sequence[str], options: ARTOptions, shapes: dict[str, list[int]]) -> ARTModel:
         return cls(class_names, **vars(options), semantics=torch.zeros(shapes["semantics.bank"]))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch.nn.functional as F
 from jaxtyping import Float, Shaped
-from torch import Tensor, nn
+from torch import Tensor
 
 from art.backbones import build_backbone
 from art.model.losses import Labels, LossTerms
@@ -83,10 +83,6 @@ class BackboneClassifier(VideoClassifier):
         """Compute L_v, the only term. Arguments are those of :meth:`art.VideoClassifier.loss`."""
         video = F.cross_entropy(output.logits, labels)
         return LossTerms(total=video, video=video)
-
-    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
-        """Return all parameters by group; "bank" is empty."""
-        return {"backbone": list(self.backbone.parameters()), "head": list(self.video_head.parameters()), "bank": []}
 
     @classmethod
     def _from_shapes(

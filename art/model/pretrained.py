@@ -102,9 +102,13 @@ class VideoClassifier(nn.Module, ABC):
     def _from_shapes(cls: type[C], class_names: Sequence[str], options: ARTOptions, shapes: dict[str, list[int]]) -> C:
         """Return a model whose state dict has these names and shapes; its weights are loaded later."""
 
-    @abstractmethod
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
-        """Return all parameters by group: "backbone", "head", and "bank"."""
+        """Return all parameters by group: "backbone", "bank" (the agent bank, if any), and "head" (all others)."""
+        groups: dict[str, list[nn.Parameter]] = {"backbone": [], "head": [], "bank": []}
+        for name, parameter in self.named_parameters():
+            group = "backbone" if name.startswith("backbone.") else "bank" if name == "semantics.agent" else "head"
+            groups[group].append(parameter)
+        return groups
 
     def update_bank(self) -> None:
         """Update the semantics bank. Call after every optimizer step; models without a bank do nothing."""

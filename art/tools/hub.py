@@ -14,11 +14,14 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from art.checkpoints import CONFIG_FILE, WEIGHTS_FILE, find_checkpoint
 from art.extras import import_extra
 from art.model.options import ARTOptions
+
+if TYPE_CHECKING:
+    from art.model.pretrained import VideoClassifier
 
 __all__ = ["download", "is_repository", "model_card", "push_to_hub"]
 
@@ -28,13 +31,6 @@ EVALUATION_FILE = "evaluation.json"
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]*[A-Za-z0-9]", re.ASCII)
 _CLASS_NAMES = {"art": "ARTModel", "backbone": "BackboneClassifier"}
 _METRICS = (("top1", "top-1"), ("top5", "top-5"), ("mean_class_accuracy", "mean class accuracy"))
-
-
-class SavesPretrained(Protocol):
-    """An object with a method ``save_pretrained(directory)``, such as :class:`art.VideoClassifier`."""
-
-    def save_pretrained(self, directory: Path) -> None:
-        """Write ``config.json`` and ``model.safetensors`` into ``directory``."""
 
 
 def is_repository(name: str | os.PathLike[str]) -> bool:
@@ -86,7 +82,7 @@ def download(repository: str, *, revision: str | None = None, token: str | bool 
 
 
 def push_to_hub(
-    model: SavesPretrained | str | os.PathLike[str],
+    model: VideoClassifier | str | os.PathLike[str],
     repository: str,
     *,
     evaluation: Mapping[str, Any] | str | os.PathLike[str] | None = None,
@@ -99,7 +95,7 @@ def push_to_hub(
     """Upload ``config.json``, ``model.safetensors``, and a model card in one commit.
 
     Args:
-        model: a model, or the directory of a checkpoint or a run.
+        model: an object with ``save_pretrained(directory)``, or the directory of a checkpoint or a run.
         repository: "user/name"; created if it does not exist.
         evaluation: content or path of the model's ``evaluation.json``, for the card. None uses the file in the
             checkpoint's directory, or in the run's for its last checkpoint; without one, the card states that there is
@@ -151,7 +147,7 @@ def push_to_hub(
 
 
 def model_card(
-    model: SavesPretrained | str | os.PathLike[str],
+    model: VideoClassifier | str | os.PathLike[str],
     repository: str,
     evaluation: Mapping[str, Any] | None = None,
     *,

@@ -12,10 +12,10 @@ from art import build_backbone
 from art.backbones.image_vit import CLIP_SIZES
 from art.extras import import_extra
 
-timm = find_spec("timm") and import_extra("timm", extra="timm", needed_by="these tests")
-open_clip = find_spec("open_clip") and import_extra("open_clip", extra="clip", needed_by="these tests")
-needs_timm = pytest.mark.skipif(timm is None, reason="the extra [timm] is not installed")
-needs_open_clip = pytest.mark.skipif(open_clip is None, reason="the extra [clip] is not installed")
+if find_spec("timm") is None or find_spec("open_clip") is None:
+    pytest.skip("the extras [timm] and [clip] are not installed", allow_module_level=True)
+timm = import_extra("timm", extra="timm", needed_by="these tests")
+open_clip = import_extra("open_clip", extra="clip", needed_by="these tests")
 
 # Models of timm with 64 channels and patches of 16 pixels: with a class token; with a register and mean pooling.
 WITH_CLASS, WITH_MEAN = "test_vit", "test_vit2"
@@ -34,7 +34,6 @@ def video():
     return torch.rand(2, 3, 3, 48, 48, generator=torch.Generator().manual_seed(1))
 
 
-@needs_timm
 @pytest.mark.parametrize("model", [WITH_CLASS, WITH_MEAN, "test_vit3", "test_vit4"])
 def test_timm_features_match_timm(model, video):
     backbone = make_timm(model)
@@ -50,7 +49,6 @@ def test_timm_features_match_timm(model, video):
     assert backbone.channels == class_token.shape[1] == tokens.shape[3]
 
 
-@needs_timm
 def test_timm_loads_a_local_file_without_its_classifier(tmp_path):
     torch.manual_seed(1)
     reference_model = timm.create_model(WITH_CLASS, img_size=48, num_classes=7)
@@ -61,7 +59,6 @@ def test_timm_loads_a_local_file_without_its_classifier(tmp_path):
     )
 
 
-@needs_timm
 def test_timm_tag(monkeypatch):
     """The download is replaced by given weights."""
     reference_model = timm.create_model(WITH_CLASS, img_size=48, num_classes=1000)
@@ -80,7 +77,6 @@ def test_timm_tag(monkeypatch):
     assert_close(backbone.image_mean.flatten(), torch.full((3,), 0.5))
 
 
-@needs_timm
 def test_timm_positions_are_interpolated_as_in_timm(tmp_path):
     from timm.layers import resample_abs_pos_embed
 
@@ -90,7 +86,6 @@ def test_timm_positions_are_interpolated_as_in_timm(tmp_path):
     assert_close(backbone.model.pos_embed.data, resample_abs_pos_embed(reference_model.pos_embed.data, [3, 3]))
 
 
-@needs_timm
 def test_timm_file_of_another_model(tmp_path):
     torch.save(timm.create_model(WITH_MEAN, img_size=48).state_dict(), tmp_path / "weights.pt")
     with pytest.raises(
@@ -100,7 +95,6 @@ def test_timm_file_of_another_model(tmp_path):
         make_timm(pretrained=str(tmp_path / "weights.pt"))
 
 
-@needs_timm
 @pytest.mark.parametrize(
     ("model", "message"),
     [
@@ -114,7 +108,6 @@ def test_timm_invalid_models(model, message):
         make_timm(model)
 
 
-@needs_timm
 def test_timm_invalid_options():
     with pytest.raises(FileNotFoundError, match=r"'nowhere.pt': expected the path.*a tag of test_vit \(r160_in1k\)"):
         make_timm(pretrained="nowhere.pt")
@@ -152,11 +145,10 @@ OPENAI = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.275777
 @pytest.fixture(scope="module", autouse=True)
 def small_clip_models(tmp_path_factory):
     """Register the models of ``CONFIGS`` in open_clip, which cannot unregister them."""
-    if open_clip is not None:
-        directory = tmp_path_factory.mktemp("configs")
-        for name, config in CONFIGS.items():
-            (directory / f"{name}.json").write_text(json.dumps(config))
-        open_clip.add_model_config(directory)
+    directory = tmp_path_factory.mktemp("configs")
+    for name, config in CONFIGS.items():
+        (directory / f"{name}.json").write_text(json.dumps(config))
+    open_clip.add_model_config(directory)
 
 
 def make_clip(model="small-vit", **options):
@@ -188,7 +180,6 @@ def normalize(video):
     return ((video - mean) / std).flatten(0, 1)
 
 
-@needs_open_clip
 @pytest.mark.parametrize("model", ["small-vit", "small-vit-quickgelu", "small-vit-pooled"])
 def test_clip_features_match_open_clip(model, path):
     expected_model = reference(model)
@@ -203,8 +194,6 @@ def test_clip_features_match_open_clip(model, path):
     assert_close(features.class_token @ expected_model.visual.proj, projected.unflatten(0, (2, 3)).mean(1))
 
 
-@needs_open_clip
-@needs_timm
 def test_clip_features_of_timm_towers_match_open_clip(path):
     expected_model = reference("small-timm")
     backbone = make_clip("small-timm", pretrained=save(expected_model, path))
@@ -218,8 +207,6 @@ def test_clip_features_of_timm_towers_match_open_clip(path):
         assert_close(features.tokens, tokens.unflatten(0, (2, 3)))
 
 
-@needs_open_clip
-@needs_timm
 def test_clip_positions_of_timm_towers_are_interpolated(path):
     from timm.layers import resample_abs_pos_embed
 
@@ -234,12 +221,10 @@ def test_clip_positions_of_timm_towers_are_interpolated(path):
         make_clip("small-timm", input_size=50)
 
 
-@needs_open_clip
 def test_clip_patch_dropout_is_disabled():
     assert make_clip("small-vit-pooled").train()(random_video()).tokens.shape == (2, 3, 9, 24)
 
 
-@needs_open_clip
 @pytest.mark.parametrize("part", ["whole", "tower", "tower with its prefix"])
 def test_clip_loads_a_local_file(part, tmp_path):
     expected_model = reference()
@@ -251,7 +236,6 @@ def test_clip_loads_a_local_file(part, tmp_path):
     assert_close(loaded, {n: t for n, t in expected_model.visual.state_dict().items() if n != "proj"})
 
 
-@needs_open_clip
 def test_clip_positions_are_interpolated_as_in_open_clip(path):
     expected_model = reference()
     backbone = make_clip(pretrained=save(expected_model, path), input_size=40)
@@ -261,7 +245,6 @@ def test_clip_positions_are_interpolated_as_in_open_clip(path):
     assert backbone(random_video(40)).grid == (5, 5)
 
 
-@needs_open_clip
 def test_quick_gelu(path):
     save(reference(), path)
     video = random_video()
@@ -285,7 +268,6 @@ def tags(monkeypatch, path):
     return other
 
 
-@needs_open_clip
 def test_clip_tag(tags, path):
     save(reference(), path)
     backbone = make_clip(pretrained="ours", quick_gelu=True)
@@ -295,7 +277,6 @@ def test_clip_tag(tags, path):
         assert make_clip(pretrained="ours", quick_gelu=True, input_size=40)(random_video(40)).grid == (5, 5)
 
 
-@needs_open_clip
 def test_clip_tag_with_another_activation(tags):
     with pytest.raises(ValueError, match=r"'ours' of small-vit was trained with quick_gelu=True.*pass quick_gelu=True"):
         make_clip(pretrained="ours")
@@ -303,7 +284,6 @@ def test_clip_tag_with_another_activation(tags):
         make_clip(pretrained="other", quick_gelu=True)
 
 
-@needs_open_clip
 def test_clip_mean_and_std_of_the_tags(tags, path, monkeypatch):
     save(reference(), path)
     mean = torch.tensor(tags["mean"])
@@ -314,7 +294,6 @@ def test_clip_mean_and_std_of_the_tags(tags, path, monkeypatch):
     assert_close(make_clip(image_mean=[0.5, 0.5, 0.5]).image_mean.flatten(), torch.full((3,), 0.5))
 
 
-@needs_open_clip
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -330,7 +309,6 @@ def test_clip_invalid_models_and_sizes(options, message):
         make_clip(**options)
 
 
-@needs_open_clip
 def test_clip_invalid_files(path):
     with pytest.raises(
         FileNotFoundError, match=r"'nowhere.pt': expected the path of a checkpoint, or a tag of ViT-B-16"
@@ -343,7 +321,6 @@ def test_clip_invalid_files(path):
         make_clip(quick_gelo=True)
 
 
-@needs_open_clip
 def test_clip_names_are_models_of_open_clip():
     assert set(CLIP_SIZES.values()) <= set(open_clip.list_models())
     backbone = build_backbone("clip_vit_b_32", num_frames=2)

@@ -76,9 +76,7 @@ def test_semantic_consistency_with_class_probabilities():
 
 
 def test_tracklet_contrast_requires_one_class_per_video():
-    with pytest.raises(
-        ValueError, match=r"labels has shape \[3, 5\], the class probabilities.*weight_nce to 0"
-    ):
+    with pytest.raises(ValueError, match=r"labels has shape \[3, 5\], the class probabilities.*weight_nce to 0"):
         tracklet_contrast(torch.randn(3, 2, 4), torch.full((3, 5), 0.2), ARTOptions())
 
 
