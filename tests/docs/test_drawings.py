@@ -21,7 +21,7 @@ _SVG = "{http://www.w3.org/2000/svg}"
 
 
 @pytest.mark.parametrize("name", DRAWINGS)
-def test_the_committed_drawing_is_what_its_function_draws(name):
+def test_committed_drawing_is_up_to_date(name):
     directory, draw = DRAWINGS[name]
     path = PICTURES / directory / f"{name}.svg"
     again = f"draw it again: python -m docs.drawings {name}"
@@ -29,23 +29,23 @@ def test_the_committed_drawing_is_what_its_function_draws(name):
     text, card = path.read_text(encoding="utf-8"), draw()
     assert digest_of(text) == card.digest(), again
     assert path.stat().st_size <= 60 * 1024
-    picture = ElementTree.fromstring(text)
-    assert picture.get("width") == f"{0.75 * WIDTH:g}pt"
+    image = ElementTree.fromstring(text)
+    assert image.get("width") == f"{0.75 * WIDTH:g}pt"
     words = [line for _, line in card.texts()]
     assert len(words) > 3
-    written = {"".join(element.itertext()).strip() for element in picture.iter(f"{_SVG}text")}
+    written = {"".join(element.itertext()).strip() for element in image.iter(f"{_SVG}text")}
     assert set(words) <= written, "the file is not what was drawn"
 
 
 @pytest.mark.parametrize("name", DRAWINGS)
-def test_text_is_large_enough_and_stays_on_its_card(name):
+def test_text_is_legible_and_inside_the_card(name):
     card = DRAWINGS[name][1]()
     for points, line in card.texts():
         assert points >= 8.5, line
     assert card.overflowing() == []
 
 
-def test_no_file_is_left_of_a_drawing_that_is_no_more():
+def test_no_obsolete_drawings():
     there = {
         path.relative_to(PICTURES).as_posix()
         for directory in ("idea", "kernels")
@@ -55,15 +55,15 @@ def test_no_file_is_left_of_a_drawing_that_is_no_more():
 
 
 @pytest.mark.parametrize("name", DRAWINGS)
-def test_every_drawing_is_on_a_page_with_words_for_those_who_do_not_see_it(name):
-    link = f"pictures/{DRAWINGS[name][0]}/{name}.svg"
+def test_every_drawing_is_on_a_page_with_a_text_alternative(name):
+    link = f"images/{DRAWINGS[name][0]}/{name}.svg"
     pages = [path.read_text(encoding="utf-8") for path in (ROOT / "docs").rglob("*.md")]
     shown = [line for page in pages for line in page.splitlines() if link in line]
     assert shown, f"no page shows {link}"
     assert all(len(line.split("](")[0]) > 30 for line in shown)
 
 
-def test_a_drawing_changes_with_the_table_of_block_sizes(monkeypatch):
+def test_drawing_changes_with_the_config_table(monkeypatch):
     before = forward().digest()
     key = ("forward", "nvidia", 2)
     wider = [line._replace(block_n=64) for line in configs.TABLE[key]]
@@ -71,7 +71,7 @@ def test_a_drawing_changes_with_the_table_of_block_sizes(monkeypatch):
     assert forward().digest() != before
 
 
-def test_a_digest_is_of_what_is_drawn():
+def test_digest_depends_on_the_drawing():
     cards = [Card(100, "a label") for _ in range(3)]
     for card, text in zip(cards, ("the same", "the same", "another"), strict=True):
         card.text(20, 20, text)
@@ -81,38 +81,38 @@ def test_a_digest_is_of_what_is_drawn():
     assert digest_of("<svg/>") is None
 
 
-def test_text_that_leaves_the_card_is_found():
+def test_overflowing_text_is_detected():
     card = Card(100, "a label")
     card.text(650, 50, "this is longer than what is left")
     assert card.overflowing() == ["this is longer than what is left"]
 
 
-def test_sizes_of_the_cuda_kernels_are_found_in_their_source():
+def test_sizes_of_the_cuda_kernels_are_parsed():
     assert csrc.lanes_of_rows() == {8: 8, 16: 16, 32: 32}
     assert (csrc.enumerated_rows(), csrc.most_rows()) == (4, 256)
     assert [linker.most for linker in csrc.linkers()] == [2, 4, 8, 16, 32, 64]
 
 
 @pytest.mark.parametrize("page", cost_tables.TABLES)
-def test_the_costs_on_a_page_are_those_that_the_benchmarks_count(page):
+def test_cost_tables_are_up_to_date(page):
     text = (ROOT / "docs" / page).read_text(encoding="utf-8")
     assert cost_tables.with_table(text, cost_tables.TABLES[page]()) == text, (
         "write it again: python -m docs.cost_tables"
     )
 
 
-def test_a_page_without_a_place_for_its_table_is_an_error():
+def test_page_without_table_marks():
     with pytest.raises(ValueError, match="costs: begin"):
         cost_tables.with_table("# A page\n", "| a |")
 
 
-def test_products_of_pooling_are_those_that_the_counter_of_operations_has():
+def test_pooling_operations_match_the_flop_counter():
     b, t, k, c = 3, 5, 2, 7
     shape = ContrastShape("of mine", "pool_tracklets", (b, t, k, c), b)
     responses, semantics = (b, t, k, c), (b, k, c)
-    squares, beside = 2 * b * t * k * c, 2 * 2 * b * t * k * c  # no products: norms; backward also what lies along r
+    squares, projections = 2 * b * t * k * c, 2 * 2 * b * t * k * c  # norms; backward also the component along r
     shapes = Arguments(responses, semantics, 0.01, None)
     products = _pool_tracklets(shapes)
     assert shape.operations("forward") == products + squares
     products = _pool_tracklets_backward(shapes, {"responses": True, "semantics": True})
-    assert shape.operations("backward") == products + beside
+    assert shape.operations("backward") == products + projections

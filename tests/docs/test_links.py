@@ -1,4 +1,4 @@
-"""No dead link in what is written: pages, notebooks and docstrings. (The built site: ``test_site.py``.)"""
+"""No dead links in pages, notebooks and docstrings. For the built site see ``test_site.py``."""
 
 import ast
 import functools
@@ -13,18 +13,18 @@ import pytest
 from docs.hooks.repository import leads_elsewhere, links, target_of
 
 ROOT = Path(__file__).parents[2]
-#: Every address outside that a page, a notebook or a docstring names, one a line, sorted.
+#: Every external address in pages, notebooks and docstrings, one per line, sorted.
 EXTERNAL = Path(__file__).with_name("external_links.txt")
-#: Addresses that an example makes up.
+#: Addresses invented for examples.
 MADE_UP = re.compile(r"https?://(host|localhost|127\.0\.0\.1|HOST|server|bucket|example\.(?:org|com))\b")
-#: As they are published: no https is known for them.
+#: Published without https.
 PLAIN_HTTP = {"http://www.svcl.ucsd.edu/projects/resound/dataset.html"}
 _ADDRESS = re.compile(r"https?://[^\s<>\"'`)\]}|\\]+")
 _FENCED = re.compile(r"^(```+|~~~+).*?^\1\s*$", re.S | re.M)
 
 
 def texts() -> dict[str, str]:
-    """The Markdown of each page, and of the cells of each notebook, by path."""
+    """Return the Markdown of each page and notebook by path."""
     pages = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
     found = {page.relative_to(ROOT).as_posix(): page.read_text(encoding="utf-8") for page in pages}
     for path in (ROOT / "notebooks").glob("*.ipynb"):
@@ -37,10 +37,12 @@ def texts() -> dict[str, str]:
 
 @functools.cache
 def docstrings() -> dict[str, list[str]]:
-    """The docstrings of each source file."""
+    """Return the docstrings of each source file."""
     found = {}
     for path in (
-        p for room in ("art", "art_kernels", "benchmarks", "examples", "docs") for p in (ROOT / room).rglob("*.py")
+        p
+        for package in ("art", "art_kernels", "benchmarks", "examples", "docs")
+        for p in (ROOT / package).rglob("*.py")
     ):
         kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
         nodes = (node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, kinds))
@@ -49,7 +51,7 @@ def docstrings() -> dict[str, list[str]]:
 
 
 def anchors(markdown: str) -> set[str]:
-    """The names that GitHub gives the headings of a page, and the site too."""
+    """Return the anchors of the headings of a page, as on GitHub and on the site."""
     found: set[str] = set()
     for heading in re.findall(r"^#{1,6} +(.+?)\s*#*\s*$", _FENCED.sub("", markdown), re.M):
         plain = re.sub(r"!?\[([^\]]*)\]\([^)]*\)", r"\1", heading).replace("`", "").replace("*", "")
@@ -62,36 +64,36 @@ TEXTS = texts()
 
 
 @pytest.mark.parametrize("page", TEXTS)
-def test_links_of_a_page_lead_somewhere(page):
+def test_links_of_a_page(page):
     for link in links(TEXTS[page]):
         if re.match(r"[a-z]+:", link):
-            assert link.startswith(("https://", "mailto:")) or link in PLAIN_HTTP, f"{page}: {link} is no https address"
+            assert link.startswith(("https://", "mailto:")) or link in PLAIN_HTTP, f"{page}: {link} is not https"
             continue
-        assert not link.startswith("/"), f"{page}: {link} is absolute, and leads nowhere in a copy of the repository"
+        assert not link.startswith("/"), f"{page}: {link} is absolute and dead in a copy of the repository"
         anchor = link.partition("#")[2]
         target = page if leads_elsewhere(link) else target_of(page, link)
-        assert not target.startswith(".."), f"{page}: {link} leads out of the repository"
-        assert (ROOT / target).exists(), f"{page}: {link}: there is no {target}"
+        assert not target.startswith(".."), f"{page}: {link} is outside the repository"
+        assert (ROOT / target).exists(), f"{page}: {link}: {target} does not exist"
         if anchor:
             text = TEXTS.get(target)
-            assert text is not None, f"{page}: {link} has an anchor, but {target} is no page"
-            assert anchor in anchors(text), f"{page}: {link}: {target} has no such heading, but {sorted(anchors(text))}"
+            assert text is not None, f"{page}: {link} has an anchor, but {target} is not a page"
+            assert anchor in anchors(text), f"{page}: {link}: {target} has only {sorted(anchors(text))}"
 
 
-def test_files_that_docstrings_name_are_there():
+def test_files_named_in_docstrings_exist():
     for path, found in docstrings().items():
         for name in re.findall(r"\b(?:docs|tests|benchmarks|examples|configs|csrc)/[\w.*/-]*[\w*]", " ".join(found)):
             places = (ROOT, (ROOT / path).parent)
-            assert any(next(place.glob(name), None) for place in places), f"{path} names {name}, which is not there"
+            assert any(next(place.glob(name), None) for place in places), f"{path} names {name}, which does not exist"
 
 
 def addresses() -> set[str]:
-    """Every address outside that pages, notebooks and docstrings name."""
+    """Return every external address in pages, notebooks and docstrings."""
     text = "\n".join([*TEXTS.values(), *(text for found in docstrings().values() for text in found)])
     return {address.rstrip(".,;:") for address in _ADDRESS.findall(text) if not MADE_UP.match(address)}
 
 
-def test_addresses_outside_are_listed():
+def test_external_addresses_are_listed():
     listed = EXTERNAL.read_text().split()
     assert listed == sorted(set(listed))
     new, gone = addresses() - set(listed), set(listed) - addresses()
@@ -99,8 +101,8 @@ def test_addresses_outside_are_listed():
     assert all(address.startswith("https://") or address in PLAIN_HTTP for address in listed)
 
 
-@pytest.mark.skipif("ART_TEST_NETWORK" not in os.environ, reason="asks the internet: set ART_TEST_NETWORK=1")
-def test_addresses_outside_answer():
+@pytest.mark.skipif("ART_TEST_NETWORK" not in os.environ, reason="requires a network: set ART_TEST_NETWORK=1")
+def test_external_addresses_respond():
     dead = {}
     for address in EXTERNAL.read_text().split():
         request = urllib.request.Request(address, headers={"User-Agent": "Mozilla/5.0 (link check)"})

@@ -16,12 +16,12 @@ ROOT = Path(__file__).resolve().parents[2]
 FIGURES = {"quick_start": 3, "region_attention": 2, "tracklets": 3}
 
 
-def test_these_are_all():
+def test_all_notebooks_are_tested():
     assert {path.stem for path in (ROOT / "notebooks").glob("*.ipynb")} == set(FIGURES)
 
 
 @pytest.mark.parametrize("name", FIGURES)
-def test_a_notebook_is_committed_clean_and_short(name):
+def test_notebook_is_committed_without_outputs(name):
     notebook = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
     nbformat.validate(notebook)
     assert notebook.cells[0].cell_type == "markdown" and notebook.cells[0].source.startswith("# ")
@@ -31,20 +31,20 @@ def test_a_notebook_is_committed_clean_and_short(name):
 
 
 @pytest.mark.parametrize("name", FIGURES)
-def test_a_notebook_runs_and_its_figures_are_not_empty(name):
-    """The site shows this very run: it is made once for both."""
+def test_notebook_runs_and_its_figures_are_not_empty(name):
+    """The site shows the same cached run."""
     cells = executed(ROOT / "notebooks" / f"{name}.ipynb").cells
     outputs = [output for cell in cells for output in cell.get("outputs", [])]
     assert not [output for output in outputs if output.output_type == "error" or output.get("name") == "stderr"]
-    pictures = [o["data"]["image/png"] for o in outputs if "image/png" in o.get("data", {})]
-    assert len(pictures) == FIGURES[name]
-    for picture in pictures:
-        pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(picture))).convert("RGB"))
-        coloured = (np.ptp(pixels.astype(int), axis=-1) > 60).mean()  # axes and their labels are grey
-        assert min(pixels.shape[:2]) > 150 and coloured > 0.003, f"{100 * coloured:.2f} % of a figure has colour"
+    images = [o["data"]["image/png"] for o in outputs if "image/png" in o.get("data", {})]
+    assert len(images) == FIGURES[name]
+    for image in images:
+        pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(image))).convert("RGB"))
+        colored = (np.ptp(pixels.astype(int), axis=-1) > 60).mean()  # axes and labels are gray
+        assert min(pixels.shape[:2]) > 150 and colored > 0.003, f"{100 * colored:.2f} % of a figure is colored"
 
 
-def test_axes_alone_would_be_seen():
+def test_empty_axes_are_detected():
     figure = Figure(figsize=(7, 3))
     figure.subplots().set(xlabel="step", ylabel="loss", title="nothing is drawn")
     page = io.BytesIO()

@@ -1,4 +1,4 @@
-"""The site is built with warnings as errors, and what was built holds together without a network."""
+"""The site builds with warnings as errors, and its links work without a network."""
 
 import fcntl
 import itertools
@@ -25,13 +25,13 @@ FLAGS = (
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
     "--disable-background-networking", "--disable-component-update", "--disable-sync",
 )  # fmt: skip
-#: Pages with the widest tables, formulas, code and pictures.
-WIDE = ("index", "choices", "region_attention", "kernels/index", "datasets", "api/engine", "repository/index")
+#: Pages with the widest tables, formulas, code and images.
+WIDE = ("index", "choices", "region_attention", "kernels/index", "datasets", "api/train", "repository/README")
 
 
 @dataclass
 class Page(HTMLParser):
-    """The names and links of a page."""
+    """Anchors and links of a page."""
 
     ids: set[str] = field(default_factory=set)
     links: set[str] = field(default_factory=set)
@@ -60,32 +60,32 @@ class Page(HTMLParser):
 @pytest.fixture(scope="session")
 def site(tmp_path_factory):
     """The site, built once for all workers."""
-    folder = tmp_path_factory.getbasetemp()
+    directory = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
-        folder = folder.parent
-    with (folder / "site.lock").open("w") as lock:
+        directory = directory.parent
+    with (directory / "site.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if not (folder / "site.log").exists():
-            command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder / "site")]
-            made = subprocess.run(
+        if not (directory / "site.log").exists():
+            command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(directory / "site")]
+            built = subprocess.run(
                 command, cwd=ROOT, env={**os.environ, "NO_MKDOCS_2_WARNING": "1"}, capture_output=True, text=True
             )
-            (folder / "site.log").write_text(f"{made.returncode}\n{made.stderr}")
-    code, _, told = (folder / "site.log").read_text().partition("\n")
-    assert code == "0", told
-    return folder / "site"
+            (directory / "site.log").write_text(f"{built.returncode}\n{built.stderr}")
+    code, _, log = (directory / "site.log").read_text().partition("\n")
+    assert code == "0", log
+    return directory / "site"
 
 
 @pytest.fixture(scope="session")
 def pages(site):
-    found = {}
+    parsed = {}
     for path in site.rglob("*.html"):
-        found[path] = Page()
-        found[path].feed(path.read_text(encoding="utf-8"))
-    return found
+        parsed[path] = Page()
+        parsed[path].feed(path.read_text(encoding="utf-8"))
+    return parsed
 
 
-def test_every_link_and_picture_of_the_site_is_there(site, pages):
+def test_links_and_images_exist(site, pages):
     dead = []
     for path, page in pages.items():
         for link in page.links | page.loaded:
@@ -102,14 +102,14 @@ def test_every_link_and_picture_of_the_site_is_there(site, pages):
     assert not dead, "\n".join(dead)
 
 
-def test_nothing_is_fetched_from_elsewhere(site, pages):
+def test_nothing_is_loaded_from_other_servers(site, pages):
     for path, page in pages.items():
         assert not {link for link in page.loaded if urlsplit(link).netloc}, path
     for sheet in site.rglob("*.css"):
         assert not re.search(r"url\(\s*[\"']?(?:https?:)?//", sheet.read_text(encoding="utf-8")), sheet
 
 
-def test_every_picture_says_what_it_shows(pages):
+def test_images_have_text_alternatives(pages):
     for path, page in pages.items():
         assert not page.without_text, path
 
@@ -124,13 +124,13 @@ def test_formulas_are_mathml(site, pages):
     assert sum(page.formulas for page in pages.values()) > 10
 
 
-def test_every_public_name_has_a_place_in_the_reference(site, pages):
+def test_every_public_name_has_an_anchor(site, pages):
     anchors = {name for path in (site / "api").glob("*.html") for name in pages[path].ids}
     for module, name in PUBLIC:
         assert any(anchor.endswith(f".{name}") for anchor in anchors), f"{module}.{name}"
 
 
-def test_pages_read_alike_in_the_repository_and_on_the_site():
+def test_markdown_renders_the_same_in_the_repository_and_on_the_site():
     for path in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]:
         lines = re.sub(r"^(```+).*?^\1\s*$", "", path.read_text(encoding="utf-8"), flags=re.S | re.M).split("\n")
         for before, line in itertools.pairwise(lines):
@@ -142,7 +142,7 @@ def test_pages_read_alike_in_the_repository_and_on_the_site():
             assert not table, f"{path}: no empty line before the table at {line!r}"
 
 
-def test_docstrings_leave_no_foreign_markup(site):
+def test_docstrings_leave_no_sphinx_markup(site):
     for path in (site / "api").glob("*.html"):
         text = path.read_text(encoding="utf-8")
         assert not re.search(r":(?:class|func|meth|attr|mod|data):", text), path
@@ -172,7 +172,7 @@ def browser():
         browser.close()
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: the site is NOT looked at in a browser")
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: the site is NOT tested in a browser")
 class TestInABrowser:
     def test_no_page_is_wider_than_a_phone(self, site, browser):
         page = browser.new_page(viewport={"width": 390, "height": 844})
@@ -189,7 +189,7 @@ class TestInABrowser:
 
 
 class TestRepository:
-    def test_links_outside_of_code_are_changed(self):
+    def test_links_outside_code_are_changed(self):
         text = "[a](a.md#b), `[b](b.md)`, ![c](c.png)\n```\n[d](d.md)\n```\n[e]: e.py\n"
         changed = "[a](A.MD#B), `[b](b.md)`, ![c](C.PNG)\n```\n[d](d.md)\n```\n[e]: E.PY\n"
         assert repository.with_links(text, str.upper) == changed
@@ -208,7 +208,7 @@ class TestRepository:
             ("../elsewhere.md", None),
         ],
     )
-    def test_where_files_of_the_repository_are_on_the_site(self, path, uri):
+    def test_destination_of_repository_files(self, path, uri):
         assert repository.destination(ROOT, path) == uri
         if uri is not None and uri.endswith(".md") and not (ROOT / path).is_dir():
             assert repository.origin(uri) == path
@@ -224,7 +224,7 @@ class TestFormulas:
         assert formulas.mathml(r"\frac{a}{b}", "inline", "page.md").startswith("<math")
 
     @pytest.mark.parametrize("latex", [r"\frac{a}{", r"\nosuchcommand{a}"])
-    def test_one_that_cannot_be_read_stops_the_build(self, latex):
+    def test_invalid_formula_stops_the_build(self, latex):
         with pytest.raises(PluginError, match=r"page\.md"):
             formulas.mathml(latex, "inline", "page.md")
 
@@ -237,7 +237,7 @@ class TestNotebooks:
             nbformat.v4.new_output("display_data", {"image/png": "AAAA", "text/plain": "<Figure>"}),
         ]
         notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("# Title\n\nText."), cell])
-        markdown, pictures = notebooks.as_page(notebook, "name")
+        markdown, images = notebooks.as_page(notebook, "name")
         assert markdown.startswith("# Title\n\n")
         assert "```python\nprint(1)\n```\n\n```text\n1\n```" in markdown
-        assert list(pictures) == ["name-1.png"] and "(name-1.png)" in markdown
+        assert list(images) == ["name-1.png"] and "(name-1.png)" in markdown
