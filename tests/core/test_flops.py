@@ -22,7 +22,7 @@ def count(call):
 
 @pytest.mark.parametrize("position", [False, True])
 @pytest.mark.parametrize("regions_need", [False, True])
-def test_region_attention_counts_what_its_native_pass_multiplies(position, regions_need):
+def test_region_attention_against_the_torch_backend(position, regions_need):
     queries = torch.randn(2, 3, 8, requires_grad=True)
     regions = torch.randn(2, 7, 8, requires_grad=regions_need)
     key_position = torch.randn(7, 8, requires_grad=True) if position else None
@@ -50,7 +50,7 @@ def test_cost_of_a_folded_layer_matches_cheaper_route():
     assert found == frames * (shared + folded)
 
 
-def test_contrast():
+def test_contrast_losses():
     batch, frames, tracklets, channels = 2, 5, 3, 8
     responses = torch.randn(batch, frames, tracklets, channels, requires_grad=True)
     whole = torch.randn(batch, tracklets, channels)

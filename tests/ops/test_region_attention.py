@@ -402,7 +402,8 @@ def triton_cases():
         for j, size in enumerate(TRITON_SIZES):
             for dtype in (torch.float32, torch.float16, *([torch.bfloat16] if GPU else [])):
                 if GPU or dtype != torch.float32 or name == "all" or (i + j) % 2 == 0:
-                    yield pytest.param(dtype, size.values, *variant, id=f"{name}-{size.id}-{dtype}")
+                    slow = [] if GPU or (dtype != torch.float32 and name != "all") else [pytest.mark.slow]
+                    yield pytest.param(dtype, size.values, *variant, id=f"{name}-{size.id}-{dtype}", marks=slow)
 
 
 @pytest.mark.parametrize("dtype, sizes, position, masked, layer_norm_eps", list(triton_cases()))
