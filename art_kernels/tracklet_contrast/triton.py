@@ -96,12 +96,11 @@ def fake(arguments: Arguments) -> tuple[Tensor, ...]:
     terms = (float32_like(responses, 3), float32_like(responses, 3))
     if not arguments.gradients:
         return *terms, *(responses.new_empty(0) for _ in range(3))
-    frame_grads = [responses.new_empty(responses.shape) for _ in range(3)]
-    if arguments.flattened:
-        return *terms, *frame_grads
     batch, _, count, channels = responses.shape
-    dtype = torch.float32 if aggregated is None else aggregated.dtype
-    return *terms, *frame_grads[:2], responses.new_empty((batch, count, channels), dtype=dtype)
+    tracklet_shape = responses.shape if arguments.flattened else (batch, count, channels)
+    tracklet_dtype = torch.float32 if aggregated is None and not arguments.flattened else responses.dtype
+    frame_grads = (responses.new_empty(responses.shape), responses.new_empty(responses.shape))
+    return *terms, *frame_grads, responses.new_empty(tracklet_shape, dtype=tracklet_dtype)
 
 
 def backward(

@@ -1,18 +1,28 @@
-"""`mtc_loss` with every backend: values by hand, edge cases, masks, autocast, compilation, and every error."""
+"""`mtc_loss` with every backend: values by hand, accuracy, edge cases, masks, autocast, compilation, and errors."""
 
 import math
 
 import pytest
 import torch
+from kernel_agreement import LargeResults, assert_as_exact_as_plain
 from operator_checks import assert_compiles_once, assert_exports, assert_same_bits_twice
 from torch import Tensor
+from torch.autograd import gradcheck, gradgradcheck
 
 from art_kernels import MTCLoss, mtc_loss
 from art_kernels._core import backends
 from art_kernels.tracklet_contrast import reference
+from art_kernels.tracklet_contrast import torch as torch_backend
 
 BACKENDS = ["triton", "torch", "reference"]
 FUSED = ["triton", "torch"]
+OPTIONS = [
+    {},
+    {"margin": -0.3, "temporal_form": "absolute"},
+    {"clamp_repulsion": True},
+    {"tracklet_form": "flattened"},
+    {"tracklet_form": "flattened", "clamp_repulsion": True, "temporal_form": "absolute"},
+]
 SIZES = (2, 4, 3, 8)
 # One video, two frames, two tracklets: the first stays at (1, 0), the second turns from (0, 1) to (1, 0). The lengths
 # of the vectors are irrelevant.
@@ -175,6 +185,75 @@ def test_autocast_computes_in_float32(device, backend):
     with torch.autocast(device.type, torch.bfloat16):
         loss = mtc_loss(responses.bfloat16(), aggregated, backend=backend)
     torch.testing.assert_close(tuple(loss), tuple(expected))
+
+
+def assert_agrees(backend, device, dtype, sizes, options, *, aggregated, ragged, draws=12):
+    """Check terms and gradients of a backend by the tolerance rule."""
+    videos, frames, count, channels = sizes
+    options = {"margin": 0.6, **options}
+    valid = torch.rand(videos, frames, device=device) > 0.3 if ragged else None
+
+    def draw():
+        # With a shared direction, the cosines are on both sides of the margin.
+        responses = torch.randn(videos, frames, count, channels, device=device) + torch.randn(channels, device=device)
+        return [responses, *([torch.randn(videos, count, channels, device=device) + 0.5] if aggregated else [])]
+
+    def fast(responses, aggregated=None):
+        return tuple(mtc_loss(responses, aggregated, valid=valid, backend=backend, **options))
+
+    def plain(responses, aggregated=None):
+        return reference.mtc_loss(responses, aggregated, valid=valid, **options)
+
+    assert_as_exact_as_plain(fast, plain, draw, dtype, summand=1.0, draws=draws)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("sizes", [(2, 7, 3, 100), (3, 16, 2, 256), (1, 1, 5, 33), (2, 5, 1, 96)], ids=str)
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("aggregated, ragged", [(False, False), (True, True), (False, True)], ids=str)
+def test_torch_agrees_with_float64(device, dtype, sizes, options, aggregated, ragged):
+    aggregated = aggregated and "tracklet_form" not in options
+    assert_agrees("torch", device, dtype, sizes, options, aggregated=aggregated, ragged=ragged)
+
+
+@pytest.mark.parametrize("options", [OPTIONS[0], OPTIONS[-1]], ids=str)
+def test_torch_result_does_not_depend_on_blocks(monkeypatch, options):
+    responses = torch.randn(5, 4, 3, 8, dtype=torch.float64, requires_grad=True)
+    valid = torch.rand(5, 4) > 0.3
+
+    def run():
+        loss = mtc_loss(responses, valid=valid, backend="torch", **options)
+        return [*loss, *torch.autograd.grad(loss.total, [responses])]
+
+    expected = run()
+    monkeypatch.setitem(torch_backend.BLOCK_BYTES, "cpu", 2 * 4 * 3 * 8 * 8)
+    assert len(list(torch_backend._blocks(responses))) == 3
+    torch.testing.assert_close(run(), expected)
+
+
+@pytest.mark.parametrize("gradients", [False, True])
+def test_torch_forward_allocates_nothing_as_large_as_the_responses(device, gradients):
+    responses = torch.randn(2, 16, 2, 64, device=device)
+    with torch.no_grad(), LargeResults(responses) as large:
+        torch_backend.forward(responses, None, None, 0.6, False, False, False, gradients)
+    assert large.names == []
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("ragged", [False, True], ids=["", "valid"])
+def test_first_and_second_order_gradients(options, ragged):
+    responses = torch.randn(2, 3, 3, 2, dtype=torch.float64, requires_grad=True)
+    valid = torch.tensor([[True, True, False], [False, False, False]]) if ragged else None
+
+    def call(responses, aggregated=None):
+        return tuple(mtc_loss(responses, aggregated, valid=valid, backend="torch", **options))
+
+    assert gradcheck(call, (responses,))
+    assert gradgradcheck(call, (responses,))
+    if "tracklet_form" not in options:
+        aggregated = torch.randn(2, 3, 2, dtype=torch.float64, requires_grad=True)
+        assert gradcheck(call, (responses, aggregated))
+        assert gradgradcheck(call, (responses, aggregated))
 
 
 def test_layout_does_not_change_the_result(device):

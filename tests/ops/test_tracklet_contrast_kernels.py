@@ -1,13 +1,9 @@
-"""The torch and Triton backends of `mtc_loss` against the reference in float64, and the operators they define.
-
-The kernels run on a GPU, or on the CPU in Triton's interpreter.
-"""
+"""The Triton kernels of `mtc_loss`, on a GPU or in Triton's interpreter; operators of all backends."""
 
 import math
 
 import pytest
 import torch
-from kernel_agreement import LargeResults, assert_as_exact_as_plain
 from operator_checks import (
     DEVICE,
     KERNEL_DTYPES,
@@ -15,7 +11,7 @@ from operator_checks import (
     assert_never_synchronizes,
     requires_gpu,
 )
-from torch.autograd import gradcheck, gradgradcheck
+from test_tracklet_contrast import OPTIONS, assert_agrees
 from torch.func import vmap
 from torch.library import opcheck
 
@@ -23,50 +19,12 @@ from art_kernels import mtc_loss
 from art_kernels._core import backends
 from art_kernels._core.autograd import OPERATORS
 from art_kernels._core.launch import device_spec
-from art_kernels.tracklet_contrast import reference
-from art_kernels.tracklet_contrast import torch as torch_backend
 from art_kernels.tracklet_contrast.reference import Arguments
 
 pytest.importorskip("triton", reason="Triton has no wheel for this platform")
 kernels = pytest.importorskip("art_kernels.tracklet_contrast.triton")
 
 FUSED = ["torch", "triton"]
-OPTIONS = [
-    {},
-    {"margin": -0.3, "temporal_form": "absolute"},
-    {"clamp_repulsion": True},
-    {"tracklet_form": "flattened"},
-    {"tracklet_form": "flattened", "clamp_repulsion": True, "temporal_form": "absolute"},
-]
-
-
-def assert_agrees(backend, device, dtype, sizes, options, *, aggregated, ragged, draws=12):
-    """Check terms and gradients of a backend by the tolerance rule."""
-    videos, frames, count, channels = sizes
-    options = {"margin": 0.6, **options}
-    valid = torch.rand(videos, frames, device=device) > 0.3 if ragged else None
-
-    def draw():
-        # With a shared direction, the cosines are on both sides of the margin.
-        responses = torch.randn(videos, frames, count, channels, device=device) + torch.randn(channels, device=device)
-        return [responses, *([torch.randn(videos, count, channels, device=device) + 0.5] if aggregated else [])]
-
-    def fast(responses, aggregated=None):
-        return tuple(mtc_loss(responses, aggregated, valid=valid, backend=backend, **options))
-
-    def plain(responses, aggregated=None):
-        return reference.mtc_loss(responses, aggregated, valid=valid, **options)
-
-    assert_as_exact_as_plain(fast, plain, draw, dtype, summand=1.0, draws=draws)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("sizes", [(2, 7, 3, 100), (3, 16, 2, 256), (1, 1, 5, 33), (2, 5, 1, 96)], ids=str)
-@pytest.mark.parametrize("options", OPTIONS, ids=str)
-@pytest.mark.parametrize("aggregated, ragged", [(False, False), (True, True), (False, True)], ids=str)
-def test_torch_agrees_with_float64(device, dtype, sizes, options, aggregated, ragged):
-    aggregated = aggregated and "tracklet_form" not in options
-    assert_agrees("torch", device, dtype, sizes, options, aggregated=aggregated, ragged=ragged)
 
 
 def draws(dtype):
@@ -106,46 +64,6 @@ def test_triton_agrees_with_float64(dtype, options, aggregated, ragged):
 @pytest.mark.parametrize("options", [OPTIONS[2], OPTIONS[3]], ids=str)
 def test_triton_agrees_with_float64_at_other_sizes(dtype, sizes, options):
     assert_agrees("triton", DEVICE, dtype, sizes, options, aggregated=False, ragged=True, draws=draws(dtype))
-
-
-@pytest.mark.parametrize("options", [OPTIONS[0], OPTIONS[-1]], ids=str)
-def test_torch_result_does_not_depend_on_blocks(monkeypatch, options):
-    responses = torch.randn(5, 4, 3, 8, dtype=torch.float64, requires_grad=True)
-    valid = torch.rand(5, 4) > 0.3
-
-    def run():
-        loss = mtc_loss(responses, valid=valid, backend="torch", **options)
-        return [*loss, *torch.autograd.grad(loss.total, [responses])]
-
-    expected = run()
-    monkeypatch.setitem(torch_backend.BLOCK_BYTES, "cpu", 2 * 4 * 3 * 8 * 8)
-    assert len(list(torch_backend._blocks(responses))) == 3
-    torch.testing.assert_close(run(), expected)
-
-
-@pytest.mark.parametrize("gradients", [False, True])
-def test_torch_forward_allocates_nothing_as_large_as_the_responses(device, gradients):
-    responses = torch.randn(2, 16, 2, 64, device=device)
-    with torch.no_grad(), LargeResults(responses) as large:
-        torch_backend.forward(responses, None, None, 0.6, False, False, False, gradients)
-    assert large.names == []
-
-
-@pytest.mark.parametrize("options", OPTIONS, ids=str)
-@pytest.mark.parametrize("ragged", [False, True], ids=["", "valid"])
-def test_first_and_second_order_gradients(options, ragged):
-    responses = torch.randn(2, 3, 3, 2, dtype=torch.float64, requires_grad=True)
-    valid = torch.tensor([[True, True, False], [False, False, False]]) if ragged else None
-
-    def call(responses, aggregated=None):
-        return tuple(mtc_loss(responses, aggregated, valid=valid, backend="torch", **options))
-
-    assert gradcheck(call, (responses,))
-    assert gradgradcheck(call, (responses,))
-    if "tracklet_form" not in options:
-        aggregated = torch.randn(2, 3, 2, dtype=torch.float64, requires_grad=True)
-        assert gradcheck(call, (responses, aggregated))
-        assert gradgradcheck(call, (responses, aggregated))
 
 
 @pytest.mark.parametrize("backend", FUSED)
@@ -284,7 +202,10 @@ def test_nothing_is_saved_without_gradients(device, backend):
 def test_cuda_graph_and_synchronization(backend):
     responses = torch.randn(2, 4, 3, 8, device="cuda", requires_grad=True)
     valid = torch.rand(2, 4, device="cuda") > 0.3
-    for options in ({}, {"valid": valid}):
-        call = lambda responses, options=options: tuple(mtc_loss(responses, backend=backend, **options))  # noqa: E731
-        assert_captured_in_cuda_graph(call, [responses])
-        assert_never_synchronizes(call, [responses])
+
+    def call(responses):
+        unmasked, masked = (mtc_loss(responses, valid=mask, backend=backend) for mask in (None, valid))
+        return *unmasked, *masked
+
+    assert_captured_in_cuda_graph(call, [responses])
+    assert_never_synchronizes(call, [responses])

@@ -1,12 +1,8 @@
-"""The torch and Triton backends of `tracklet_nce` against the reference in float64, and the operators they define.
-
-The kernels run on a GPU, or on the CPU in Triton's interpreter.
-"""
+"""The Triton kernels of `tracklet_nce`, on a GPU or in Triton's interpreter; operators of all backends."""
 
 import pytest
 import torch
-import torch.nn.functional as F
-from kernel_agreement import LargeResults, assert_as_exact_as_plain
+from kernel_agreement import assert_as_exact_as_plain
 from operator_checks import (
     DEVICE,
     KERNEL_DTYPES,
@@ -14,121 +10,22 @@ from operator_checks import (
     assert_never_synchronizes,
     requires_gpu,
 )
+from test_tracklet_nce import FORMS, loss_of, operator_inputs, positives_of
 from torch import Tensor
-from torch.autograd import gradcheck, gradgradcheck
+from torch.autograd import gradcheck
 from torch.func import vmap
 from torch.library import opcheck
 
 from art_kernels import tracklet_nce
 from art_kernels._core.autograd import OPERATORS
 from art_kernels._core.launch import DeviceSpec
-from art_kernels.tracklet_nce import torch as torch_backend
 from art_kernels.tracklet_nce.reference import Arguments
-from benchmarks.common.measure import peak_extra_bytes
 
 pytest.importorskip("triton", reason="Triton has no wheel for this platform")
 configs = pytest.importorskip("art_kernels.tracklet_nce.configs")
 kernels = pytest.importorskip("art_kernels.tracklet_nce.triton")
 
 FUSED = ["torch", "triton"]
-FORMS = ["index", "labels"]
-
-
-def positives_of(form: str, rows: int, count: int, device: torch.device | str = "cpu", labels: int = 5):
-    if form == "index":
-        return torch.randint(-1, count, (rows,), device=device)
-    return torch.randint(labels, (rows,), device=device), torch.randint(labels + 1, (count,), device=device)
-
-
-def normalized(rows: int, count: int, channels: int, device: torch.device, temperature: float = 0.2) -> list[Tensor]:
-    anchors, candidates = (F.normalize(torch.randn(size, channels, device=device), dim=-1) for size in (rows, count))
-    return [anchors, candidates, torch.tensor(temperature, device=device)]
-
-
-def loss_of(backend, positives, **options):
-    return lambda a, c, t: [tracklet_nce(a, c, positives, temperature=t, backend=backend, **options)]
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("rows, count, channels", [(37, 53, 20), (131, 67, 96)])
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("symmetric", [False, True], ids=["", "symmetric"])
-@pytest.mark.parametrize("excluding", [False, True], ids=["", "excluding"])
-def test_torch_agrees_with_float64(device, monkeypatch, dtype, rows, count, channels, form, symmetric, excluding):
-    monkeypatch.setattr(torch_backend, "BLOCK", dict.fromkeys(torch_backend.BLOCK, 29))
-    positives = positives_of(form, rows, count, device)
-    excluded = torch.randint(-1, count, (rows,), device=device) if excluding else None
-    fast, plain = (loss_of(name, positives, symmetric=symmetric, excluded=excluded) for name in ("torch", "reference"))
-    assert_as_exact_as_plain(fast, plain, lambda: normalized(rows, count, channels, device), dtype)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("temperature", [0.01, 0.07])
-def test_torch_agrees_at_low_temperature_with_similar_positives(device, dtype, temperature):
-    """The losses are near 0, and their gradients are differences of numbers near 1."""
-    index = torch.randint(83, (61,), device=device)
-
-    def draw():
-        anchors, candidates, scale = normalized(61, 83, 64, device, temperature)
-        return [F.normalize(candidates[index] + 0.5 * anchors, dim=-1), candidates, scale]
-
-    fast, plain = (loss_of(name, index, symmetric=True) for name in ("torch", "reference"))
-    assert_as_exact_as_plain(fast, plain, draw, dtype)
-
-
-@pytest.mark.parametrize("needed", [(0,), (1,), (2,), (0, 2), (1, 2)], ids=str)
-def test_torch_gradient_of_some_inputs(needed):
-    tensors = normalized(9, 7, 8, "cpu")
-    leaves = [tensors[index].requires_grad_() for index in needed]
-    labels = positives_of("labels", 9, 7, labels=2)
-    results = [
-        torch.autograd.grad(loss_of(backend, labels, symmetric=True)(*tensors), leaves)
-        for backend in ("torch", "reference")
-    ]
-    torch.testing.assert_close(*results)
-
-
-@pytest.mark.parametrize("size", [1, 7, 64])
-def test_torch_result_does_not_depend_on_tiles(device, monkeypatch, size):
-    inputs, labels = normalized(33, 20, 8, device), positives_of("labels", 33, 20, device, 2)
-    excluded = torch.randint(-1, 20, (33,), device=device)
-
-    def run():
-        leaves = [tensor.clone().requires_grad_() for tensor in inputs]
-        (loss,) = loss_of("torch", labels, symmetric=True, excluded=excluded)(*leaves)
-        return [loss, *torch.autograd.grad(loss, leaves)]
-
-    expected = run()
-    monkeypatch.setattr(torch_backend, "BLOCK", dict.fromkeys(torch_backend.BLOCK, size))
-    torch.testing.assert_close(run(), expected)
-
-
-@pytest.mark.parametrize("symmetric", [False, True])
-def test_torch_allocates_nothing_of_the_size_of_the_logits(device, monkeypatch, symmetric):
-    monkeypatch.setattr(torch_backend, "BLOCK", dict.fromkeys(torch_backend.BLOCK, 16))
-    anchors, candidates, _ = (tensor.requires_grad_() for tensor in normalized(50, 50, 8, device))
-    labels = torch.randint(5, (2, 50), device=device).unbind()
-    for backend in ("torch", "reference"):
-        with LargeResults(torch.empty(50, 50)) as large:
-            loss = tracklet_nce(anchors, candidates, labels, temperature=0.1, symmetric=symmetric, backend=backend)
-            loss.backward()
-        assert (large.names == []) == (backend == "torch")
-
-
-def test_torch_memory_is_that_of_inputs_and_some_tiles(device):
-    size, channels = 4096, 32
-    leaves = [tensor.requires_grad_() for tensor in normalized(size, size, channels, device)]
-    index = torch.arange(size, device=device)
-
-    def call():
-        (loss,) = loss_of("torch", index, symmetric=True)(*leaves)
-        return torch.autograd.grad(loss, leaves)
-
-    call()
-    gradients = 2 * 4 * size * channels
-    side = min(size, torch_backend.BLOCK.get(device.type, torch_backend.BLOCK["cuda"]))
-    tiles = 8 * 4 * side * side  # logits, their gradient, and masks
-    assert gradients < peak_extra_bytes(call, device) < gradients + tiles + 2 * 2**20
 
 
 @pytest.fixture
@@ -409,12 +306,6 @@ def test_unsupported_tensors(monkeypatch):
         assert "TRITON_INTERPRET=1" in kernels.unsupported_reason(tensor)
 
 
-def operator_inputs(device="cpu", rows=6, count=9, channels=8, dtype=torch.float32):
-    shapes = (rows, channels), (count, channels)
-    vectors = (torch.randn(shape, device=device, dtype=dtype, requires_grad=True) for shape in shapes)
-    return [*vectors, torch.tensor(0.7, device=device, dtype=dtype, requires_grad=True)]
-
-
 @pytest.mark.parametrize("backend", FUSED)
 @pytest.mark.parametrize("symmetric", [False, True], ids=["", "symmetric"])
 @pytest.mark.parametrize("excluding", [False, True], ids=["", "excluding"])
@@ -431,19 +322,6 @@ def test_opcheck(device, backend, symmetric, excluding):
     for needs in ([True, True, True], [True, False, False], [False, True, True], [False, False, True]):
         grads = [torch.randn_like(saved[0]), torch.randn_like(saved[1]) if symmetric else None]
         assert set(opcheck(operator.backward, (*grads, *arguments, *saved, needs)).values()) == {"SUCCESS"}
-
-
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("symmetric", [False, True], ids=["", "symmetric"])
-@pytest.mark.parametrize("excluding", [False, True], ids=["", "excluding"])
-def test_first_and_second_order_gradients(form, symmetric, excluding):
-    positives = positives_of(form, 5, 4, labels=2)
-    excluded = torch.tensor([0, -1, 3, 2, 1]) if excluding else None
-    loss = loss_of("torch", positives, symmetric=symmetric, excluded=excluded)
-    leaves = operator_inputs(rows=5, count=4, channels=3, dtype=torch.float64)
-    assert loss(*leaves)[0] != 0
-    assert gradcheck(loss, leaves)
-    assert gradgradcheck(loss, leaves)
 
 
 @pytest.mark.parametrize("output", [0, 1, None])

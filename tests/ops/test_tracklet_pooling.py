@@ -1,11 +1,13 @@
-"""`pool_tracklets` with every backend: values by hand, edge cases, autocast, compilation, and every error."""
+"""`pool_tracklets` with every backend: values by hand, accuracy, edge cases, autocast, compilation, and errors."""
 
 import math
 
 import pytest
 import torch
+from kernel_agreement import assert_as_exact_as_plain
 from operator_checks import assert_compiles_once, assert_exports, assert_same_bits_twice
 from torch import Tensor
+from torch.autograd import gradcheck, gradgradcheck
 
 from art_kernels import pool_tracklets
 from art_kernels._core import backends
@@ -118,6 +120,41 @@ def test_autocast_computes_in_float32(device):
         with torch.autocast(device.type, torch.bfloat16):
             results = pool_tracklets(responses.bfloat16(), semantics, backend=backend)
         torch.testing.assert_close(results, expected)
+
+
+def assert_agrees(backend, device, dtype, sizes, temperature, valid, draws=12):
+    """Check outputs and gradients of a backend by the tolerance rule."""
+
+    def fast(responses, semantics):
+        return pool_tracklets(responses, semantics, temperature=temperature, valid=valid, backend=backend)
+
+    def plain(responses, semantics):
+        return reference.pool_tracklets(responses, semantics, temperature, valid)
+
+    assert_as_exact_as_plain(fast, plain, lambda: inputs(device, *sizes), dtype, draws=draws)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize(
+    "sizes", [(16, 7, 3, 3, 100), (3, 16, 2, 2, 256), (1, 1, 1, 5, 96), (16, 5, 3, 1, 33)], ids=str
+)
+@pytest.mark.parametrize("temperature", [0.01, 1.0])
+@pytest.mark.parametrize("ragged", [False, True], ids=["", "valid"])
+def test_torch_agrees_with_float64(device, dtype, sizes, temperature, ragged):
+    valid = torch.rand(sizes[:2], device=device) > 0.3 if ragged else None
+    assert_agrees("torch", device, dtype, sizes, temperature, valid)
+
+
+@pytest.mark.parametrize("ragged", [False, True], ids=["", "valid"])
+def test_first_and_second_order_gradients(ragged):
+    leaves = inputs("cpu", 2, 3, 2, 2, 3, dtype=torch.float64, requires_grad=True)
+    valid = torch.tensor([[True, False, True], [False] * 3]) if ragged else None
+
+    def call(responses, semantics):
+        return pool_tracklets(responses, semantics, temperature=0.5, valid=valid, backend="torch")
+
+    assert gradcheck(call, leaves)
+    assert gradgradcheck(call, leaves)
 
 
 def test_layout_does_not_change_the_result(device):

@@ -1,13 +1,9 @@
-"""The torch and Triton backends of `pool_tracklets` against the reference in float64, and the operators they define.
-
-The kernels run on a GPU, or on the CPU in Triton's interpreter.
-"""
+"""The Triton kernels of `pool_tracklets`, on a GPU or in Triton's interpreter, and the operators they define."""
 
 import math
 
 import pytest
 import torch
-from kernel_agreement import assert_as_exact_as_plain
 from operator_checks import (
     DEVICE,
     KERNEL_DTYPES,
@@ -15,7 +11,7 @@ from operator_checks import (
     assert_never_synchronizes,
     requires_gpu,
 )
-from torch.autograd import gradcheck, gradgradcheck
+from test_tracklet_pooling import assert_agrees
 from torch.func import vmap
 from torch.library import opcheck
 
@@ -30,9 +26,9 @@ configs = pytest.importorskip("art_kernels.tracklet_pooling.configs")
 kernels = pytest.importorskip("art_kernels.tracklet_pooling.triton")
 
 
-def tensors(videos=2, frames=7, count=2, semantics=5, channels=20, device=DEVICE):
-    responses = torch.randn(videos, frames, count, channels, device=device)
-    return [responses, torch.randn(videos, semantics, channels, device=device)]
+def tensors(videos=2, frames=7, count=2, semantics=5, channels=20):
+    responses = torch.randn(videos, frames, count, channels, device=DEVICE)
+    return [responses, torch.randn(videos, semantics, channels, device=DEVICE)]
 
 
 def random_valid(videos, frames, device=DEVICE):
@@ -46,27 +42,6 @@ def results_and_gradients(values, backend="triton", **options):
     aggregated, saliency = pool_tracklets(*leaves, backend=backend, **options)
     loss = aggregated.square().sum() + saliency.square().sum()
     return [aggregated.detach(), saliency.detach(), *torch.autograd.grad(loss, leaves)]
-
-
-def assert_agrees(backend, dtype, sizes, temperature, valid, draws, device=DEVICE):
-    def fast(responses, semantics):
-        return pool_tracklets(responses, semantics, temperature=temperature, valid=valid, backend=backend)
-
-    def plain(responses, semantics):
-        return reference.pool_tracklets(responses, semantics, temperature, valid)
-
-    assert_as_exact_as_plain(fast, plain, lambda: tensors(*sizes, device=device), dtype, draws=draws)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize(
-    "sizes", [(16, 7, 3, 3, 100), (3, 16, 2, 2, 256), (1, 1, 1, 5, 96), (16, 5, 3, 1, 33)], ids=str
-)
-@pytest.mark.parametrize("temperature", [0.01, 1.0])
-@pytest.mark.parametrize("ragged", [False, True], ids=["", "valid"])
-def test_torch_agrees_with_float64(device, dtype, sizes, temperature, ragged):
-    valid = torch.rand(sizes[:2], device=device) > 0.3 if ragged else None
-    assert_agrees("torch", dtype, sizes, temperature, valid, 12, device)
 
 
 #: Videos, frames, tracklets, semantics, channels; temperature; whether frames are missing; draws in the interpreter.
@@ -91,7 +66,8 @@ def test_triton_agrees_with_float64(dtype, videos, frames, count, semantics, cha
     elif dtype == torch.float16:  # the error of plain PyTorch is so large that few draws suffice
         videos, draws = max(2, videos // 4), 1
     valid = random_valid(videos, frames) if ragged else None
-    assert_agrees("triton", dtype, (videos, frames, count, semantics, channels), temperature, valid, draws)
+    sizes = (videos, frames, count, semantics, channels)
+    assert_agrees("triton", DEVICE, dtype, sizes, temperature, valid, draws)
 
 
 def test_cases_cover_every_branch_of_the_kernels():
@@ -106,18 +82,6 @@ def test_cases_cover_every_branch_of_the_kernels():
     assert covered == {(True, False), (True, True), (False, False), (False, True)}
     if DEVICE.type == "cpu":
         assert [configs.tracklets_per_program(videos, 3, DEVICE) for videos in (11, 8)] == [2, 1]
-
-
-@pytest.mark.parametrize("ragged", [False, True], ids=["", "valid"])
-def test_first_and_second_order_gradients(ragged):
-    leaves = [tensor.double().requires_grad_() for tensor in tensors(2, 3, 2, 2, 3, device="cpu")]
-    valid = torch.tensor([[True, False, True], [False] * 3]) if ragged else None
-
-    def call(responses, semantics):
-        return pool_tracklets(responses, semantics, temperature=0.5, valid=valid, backend="torch")
-
-    assert gradcheck(call, leaves)
-    assert gradgradcheck(call, leaves)
 
 
 def test_second_order_gradient_is_that_of_the_reference():
