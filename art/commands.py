@@ -101,7 +101,7 @@ def _flag(name: str) -> str:
 
 def run_train(options: argparse.Namespace) -> int:
     """Trains a model."""
-    from art.eval.accuracy_table import table
+    from art.eval.metrics import accuracy_table
     from art.train.config import load_config
     from art.train.distributed import is_main_process
     from art.train.loop import train
@@ -112,7 +112,7 @@ def run_train(options: argparse.Namespace) -> int:
     if not is_main_process():
         return 0
     measured = result.measured
-    print(table(result.evaluation))
+    print(accuracy_table(result.evaluation))
     print(
         f"last checkpoint after {measured['steps']} steps, {measured['seconds']:.0f} s, peak memory "
         f"{measured['peak_memory_bytes'] / 2**30:.2f} GiB; everything is in {result.output}"
@@ -122,13 +122,13 @@ def run_train(options: argparse.Namespace) -> int:
 
 def run_evaluate(options: argparse.Namespace) -> int:
     """Measures a checkpoint on a split."""
-    from art.eval.accuracy_table import table
+    from art.eval.metrics import accuracy_table
     from art.eval.evaluate import evaluate_checkpoint
 
     evaluation = evaluate_checkpoint(
         options.checkpoint, split=options.split, overrides=options.overrides, report=options.report
     )
-    print(table(evaluation))
+    print(accuracy_table(evaluation))
     if options.report is not None:
         print(f"written to {options.report}")
     return 0
@@ -136,11 +136,11 @@ def run_evaluate(options: argparse.Namespace) -> int:
 
 def run_score(options: argparse.Namespace) -> int:
     """Measures saved predictions again."""
-    from art.eval.accuracy_table import table
-    from art.eval.score import score
+    from art.eval.metrics import accuracy_table
+    from art.eval.predictions import score
 
     scored = score(options.predictions, report=options.report)
-    print(table(scored.evaluation))
+    print(accuracy_table(scored.evaluation))
     if options.report is not None:
         print(f"written to {options.report}")
     return 0
@@ -300,7 +300,7 @@ def _listed(text: str | None) -> list[str]:
 
 def run_profile(options: argparse.Namespace) -> int:
     """Counts and measures a model stage by stage."""
-    from art.eval.report.cost import cost_figure
+    from art.eval.report.curves import cost_figure
     from art.eval.report.style import png_bytes
     from art.tools.profile import as_table, profile
     from art.train.config import load_config

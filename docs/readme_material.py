@@ -22,8 +22,8 @@ from art import load_model
 from art.data.datasets.base import ClipSet, open_dataset
 from art.eval.evaluate import evaluate_checkpoint
 from art.eval.report import SampleClip, collect_samples, confusion_figure, tracklet_sheet
+from art.eval.report.localization import defining_limb
 from art.eval.report.style import png_bytes
-from art.eval.reporting import defining_limb
 from art.experiments.ablate import to_markdown
 from art.train.config import load_config
 

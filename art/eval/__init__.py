@@ -1,1 +1,1 @@
-"""TODO."""
+"""Evaluation: accuracy, saved predictions, and the report."""

@@ -1,35 +1,37 @@
-"""Evaluation of a model on a set of clips, and the files that hold the answer."""
+"""Evaluation of a model on a set of clips: the loop over batches, and ``art evaluate``."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
-from art.eval.metrics import Evaluation, averaged_views, measure
-from art.eval.predictions import Predictions
-from art.eval.reporting import localize, report_run
-from art.model.pretrained import CONFIG_FILE, VideoClassifier, load_model
+from art.checkpoints import find_checkpoint
+from art.eval.metrics import Evaluation, average_views, compute_metrics
+from art.eval.predictions import Predictions, write_evaluation
+from art.eval.report.localization import localize
+from art.eval.report.report import report_run
+from art.model.loading import load_model
+from art.model.pretrained import VideoClassifier
 from art.train.batches import Batch, EvaluationBatches, open_split
-from art.train.checkpoint import recover
+from art.train.checkpoint import RunDir
 from art.train.config import ConfigError, DataConfig, load_config
-from art.train.distributed import Ranks
-from art.train.parallel import Objective, put_away
-from art.train.randomness import untouched_random_state
-from art.train.run_dir import RunFolder
-from art.train.runtime import allow_tf32, autocast, provenance, resolve_device
+from art.train.distributed import DistContext
+from art.train.parallel import ModelWithLoss, reshard_modules
+from art.train.runtime import allow_tf32, autocast, fork_rng, resolve_device
+
+#: Keys outside of data.* that do not belong to the checkpoint.
+_OVERRIDABLE = ("device", "precision", "tf32", "optim.batch_size")
 
 
 class EvaluationStopped(Exception):
-    """``should_stop`` said so between two batches.
+    """``should_stop`` returned a signal between two batches.
 
     Attributes:
-        signal_number: what it said.
+        signal_number: the signal.
     """
 
     def __init__(self, signal_number: int) -> None:
@@ -45,93 +47,80 @@ def evaluate(
     precision: str = "fp32",
     should_stop: Callable[[], int] = lambda: 0,
     groups: Sequence[str] = (),
-    ranks: Ranks | None = None,
-    objective: nn.Module | None = None,
+    dist_ctx: DistContext | None = None,
+    model_with_loss: nn.Module | None = None,
 ) -> Evaluation:
-    """Runs the model over all batches in eval mode and counts; leaves its mode and the random generators as they were.
+    """Run the model over all batches in eval mode, without changing its mode or the state of the random generators.
 
-    Of several ranks each runs batches of its own, and all get the same result: every clip once, in the set's order.
+    In distributed runs each rank evaluates its batches, and all return the same result: every clip once, in the order
+    of the clip set.
 
     Args:
-        model: on ``device``.
-        batches: clips in any order, on ``device``; a clip that could not be read is not in them. Of a clip that comes
-            several times, in as many views as the others, the probabilities are averaged.
-        device: for mixed precision.
-        precision: "fp32", "bf16" or "fp16"; the softmax is float32 in each.
-        should_stop: asked before each batch for the signal that has come, 0 for none.
-        groups: for each class the group that it is counted in (``ClipSet.groups``).
-        ranks: who evaluates; None: this process alone.
-        objective: ``model`` as :func:`.parallel.answering` gives it, which may be sharded; None: ``model`` itself.
+        model: model on ``device``.
+        batches: clips on ``device``, in any order, without those that could not be read. The probabilities of a clip
+            that occurs several times are averaged; all clips must have the same number of views.
+        device: device type for autocast.
+        precision: "fp32", "bf16" or "fp16"; the softmax is always float32.
+        should_stop: called before each batch; returns the received signal, 0 if none.
+        groups: the group of each class for per-group accuracy (``ClipSet.groups``).
+        dist_ctx: the ranks; None: this process only.
+        model_with_loss: output of :func:`art.train.parallel.unwrap_ddp`, which may be sharded; None: ``model`` itself.
 
     Raises:
-        EvaluationStopped: when ``should_stop`` returned a signal, on one of the ranks.
-        ValueError: when no clip came, some came in more views than others, or a probability is not finite.
+        EvaluationStopped: If ``should_stop`` returned a signal on one of the ranks.
+        ValueError: If there are no clips, their numbers of views differ, or a probability is not finite.
     """
-    ranks, objective = ranks or Ranks(device), objective or Objective(model)
-    answered: list[tuple[Tensor, ...]] = []
-    was_training = objective.training
-    objective.eval()
+    dist_ctx, model_with_loss = dist_ctx or DistContext(device), model_with_loss or ModelWithLoss(model)
+    outputs: list[tuple[Tensor, ...]] = []
+    was_training = model_with_loss.training
+    model_with_loss.eval()
     try:
-        with untouched_random_state(), torch.no_grad():
+        with fork_rng(), torch.no_grad():
             own_batches = iter(batches)
             while True:
-                batch, turn = ranks.turn(own_batches, should_stop)
-                if turn.signal:
-                    raise EvaluationStopped(turn.signal)
-                if not turn.anything:
+                batch, sync = dist_ctx.next_item(own_batches, should_stop)
+                if sync.signal:
+                    raise EvaluationStopped(sync.signal)
+                if not sync.has_item:
                     break
-                # A rank whose clips are done goes on with an empty picture: shards are put together by all.
-                video = _nothing(model, device) if batch is None else batch.video
+                if batch is None:  # this rank is done, but gathering FSDP shards requires every rank: use a dummy clip
+                    video = torch.zeros(1, model.num_frames, 3, model.input_size, model.input_size, device=device)
+                else:
+                    video = batch.video
                 with autocast(device, precision):
-                    answers, _ = objective(video)
+                    output, _ = model_with_loss(video)
                 if batch is not None:
-                    own = (answers["logits"].float().softmax(dim=1), batch.labels, batch.indices)
-                    answered.append(tuple(t.cpu() for t in (*own, *([answers["order"]] if "order" in answers else []))))
+                    rows = [output["logits"].float().softmax(dim=1), batch.labels, batch.indices]
+                    outputs.append(tuple(t.cpu() for t in (*rows, *([output["order"]] if "order" in output else []))))
     finally:
-        objective.train(was_training)
-        put_away(objective)
-    if not (answered := [part for of_rank in ranks.gather_objects(answered) for part in of_rank]):
+        model_with_loss.train(was_training)
+        reshard_modules(model_with_loss)
+    if not (outputs := [part for rank_outputs in dist_ctx.gather_objects(outputs) for part in rank_outputs]):
         raise ValueError("batches: got no clip that could be read, expected at least one")
-    probabilities, labels, indices, *order = (torch.cat(parts).numpy() for parts in zip(*answered, strict=True))
-    if ranks.several:
-        place = indices.argsort(kind="stable")
-        probabilities, labels, indices, *order = (rows[place] for rows in (probabilities, labels, indices, *order))
-    of_clips = averaged_views(probabilities, labels, indices)
-    return measure(*of_clips, model.class_names, order[0] if order else None, groups)
-
-
-def _nothing(model: VideoClassifier, device: torch.device) -> Float[Tensor, "1 t 3 size size"]:
-    return torch.zeros(1, model.num_frames, 3, model.input_size, model.input_size, device=device)
-
-
-def find_checkpoint(folder: Path) -> Path:
-    """The checkpoint that a path means: itself, or the last one of a run folder.
-
-    Raises:
-        FileNotFoundError: if it is neither.
-    """
-    for candidate in (folder, RunFolder(folder).last):
-        recover(candidate)
-        if (candidate / CONFIG_FILE).is_file():
-            return candidate
-    raise FileNotFoundError(f"checkpoint: no {CONFIG_FILE} in {folder}, expected a checkpoint or the folder of a run")
+    probabilities, labels, indices, *order = (torch.cat(parts).numpy() for parts in zip(*outputs, strict=True))
+    if dist_ctx.is_distributed:
+        by_index = indices.argsort(kind="stable")
+        probabilities, labels, indices, *order = (array[by_index] for array in (probabilities, labels, indices, *order))
+    per_clip = average_views(probabilities, labels, indices)
+    return compute_metrics(*per_clip, model.class_names, order[0] if order else None, groups)
 
 
 def evaluate_checkpoint(
     checkpoint: Path, *, split: str | None = None, overrides: Sequence[str] = (), report: Path | None = None
 ) -> Evaluation:
-    """Evaluates a saved model on a split; what ``art evaluate`` does.
+    """Evaluate a saved model on a split, as ``art evaluate`` does.
 
     Args:
-        checkpoint: see :func:`find_checkpoint`. The configuration is that of the run it lies in, else the defaults.
-        split: None takes ``data.test_split``.
-        overrides: of ``data.*``, ``device``, ``precision``, ``tf32`` and ``optim.batch_size``; the rest is as it was
-            trained.
-        report: where to write ``evaluation.json``, ``predictions.npz`` and ``report.html``; None writes nothing.
+        checkpoint: directory of a checkpoint or a run, see :func:`art.checkpoints.find_checkpoint`. The configuration
+            is that of the run that contains it, or the default one.
+        split: None: ``data.test_split``.
+        overrides: of ``data.*``, ``device``, ``precision``, ``tf32`` and ``optim.batch_size``; other keys keep their
+            values from training.
+        report: directory to write ``evaluation.json``, ``predictions.npz`` and ``report.html`` to; None writes nothing.
 
     Raises:
-        ConfigError: for an override of something else.
-        ClassMismatch: before the first batch, if the data has other classes than the checkpoint.
+        ConfigError: If another key is overridden.
+        ClassMismatch: If the data and the checkpoint have different classes; raised before the first batch.
 
     Examples:
         >>> from pathlib import Path
@@ -143,28 +132,29 @@ def evaluate_checkpoint(
     """
     for override in overrides:
         key = override.partition("=")[0]
-        if not key.startswith("data.") and key not in ("device", "precision", "tf32", "optim.batch_size"):
-            raise ConfigError(f"{key}: is the checkpoint's; expected data.*, device, precision, tf32, optim.batch_size")
+        if not key.startswith("data.") and key not in _OVERRIDABLE:
+            raise ConfigError(f"{key}: belongs to the checkpoint; expected data.*, {', '.join(_OVERRIDABLE)}")
     checkpoint = find_checkpoint(checkpoint)
-    run = RunFolder(checkpoint.parent.parent)
-    of_run = run.config if checkpoint.parent.name == "checkpoints" and run.config.is_file() else None
+    run = RunDir(checkpoint.parent.parent)
+    run_config = run.config if checkpoint.parent.name == "checkpoints" and run.config.is_file() else None
     model = load_model(checkpoint)
-    # A run says how it samples; a checkpoint alone knows it too.
-    own = [] if of_run else [f"data.sampling={model.sampling.kind}", f"data.stride={model.sampling.stride}"]
+    # The configuration of a run contains the sampling; without it, use that of the checkpoint.
+    defaults = [] if run_config else [f"data.sampling={model.sampling.kind}", f"data.stride={model.sampling.stride}"]
     if any(override.startswith("optim.batch_size=") for override in overrides):
-        own.append("optim.accumulate=1")  # nothing is added up here: as many clips at once as were asked for
-    config = load_config(of_run, [*own, *overrides])
+        defaults.append("optim.accumulate=1")  # the batch size is the number of clips per forward pass
+    config = load_config(run_config, [*defaults, *overrides])
     device = resolve_device(config.device)
     allow_tf32(config.tf32)
-    clip_set = open_split(config, split or config.data.test_split)
+    clip_set = open_split(config.data, split or config.data.test_split)
     model.sampling = config.data.frame_sampling
     model = model.to(device)
-    batches = EvaluationBatches(clip_set, config, model, device)
+    batches = EvaluationBatches(clip_set, config.data, config.optim, model, device)
     evaluation = evaluate(model, batches, device=device, precision=config.precision, groups=clip_set.groups)
     if report is not None:
         localization = localize(model, clip_set)
         limbs = None if localization is None else localization.to_dict()
-        details = {"checkpoint": str(checkpoint), "views": views_of(config.data), "localization": limbs}
+        views = views_of(config.data)
+        details = {"checkpoint": str(checkpoint), "views": views, "localization": limbs}
         write_evaluation(report, Predictions.of(evaluation, clip_set), details)
         report_run(
             report,
@@ -172,41 +162,12 @@ def evaluate_checkpoint(
             clip_set=clip_set,
             evaluation=evaluation,
             localization=localization,
-            facts={"checkpoint": checkpoint, **views_of(config.data)},
+            facts={"checkpoint": checkpoint, **views},
         )
     return evaluation
 
 
 def views_of(data: DataConfig) -> dict[str, Any]:
-    """How the clips of an evaluation were looked at, for its files."""
-    dense = data.sampling == "dense"
-    sampling = f"dense, stride {data.stride}" if dense else data.sampling
+    """Return the sampling and the views of an evaluation, for its files."""
+    sampling = f"dense, stride {data.stride}" if data.sampling == "dense" else data.sampling
     return {"sampling": sampling, "views": data.test_views, "crops": data.test_crops}
-
-
-def write_evaluation(folder: Path, predictions: Predictions, details: dict[str, Any]) -> None:
-    """Writes ``predictions.npz`` and then ``evaluation.json`` (so that the JSON file tells that both are there).
-
-    Args:
-        folder: made if need be.
-        predictions: what was evaluated, and the answers.
-        details: further entries of the JSON file.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    predictions.save(folder / "predictions.npz")
-    content = {
-        "dataset": predictions.dataset,
-        "split": predictions.split,
-        "unreadable_clips": predictions.listed - predictions.evaluation.total,
-        **predictions.evaluation.summary(),
-        **details,
-        "provenance": provenance(),
-    }
-    write_json(folder / "evaluation.json", content)
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Writes a JSON file that is either whole or absent."""
-    incoming = path.with_name(f".{path.name}.incoming")
-    incoming.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    incoming.replace(path)

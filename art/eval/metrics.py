@@ -1,4 +1,4 @@
-"""Accuracy from exact integer counts, and how often a tracklet passes from one query to another."""
+"""Accuracy from exact integer counts, its table for the terminal, and similarities in the semantics bank."""
 
 from __future__ import annotations
 
@@ -7,20 +7,25 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float32, Int64
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Float32, Int64
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from art.model.semantics import SemanticsBank, cosine
 
 
 @dataclass(frozen=True)
 class GroupAccuracy:
-    """What a model answered on the clips of one group of classes. It chose among all classes, not those of the group.
+    """Accuracy on the clips of one group of classes. The model chooses among all classes, not only those of the group.
 
     Attributes:
-        name: of the group.
-        classes: how many classes it has.
-        clips: how many clips of them.
+        name: name of the group.
+        classes: number of classes in the group.
+        clips: number of clips of these classes.
         correct: clips whose most probable class is the true one.
-        mean_class_accuracy: mean of each class's share of correct clips, 0..1, over its classes that have clips; None
-            where none has.
+        mean_class_accuracy: mean accuracy over the classes that have clips, 0 to 1; None if no class has clips.
     """
 
     name: str
@@ -31,24 +36,24 @@ class GroupAccuracy:
 
     @property
     def top1(self) -> float | None:
-        """Share of clips, 0..1; None without clips."""
+        """Fraction of correct clips, 0 to 1; None without clips."""
         return self.correct / self.clips if self.clips else None
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a model answered on a set of clips.
+    """Predictions for a set of clips, and their accuracy.
 
     Attributes:
         class_names: Y names, in the order of the columns of ``probabilities``.
-        probabilities: [n, Y] float32, softmax over classes.
+        probabilities: [n, Y] float32, softmax over the classes.
         labels: [n] int64, the true classes.
-        indices: [n] int64, which clip of the set each row is (a clip that could not be read is not there).
-        confusion: [Y, Y] int64; entry (i, j) counts clips of class i that were called j.
-        correct_top5: clips whose class is among the min(5, Y) most probable ones.
-        order: [m, T, K] int64, the query that each response of each tracklet came from, as in
-            :class:`art.ARTOutput`, m being n times the views of a clip; None of a model without tracklets.
-        groups: for each class the group that it is counted in (``ClipSet.groups``), or nothing.
+        indices: [n] int64, index of each row's clip in the clip set. Clips that could not be read have no row.
+        confusion: [Y, Y] int64; entry (i, j) counts clips of class i that were predicted as class j.
+        correct_top5: clips whose true class is among the min(5, Y) most probable ones.
+        order: [m, T, K] int64, the query that produced each response of each tracklet, as in :class:`art.ARTOutput`,
+            where m is n times the views per clip; None for a model without tracklets.
+        groups: the group of each class (``ClipSet.groups``), or empty.
     """
 
     class_names: tuple[str, ...]
@@ -62,7 +67,7 @@ class Evaluation:
 
     @property
     def total(self) -> int:
-        """Clips evaluated."""
+        """Number of clips evaluated."""
         return len(self.labels)
 
     @property
@@ -72,31 +77,31 @@ class Evaluation:
 
     @property
     def top1(self) -> float:
-        """Share of clips, 0..1."""
+        """Top-1 accuracy, 0 to 1."""
         return self.correct_top1 / self.total
 
     @property
     def top5(self) -> float:
-        """Share of clips, 0..1."""
+        """Top-5 accuracy, 0 to 1."""
         return self.correct_top5 / self.total
 
     @property
     def mean_class_accuracy(self) -> float:
-        """Mean over the classes that have clips of each class's share of correct clips, 0..1."""
+        """Mean accuracy over the classes that have clips, 0 to 1."""
         mean = self._class_mean(np.arange(len(self.class_names)))
-        assert mean is not None  # an evaluation has clips
+        assert mean is not None  # an evaluation has at least one clip
         return mean
 
     @property
     def per_group(self) -> tuple[GroupAccuracy, ...]:
-        """The accuracy within each group, in the order of the classes; nothing where classes have no groups."""
+        """Accuracy within each group, in the order of the classes; empty if the classes have no groups."""
         counts, correct = self.confusion.sum(axis=1), np.diag(self.confusion)
-        found = []
+        result = []
         for name in dict.fromkeys(self.groups):
-            own = np.flatnonzero(np.array(self.groups) == name)
-            clips, right = int(counts[own].sum()), int(correct[own].sum())
-            found.append(GroupAccuracy(name, len(own), clips, right, self._class_mean(own)))
-        return tuple(found)
+            members = np.flatnonzero(np.array(self.groups) == name)
+            clips, hits = int(counts[members].sum()), int(correct[members].sum())
+            result.append(GroupAccuracy(name, len(members), clips, hits, self._class_mean(members)))
+        return tuple(result)
 
     def _class_mean(self, classes: Int64[np.ndarray, " c"]) -> float | None:
         counts = self.confusion.sum(axis=1)
@@ -105,16 +110,16 @@ class Evaluation:
 
     @property
     def relinked(self) -> float | None:
-        """Share of links, 0..1, that pass from one query to another: a link joins two adjacent frames of a tracklet.
+        """Fraction of links between adjacent frames of a tracklet that switch to another query, 0 to 1.
 
-        0 where ``linking`` is "index". None without links: a model without tracklets, or of one frame.
+        0 if ``linking`` is "index". None without links: for a model without tracklets, or with one frame.
         """
         if self.order is None or self.order.shape[1] < 2:
             return None
         return float(np.mean(self.order[:, 1:] != self.order[:, :-1]))
 
     def summary(self) -> dict[str, Any]:
-        """Everything but the per-clip arrays, ready for JSON."""
+        """Return everything except the per-clip arrays, ready for JSON."""
         counts = self.confusion.sum(axis=1)
         per_class = [
             {"name": name, "clips": int(counts[i]), "correct": int(self.confusion[i, i])}
@@ -134,7 +139,7 @@ class Evaluation:
         }
 
 
-def measure(
+def compute_metrics(
     probabilities: Float32[np.ndarray, "n y"],
     labels: Int64[np.ndarray, "n"],
     indices: Int64[np.ndarray, "n"],
@@ -142,12 +147,12 @@ def measure(
     order: Int64[np.ndarray, "m t k"] | None = None,
     groups: Sequence[str] = (),
 ) -> Evaluation:
-    """Counts. Between classes of equal probability the one with the smaller index ranks first.
+    """Count correct predictions. Classes of equal probability rank by index, the smallest first.
 
     The arguments are the attributes of :class:`Evaluation`.
 
     Raises:
-        ValueError: for no clips, shapes that disagree, labels outside the classes, probabilities that are not finite.
+        ValueError: If there are no clips, shapes do not match, a label is out of range, or a probability is not finite.
     """
     classes = len(class_names)
     if probabilities.ndim != 2 or probabilities.shape[1] != classes:
@@ -173,28 +178,28 @@ def measure(
     return Evaluation(tuple(class_names), probabilities, labels, indices, confusion, correct_top5, order, tuple(groups))
 
 
-def averaged_views(
+def average_views(
     probabilities: Float32[np.ndarray, "m y"], labels: Int64[np.ndarray, "m"], indices: Int64[np.ndarray, "m"]
 ) -> tuple[Float32[np.ndarray, "n y"], Int64[np.ndarray, "n"], Int64[np.ndarray, "n"]]:
-    """One row a clip instead of one a view: the mean of its probabilities, as the literature takes it of the softmax
-    and not of the logits.
+    """Average the probabilities of each clip's views (probabilities and not logits, as in the literature).
 
     Args:
-        probabilities: of each view.
-        labels: the true class of its clip.
-        indices: which clip it is of.
+        probabilities: [m, Y], one row per view.
+        labels: [m], the true class of each view's clip.
+        indices: [m], the index of each view's clip.
 
     Returns:
-        the same three of the clips, in the order in which they first come.
+        The same three arrays with one row per clip, in the order of first occurrence.
 
     Raises:
-        ValueError: some clips have more views than others.
+        ValueError: If clips have different numbers of views.
     """
     _, first, inverse, counts = np.unique(indices, return_index=True, return_inverse=True, return_counts=True)
     if len(counts) and counts.min() != counts.max():
         fewer, more = indices[first[counts.argmin()]], indices[first[counts.argmax()]]
         raise ValueError(
-            f"indices: clip {fewer} has {counts.min()} views and clip {more} has {counts.max()}, expected as many each"
+            f"indices: clip {fewer} has {counts.min()} views and clip {more} has {counts.max()}, "
+            "expected the same number for each clip"
         )
     sums = np.zeros((len(first), probabilities.shape[1]))
     np.add.at(sums, inverse, probabilities)
@@ -204,36 +209,109 @@ def averaged_views(
 
 
 class ClassMismatch(ValueError):
-    """The classes of a checkpoint and of a data set are not the same list."""
+    """A checkpoint and a dataset have different lists of classes."""
 
 
 def check_same_classes(model_names: Sequence[str], data_names: Sequence[str]) -> None:
-    """Compares the two class lists, because column i of the model's logits must mean label i of the data.
+    """Check that column i of the model's logits is label i of the data.
 
     Raises:
-        ClassMismatch: naming the classes that are missing, extra, or in another place.
+        ClassMismatch: If the lists differ. The message names the missing, extra, or moved classes.
     """
     if list(model_names) == list(data_names):
         return
-    complaints = []
+    differences = []
     missing = [name for name in model_names if name not in set(data_names)]
     extra = [name for name in data_names if name not in set(model_names)]
     if missing:
-        complaints.append(f"missing in the data: {_some(missing)}")
+        differences.append(f"missing in the data: {_format_names(missing)}")
     if extra:
-        complaints.append(f"unknown to the checkpoint: {_some(extra)}")
-    if not complaints:
+        differences.append(f"unknown to the checkpoint: {_format_names(extra)}")
+    if not differences:
         pairs = zip(model_names, data_names, strict=False)
         moved = [f"{i}: {a!r} in the checkpoint, {b!r} in the data" for i, (a, b) in enumerate(pairs) if a != b]
-        complaints.append(
-            f"the same classes in another order, or repeated ({'; '.join(moved[:3]) or 'repeated names'})"
+        differences.append(
+            f"same classes, but in another order or repeated ({'; '.join(moved[:3]) or 'repeated names'})"
         )
     raise ClassMismatch(
         f"class_names: the checkpoint has {len(model_names)} classes, the data {len(data_names)}; "
-        f"{'; '.join(complaints)}. Evaluate on the data set that the model was trained on, or train on this one"
+        f"{'; '.join(differences)}. Use the dataset that the model was trained on, or train on this one"
     )
 
 
-def _some(names: Sequence[str], shown: int = 5) -> str:
-    rest = f" and {len(names) - shown} more" if len(names) > shown else ""
-    return ", ".join(repr(name) for name in names[:shown]) + rest
+def _format_names(names: Sequence[str], limit: int = 5) -> str:
+    rest = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(repr(name) for name in names[:limit]) + rest
+
+
+def accuracy_table(evaluation: Evaluation) -> str:
+    """Format the accuracy of each class, of each group (if the classes have groups), and the totals."""
+    titles = [f"{group.name} ({group.classes} class{'es' * (group.classes != 1)})" for group in evaluation.per_group]
+    top1, top5, mean_label = "all clips, top-1", "all clips, top-5", "mean over classes"
+    width = max(map(len, [*evaluation.class_names, *titles, top1, top5, mean_label]))
+
+    def line(name: str, correct: int, clips: int) -> str:
+        accuracy = f"{100 * correct / clips:6.2f} %" if clips else "     - "
+        return f"{name:<{width}}  {correct:>6} of {clips:<6} {accuracy}"
+
+    counts = evaluation.confusion.sum(axis=1)
+    rule = "-" * (width + 28)
+    lines = [
+        line(name, int(evaluation.confusion[i, i]), int(counts[i])) for i, name in enumerate(evaluation.class_names)
+    ]
+    if titles:
+        lines += [rule, f"{'group of classes':<{width}}  {'top-1':>16} {'':8}  mean over its classes"]
+    for title, group in zip(titles, evaluation.per_group, strict=True):
+        mean = "-" if group.mean_class_accuracy is None else f"{100 * group.mean_class_accuracy:.2f} %"
+        lines.append(f"{line(title, group.correct, group.clips):<{width + 27}}  {mean:>21}")
+    lines += [
+        rule,
+        line(top1, evaluation.correct_top1, evaluation.total),
+        line(top5, evaluation.correct_top5, evaluation.total),
+        f"{mean_label:<{width}}  {'':>16} {100 * evaluation.mean_class_accuracy:6.2f} %",
+    ]
+    return "\n".join(lines)
+
+
+@torch.no_grad()
+def bank_similarities(
+    bank: SemanticsBank, video_latent: Float[Tensor, "b d"], labels: Int64[Tensor, " b"]
+) -> dict[str, Float32[np.ndarray, " n"]]:
+    """Compute cosine similarities in the latent space, one array per histogram.
+
+    - "similarity_between_classes": of each pair of classes, where a class is the mean direction of its prompts;
+    - "similarity_own_class": of each x_cls and its class, using the nearest prompt, as the selection does;
+    - "similarity_other_classes": of each x_cls and every other class, also using the nearest prompt.
+
+    With a sharded bank, all ranks must call this function.
+
+    Args:
+        bank: semantics bank with P prompts for each of Y classes.
+        video_latent: [B, d], x_cls in the latent space.
+        labels: [B], class of each video; for mixed videos, the class with the larger weight.
+    """
+    projection = bank.projection
+    latent = F.linear(*(_full_tensor(t) for t in (bank.bank, projection.weight, projection.bias))).float()  # [P, Y, d]
+    classes = F.normalize(F.normalize(latent, dim=-1).mean(0), dim=-1)
+    upper = torch.ones(len(classes), len(classes), dtype=torch.bool, device=latent.device).triu(1)
+    similarity = cosine(video_latent.detach().float(), latent).amax(1)  # [B, Y]
+    own = F.one_hot(labels, len(classes)).bool()
+    result = {
+        "similarity_between_classes": (classes @ classes.T)[upper],
+        "similarity_own_class": similarity[own],
+        "similarity_other_classes": similarity[~own],
+    }
+    return {name: values.cpu().numpy() for name, values in result.items()}
+
+
+def quantiles(histograms: dict[str, Float32[np.ndarray, " n"]]) -> dict[str, float]:
+    """Return three quantiles of each array: "<name>/p05", "<name>/p50" and "<name>/p95"."""
+    return {
+        f"{name}/p{100 * q:02.0f}": float(value)
+        for name, values in histograms.items()
+        for q, value in zip((0.05, 0.5, 0.95), np.quantile(values, [0.05, 0.5, 0.95]), strict=True)
+    }
+
+
+def _full_tensor(tensor: Any) -> Tensor:
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

@@ -1,7 +1,8 @@
-"""The answers of a model on a set of clips as one file, from which they can be scored without model or clips."""
+"""Saved predictions (``predictions.npz``), ensembles, and ``art score``, which requires neither model nor clips."""
 
 from __future__ import annotations
 
+import json
 import os
 import zipfile
 from collections.abc import Sequence
@@ -12,32 +13,36 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float64
 
-from art.data.datasets.clips import ClipSet
-from art.eval.metrics import Evaluation, measure
+from art.data.datasets.base import ClipSet
+from art.data.files import atomic_write
+from art.eval.metrics import Evaluation, compute_metrics
+from art.eval.report import write_report
+from art.train.runtime import provenance
 
 _FORMAT = 1
 _FIELDS = (
     "format", "dataset", "split", "listed", "class_names", "groups", "probabilities", "labels", "indices", "paths",
     "starts", "ends",
 )  # fmt: skip
+_ClipKey = tuple[str, float | None, float | None]
 
 
 class PredictionsError(ValueError):
-    """A file that holds no predictions, or files whose predictions cannot be averaged."""
+    """A file does not contain predictions, or predictions cannot be averaged."""
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """Answers, and of which clips they are.
+    """Predictions, and the clips they belong to.
 
     Attributes:
-        evaluation: the answers, counted; n clips.
-        dataset: the data set's name.
-        split: its split.
-        listed: how many clips the split has; those beyond n could not be read.
-        paths: n paths, below the root of the data set where they lie there.
-        starts: [n] where the clips start, seconds since the first frame of the file; NaN is its beginning.
-        ends: [n] where they end; NaN is the end of the file.
+        evaluation: the predictions and their accuracy, for n clips.
+        dataset: name of the dataset.
+        split: name of the split.
+        listed: number of clips in the split; those beyond n could not be read.
+        paths: n paths, relative to the root of the dataset for files inside it.
+        starts: [n] start of each clip in seconds from the first frame of the file; NaN is the start of the file.
+        ends: [n] end of each clip; NaN is the end of the file.
     """
 
     evaluation: Evaluation
@@ -50,7 +55,7 @@ class Predictions:
 
     @classmethod
     def of(cls, evaluation: Evaluation, clip_set: ClipSet) -> Predictions:
-        """Those of an evaluation of clips of ``clip_set``."""
+        """Return the predictions of an evaluation on ``clip_set``."""
         indices = evaluation.indices.tolist()
         clips = [clip_set.clips[index] for index in indices]
         starts, ends = (
@@ -61,124 +66,182 @@ class Predictions:
         return cls(evaluation, clip_set.name, clip_set.split, len(clip_set), paths, starts, ends)
 
     def save(self, path: Path) -> None:
-        """Writes a NumPy archive that is either whole or absent; its arrays have the names of the attributes."""
+        """Write a NumPy archive atomically. Its arrays are named after the attributes."""
         evaluation = self.evaluation
-        order: dict[str, Any] = {} if evaluation.order is None else {"order": evaluation.order.astype(np.int16)}
-        incoming = path.with_name(f".{path.stem}.incoming.npz")
-        np.savez_compressed(
-            incoming,
-            format=_FORMAT,
-            dataset=self.dataset,
-            split=self.split,
-            listed=self.listed,
-            class_names=np.array(evaluation.class_names),
-            groups=np.array(evaluation.groups, dtype=str),
-            probabilities=evaluation.probabilities,
-            labels=evaluation.labels,
-            indices=evaluation.indices,
-            paths=np.array(self.paths),
-            starts=self.starts,
-            ends=self.ends,
-            **order,
-        )
-        incoming.replace(path)
+        arrays: dict[str, Any] = {
+            "format": _FORMAT,
+            "dataset": self.dataset,
+            "split": self.split,
+            "listed": self.listed,
+            "class_names": np.array(evaluation.class_names),
+            "groups": np.array(evaluation.groups, dtype=str),
+            "probabilities": evaluation.probabilities,
+            "labels": evaluation.labels,
+            "indices": evaluation.indices,
+            "paths": np.array(self.paths),
+            "starts": self.starts,
+            "ends": self.ends,
+        }
+        if evaluation.order is not None:
+            arrays["order"] = evaluation.order.astype(np.int16)
+
+        def write(partial: Path) -> None:
+            with partial.open("wb") as file:  # given a path, NumPy would append ".npz"
+                np.savez_compressed(file, **arrays)
+
+        atomic_write(path, write)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Predictions:
-        """What :meth:`save` wrote; nothing in the file is executed.
+        """Load a file written by :meth:`save`. Nothing in the file is executed.
 
         Raises:
-            FileNotFoundError: there is no such file.
-            PredictionsError: it holds something else, or was written by another version.
+            FileNotFoundError: If there is no such file.
+            PredictionsError: If it contains something else, or was written by an incompatible version.
         """
         file = Path(path)
         if not file.is_file():
             raise FileNotFoundError(f"{file}: no such file; expected a predictions.npz of art evaluate or art train")
         try:
             with np.load(file, allow_pickle=False) as archive:
-                found = {name: archive[name] for name in archive.files}
+                arrays = {name: archive[name] for name in archive.files}
         except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-            raise PredictionsError(f"{file}: is no NumPy archive of predictions ({error})") from error
-        missing = [name for name in _FIELDS if name not in found]
-        if missing or found["format"] != _FORMAT:
-            told = f"lacks {', '.join(missing)}" if missing else f"is of format {found['format']}"
-            raise PredictionsError(f"{file}: {told}, expected format {_FORMAT}; evaluate again to write it")
+            raise PredictionsError(f"{file}: not a NumPy archive of predictions ({error})") from error
+        missing = [name for name in _FIELDS if name not in arrays]
+        if missing or arrays["format"] != _FORMAT:
+            found = f"lacks {', '.join(missing)}" if missing else f"has format {arrays['format']}"
+            raise PredictionsError(f"{file}: {found}, expected format {_FORMAT}; run the evaluation again")
         try:
-            evaluation = measure(
-                found["probabilities"],
-                found["labels"],
-                found["indices"],
-                found["class_names"].tolist(),
-                found["order"].astype(np.int64) if "order" in found else None,
-                found["groups"].tolist(),
+            evaluation = compute_metrics(
+                arrays["probabilities"],
+                arrays["labels"],
+                arrays["indices"],
+                arrays["class_names"].tolist(),
+                arrays["order"].astype(np.int64) if "order" in arrays else None,
+                arrays["groups"].tolist(),
             )
         except ValueError as error:
             raise PredictionsError(f"{file}: {error}") from error
-        return cls(
-            evaluation,
-            str(found["dataset"]),
-            str(found["split"]),
-            int(found["listed"]),
-            tuple(found["paths"].tolist()),
-            found["starts"],
-            found["ends"],
-        )
+        dataset, split, listed = str(arrays["dataset"]), str(arrays["split"]), int(arrays["listed"])
+        paths = tuple(arrays["paths"].tolist())
+        return cls(evaluation, dataset, split, listed, paths, arrays["starts"], arrays["ends"])
 
 
 def ensemble(members: Sequence[Predictions], names: Sequence[str]) -> Predictions:
-    """The mean of the probabilities of several models on the same clips; of one, itself.
+    """Average the probabilities of several models on the same clips.
 
     Args:
-        members: at least one; the clips may come in any order, that of the first is kept.
-        names: what to call each of them in an error.
+        members: at least one; a single one is returned as it is. Their clips may be in different orders; the result has
+            the order of the first.
+        names: name of each member, for error messages.
 
     Raises:
-        PredictionsError: they are of other classes, clips or labels; it names two that differ.
+        PredictionsError: If two members differ in their classes, groups, clips, or labels.
     """
     first, evaluation = members[0], members[0].evaluation
     if len(members) == 1:
         return first
-    keys = _keys(first)
+    keys = _clip_keys(first)
     total = np.zeros(evaluation.probabilities.shape)
     for member, name in zip(members, names, strict=True):
-        rows = _rows(member, keys, f"{names[0]} and {name}")
-        _check_alike(evaluation, member.evaluation, rows, f"{names[0]} and {name}")
+        pair = f"{names[0]} and {name}"
+        rows = _matching_rows(member, keys, pair)
+        _check_compatible(evaluation, member.evaluation, rows, pair)
         total += member.evaluation.probabilities[rows]
     mean = (total / len(members)).astype(evaluation.probabilities.dtype)
-    averaged = measure(mean, evaluation.labels, evaluation.indices, evaluation.class_names, groups=evaluation.groups)
+    labels, indices, class_names = evaluation.labels, evaluation.indices, evaluation.class_names
+    averaged = compute_metrics(mean, labels, indices, class_names, groups=evaluation.groups)
     return Predictions(averaged, first.dataset, first.split, first.listed, first.paths, first.starts, first.ends)
 
 
-_Key = tuple[str, float | None, float | None]
-
-
-def _keys(predictions: Predictions) -> list[_Key]:
-    """What tells a clip from others."""
-    times = (
-        [None if np.isnan(time) else time for time in own.tolist()] for own in (predictions.starts, predictions.ends)
+def _clip_keys(predictions: Predictions) -> list[_ClipKey]:
+    """Return path, start, and end of each clip, which identify it."""
+    starts, ends = (
+        [None if np.isnan(time) else time for time in times.tolist()]
+        for times in (predictions.starts, predictions.ends)
     )
-    return list(zip(predictions.paths, *times, strict=True))
+    return list(zip(predictions.paths, starts, ends, strict=True))
 
 
-def _rows(member: Predictions, keys: Sequence[_Key], pair: str) -> list[int]:
-    """Which row of ``member`` each clip is."""
-    place = {key: row for row, key in enumerate(_keys(member))}
-    missing, wanted = [key for key in keys if key not in place], set(keys)
-    extra = [key for key in place if key not in wanted]
+def _matching_rows(member: Predictions, keys: Sequence[_ClipKey], pair: str) -> list[int]:
+    """Return the row of ``member`` for each clip."""
+    rows = {key: row for row, key in enumerate(_clip_keys(member))}
+    missing, expected = [key for key in keys if key not in rows], set(keys)
+    extra = [key for key in rows if key not in expected]
     if missing or extra:
-        shown = (missing or extra)[0][0]
         raise PredictionsError(
-            f"{pair}: are not of the same clips: {len(missing)} of the first are not in the second and {len(extra)} of "
-            f"the second not in the first, such as {shown}; expected predictions on the same split"
+            f"{pair}: clips differ: {len(missing)} of the first are not in the second and {len(extra)} of the second "
+            f"are not in the first, such as {(missing or extra)[0][0]}; expected predictions on the same split"
         )
-    return [place[key] for key in keys]
+    return [rows[key] for key in keys]
 
 
-def _check_alike(first: Evaluation, other: Evaluation, rows: Sequence[int], pair: str) -> None:
+def _check_compatible(first: Evaluation, other: Evaluation, rows: Sequence[int], pair: str) -> None:
     if first.class_names != other.class_names:
-        raise PredictionsError(f"{pair}: have other classes, or in another order; expected the same")
+        raise PredictionsError(f"{pair}: classes or their order differ; expected the same")
     if first.groups != other.groups:
-        raise PredictionsError(f"{pair}: count their classes in other groups; expected the same")
+        raise PredictionsError(f"{pair}: groups of classes differ; expected the same")
     differing = int((first.labels != other.labels[rows]).sum())
     if differing:
-        raise PredictionsError(f"{pair}: give {differing} clips other labels; expected the same")
+        raise PredictionsError(f"{pair}: labels of {differing} clips differ; expected the same")
+
+
+def score(files: Sequence[Path], *, report: Path | None = None) -> Predictions:
+    """Load saved predictions, and average those of several models.
+
+    Args:
+        files: files written by :meth:`Predictions.save`, at least one.
+        report: directory to write ``evaluation.json``, ``predictions.npz`` and ``report.html`` to (without curves and
+            clips, which require the run and the data); None writes nothing.
+
+    Raises:
+        FileNotFoundError: If a file does not exist.
+        PredictionsError: If a file does not contain predictions, is repeated, or would be overwritten by the report, or
+            if the files cannot be averaged.
+    """
+    resolved = [file.resolve() for file in files]
+    repeated = [file for file, path in zip(files, resolved, strict=True) if resolved.count(path) > 1]
+    if repeated:
+        raise PredictionsError(f"{repeated[0]}: passed more than once, expected different files")
+    if report is not None and report.resolve() in [path.parent for path in resolved]:
+        raise PredictionsError(f"report: {report} contains the predictions themselves, expected another directory")
+    sources = [str(file) for file in files]
+    scored = ensemble([Predictions.load(file) for file in files], sources)
+    if report is not None:
+        write_evaluation(report, scored, {"predictions": sources})
+        write_report(
+            report,
+            title=f"{'Ensemble' if len(files) > 1 else 'Predictions'} on {scored.dataset}",
+            history=[],
+            evaluation=scored.evaluation,
+            class_names=scored.evaluation.class_names,
+            samples=[],
+            summary={"data": f"{scored.dataset}, {scored.split}", "predictions": ", ".join(sources)},
+        )
+    return scored
+
+
+def write_evaluation(directory: Path, predictions: Predictions, details: dict[str, Any]) -> None:
+    """Write ``predictions.npz``, then ``evaluation.json``: if the JSON file exists, so does the other.
+
+    Args:
+        directory: created if it does not exist.
+        predictions: predictions and their accuracy.
+        details: additional entries of the JSON file.
+    """
+    predictions.save(directory / "predictions.npz")
+    content = {
+        "dataset": predictions.dataset,
+        "split": predictions.split,
+        "unreadable_clips": predictions.listed - predictions.evaluation.total,
+        **predictions.evaluation.summary(),
+        **details,
+        "provenance": provenance(),
+    }
+    write_json(directory / "evaluation.json", content)
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write a JSON file atomically."""
+    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+    atomic_write(path, lambda partial: partial.write_text(text, encoding="utf-8"))

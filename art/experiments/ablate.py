@@ -26,8 +26,8 @@ from matplotlib.figure import Figure
 
 from art._deprecated import renamed_attribute
 from art.data.files import atomic_write
-from art.eval.evaluate import write_json
-from art.eval.report.style import GRID, INK, LINE_COLOURS, MUTED, new_figure, png_bytes, quiet_axes
+from art.eval.predictions import write_json
+from art.eval.report.style import GRID, INK, LINE_COLORS, MUTED, new_figure, png_bytes, quiet_axes
 from art.experiments.runs import (
     check_runs,
     differences,
@@ -435,7 +435,7 @@ def _draw_panel(
     for y, row in enumerate(rows):
         by_seed = by_run[row["run"]]
         values = np.array(list(by_seed.values()))
-        colors = [LINE_COLOURS[seeds[seed] % len(LINE_COLOURS)] for seed in by_seed]
+        colors = [LINE_COLORS[seeds[seed] % len(LINE_COLORS)] for seed in by_seed]
         axes.scatter(values, np.full(len(values), y), s=20, color=colors, zorder=2)
         axes.vlines(values.mean(), y - 0.3, y + 0.3, color=INK, linewidth=2, zorder=3)
         axes.annotate(

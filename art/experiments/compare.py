@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from art.eval.evaluate import write_json
+from art.eval.predictions import write_json
 from art.eval.report import comparison_figure
 from art.experiments.runs import (
     check_runs,
@@ -53,7 +53,7 @@ def compare(config: Config, seeds: int, over: str = "kind=backbone,art") -> dict
         the first value by seed: by metric for two values, by value and metric for more. All are fractions, 0..1. Runs
         with tracklets also have "relinked" (:attr:`art.eval.metrics.Evaluation.relinked`) and, for data with known
         joints, how often tracklets, and random regions on the body, are near the limb that defines the class:
-        "limb_single", "limb_single_chance" and so on (:class:`art.eval.report.limb_score.Shares`).
+        "limb_single", "limb_single_chance" and so on (:class:`art.eval.report.localization.HitRates`).
 
     Raises:
         ValueError: fewer than one seed.

@@ -65,7 +65,7 @@ class RunLogger:
       "seconds/data", the mean compute and data-wait times per step since the previous line; "clips_per_second";
       "memory_gib/process" and, on CUDA, "memory_gib/device", peak memory so far; if enabled, "gradient_norm/total" and
       "gradient_norm/<group>" before clipping, and the 5th, 50th and 95th percentiles of
-      :func:`art.eval.similarities.bank_similarities`, as "similarity_own_class/p05";
+      :func:`art.eval.metrics.bank_similarities`, as "similarity_own_class/p05";
     - "epoch": "mean_loss/total"; "top1/train" (accuracy on the augmented training clips); "epoch_seconds/train"; and
       after an evaluation "top1/<split>", "top5/<split>", "mean_class_accuracy/<split>" and "epoch_seconds/evaluation".
 

@@ -13,11 +13,11 @@ from typing import Any
 
 from tqdm import tqdm
 
-from art.eval.evaluate import EvaluationStopped, evaluate, views_of, write_evaluation
-from art.eval.metrics import Evaluation
-from art.eval.predictions import Predictions
-from art.eval.reporting import localize, report_run
-from art.eval.similarities import bank_similarities, quantiles
+from art.eval.evaluate import EvaluationStopped, evaluate, views_of
+from art.eval.metrics import Evaluation, bank_similarities, quantiles
+from art.eval.predictions import Predictions, write_evaluation
+from art.eval.report.localization import localize
+from art.eval.report.report import report_run
 from art.model.art_model import ARTModel
 from art.model.loading import load_model
 from art.train.batches import Batch, EvaluationBatches, MicrobatchMetrics, Splits, TrainingBatches

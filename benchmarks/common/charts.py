@@ -12,11 +12,10 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from art.eval.report.style import GRID, INK, LINE_COLOURS, MUTED, new_figure, png_bytes, quiet_axes
+from art.eval.report.style import GRID, INK, LINE_COLORS, MUTED, new_figure, png_bytes, quiet_axes
 
 Records = Sequence[dict[str, Any]]
 
-LINE_COLORS = LINE_COLOURS
 OTHERS_COLOR = "#b9bec9"
 
 
@@ -118,9 +117,10 @@ def line_figure(rows: Sequence[Sequence[LinePanel]], heading: str, subtitle: str
                     )  # fmt: skip
             panel.configure(axes)
             axes.set_title(panel.title, loc="left", fontsize=9, color=INK)
+    columns = min(len(handles), int(figure.get_figwidth() // 1.9))
     figure.legend(
-        list(handles.values()), list(handles), loc="outside lower center", ncols=min(len(handles), int(figure.get_figwidth() // 1.9)), frameon=False,
-        fontsize=8.5, labelcolor=INK,
+        list(handles.values()), list(handles), loc="outside lower center", ncols=columns, frameon=False, fontsize=8.5,
+        labelcolor=INK,
     )  # fmt: skip
     _add_title(figure, heading, subtitle)
     return figure
@@ -161,8 +161,8 @@ def _draw_bars(axes: Axes, panel: BarPanel) -> None:
             f"{format_number(value)}{note}", (max(value, high), row), (4, 0), textcoords="offset points", va="center",
             fontsize=8, color=INK,
         )  # fmt: skip
-    axes.set_yticks(rows, panel.names)
-    axes.tick_params(axis="y", labelsize=8.5, labelcolor=INK, labelleft=panel.labeled)
+    axes.set_yticks(rows, panel.names if panel.labeled else [""] * len(rows))
+    axes.tick_params(axis="y", labelsize=8.5, labelcolor=INK)
     axes.set_xlim(0, (1.35 if panel.notes else 1.2) * max(high for _, high in ranges))
     axes.set_title(panel.title, loc="left", fontsize=9, color=INK)
 

@@ -8,7 +8,7 @@ import torch
 
 from art import ARTModel, BackboneClassifier
 from art.cli import main
-from art.eval.report.cost import cost_figure
+from art.eval.report.curves import cost_figure
 from art.tools.profile import STAGES, as_table, count_stages, measure_stages, profile
 from art.tools.profile.count import stage_hooks
 from art.train.config import load_config

@@ -1,37 +1,91 @@
-"""The report of a run: one HTML file that holds everything, pictures included, and opens anywhere without a network."""
+"""The report of a run: one self-contained HTML file, with all images embedded, that opens without a network."""
 
 from __future__ import annotations
 
 import math
 import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int
 
-from art.eval.report.confusion import check_confusion, class_accuracy, confusion_figure
+from art.data.datasets.base import ClipSet
+from art.data.files import atomic_write
+from art.data.loading.shards import ShardSet
+from art.eval.metrics import Evaluation
+from art.eval.report.confusion import PairExamples, class_accuracy, collect_pairs, confusion_figure, pair_explorer
 from art.eval.report.curves import training_curves
-from art.eval.report.limb_score import LimbScore, Shares
-from art.eval.report.localization import Localization
-from art.eval.report.page import bar, cell, document, number_card, percent, section, share_cell, table
-from art.eval.report.pair_explorer import pair_explorer
-from art.eval.report.pairs import PairExamples
-from art.eval.report.sample_card import sample_card
-from art.eval.report.samples import SampleClip
-from art.eval.report.style import to_svg
+from art.eval.report.localization import HitRates, Localization, defining_limb
+from art.eval.report.samples import SampleClip, clip_reader, collect_samples, sample_card
+from art.eval.report.style import (
+    bar,
+    document,
+    number_card,
+    number_cell,
+    percent,
+    percent_cell,
+    plural,
+    section,
+    table,
+    text_cell,
+    to_svg,
+)
+from art.model.pretrained import VideoClassifier
 
-if TYPE_CHECKING:
-    from art.eval.metrics import Evaluation
+_Z = 1.959964  # 95 % of a normal distribution is within this number of standard deviations
 
-_Z = 1.959964  # 95 % of a normal distribution lie within this many standard deviations
+
+def report_run(
+    directory: Path,
+    *,
+    model: VideoClassifier,
+    clip_set: ClipSet,
+    evaluation: Evaluation,
+    localization: Localization | None,
+    history: Sequence[Mapping[str, Any]] = (),
+    facts: Mapping[str, Any] | None = None,
+) -> Path:
+    """Collect sample clips and clips of confused pairs, and write ``report.html``.
+
+    With shards, there are no clips of confused pairs: reading a clip requires reading its shard up to the clip.
+
+    Args:
+        directory: directory of the run.
+        model: the model that was evaluated.
+        clip_set: the clips that it was evaluated on.
+        evaluation: the result.
+        localization: output of :func:`art.eval.report.localization.localize`.
+        history: lines of ``metrics.jsonl``; empty without training.
+        facts: additional entries for the header of the page, by name.
+
+    Returns:
+        Path of the file.
+    """
+    summary = {
+        "model": model.kind,
+        "backbone": model.options.backbone,
+        "data": f"{clip_set.name}, {clip_set.split}",
+        "parameters": f"{sum(parameter.numel() for parameter in model.parameters()):,}",
+        **(facts or {}),
+    }
+    return write_report(
+        directory,
+        title=f"{'ART' if model.kind == 'art' else 'Backbone'} on {clip_set.name}",
+        history=history,
+        evaluation=evaluation,
+        class_names=evaluation.class_names,
+        samples=collect_samples(model, clip_set, evaluation, limb=defining_limb(clip_set, model)),
+        pairs=[] if isinstance(clip_set, ShardSet) else collect_pairs(clip_set, evaluation, clip_reader(model)),
+        localization=localization,
+        summary=summary,
+    )
 
 
 def write_report(
-    folder: str | os.PathLike[str],
+    directory: str | os.PathLike[str],
     *,
     title: str,
     history: Sequence[Mapping[str, Any]],
@@ -42,77 +96,63 @@ def write_report(
     localization: Localization | None = None,
     summary: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Write ``report.html`` into ``folder`` (made where it is missing), all of it or nothing.
+    """Write ``report.html`` atomically. Equal arguments produce equal bytes.
 
     Args:
+        directory: created if it does not exist.
         title: heading of the page.
         history: the training history, see :mod:`art.eval.report.curves`; may be empty.
-        evaluation: its accuracies, confusion matrix and groups of classes.
+        evaluation: accuracies, confusion matrix, and groups of classes.
         class_names: Y names, in the order of the labels.
-        samples: clips to show, right and wrong ones in any order; may be empty.
-        pairs: clips of confused pairs of classes; pairs without are shown without.
-        localization: whether tracklets follow the defining limb, where that was measured.
-        summary: what else a reader should know of the run (model, data, seed, time), by name.
+        samples: clips with correct and wrong predictions, in any order; may be empty.
+        pairs: clips of confused pairs of classes; other pairs are listed without clips.
+        localization: whether tracklets follow the defining limb, if it was measured.
+        summary: facts about the run (model, data, seed, time), by name.
 
     Returns:
-        the file. The same arguments give the same bytes.
+        Path of the file.
 
     Raises:
-        ValueError: names, confusion matrix and samples are not of the same number of classes.
+        ValueError: If names, confusion matrix, and samples differ in their number of classes.
     """
     class_names = list(class_names)
-    check_confusion(evaluation.confusion, class_names)
     for sample in samples:
         if len(sample.probabilities) != len(class_names):
             raise ValueError(
-                f"samples holds {sample.path} with {len(sample.probabilities)} probabilities, "
+                f"samples contains {sample.path} with {len(sample.probabilities)} probabilities, "
                 f"expected one for each of {len(class_names)} class names"
             )
-    parts = [
+    sections = [
         _header(title, summary or {}),
-        _numbers(evaluation, localization),
-        _clips(samples, class_names),
-        _limb(localization) if localization is not None else "",
+        _headline_numbers(evaluation, localization),
+        _samples(samples, class_names),
+        _localization(localization) if localization is not None else "",
         _curves(history),
         _groups(evaluation),
         _confusion(evaluation, class_names, pairs),
         _classes(evaluation, class_names),
     ]
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    return _write(folder / "report.html", document(title, "\n".join(part for part in parts if part)))
-
-
-def _write(path: Path, text: str) -> Path:
-    handle, name = tempfile.mkstemp(prefix=".report-", dir=path.parent)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        Path(name).chmod(0o644)  # mkstemp makes files that only their owner may read
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+    text = document(title, "\n".join(filter(None, sections)))
+    path = Path(directory) / "report.html"
+    atomic_write(path, lambda partial: partial.write_text(text, encoding="utf-8"))
     return path
 
 
 def _header(title: str, summary: Mapping[str, Any]) -> str:
     facts = "".join(
-        f"<div><dt>{escape(str(name))}</dt><dd>{escape(_plain(value))}</dd></div>" for name, value in summary.items()
+        f"<div><dt>{escape(str(name))}</dt>"
+        f"<dd>{escape(f'{value:.4g}' if isinstance(value, float) else str(value))}</dd></div>"
+        for name, value in summary.items()
     )
     return f'<header>\n<h1>{escape(title)}</h1>\n<dl class="facts">{facts}</dl>\n</header>'
 
 
-def _plain(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def _numbers(evaluation: Evaluation, localization: Localization | None) -> str:
+def _headline_numbers(evaluation: Evaluation, localization: Localization | None) -> str:
     total = int(evaluation.confusion.sum())
     low, high = wilson_interval(evaluation.top1, total)
     cards = [
-        number_card(percent(evaluation.top1), "top-1", f"95 % interval {100 * low:.1f} to {100 * high:.1f}"),
-        number_card(percent(evaluation.top5), "top-5"),
+        number_card(percent(evaluation.top1), "top-1 accuracy", f"95 % interval {100 * low:.1f} to {100 * high:.1f}"),
+        number_card(percent(evaluation.top5), "top-5 accuracy"),
         number_card(percent(evaluation.mean_class_accuracy), "mean over classes"),
         number_card(f"{total}", "clips", f"{len(evaluation.confusion)} classes"),
     ]
@@ -123,97 +163,92 @@ def _numbers(evaluation: Evaluation, localization: Localization | None) -> str:
     return f'<div class="numbers">\n{"".join(cards)}\n</div>'
 
 
-def wilson_interval(share: float, total: int) -> tuple[float, float]:
-    """Wilson's 95 % score interval of a share observed in ``total`` independent trials."""
+def wilson_interval(fraction: float, total: int) -> tuple[float, float]:
+    """Return Wilson's 95 % score interval of a fraction observed in ``total`` independent trials."""
     if total < 1:
         raise ValueError(f"total is {total}, expected at least one clip")
-    middle = (share + _Z**2 / (2 * total)) / (1 + _Z**2 / total)
-    half = _Z / (1 + _Z**2 / total) * math.sqrt(share * (1 - share) / total + _Z**2 / (4 * total**2))
+    middle = (fraction + _Z**2 / (2 * total)) / (1 + _Z**2 / total)
+    half = _Z / (1 + _Z**2 / total) * math.sqrt(fraction * (1 - fraction) / total + _Z**2 / (4 * total**2))
     return max(0.0, middle - half), min(1.0, middle + half)
 
 
-def _clips(samples: Sequence[SampleClip], class_names: Sequence[str]) -> str:
+def _samples(samples: Sequence[SampleClip], class_names: Sequence[str]) -> str:
     if not samples:
         return ""
-    mapped = any(sample.maps is not None for sample in samples)
-    note = "A few clips of the evaluation, spread over the classes."
-    if mapped:
+    has_maps = any(sample.maps is not None for sample in samples)
+    note = "A few clips of the evaluation, from different classes."
+    if has_maps:
         note += (
-            " Tint: where a tracklet's response is above average, full at its strongest in the clip. Line and ring: "
-            "the path of the strongest response up to that frame. Bars: how much each frame of the clip weighed in the "
-            "tracklet."
+            " Tint: regions where the response of a tracklet is above average, strongest at its maximum in the clip. "
+            "Line and ring: path of the maximum up to that frame. Bars: weight of each frame in the tracklet."
         )
     if any(sample.joints is not None for sample in samples):
-        note += " White diamond: the joint that tells the class from its neighbours, which the model is not told of."
+        note += (
+            " White diamond: the joint that distinguishes the class from similar ones; the model does not receive it."
+        )
     columns = []
-    for kind in ("right", "wrong"):
-        chosen = [s for s in samples if (s.predicted == s.label) == (kind == "right")]
+    for kind in ("correct", "wrong"):
+        chosen = [s for s in samples if (s.predicted == s.label) == (kind == "correct")]
         cards = [sample_card(s, class_names) for s in chosen]
         if not cards:
-            cards = [f'<p class="card empty">No clip with a {kind} prediction to show.</p>']
-        heading = f'<p class="side {kind}">{kind.capitalize()} <span>· {_count(len(chosen), "clip")} shown</span></p>'
+            cards = [f'<p class="card empty">No clip with a {kind} prediction.</p>']
+        heading = f'<p class="side {kind}">{kind.capitalize()} <span>· {plural(len(chosen), "clip")} shown</span></p>'
         columns.append(f"<div>\n{heading}\n" + "\n".join(cards) + "\n</div>")
-    heading = "Where it looked" if mapped else "Sample clips"
+    heading = "Responses of the tracklets" if has_maps else "Sample clips"
     return section("clips", heading, note, '<div class="columns">', *columns, "</div>")
 
 
-def _limb(localization: Localization) -> str:
+def _localization(localization: Localization) -> str:
     score = localization.overall
     height, width = localization.grid
     note = (
-        "Share of frames in which the peak of a response map lies on the joint that tells the class from its "
-        f"neighbours: within {100 * localization.radius:g} % of the image's size, on a grid of {height} × {width} "
-        "regions. Nothing in training names that joint. Mean: over the tracklets. Best: for each clip the tracklet "
-        "that turned out nearest. Any: one of them, anew in each frame. The last two are optimistic; compare them with "
-        "chance under the same choice."
+        "Fraction of frames in which the peak of a response map is on the joint that distinguishes the class from "
+        f"similar ones: within {100 * localization.radius:g} % of the image size, on a grid of {height} × {width} "
+        "regions. Nothing in training names that joint. Mean: over the tracklets. Best: the tracklet of each clip that "
+        "is near the joint most often. Any: at least one tracklet, in each frame. The last two are biased upward; "
+        "compare them with chance under the same rule."
     )
-    none = '<td class="share">–</td>'
-    model = f"this model, {_count(len(score.per_tracklet), 'tracklet')}"
+
+    def row(name: str, detail: str, rates: HitRates) -> list[str]:
+        return [text_cell(name, detail), *(percent_cell(rate) for rate in (rates.single, rates.best, rates.any))]
+
+    def single_row(name: str, detail: str, rate: float) -> list[str]:
+        return [text_cell(name, detail), percent_cell(rate), percent_cell(None), percent_cell(None)]
+
+    per_tracklet = ", ".join(f"{k + 1}: {percent(rate)}" for k, rate in enumerate(score.per_tracklet))
     rows = [
-        [cell(model, _by_tracklet(score)), *_share_cells(score.tracklets)],
-        [cell("random regions on the body", "drawn anew in each frame"), *_share_cells(score.random_region)],
-        [cell("random joints", "each followed through the clip"), *_share_cells(score.random_joint)],
-        [cell("centre of the body", "one region"), share_cell(score.centre), none, none],
-        [cell("the joint's own region", "what the grid allows"), share_cell(score.reachable), none, none],
+        row(f"this model, {plural(len(score.per_tracklet), 'tracklet')}", per_tracklet, score.tracklets),
+        row("random regions on the body", "drawn independently in each frame", score.random_region),
+        row("random joints", "each followed through the clip", score.random_joint),
+        single_row("center of the body", "one region", score.center),
+        single_row("the joint's own region", "upper bound of the grid", score.reachable),
     ]
     joints = [
         [
-            cell(name.replace("_", " "), _count(own.clips, "clip")),
-            share_cell(own.tracklets.single, "right"),
-            share_cell(own.random_region.single),
-            share_cell(own.tracklets.best, "right"),
-            share_cell(own.random_region.best),
+            text_cell(name.replace("_", " "), plural(own.clips, "clip")),
+            percent_cell(own.tracklets.single, "correct"),
+            percent_cell(own.random_region.single),
+            percent_cell(own.tracklets.best, "correct"),
+            percent_cell(own.random_region.best),
         ]
         for name, own in localization.per_joint.items()
     ]
-    main = table(("", "mean", "best", "any"), rows, own=0)
-    apart = table(("joint", "mean", "random region", "best", "random region"), joints)
+    main = table(("", "mean", "best", "any"), rows, highlight=0)
+    per_joint = table(("joint", "mean", "random region", "best", "random region"), joints)
     error = "" if score.above_chance_error is None else f" (standard error {100 * score.above_chance_error:.1f})"
-    counted = (
-        f"{_count(score.frames, 'frame')} of {_count(score.clips, 'clip')}. Mean over clips of a tracklet's share less "
-        f"that of random regions: {100 * score.above_chance:+.1f} points{error}. Left out: "
-        f"{_count(score.out_of_view, 'frame')} with the joint out of view, "
-        f"{_count(localization.skipped_clips, 'clip')} of classes that no single joint defines."
+    counts = (
+        f"{plural(score.frames, 'frame')} of {plural(score.clips, 'clip')}. Difference between the tracklets and "
+        f"random regions, mean over clips: {100 * score.above_chance:+.1f} percentage points{error}. Not counted: "
+        f"{plural(score.out_of_view, 'frame')} with the joint out of view, and "
+        f"{plural(localization.skipped_clips, 'clip')} of classes that no single joint defines."
     )
     return section(
         "limb",
-        "Does a tracklet follow the limb?",
+        "Do tracklets follow the limb?",
         note,
-        f'<div class="split"><div class="card">{main}</div><div class="card">{apart}</div></div>',
-        f'<p class="note" style="margin-top:12px">{escape(counted)}</p>',
+        f'<div class="split"><div class="card">{main}</div><div class="card">{per_joint}</div></div>',
+        f'<p class="note" style="margin-top:12px">{escape(counts)}</p>',
     )
-
-
-def _by_tracklet(score: LimbScore) -> str:
-    return ", ".join(f"{k + 1}: {percent(share)}" for k, share in enumerate(score.per_tracklet))
-
-
-def _share_cells(shares: Shares) -> list[str]:
-    return [share_cell(shares.single), share_cell(shares.best), share_cell(shares.any)]
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 def _curves(history: Sequence[Mapping[str, Any]]) -> str:
@@ -224,78 +259,78 @@ def _curves(history: Sequence[Mapping[str, Any]]) -> str:
         f'<div class="card">{to_svg(figure, label=f"{name} over training", prefix=f"curve{i}")}</div>'
         for i, (name, figure) in enumerate(figures.items())
     ]
-    note = "As recorded while training; the last value stands at the top right or in the legend."
+    note = "As logged during training. The last value is at the top right or in the legend."
     return section("training", "Training", note, '<div class="charts">', *cards, "</div>")
 
 
 def _groups(evaluation: Evaluation) -> str:
     if not evaluation.groups:
         return ""
-    none = '<td class="share">–</td>'
     rows = [
         [
-            cell(group.name),
-            f'<td class="share">{group.classes}</td>',
-            f'<td class="share">{group.clips}</td>',
-            none if group.top1 is None else share_cell(group.top1, "right"),
-            none if group.mean_class_accuracy is None else share_cell(group.mean_class_accuracy, "right"),
+            text_cell(group.name),
+            number_cell(group.classes),
+            number_cell(group.clips),
+            percent_cell(group.top1, "correct"),
+            percent_cell(group.mean_class_accuracy, "correct"),
         ]
         for group in evaluation.per_group
     ]
-    note = "The clips of each group of classes apart. The model chose among all classes, not only those of the group."
+    note = "Accuracy on the clips of each group. The model chooses among all classes, not only those of the group."
     body = f'<div class="card">{table(("group", "classes", "clips", "top-1", "mean over its classes"), rows)}</div>'
     return section("groups", "Accuracy within each group", note, body)
 
 
 def _confusion(evaluation: Evaluation, class_names: Sequence[str], pairs: Sequence[PairExamples]) -> str:
-    picture = confusion_figure(evaluation.confusion, class_names)
-    figure = to_svg(picture, label="confusion matrix, rows normalised", prefix="confusion")
-    note = (
-        "Each row is a true class and sums to 100 %. Blue: right; orange: mistakes. Colour grows with the square root "
-        "of the share, so that rare mistakes show."
+    figure = confusion_figure(evaluation.confusion, class_names)
+    svg = to_svg(figure, label="confusion matrix with normalized rows", prefix="confusion")
+    matrix_note = (
+        "Each row is a true class and sums to 100 %. Blue: correct predictions; orange: mistakes. The color intensity "
+        "is proportional to the square root of the fraction, so that rare mistakes are visible."
     )
-    matrix = f'<div class="card scroll matrix{" wide" * (len(class_names) > 40)}">{figure}</div>'
+    matrix = f'<div class="card scroll matrix{" wide" * (len(class_names) > 40)}">{svg}</div>'
+    pairs_note = "Clips of one class that were predicted as another."
+    if pairs:
+        pairs_note += (
+            " Orange: the mistakes with the highest probability. Blue: the correctly predicted clip of either class "
+            "with the highest probability. The percentage is the probability of the predicted class."
+        )
     explorer = pair_explorer(evaluation.confusion, class_names, evaluation.groups, pairs)
-    told = (
-        "Clips of one class that were called another: the surest mistakes, and below them the clip of either class "
-        "that was most surely right. Per cent after a clip: the probability of what it was called."
-        if pairs
-        else "Clips of one class that were called another."
-    )
-    return (
-        section("confusion", "What is taken for what", note, matrix)
-        + "\n"
-        + section("pairs", "The most confused pairs", told, explorer)
+    return "\n".join(
+        [
+            section("confusion", "Confusion matrix", matrix_note, matrix),
+            section("pairs", "Most confused pairs", pairs_note, explorer),
+        ]
     )
 
 
 def _classes(evaluation: Evaluation, class_names: Sequence[str]) -> str:
     accuracy, clips = class_accuracy(evaluation.confusion), evaluation.confusion.sum(axis=1)
     order = sorted(range(len(class_names)), key=lambda i: (np.isnan(accuracy[i]), accuracy[i], i))
-    lines = []
+    items = []
     for i in order:
         name = f'<span class="name" title="{escape(class_names[i])}">{escape(class_names[i])}</span>'
         if clips[i]:
             value = f"{evaluation.confusion[i, i]} of {clips[i]}"
-            row = f'{name}{bar(float(accuracy[i]), "right")}<span class="value">{value}</span>'
+            row = f'{name}{bar(float(accuracy[i]), "correct")}<span class="value">{value}</span>'
         else:
             row = f'{name}<span></span><span class="value">no clips</span>'
         mistakes = _mistakes(evaluation.confusion, i, class_names)
         if mistakes:
-            lines.append(f'<li><details><summary class="row">{row}</summary>{mistakes}</details></li>')
+            items.append(f'<li><details><summary class="row">{row}</summary>{mistakes}</details></li>')
         else:
-            lines.append(f'<li><div class="row">{row}</div></li>')
-    body = f'<div class="card"><ol class="bars classes">{"".join(lines)}</ol></div>'
-    note = "The worst first: clips predicted right. Open a class to see what it is taken for, and what is taken for it."
+            items.append(f'<li><div class="row">{row}</div></li>')
+    body = f'<div class="card"><ol class="bars classes">{"".join(items)}</ol></div>'
+    note = "Correctly predicted clips, lowest accuracy first. Expand a class to list its confusions."
     return section("classes", "Accuracy of each class", note, body)
 
 
 def _mistakes(confusion: Int[np.ndarray, "y y"], index: int, class_names: Sequence[str]) -> str:
-    """What a class is taken for and what is taken for it, the most frequent first; nothing without mistakes."""
-    told = []
-    for title, counts in (("taken for", confusion[index]), ("taken for it", confusion[:, index])):
+    """List the predictions for clips of a class, and the classes predicted as it, most frequent first."""
+    lines = []
+    for title, counts in (("predicted as", confusion[index]), ("mistaken for this class", confusion[:, index])):
         others = [i for i in np.argsort(-counts, kind="stable").tolist() if counts[i] and i != index]
         if others:
             named = "; ".join(f"{escape(class_names[i])} <b>{counts[i]}</b>" for i in others)
-            told.append(f"<p><em>{title}:</em> {named}</p>")
-    return "".join(told)
+            lines.append(f"<p><em>{title}:</em> {named}</p>")
+    return "".join(lines)

@@ -1,45 +1,48 @@
-"""Clips to look at: what the model saw, where it looked, and what it answered."""
+"""Sample clips: their selection, the model's outputs for them, and their cards in the report."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
-from art.data.datasets.clips import Clip, ClipSet
+from art.data.datasets.base import Clip, ClipSet
 from art.data.decoding.video import read_clip
-from art.model.pretrained import VideoClassifier, evaluating
+from art.eval.metrics import Evaluation
+from art.eval.report.style import bar, figure_pixels, jpeg_uri, percent, tracklet_color
+from art.eval.report.tracklets import frame_strip, path_figure, shown_frames, tinted_frames, tracklet_paths
+from art.model.pretrained import VideoClassifier, eval_mode
 
-if TYPE_CHECKING:
-    from art.eval.metrics import Evaluation
+_FRAMES = 8  # frames per clip
+_PIXELS = 176  # width of a frame: twice its width on a wide page
+_TOP_CLASSES = 3
 
-#: Reads a clip as a model is shown it in evaluation: uint8 [T, 3, H, W].
+#: Reads a clip as the model receives it in evaluation: uint8 [T, 3, H, W].
 ClipReader = Callable[[Clip], UInt8[Tensor, "t 3 height width"]]
 
 
 @dataclass(frozen=True)
 class SampleClip:
-    """One clip with the model's answer; T frames, K tracklets, Y classes.
+    """A clip with the model's prediction; T frames, K tracklets, Y classes.
 
     Attributes:
         path: the video file.
-        frames: ``[T, H, W, 3]``, as the model saw them.
+        frames: ``[T, H, W, 3]``, as the model received them.
         label: the true class.
         probabilities: ``[Y]``.
-        maps: ``[T, K, h, w]``, the response maps; None for a model without (likewise the next two).
-        saliency: ``[T, K]``, how much each frame weighed in each tracklet.
+        maps: ``[T, K, h, w]``, the response maps. This and the next two are None for a model without response maps.
+        saliency: ``[T, K]``, the weight of each frame in each tracklet.
         selected: ``[K]``, the class whose text queried each tracklet.
-        joints: ``[T, 2]``, position of the limb that tells the class from its neighbours, in shares of the image; None
-            where no joint does or it is not known.
+        joints: ``[T, 2]``, position of the limb that distinguishes the class from similar ones, as fractions of the
+            image size; None if no limb does, or if it is unknown.
 
     Raises:
-        ValueError: the shapes do not agree; only some of maps, saliency and selected are given.
+        ValueError: If shapes do not match, or only some of maps, saliency, and selected are set.
     """
 
     path: Path
@@ -62,16 +65,12 @@ class SampleClip:
         if self.maps is None and self.saliency is None and self.selected is None:
             return
         if self.maps is None or self.saliency is None or self.selected is None:
-            raise ValueError("maps, saliency and selected belong together: give all three or none")
-        tracklets = len(self.selected)
-        if (
-            self.maps.ndim != 4
-            or self.maps.shape[:2] != (frames, tracklets)
-            or self.saliency.shape != (frames, tracklets)
-        ):
+            raise ValueError("maps, saliency and selected belong together: pass all three or none")
+        expected = (frames, len(self.selected))
+        if self.maps.ndim != 4 or self.maps.shape[:2] != expected or self.saliency.shape != expected:
             raise ValueError(
                 f"maps has shape {self.maps.shape} and saliency {self.saliency.shape}, "
-                f"expected [{frames}, {tracklets}, h, w] and [{frames}, {tracklets}]"
+                f"expected [{frames}, {expected[1]}, h, w] and [{frames}, {expected[1]}]"
             )
 
     @property
@@ -81,8 +80,8 @@ class SampleClip:
 
 
 def clip_reader(model: VideoClassifier) -> ClipReader:
-    """Reads clips as evaluation shows them to ``model`` once: the T frames of its sampling, the centre crop."""
-    crop = model.centre_crop
+    """Return a function that reads a clip as single-view evaluation does: T frames, center-cropped."""
+    crop = model.center_crop
 
     def read(clip: Clip) -> UInt8[Tensor, "t 3 height width"]:
         video = read_clip(clip.path, model.num_frames, start=clip.start, end=clip.end, sampling=model.sampling)
@@ -92,23 +91,23 @@ def clip_reader(model: VideoClassifier) -> ClipReader:
 
 
 def choose_clips(evaluation: Evaluation, *, right: int, wrong: int, seed: int) -> tuple[list[int], list[int]]:
-    """Positions in the evaluation of clips that were predicted right, and wrong: at random, of many classes.
+    """Choose clips with correct and wrong predictions at random, from as different classes as possible.
 
     Returns:
-        at most ``right`` and at most ``wrong`` positions, fewer where there are no more; the same for the same seed.
+        Rows of the evaluation: up to ``right`` correct and up to ``wrong`` wrong ones. Deterministic for a given seed.
     """
     correct = evaluation.probabilities.argmax(axis=1) == evaluation.labels
-    return _spread(evaluation.labels, correct, right, seed), _spread(evaluation.labels, ~correct, wrong, seed)
+    return _choose(evaluation.labels, correct, right, seed), _choose(evaluation.labels, ~correct, wrong, seed)
 
 
-def _spread(labels: Int[np.ndarray, " n"], among: Bool[np.ndarray, " n"], count: int, seed: int) -> list[int]:
-    order = np.random.default_rng(seed).permutation(np.flatnonzero(among))
-    turn: dict[int, int] = {}  # how many clips of a class came before
-    rounds = []
-    for position in order:
-        label = int(labels[position])
-        rounds.append(turn.get(label, 0))
-        turn[label] = rounds[-1] + 1
+def _choose(labels: Int[np.ndarray, " n"], mask: Bool[np.ndarray, " n"], count: int, seed: int) -> list[int]:
+    order = np.random.default_rng(seed).permutation(np.flatnonzero(mask))
+    seen: dict[int, int] = {}  # number of clips per class
+    rounds = []  # the first clip of each class, then the second of each, ...
+    for row in order:
+        label = int(labels[row])
+        rounds.append(seen.get(label, 0))
+        seen[label] = rounds[-1] + 1
     return [int(order[i]) for i in np.argsort(rounds, kind="stable")[:count]]
 
 
@@ -123,53 +122,121 @@ def collect_samples(
     limb: Callable[[Clip], Float[np.ndarray, "t 2"] | None] | None = None,
     read: ClipReader | None = None,
 ) -> list[SampleClip]:
-    """Clips that the model predicted right, then such as it predicted wrong, with its maps where it has them.
+    """Collect clips with correct predictions, then clips with wrong predictions, with response maps if available.
 
-    The answers are those of the evaluation; the model runs again, on one view of each clip, for its maps.
+    The predictions are those of the evaluation. The model runs again, on one view of each clip, for its maps.
 
     Args:
-        clip_set: the clips that were evaluated; ``evaluation.indices`` count in it.
-        limb: gives the position of the defining limb in the frames shown, shares of the image, to be drawn.
-        read: reads a clip; by default as :func:`clip_reader` does.
+        model: the model that was evaluated.
+        clip_set: the clips that were evaluated; ``evaluation.indices`` are indices into it.
+        evaluation: the predictions.
+        right: maximum number of clips with correct predictions.
+        wrong: maximum number of clips with wrong predictions.
+        seed: seed of the random choice.
+        limb: returns the position of the distinguishing limb in the frames shown, as fractions of the image size.
+        read: reads a clip; the default is :func:`clip_reader`.
 
     Raises:
-        ValueError: ``right`` or ``wrong`` is negative, or the evaluation is of another clip set.
+        ValueError: If ``right`` or ``wrong`` is negative, or the evaluation belongs to another clip set.
     """
     if right < 0 or wrong < 0:
         raise ValueError(f"right is {right} and wrong is {wrong}, expected numbers of clips, at least 0")
     if int(evaluation.indices.max()) >= len(clip_set):
         raise ValueError(
-            f"evaluation names clip {int(evaluation.indices.max())}, but clip_set has {len(clip_set)} clips: "
+            f"evaluation contains clip {int(evaluation.indices.max())}, but clip_set has {len(clip_set)} clips: "
             "pass the clip set that was evaluated"
         )
     read = read or clip_reader(model)
-    chosen = choose_clips(evaluation, right=right, wrong=wrong, seed=seed)
+    correct_rows, wrong_rows = choose_clips(evaluation, right=right, wrong=wrong, seed=seed)
     samples = []
-    with evaluating(model) as device:
-        for position in (*chosen[0], *chosen[1]):
-            clip = clip_set.clips[int(evaluation.indices[position])]
-            answer = evaluation.probabilities[position]
-            samples.append(_sample(model, clip, read(clip), answer, device, limb(clip) if limb else None))
+    with eval_mode(model) as device:
+        for row in (*correct_rows, *wrong_rows):
+            clip = clip_set.clips[int(evaluation.indices[row])]
+            video = read(clip)
+            out = model(video[None].to(device), return_maps=True) if model.kind == "art" else None
+            sample = SampleClip(
+                path=clip.path,
+                frames=video.permute(0, 2, 3, 1).contiguous().cpu().numpy(),
+                label=clip.label,
+                probabilities=evaluation.probabilities[row],
+                maps=out.maps[0].float().cpu().numpy() if out is not None else None,
+                saliency=out.saliency[0].float().cpu().numpy() if out is not None else None,
+                selected=out.selected[0].cpu().numpy() if out is not None else None,
+                joints=limb(clip) if limb else None,
+            )
+            samples.append(sample)
     return samples
 
 
-def _sample(
-    model: VideoClassifier,
-    clip: Clip,
-    video: UInt8[Tensor, "t 3 height width"],
-    probabilities: Float[np.ndarray, " y"],
-    device: torch.device,
-    joints: Float[np.ndarray, "t 2"] | None,
-) -> SampleClip:
-    has_maps = model.kind == "art"
-    out = model(video[None].to(device), return_maps=True) if has_maps else None
-    return SampleClip(
-        path=clip.path,
-        frames=video.permute(0, 2, 3, 1).contiguous().cpu().numpy(),
-        label=clip.label,
-        probabilities=probabilities,
-        maps=out.maps[0].float().cpu().numpy() if out is not None else None,
-        saliency=out.saliency[0].float().cpu().numpy() if out is not None else None,
-        selected=out.selected[0].cpu().numpy() if out is not None else None,
-        joints=joints,
+def sample_card(sample: SampleClip, class_names: Sequence[str]) -> str:
+    """Return the HTML of a clip: its prediction, and frames with response, path, and saliency of each tracklet."""
+    shown = shown_frames(len(sample.frames), _FRAMES)
+    if sample.maps is None or sample.saliency is None or sample.selected is None:
+        overview, tracks = "", [_frames(sample, sample.frames, shown)]
+    else:
+        paths, tinted = tracklet_paths(sample.maps), tinted_frames(sample.frames, sample.maps)
+        pixels = figure_pixels(path_figure(sample.frames[len(sample.frames) // 2], paths, pixels=240))
+        overview = f'<img src="{jpeg_uri(pixels)}" alt="path of each tracklet over the middle frame">'
+        largest = float(sample.saliency.max())
+        tracks = [
+            f'<div class="track" style="--color:{tracklet_color(k)}"><p><i class="dot"></i>tracklet {k + 1}, queried '
+            f"by <b>{escape(class_names[int(name)])}</b></p>{_frames(sample, tinted[k], shown, k, paths[:, k])}"
+            f"{_saliency_bars(sample.saliency[:, k], largest)}</div>"
+            for k, name in enumerate(sample.selected)
+        ]
+    kind = "correct" if sample.predicted == sample.label else "wrong"
+    name = escape(class_names[sample.label])
+    content = "\n".join(tracks)
+    return (
+        f'<article class="card clip {kind}">\n<div class="prediction">{overview}<div>'
+        f"<h3>{name} <em>true class</em></h3>"
+        f'{_top_classes(sample, class_names)}<p class="file">{escape(sample.path.name)}</p></div></div>\n'
+        f"{content}\n</article>"
     )
+
+
+def _top_classes(sample: SampleClip, class_names: Sequence[str]) -> str:
+    """List the most probable classes, and the true class if it is not one of them."""
+    order = np.argsort(-sample.probabilities, kind="stable").tolist()
+    listed = order[:_TOP_CLASSES]
+    if sample.label not in listed:
+        listed.append(sample.label)
+    items = []
+    for i in listed:
+        kind = "true" if i == sample.label else "predicted" if i == sample.predicted else ""
+        rank = order.index(i) + 1
+        suffix = f" <em>rank {rank}</em>" if rank > _TOP_CLASSES else ""
+        probability = float(sample.probabilities[i])
+        name = escape(class_names[i])
+        items.append(
+            f'<li class="{kind}"><span class="name" title="{name}">{name}{suffix}</span>'
+            f'{bar(probability)}<span class="value">{percent(probability)}</span></li>'
+        )
+    return f'<ol class="bars">{"".join(items)}</ol>'
+
+
+def _frames(
+    sample: SampleClip,
+    frames: UInt8[np.ndarray, "t height width 3"],
+    shown: Int[np.ndarray, " n"],
+    k: int | None = None,
+    path: Float[np.ndarray, "t 2"] | None = None,
+) -> str:
+    """Return the shown frames as separate images, so that the page can wrap them."""
+    color = tracklet_color(k or 0)
+    strip = figure_pixels(frame_strip(frames, shown, path=path, color=color, limb=sample.joints, pixels=_PIXELS))
+    suffix = "" if k is None else f", response of tracklet {k + 1}"
+    images = [
+        f'<img src="{jpeg_uri(pixels)}" alt="frame {frame}{suffix}">'
+        for frame, pixels in zip(shown, np.split(strip, len(shown), axis=1), strict=True)
+    ]
+    return f'<div class="frames">{"".join(images)}</div>'
+
+
+def _saliency_bars(saliency: Float[np.ndarray, " t"], largest: float) -> str:
+    """Return a bar for each frame, relative to the ``largest`` saliency of the clip."""
+    bars = "".join(
+        f'<i style="--value:{value / max(largest, 1e-9):.3f}" title="frame {t}: {percent(float(value))}"></i>'
+        for t, value in enumerate(saliency)
+    )
+    return f'<div class="saliency" role="img" aria-label="saliency of each frame">{bars}</div>'

@@ -14,8 +14,8 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from PIL import Image, ImageDraw, ImageFont
 
-from art.eval.report.response_maps import upsample
-from art.eval.report.style import GRID, LINE_COLOURS, quiet_axes, tracklet_colour
+from art.eval.report.style import GRID, LINE_COLORS, quiet_axes, tracklet_color
+from art.eval.report.tracklets import upsample
 from art.tools.explain.explanation import Explanation
 
 MAP_NAMES = {"grad_cam": "Grad-CAM", "rollout": "attention rollout"}
@@ -82,7 +82,7 @@ def draw_tints(frame: Frame, bounds: Bounds, weights: Float[np.ndarray, "k h w"]
     if inside.size == 0:
         return result
     weight = _resize(weights, inside.shape[:2])
-    palette = np.array([to_rgb(tracklet_colour(k)) for k in range(len(weights))], dtype=np.float32) * 255
+    palette = np.array([to_rgb(tracklet_color(k)) for k in range(len(weights))], dtype=np.float32) * 255
     peak = weight.max(0)[..., None]
     color = np.tensordot(weight, palette, ((0,), (0,))) / np.maximum(weight.sum(0), 1e-6)[..., None]
     base = _desaturate(inside) * (1 - peak) + inside * peak
@@ -161,7 +161,7 @@ def draw_paths(
 
 
 def _rgb(k: int) -> tuple[int, ...]:
-    return tuple(round(255 * channel) for channel in to_rgb(tracklet_colour(k)))
+    return tuple(round(255 * channel) for channel in to_rgb(tracklet_color(k)))
 
 
 def _draw_box(draw: ImageDraw.ImageDraw, box: Float[np.ndarray, " 4"], k: int, unit: float) -> None:
@@ -185,7 +185,7 @@ def draw_probabilities(axes: Axes, explanation: Explanation, classes: list[int])
     e = explanation
     quiet_axes(axes)
     for i, c in reversed(list(enumerate(classes))):
-        color = LINE_COLOURS[i % len(LINE_COLOURS)]
+        color = LINE_COLORS[i % len(LINE_COLORS)]
         values = 100 * e.probabilities_over_time[:, c]
         axes.plot(e.timeline, values, color=color, linewidth=2.4 if c == e.predicted else 1.4)
         if len(values) == 1:
@@ -208,7 +208,7 @@ def draw_saliency(axes: Axes, explanation: Explanation, k: int) -> None:
     axes.axhspan(0, 1, color=GRID, alpha=0.5, linewidth=0)
     widths = np.diff(edges)
     heights = e.saliency[:, k] / max(float(e.saliency.max()), 1e-9)
-    axes.bar(edges[:-1] + 0.04 * widths, heights, width=0.92 * widths, align="edge", color=tracklet_colour(k))
+    axes.bar(edges[:-1] + 0.04 * widths, heights, width=0.92 * widths, align="edge", color=tracklet_color(k))
     axes.set(xlim=(0, end), ylim=(0, 1))
 
 

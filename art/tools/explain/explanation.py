@@ -20,7 +20,7 @@ from art._deprecated import renamed_attribute
 from art.data.decoding.frames import FrameConverter
 from art.data.decoding.video import VideoError, frame_times, iterate_frames
 from art.data.inputs import input_kind
-from art.eval.report.response_maps import map_peak
+from art.eval.report.tracklets import map_peak
 from art.model.pretrained import VideoClassifier, eval_mode
 from art.model.semantics import TEMPLATES, cosine
 from art.tools.explain.backbone_maps import MapUnavailable, attention_rollout, grad_cam

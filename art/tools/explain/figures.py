@@ -17,7 +17,7 @@ from matplotlib.patches import Rectangle
 from art.checkpoints import find_checkpoint
 from art.data.files import atomic_write, check_writable
 from art.data.prepare.reencode import check_encoder
-from art.eval.report.style import GRID, INK, LINE_COLOURS, MUTED, new_figure, png_bytes, tracklet_colour
+from art.eval.report.style import GRID, INK, LINE_COLORS, MUTED, new_figure, png_bytes, tracklet_color
 from art.eval.report.tracklets import draw_strip, shown_frames, tinted_frames
 from art.model.loading import load_model
 from art.tools.explain import drawing
@@ -205,7 +205,7 @@ class _Sheet:
 
     def draw_tracklet(self, top: float, k: int) -> None:
         """Draw the strip of tracklet ``k`` with its saliency below."""
-        e, query, color = self.explanation, self.explanation.queries[k], tracklet_colour(k)
+        e, query, color = self.explanation, self.explanation.queries[k], tracklet_color(k)
         assert e.maps is not None and e.centers is not None and e.boxes is not None
         self.text(_EDGE, top + 0.15, "■", 11, color=color)
         self.text(_EDGE + 0.18, top + 0.15, f"Tracklet {k + 1}, query “{query.name}”", 9.5, 4.6, weight="bold")
@@ -233,7 +233,7 @@ class _Sheet:
             value = float(saliency[frame, k])
             length = 0.62 * value / float(saliency.max())
             axes.barh(0.5, 0.62, left=column + 0.02, height=0.5, color=GRID, alpha=0.6)
-            axes.barh(0.5, length, left=column + 0.02, height=0.5, color=tracklet_colour(k))
+            axes.barh(0.5, length, left=column + 0.02, height=0.5, color=tracklet_color(k))
             axes.text(column + 0.67, 0.5, percent(value), fontsize=7, color=MUTED, va="center")
 
     def draw_backbone_map(self, top: float, name: str) -> None:
@@ -262,7 +262,7 @@ class _Sheet:
         self.text(_EDGE, top + 0.15, "Class probabilities for the clip up to each time", 9.5, weight="bold")
         drawing.draw_probabilities(self.axes(top + _CAPTION, _CHART, _EDGE + 0.4, 5.9), e, classes)
         heights = {c: 100 * float(e.probabilities_over_time[-1, c]) for c in classes}
-        colors = {c: LINE_COLOURS[i % len(LINE_COLOURS)] for i, c in enumerate(classes)}
+        colors = {c: LINE_COLORS[i % len(LINE_COLORS)] for i, c in enumerate(classes)}
         for c, height in _spread_labels(heights, 100 / (_CHART / 0.2)).items():
             y = top + _CAPTION + _CHART * (1 - height / 103)
             self.text(_EDGE + 6.42, y, "▬", 8, color=colors[c])

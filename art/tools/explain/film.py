@@ -22,8 +22,8 @@ from PIL import Image
 from art.data.decoding.frames import ONE_THREAD
 from art.data.decoding.video import iterate_frames
 from art.data.prepare.reencode import CODEC, check_encoder
-from art.eval.report.response_maps import prominence
-from art.eval.report.style import INK, LINE_COLOURS, MUTED, figure_pixels, new_figure, tracklet_colour
+from art.eval.report.style import INK, LINE_COLORS, MUTED, figure_pixels, new_figure, tracklet_color
+from art.eval.report.tracklets import prominence
 from art.tools.explain import drawing
 from art.tools.explain.drawing import MAP_NAMES, Frame, available_views, percent, text_width
 from art.tools.explain.explanation import Explanation, single_thread
@@ -343,7 +343,7 @@ class Scene:
 
     def _draw_strip_label(self, figure: Figure, k: int, strip: Rect, label: Rect) -> None:
         query, size = self.explanation.queries[k], self.layout.text
-        marker = {"color": tracklet_colour(k), "fontweight": "bold"}
+        marker = {"color": tracklet_color(k), "fontweight": "bold"}
         title = f"Tracklet {k + 1}, query “{query.name}”"
         right = label.left + label.width
         if self.layout.legend is None:  # one line above the strip
@@ -366,7 +366,7 @@ class Scene:
     def _draw_class_names(self, figure: Figure, rect: Rect) -> None:
         """List the classes of the chart by their final probability."""
         e, size = self.explanation, self.layout.text
-        colors = {c: LINE_COLOURS[i % len(LINE_COLOURS)] for i, c in enumerate(self._classes)}
+        colors = {c: LINE_COLORS[i % len(LINE_COLORS)] for i, c in enumerate(self._classes)}
         right, step = rect.left + rect.width, min(20, (rect.height - 10) / len(colors))
         for row, c in enumerate(sorted(colors, key=lambda c: -float(e.probabilities[c]))):
             y = rect.top + 10 + row * step

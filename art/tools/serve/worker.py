@@ -21,7 +21,7 @@ from art.data.decoding.pyav import VideoSource, open_source
 from art.data.decoding.video import VideoError
 from art.data.parallel import exit_with_parent
 from art.data.prepare.reencode import check_encoder
-from art.eval.report.style import LINE_COLOURS, tracklet_colour
+from art.eval.report.style import LINE_COLORS, tracklet_color
 from art.model.loading import load_model
 from art.model.pretrained import VideoClassifier
 from art.tools.explain.drawing import MAP_NAMES, available_views, chart_classes
@@ -153,7 +153,7 @@ def _tracklets(e: Explanation) -> list[dict[str, Any]]:
     seconds = np.round(e.times[e.sampled], 4).tolist()
     return [
         {
-            "color": tracklet_colour(k),
+            "color": tracklet_color(k),
             "class": query.name,
             "prompt": query.prompt,
             "saliency": [
@@ -171,7 +171,7 @@ def _timeline(e: Explanation, top_k: int) -> dict[str, Any] | None:
     lines = [
         {
             "name": e.class_names[c],
-            "color": LINE_COLOURS[i % len(LINE_COLOURS)],
+            "color": LINE_COLORS[i % len(LINE_COLORS)],
             "probabilities": e.probabilities_over_time[:, c].astype(float).tolist(),
         }
         for i, c in enumerate(chart_classes(e, top_k))

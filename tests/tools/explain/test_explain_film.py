@@ -9,7 +9,7 @@ from matplotlib.colors import to_rgb
 from PIL import Image
 
 from art.data.decoding.video import frame_times, read_frames
-from art.eval.report.style import figure_pixels, tracklet_colour
+from art.eval.report.style import figure_pixels, tracklet_color
 from art.tools.explain import contact_sheet, explain, probability_figure, saliency_figure, write_film
 from art.tools.explain.drawing import (
     available_views,
@@ -106,7 +106,7 @@ def test_tint_where_a_tracklet_responds():
     weights = np.zeros((2, 4, 4), dtype=np.float32)
     weights[1, 0, 3] = 1
     tinted = draw_tints(gray, (0, 0, 40, 40), weights)
-    pixel, color = tinted[3, 36] / 255, np.array(to_rgb(tracklet_colour(1)))
+    pixel, color = tinted[3, 36] / 255, np.array(to_rgb(tracklet_color(1)))
     assert np.abs(pixel - color).sum() < np.abs(100 / 255 - color).sum()
     assert np.ptp(tinted[35, 4].astype(int)) <= 1
     cropped = draw_tints(gray, (10, 10, 30, 30), weights)
@@ -117,7 +117,7 @@ def test_rings_paths_and_boxes_are_relative_to_the_crop():
     black = np.zeros((100, 200, 3), dtype=np.uint8)
     paths = np.array([[[0.2, 0.5]], [[0.8, 0.5]]])
     drawn = draw_paths(black, (50, 0, 150, 100), paths, np.array([[0.7, 0.3, 0.9, 0.7]]), [1.0])
-    color = np.array(to_rgb(tracklet_colour(0))) * 255
+    color = np.array(to_rgb(tracklet_color(0))) * 255
     assert np.abs(drawn[50, 130] - color).max() < 4  # the ring, at 50 + 0.8 · 100
     assert np.abs(drawn[50, 90] - color).max() < 60  # the path
     assert (drawn[:, 145:] == 0).all() and (drawn[:, :60] == 0).all()
