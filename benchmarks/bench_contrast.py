@@ -52,9 +52,8 @@ from benchmarks.common.measure import (
     OURS,
     Limits,
     chosen_backend,
-    compare_times,
     measure_limits,
-    peak_extra_bytes,
+    measure_providers,
     relative_error,
     require_accurate,
 )
@@ -67,7 +66,7 @@ from benchmarks.common.results import (
     print_footer,
     print_table,
 )
-from benchmarks.common.timing import DEFAULT, QUICK, TimingConfig, capture_graph, time_calls
+from benchmarks.common.timing import DEFAULT, QUICK, TimingConfig, capture_graph
 
 PASSES = ("forward", "backward", "both")
 QUICK_SHAPES = ("paper", "pool-paper", "nce-4k")
@@ -251,27 +250,21 @@ def _measure_shape(results: Results, shape: ContrastShape, dtype: str, limits: L
                 calls[provider] = pass_call(pass_name, loss, inputs)
             elif pass_name == "both":
                 calls[provider] = capture_graph(pass_call(pass_name, loss, inputs))
-        timings = time_calls(calls, results.device, results.timing)
-        times = {provider: timing.median_ms for provider, timing in timings.items()}
-        moved, operations = shape.moved_bytes(DTYPES[dtype], pass_name), shape.operations(pass_name)
-        results.records += [
-            {
+        results.records += measure_providers(
+            results,
+            calls,
+            lambda provider, pass_name=pass_name: {
                 **case,
                 "operation": shape.operation,
                 "sizes": list(shape.sizes),
                 "pass": pass_name,
                 "provider": provider,
                 "served_by": served_by(provider, shape, inputs),
-                **asdict(timing),
-                **compare_times(provider, times),
-                "peak_extra_bytes": peak_extra_bytes(calls[provider], results.device),
-                "moved_bytes": moved,
-                "operations": operations,
-                **limits.compare(timing, moved, operations, dtype),
                 "errors": found[provider],
-            }
-            for provider, timing in timings.items()
-        ]
+            },
+            dtype=dtype, limits=limits, moved_bytes=shape.moved_bytes(DTYPES[dtype], pass_name),
+            operations=shape.operations(pass_name),
+        )  # fmt: skip
 
 
 def _accurate_losses(

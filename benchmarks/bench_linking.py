@@ -56,6 +56,7 @@ from benchmarks.common.measure import (
     chosen_backend,
     compare_times,
     measure_limits,
+    measure_providers,
     peak_extra_bytes,
 )
 from benchmarks.common.results import (
@@ -267,26 +268,21 @@ def measure_linking(results: Results, case: Case, shape: LinkingShape, limits: L
                 call = capture_graph(call)
             errors[provider] = providers.link_errors(responses, *call())
             calls[provider] = call
-    timings = time_calls(calls, results.device, results.timing)
-    times = {provider: timing.median_ms for provider, timing in timings.items()}
-    moved, operations = shape.moved_bytes(dtype), shape.operations()
-    results.records += [
-        {
+    records = measure_providers(
+        results,
+        calls,
+        lambda provider: {
             **case,
             "sizes": list(shape.sizes),
             "provider": provider,
             "served_by": _served_by("link_tracklets", provider, responses),
-            **asdict(timing),
-            "microseconds": 1e3 * timing.median_ms / shape.pairs,
-            **compare_times(provider, times),
-            "peak_extra_bytes": peak_extra_bytes(calls[provider], results.device),
-            "moved_bytes": moved,
-            "operations": operations,
-            **limits.compare(timing, moved, operations, case["dtype"]),
             "errors": errors[provider],
-        }
-        for provider, timing in timings.items()
-    ]
+        },
+        dtype=case["dtype"], limits=limits, moved_bytes=shape.moved_bytes(dtype), operations=shape.operations(),
+    )  # fmt: skip
+    for record in records:
+        record["microseconds"] = 1e3 * record["median_ms"] / shape.pairs
+    results.records += records
 
 
 def _served_by(operation: str, provider: str, tensor: Tensor) -> str | None:

@@ -59,9 +59,8 @@ from benchmarks.common.measure import (
     DTYPES,
     OURS,
     Limits,
-    compare_times,
     measure_limits,
-    peak_extra_bytes,
+    measure_providers,
     require_accurate,
 )
 from benchmarks.common.results import (
@@ -205,27 +204,24 @@ def _measure_shape(results: Results, shape: AttentionShape, dtype: str, limits: 
         if results.out_of_time(**case, **{"pass": pass_name}):
             continue
         calls = {provider: pass_call(pass_name, module, inputs) for provider, module in modules.items()}
-        timings = time_calls(calls, results.device, results.timing)
-        times = {provider: timing.median_ms for provider, timing in timings.items()}
         least = floor(shape, DTYPES[dtype], pass_name)
-        results.records += [
-            {
+        records = measure_providers(
+            results,
+            calls,
+            lambda provider, pass_name=pass_name: {
                 **{name: value for name, value in asdict(shape).items() if name not in ("name", "cpu_frames")},
                 **case,
                 "pass": pass_name,
                 "provider": provider,
                 "served_by": served_by(provider, shape, inputs.regions),
-                **asdict(timing),
-                **compare_times(provider, times),
-                "speedup_over_folded": times[FOLDED] / times[provider] if FOLDED in times else None,
-                "peak_extra_bytes": peak_extra_bytes(calls[provider], results.device),
-                "moved_bytes": least.bytes,
-                "operations": least.operations,
-                **limits.compare(timing, least.bytes, least.operations, dtype),
                 "errors": found[provider],
-            }
-            for provider, timing in timings.items()
-        ]
+            },
+            dtype=dtype, limits=limits, moved_bytes=least.bytes, operations=least.operations,
+        )  # fmt: skip
+        folded = next((record["median_ms"] for record in records if record["provider"] == FOLDED), None)
+        for record in records:
+            record["speedup_over_folded"] = None if folded is None else folded / record["median_ms"]
+        results.records += records
 
 
 def measure_crossing(results: Results, dtype: str, *, quick: bool = False) -> dict[str, Any]:

@@ -69,6 +69,8 @@ OPTIONAL_PACKAGES = (
 )  # fmt: skip
 #: Variables that would make the tests interpret the kernels or use another backend.
 KERNEL_VARIABLES = ("TRITON_INTERPRET", "ART_KERNELS_BACKEND")
+#: Unlike `python -m pytest`, finds an installed `art_kernels` before the sources in the current directory.
+_RUN_PYTEST = "import os, sys; sys.path[:] = [*sys.path[1:], os.getcwd()]; import pytest; sys.exit(pytest.main())"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -148,7 +150,8 @@ def run_tests(limit_seconds: float, arguments: Sequence[str]) -> dict[str, Any]:
         it requires and that is not installed. There are no numbers if the time was used up.
     """
     environment = {name: value for name, value in os.environ.items() if name not in KERNEL_VARIABLES}
-    command = [sys.executable, "-m", "pytest", "--quiet", "-p", "no:cacheprovider", "--continue-on-collection-errors"]
+    command = [sys.executable, "-c", _RUN_PYTEST, "--quiet", "-p", "no:cacheprovider"]
+    command += ["--continue-on-collection-errors"]
     # The output of a test's subprocess may contain the name of the missing package.
     command += ["-o", "junit_logging=system-out", "-o", "junit_log_passing_tests=false"]
     if importlib.util.find_spec("xdist") is not None:

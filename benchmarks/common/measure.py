@@ -6,7 +6,7 @@ import json
 import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from art_kernels._core import backends
+from benchmarks.common.results import Record, Results
 from benchmarks.common.timing import Timing, TimingConfig, time_calls
 
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # otherwise the profiler logs whenever it starts and stops
@@ -178,6 +179,43 @@ def compare_times(provider: str, times: Mapping[str, float], *, ours: str = OURS
         "best_other": best,
         "speedup_over_best_other": None if best is None else times[best] / times[provider],
     }
+
+
+def measure_providers(
+    results: Results,
+    calls: Mapping[str, Callable[[], object]],
+    describe: Callable[[str], Record],
+    *,
+    dtype: str,
+    limits: Limits,
+    moved_bytes: int,
+    operations: int,
+) -> list[Record]:
+    """Time all providers of one case against each other, measure their memory, and return a record of each.
+
+    Args:
+        results: device and number of repetitions.
+        calls: what to run, by provider, the baseline first.
+        describe: returns the entries of a provider's record that identify the case.
+        dtype: name of the dtype.
+        limits: of the device.
+        moved_bytes: minimum number of bytes moved by a call.
+        operations: minimum number of operations of a call.
+    """
+    timings = time_calls(calls, results.device, results.timing)
+    times = {provider: timing.median_ms for provider, timing in timings.items()}
+    return [
+        {
+            **describe(provider),
+            **asdict(timing),
+            **compare_times(provider, times),
+            "peak_extra_bytes": peak_extra_bytes(calls[provider], results.device),
+            "moved_bytes": moved_bytes,
+            "operations": operations,
+            **limits.compare(timing, moved_bytes, operations, dtype),
+        }
+        for provider, timing in timings.items()
+    ]
 
 
 def chosen_backend(operation: str, tensor: Tensor) -> str:

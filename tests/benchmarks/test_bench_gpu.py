@@ -69,19 +69,26 @@ CHILD = """def test_of_a_process():
 """
 
 
-def write_tests(folder, **files):
-    folder.mkdir(exist_ok=True)
+def write_tests(directory, **files):
+    directory.mkdir(exist_ok=True)
     for name, text in files.items():
-        (folder / f"test_{name}.py").write_text(text)
-    return [str(folder)]
+        (directory / f"test_{name}.py").write_text(text)
+    return [str(directory)]
+
+
+ENVIRONMENT = """import os, sys, sysconfig
+def test_variables(): assert 'TRITON_INTERPRET' not in os.environ
+def test_installed_packages_come_first():
+    assert sys.path.index(sysconfig.get_path("purelib")) < sys.path.index(os.getcwd())
+def test_wrong(): assert False
+"""
 
 
 @pytest.mark.slow
-def test_tests_run_without_the_variables_of_the_kernels(tmp_path, monkeypatch):
+def test_tests_run_without_the_variables_of_the_kernels_and_prefer_installed_packages(tmp_path, monkeypatch):
     monkeypatch.setenv("TRITON_INTERPRET", "1")
-    clean = "import os\ndef test_clean(): assert 'TRITON_INTERPRET' not in os.environ\n"
-    found = gpu.run_tests(60.0, write_tests(tmp_path / "a", environment=f"{clean}def test_wrong(): assert False\n"))
-    assert (found["outcome"], found["run"], found["failed"], found["skipped"]) == ("failed", 2, 1, 0)
+    found = gpu.run_tests(60.0, write_tests(tmp_path / "a", environment=ENVIRONMENT))
+    assert (found["outcome"], found["run"], found["failed"], found["skipped"]) == ("failed", 3, 1, 0)
     assert len(found["failures"]) == 1 and found["failures"][0].endswith("test_wrong")
     assert gpu.run_tests(0.01, [str(tmp_path / "a")])["outcome"] == "out of time"
 
