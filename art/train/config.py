@@ -23,23 +23,12 @@ from art.train.config_schema import (
     ParallelConfig,
     check_values,
     get_value,
-)
+)  # fmt: skip
 
 __all__ = [
-    "CheckpointConfig",
-    "Config",
-    "ConfigError",
-    "DataConfig",
-    "LogConfig",
-    "OptimConfig",
-    "ParallelConfig",
-    "config_from_dict",
-    "load_config",
-    "save_config",
-    "to_dict",
-    "variants",
-    "with_values",
-]
+    "CheckpointConfig", "Config", "ConfigError", "DataConfig", "LogConfig", "OptimConfig", "ParallelConfig",
+    "config_from_dict", "load_config", "save_config", "to_dict", "variants", "with_values",
+]  # fmt: skip
 
 #: Former names of keys, still accepted in files, overrides and saved runs.
 _ALIASES = {"data.max_bad_share": "data.max_failed_fraction"}

@@ -13,7 +13,7 @@ from torch.distributed import TCPStore
 from art.train.checkpoint import RunDir, load_training_state
 from art.train.config import save_config
 
-TIMEOUT = 120  # seconds
+TIMEOUT = 240  # seconds, for a loaded machine
 
 
 class Node:
