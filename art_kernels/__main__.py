@@ -5,11 +5,13 @@
 
 from __future__ import annotations
 
-import importlib
+import importlib.machinery
 import os
 import platform
+import subprocess
 import sys
 from importlib import metadata
+from pathlib import Path
 
 import torch
 
@@ -36,6 +38,7 @@ def main(argv: list[str]) -> int:
 def _report() -> None:
     print("art_kernels", _version("art-kernels"))
     facts = {
+        "package": str(Path(__file__).resolve().parent),
         "python": f"{platform.python_version()} on {platform.system()} {platform.machine()}",
         "torch": torch.__version__,
         "triton": _import_status("triton"),
@@ -132,5 +135,23 @@ def _device_name(device: torch.device) -> str:
     return f"{os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}"
 
 
+def _is_shadowing_an_installation() -> bool:
+    """Return whether this package is a source tree without its native module, found before a complete installation.
+
+    `python -m` puts the working directory first in `sys.path`, which in a checkout hides the installed package.
+    """
+    if cpp.module_file() is not None:
+        return False
+    spec = importlib.machinery.PathFinder.find_spec("art_kernels", sys.path[1:])
+    here = Path(__file__).resolve().parent
+    return spec is not None and spec.origin is not None and Path(spec.origin).resolve().parent != here
+
+
+_RUN_INSTALLED = (
+    "import runpy, sys; del sys.path[0]; runpy.run_module('art_kernels', run_name='__main__', alter_sys=True)"
+)
+
 if __name__ == "__main__":
+    if _is_shadowing_an_installation():
+        sys.exit(subprocess.call([sys.executable, "-c", _RUN_INSTALLED, *sys.argv[1:]]))
     sys.exit(main(sys.argv[1:]))

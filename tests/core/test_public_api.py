@@ -1,8 +1,11 @@
 """Public names, imports with only torch installed, and the report of `python -m art_kernels`."""
 
 import inspect
+import os
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -158,3 +161,17 @@ def test_report_shows_the_autotuning_switch(capsys, monkeypatch, value, note):
 def test_report_runs_as_a_module():
     done = subprocess.run([sys.executable, "-m", "art_kernels"], capture_output=True, text=True, check=True)
     assert "region_attention" in done.stdout and done.stderr == ""
+
+
+def test_report_in_a_checkout_is_about_the_installed_package(tmp_path):
+    """`python -m` finds the sources in the working directory first, which have no native module after pip install."""
+    source = Path(art_kernels.__file__).parent
+    shutil.copytree(source, tmp_path / "site" / "art_kernels", ignore=shutil.ignore_patterns("__pycache__"))
+    sources_only = shutil.ignore_patterns("__pycache__", "_csrc*")
+    shutil.copytree(source, tmp_path / "checkout" / "art_kernels", ignore=sources_only)
+    done = subprocess.run(
+        [sys.executable, "-m", "art_kernels"], cwd=tmp_path / "checkout", capture_output=True, text=True, check=True,
+        env={**os.environ, "PYTHONPATH": str(tmp_path / "site")},
+    )  # fmt: skip
+    assert str(tmp_path / "site" / "art_kernels") in done.stdout
+    assert "cannot be imported" not in done.stdout
