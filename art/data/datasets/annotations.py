@@ -5,12 +5,12 @@ from __future__ import annotations
 import csv
 import json
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from art.data.datasets.base import RequiredFile, check_root
+from art.data.datasets.base import Clip, RequiredFile, check_root
 
 #: Suffixes of video files.
 VIDEO_SUFFIXES = (".mp4", ".avi", ".webm", ".mkv", ".mov")
@@ -20,30 +20,19 @@ FRAME_SUFFIXES = (".jpg", ".jpeg", ".png")
 
 @dataclass(frozen=True)
 class AnnotationFile:
-    """An annotation file that a reader requires.
+    """An annotation file that a reader requires; ``source`` and ``splits`` are those of :class:`RequiredFile`."""
 
-    Attributes:
-        names: accepted file names, the published one first.
-        source: where its authors publish it.
-        splits: the splits that cannot be opened without it (see :class:`RequiredFile`).
-        directories: directories below the root to search.
-    """
-
-    names: tuple[str, ...]
+    names: tuple[str, ...]  # accepted, the published one first
     source: str
     splits: tuple[str, ...]
-    directories: tuple[str, ...] = ("", "annotations")
+    directories: tuple[str, ...] = ("", "annotations")  # to search, below the root
 
     def find(self, root: Path) -> Path | None:
         """The file below ``root``, or None if it is missing."""
         return next((path for path in self._candidates(root) if path.is_file()), None)
 
     def path(self, root: Path) -> Path:
-        """The file below ``root``.
-
-        Raises:
-            FileNotFoundError: ``root`` is not a directory, or the file is missing.
-        """
+        """The file below ``root``. Raises FileNotFoundError if ``root`` or the file does not exist."""
         check_root(root)
         found = self.find(root)
         if found is None:
@@ -65,16 +54,12 @@ class AnnotationFile:
 def find_videos(root: Path, directories: Sequence[str], names: Collection[str], depth: int = 1) -> dict[str, Path]:
     """Find videos by name: files with one of ``VIDEO_SUFFIXES``, or directories of frames.
 
-    Each directory is listed once, independent of the number of names.
-
     Args:
         root: root of the dataset.
-        directories: directories to search below the root; earlier ones take precedence.
+        directories: directories to search below the root, earlier ones first. Each is listed once, independent of the
+            number of names.
         names: file names without suffix, or names of directories of frames.
         depth: levels of subdirectories to list.
-
-    Returns:
-        the path of each name that was found.
     """
     found: dict[str, Path] = {}
     wanted = names if isinstance(names, (set, frozenset, dict)) else set(names)
@@ -110,12 +95,16 @@ def first_directory(root: Path, directories: Sequence[str]) -> Path:
     return next((root / name for name in directories if (root / name).is_dir()), root / directories[0])
 
 
-def read_text(path: Path) -> str:
-    """Read a UTF-8 file, without a byte order mark.
+def labeled_clips(root: Path, directories: Sequence[str], labels: Mapping[str, int], suffix: str) -> tuple[Clip, ...]:
+    """The clips with the given names, searched in some directories and the root; a missing one is expected in the first
+    directory that exists, with ``suffix``."""
+    found = find_videos(root, (*directories, ""), labels)
+    expected = first_directory(root, directories)
+    return tuple(Clip(found.get(name, expected / f"{name}{suffix}"), label) for name, label in labels.items())
 
-    Raises:
-        ValueError: the file is not UTF-8.
-    """
+
+def read_text(path: Path) -> str:
+    """Read a UTF-8 file, without a byte order mark. Raises ValueError if it is not UTF-8."""
     try:
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
@@ -129,15 +118,8 @@ def read_lines(path: Path) -> list[tuple[int, str]]:
 
 
 def read_json(path: Path, kind: type) -> Any:
-    """Parse a JSON file.
-
-    Args:
-        path: the file.
-        kind: the required type, ``list`` or ``dict``.
-
-    Raises:
-        ValueError: the file is not valid JSON (such as an incomplete download), or has another type.
-    """
+    """Parse a JSON file that holds a ``list`` or ``dict`` (``kind``). Raises ValueError if it does not, or is not valid
+    JSON, such as an incomplete download."""
     try:
         content = json.loads(read_text(path))
     except json.JSONDecodeError as error:
@@ -158,7 +140,7 @@ def read_table(path: Path, columns: tuple[str, ...]) -> list[tuple[int, dict[str
         columns: required columns; the file may have more.
 
     Returns:
-        for each row, its line number and its values by column.
+        the line number of each row, and its values by column.
 
     Raises:
         ValueError: the header is missing or incomplete, or a row does not match it; the message names file and line.
@@ -193,11 +175,8 @@ def read_table(path: Path, columns: tuple[str, ...]) -> list[tuple[int, dict[str
 
 
 def class_index(value: object, where: str, count: int) -> int:
-    """Parse a label, which annotations store as a number or as a string of digits.
-
-    Raises:
-        ValueError: the value is neither, or not in 0..count-1; the message begins with ``where``.
-    """
+    """Parse a label, which annotations store as a number or as a string of digits. Raises ValueError, with a message
+    that begins with ``where``, if it is neither, or not in 0..count-1."""
     if isinstance(value, str) and value.strip().lstrip("-").isdecimal():
         value = int(value)
     if not isinstance(value, int) or isinstance(value, bool):

@@ -142,13 +142,10 @@ class ClipSet:
             if (clip.start or 0.0) < 0 or (clip.end is not None and clip.end <= (clip.start or 0.0)):
                 raise ValueError(f"{where}: clip {index} ({clip}) has no duration; expected 0 <= start < end")
         # A path caches its string, which is needed to open the file anyway and hashes faster than the path.
-        keys = [(str(clip.path), clip.start, clip.end) for clip in self.clips]
-        if len(set(keys)) == len(keys):
-            return
         seen = set()
-        for index, key in enumerate(keys):
+        for index, clip in enumerate(self.clips):
+            key = (str(clip.path), clip.start, clip.end)
             if key in seen:
-                clip = self.clips[index]
                 raise ValueError(f"{where}: clip {clip} is listed twice (the second time as clip {index}); remove one")
             seen.add(key)
 
@@ -218,17 +215,13 @@ class DatasetEntry:
     """A registered dataset.
 
     Attributes:
-        name: name for :func:`open_dataset`.
-        opener: reads one split.
-        description: one line about the dataset.
         splits: the published splits, or a function that returns the splits found in a root directory.
-        required_files: returns the annotation files that the reader looks for in a root directory; None if the
-            dataset has no annotation files.
+        required_files: returns the annotation files that the reader looks for in a root directory.
     """
 
     name: str
     opener: Opener
-    description: str = ""
+    description: str = ""  # one line
     splits: tuple[str, ...] | Callable[[Path], tuple[str, ...]] | None = None
     required_files: Callable[[Path], tuple[RequiredFile, ...]] | None = None
 
@@ -275,19 +268,15 @@ def register_dataset(
     """
 
     def register(opener: Opener) -> Opener:
-        other = _entries.get(name)
+        other, own_name = _entries.get(name), (opener.__module__, opener.__qualname__)
         # The same function may register again, as when its module is reloaded.
-        same = other is not None and _qualified_name(other.opener) == _qualified_name(opener)
+        same = other is not None and (other.opener.__module__, other.opener.__qualname__) == own_name
         if not same and (other is not None or _BUILT_IN.get(name, opener.__module__) != opener.__module__):
             raise ValueError(f"dataset {name!r} is already registered; register {opener.__qualname__} by another name")
         _entries[name] = DatasetEntry(name, opener, description, splits, required_files)
         return opener
 
     return register
-
-
-def _qualified_name(opener: Opener) -> tuple[str, str]:
-    return opener.__module__, opener.__qualname__
 
 
 def dataset_names() -> tuple[str, ...]:

@@ -33,11 +33,7 @@ _log = logging.getLogger(__name__)
 
 
 def read_classes(root: Path) -> tuple[str, ...] | None:
-    """The class names in ``root/classes.txt``, or None if there is no such file.
-
-    Raises:
-        ValueError: the file is empty, or a line is blank or repeated.
-    """
+    """The class names in ``root/classes.txt``, or None if there is no such file."""
     path = root / CLASSES
     if not path.exists():
         return None
@@ -53,11 +49,7 @@ def read_classes(root: Path) -> tuple[str, ...] | None:
 
 
 def read_mirror(root: Path, class_names: Sequence[str]) -> tuple[int, ...] | None:
-    """The mirrored class of each class from ``root/mirror.csv``, or None if there is no such file.
-
-    Raises:
-        ValueError: a row is invalid; the message names file and line.
-    """
+    """The mirrored class of each class from ``root/mirror.csv``, or None if there is no such file."""
     path = root / MIRROR
     if not path.exists():
         return None
@@ -87,11 +79,6 @@ def open_directory(root: Path, split: str) -> ClipSet:
 
     Without ``classes.txt``, the classes are the sorted names of the class directories of all splits, so that all splits
     use the same indices. Prompts are class names with underscores replaced by spaces.
-
-    Raises:
-        FileNotFoundError: ``root`` is not a directory.
-        ValueError: the split does not exist or has no clips, a class directory is not in ``classes.txt``, or a
-            directory among the clips contains no frames.
     """
     check_root(root)
     splits = _subdirectories(root)
@@ -180,10 +167,6 @@ def open_csv(root: Path, split: str) -> ClipSet:
     ``time_start`` and ``time_end`` (seconds) select a part of the file; an empty value is the beginning or the end.
     Other columns are ignored. Without ``classes.txt``, the classes are the sorted labels of all tables with this
     header in the root, or, if all labels are integers, 0 to the largest.
-
-    Raises:
-        FileNotFoundError: ``root`` is not a directory.
-        ValueError: the split does not exist, or a row is invalid; the message names file and line.
     """
     check_root(root)
     names = read_classes(root)
@@ -200,11 +183,7 @@ def open_csv(root: Path, split: str) -> ClipSet:
 
 
 def clips_of_table(table: Path, root: Path, class_names: Sequence[str]) -> tuple[Clip, ...]:
-    """Read the clips of one ``path,label`` table, as in :func:`open_csv`.
-
-    Raises:
-        ValueError: a row is invalid; the message names file and line.
-    """
+    """Read the clips of one ``path,label`` table, as in :func:`open_csv`."""
     clips: list[Clip] = []
     lines: dict[tuple[Path, float | None, float | None], int] = {}
     index = {name: i for i, name in enumerate(class_names)}
@@ -228,15 +207,8 @@ def clips_of_table(table: Path, root: Path, class_names: Sequence[str]) -> tuple
 
 
 def time_span(values: Mapping[str, str], where: str) -> tuple[float | None, float | None]:
-    """Parse the columns ``time_start`` and ``time_end`` of a table row, in seconds; None if empty or absent.
-
-    Args:
-        values: the row, by column.
-        where: file and line, for errors.
-
-    Raises:
-        ValueError: a value is not a number, or the span is empty.
-    """
+    """Parse the columns ``time_start`` and ``time_end`` of a table row, in seconds; None if empty or absent. Errors
+    begin with ``where``, the file and line."""
     start, end = (_seconds(values.get(column, ""), f"{where}: {column}") for column in ("time_start", "time_end"))
     if (start or 0.0) < 0 or (end is not None and end <= (start or 0.0)):
         raise ValueError(f"{where}: the clip from {start} s to {end} s has no duration; expected 0 <= start < end")
@@ -288,12 +260,6 @@ def _classes_of(rows: Sequence[_Row]) -> tuple[str, ...]:
 # Path lists: "list"
 
 
-class _Line(NamedTuple):
-    number: int
-    path: str
-    label: int
-
-
 def list_splits(root: Path) -> tuple[str, ...]:
     """The splits of :func:`open_list`: those of train, val and test for which there is a list."""
     return tuple(split for split in ("train", "val", "test") if _find_lists(root, split))
@@ -309,11 +275,6 @@ def open_list(root: Path, split: str) -> ClipSet:
 
     Class names come from ``classes.txt`` (one per line), or else from the only table in the root with the header
     ``id,name``. Without either they are the indices, 0 to the largest in the lists of all splits.
-
-    Raises:
-        FileNotFoundError: ``root`` is not a directory.
-        ValueError: there is no list of the split or more than one, or a line is invalid; the message names file and
-            line.
     """
     check_root(root)
     lists = _find_lists(root, split)
@@ -326,16 +287,16 @@ def open_list(root: Path, split: str) -> ClipSet:
     names = read_classes(root) or _read_id_names(root)
     if names is None:  # all splits must use the same classes, so all lists are read
         others = {other for name in list_splits(root) for other in _find_lists(root, name)} - {lists[0]}
-        labels = [line.label for part in (lines, *map(_read_list, sorted(others))) for line in part]
+        labels = [label for part in (lines, *map(_read_list, sorted(others))) for _, _, label in part]
         names = tuple(str(label) for label in range(max(labels) + 1)) or ("0",)
     clips = []
     seen: dict[str, int] = {}
-    for line in lines:
-        where = f"{lists[0]}:{line.number}"
-        if line.path in seen:
-            raise ValueError(f"{where}: {line.path} is already listed in line {seen[line.path]}; remove one")
-        seen[line.path] = line.number
-        clips.append(Clip(root / _strip_frame_count(root, line.path), class_index(line.label, where, len(names))))
+    for number, path, label in lines:
+        where = f"{lists[0]}:{number}"
+        if path in seen:
+            raise ValueError(f"{where}: {path} is already listed in line {seen[path]}; remove one")
+        seen[path] = number
+        clips.append(Clip(root / _strip_frame_count(root, path), class_index(label, where, len(names))))
     return ClipSet("list", split, root, tuple(clips), names, mirror=read_mirror(root, names))
 
 
@@ -348,7 +309,8 @@ def _find_lists(root: Path, split: str) -> list[Path]:
     return [path for path in files if split.lower() in re.split(r"[^a-z0-9]+", path.stem.lower())]
 
 
-def _read_list(path: Path) -> list[_Line]:
+def _read_list(path: Path) -> list[tuple[int, str, int]]:
+    """Number, path and label of each line."""
     lines = []
     for number, text in read_lines(path):
         match = _LIST_LINE.fullmatch(text)
@@ -357,7 +319,7 @@ def _read_list(path: Path) -> list[_Line]:
                 f"{path}:{number}: got {short_repr(text)}; expected a path and a class index, such as 'clips/a.mp4 3' "
                 "(for tables with a header path,label, use the dataset 'csv')"
             )
-        lines.append(_Line(number, match[1], int(match[2])))
+        lines.append((number, match[1], int(match[2])))
     if not lines:
         raise ValueError(f"{path} is empty; expected lines such as 'clips/a.mp4 3'")
     return lines

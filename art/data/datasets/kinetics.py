@@ -12,7 +12,7 @@ import re
 from pathlib import Path
 
 from art.data.datasets.annotations import AnnotationFile, find_videos, first_directory, read_table
-from art.data.datasets.base import Clip, ClipSet, RequiredFile, register_dataset, suggest
+from art.data.datasets.base import Clip, ClipSet, register_dataset, suggest
 
 SPLITS = ("train", "val", "test")
 
@@ -35,15 +35,8 @@ def _tables(classes: int) -> dict[str, AnnotationFile]:
 
 def _directories(classes: int, split: str) -> tuple[str, ...]:
     names = tuple(dict.fromkeys((split, _SPLIT_WORDS[split], "validation" if split == "val" else split)))
-    prefixes = (
-        "",
-        "videos_",
-        "videos/",
-        f"kinetics{classes}_",
-        f"kinetics_{classes}_",
-        f"kinetics-{classes}_",
-        "rawframes_",
-    )
+    versions = (f"kinetics{classes}_", f"kinetics_{classes}_", f"kinetics-{classes}_")
+    prefixes = ("", "videos_", "videos/", *versions, "rawframes_")
     return (*(f"{prefix}{name}" for prefix in prefixes for name in names), "videos")
 
 
@@ -51,20 +44,11 @@ def open_kinetics(root: Path, split: str, classes: int = 400) -> ClipSet:
     """Open a split of Kinetics-400 or Kinetics-600. A horizontal flip keeps the class, as in published training code.
 
     The classes of every split are the sorted labels of the training table. The test table is published without labels;
-    the test split requires a copy that includes them.
-
-    Raises:
-        FileNotFoundError: ``root`` or a table does not exist.
-        ValueError: a row is invalid; the message names file and line.
-    """
+    the test split requires a copy that includes them."""
     tables = _tables(classes)
-    path = tables["train"].path(root)
-    train = _read(path)
+    train = _read(tables["train"].path(root))
     names = tuple(sorted({label for _, label in train.values()}))
-    rows = train
-    if split != "train":
-        path = tables[split].path(root)
-        rows = _read(path)
+    rows = train if split == "train" else _read(tables[split].path(root))
     index = {name: i for i, name in enumerate(names)}
     for where, label in rows.values():
         if label not in index:
@@ -120,14 +104,11 @@ def _video_name(values: dict[str, str], where: str) -> str:
 
 
 def _register(classes: int) -> None:
-    def required(root: Path) -> tuple[RequiredFile, ...]:
-        return tuple(table.required(root) for table in _tables(classes).values())
-
     @register_dataset(
         f"kinetics{classes}",
         description=f"Kinetics-{classes}: {classes} human actions in clips of 10 seconds",
         splits=SPLITS,
-        required_files=required,
+        required_files=lambda root: tuple(table.required(root) for table in _tables(classes).values()),
     )
     def opener(root: Path, split: str) -> ClipSet:
         return open_kinetics(root, split, classes)

@@ -105,12 +105,7 @@ def parse_name(name: str) -> Recording | None:
 
 def _open(protocol: _Protocol, root: Path, split: str) -> ClipSet:
     """Open a split of NTU RGB+D: the videos found, sorted by name. A horizontal flip keeps the class: no class names a
-    side.
-
-    Raises:
-        FileNotFoundError: ``root`` does not exist.
-        ValueError: the file name of a video is invalid, or there are no videos.
-    """
+    side."""
     clips = []
     for path, recording in _recordings(root):
         if protocol.classes == 60 and recording.setup > protocol.setups:
@@ -118,9 +113,8 @@ def _open(protocol: _Protocol, root: Path, split: str) -> ClipSet:
         _check_range(path, recording, protocol)
         if protocol.in_training(recording) == (split == "train"):
             clips.append(Clip(path, recording.action - 1))
-    names = CLASS_NAMES[: protocol.classes]
-    prompts = tuple(map(class_prompt, names))
-    return ClipSet(protocol.name, split, root, tuple(clips), names, prompts, tuple(range(len(names))))
+    names, mirror = CLASS_NAMES[: protocol.classes], tuple(range(protocol.classes))
+    return ClipSet(protocol.name, split, root, tuple(clips), names, tuple(map(class_prompt, names)), mirror)
 
 
 def _recordings(root: Path) -> list[tuple[Path, Recording]]:

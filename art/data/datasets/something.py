@@ -14,19 +14,18 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from art.data.datasets.annotations import (
     AnnotationFile,
     class_index,
-    find_videos,
-    first_directory,
+    labeled_clips,
     read_json,
     read_lines,
     short_repr,
 )
-from art.data.datasets.base import Clip, ClipSet, mirror_by_words, register_dataset, suggest
+from art.data.datasets.base import ClipSet, mirror_by_words, register_dataset, suggest
 
 _SITE = "https://www.qualcomm.com/developer/software/something-something-v-2-dataset"
 _V1_SPLITS, _V2_SPLITS = ("train", "val"), ("train", "val", "test")
@@ -56,12 +55,7 @@ _V2_LISTS = {
     required_files=lambda root: tuple(file.required(root) for file in (_V1_LABELS, *_V1_LISTS.values())),
 )
 def open_something_v1(root: Path, split: str) -> ClipSet:
-    """Open a split of Something-Something V1. The index of a class is its line in the list of labels.
-
-    Raises:
-        FileNotFoundError: ``root`` or an annotation file does not exist.
-        ValueError: an annotation is invalid; the message names file and line.
-    """
+    """Open a split of Something-Something V1. The index of a class is its line in the list of labels."""
     names = _read_names(_V1_LABELS.path(root))
     labels = _read_labels(_V1_LISTS[split].path(root), names)
     return _clip_set("something_v1", split, root, labels, names, "20bn-something-something-v1", "")
@@ -75,15 +69,9 @@ def open_something_v1(root: Path, split: str) -> ClipSet:
 )
 def open_something_v2(root: Path, split: str) -> ClipSet:
     """Open a split of Something-Something V2. Names and prompts are the templates without brackets, never the label of
-    an entry, which names the objects.
-
-    Raises:
-        FileNotFoundError: ``root`` or an annotation file does not exist.
-        ValueError: an annotation is invalid; the message names file and entry or line.
-    """
+    an entry, which names the objects."""
     names = _read_indices(_V2_LABELS.path(root))
-    path = _V2_LISTS[split].path(root)
-    labels = _read_labels(path, names) if split == "test" else _read_templates(path, names)
+    labels = _read_labels(_V2_LISTS[split].path(root), names)
     return _clip_set("something_v2", split, root, labels, names, "20bn-something-something-v2", ".webm")
 
 
@@ -106,9 +94,7 @@ def _clip_set(
     name: str, split: str, root: Path, labels: Mapping[str, int], names: tuple[str, ...], archive: str, suffix: str
 ) -> ClipSet:
     directories = (archive, f"videos/{archive}", "videos", "rawframes", "frames")
-    found = find_videos(root, (*directories, ""), labels)
-    expected = first_directory(root, directories)
-    clips = tuple(Clip(found.get(id, expected / f"{id}{suffix}"), label) for id, label in labels.items())
+    clips = labeled_clips(root, directories, labels, suffix)
     return ClipSet(name, split, root, clips, names, mirror=mirror_classes(names))
 
 
@@ -138,37 +124,35 @@ def _read_indices(path: Path) -> tuple[str, ...]:
 
 
 def _read_labels(path: Path, names: tuple[str, ...]) -> dict[str, int]:
-    """The label of each clip from lines ``id;class name``."""
+    """The label of each clip."""
     index = {name: label for label, name in enumerate(names)}
     labels: dict[str, int] = {}
+    for where, id, template in _read_list(path):
+        name = strip_brackets(template)
+        if name not in index:
+            raise ValueError(f"{where}: unknown class {name!r}{suggest(name, names)}")
+        if id in labels:
+            raise ValueError(f"{where}: clip {id} is already listed; remove one")
+        labels[id] = index[name]
+    return labels
+
+
+def _read_list(path: Path) -> Iterator[tuple[str, str, str]]:
+    """Place, id and class of each clip, from a JSON list of ids and templates, or from lines ``id;class name``."""
+    if path.suffix == ".json":
+        for number, entry in enumerate(read_json(path, list)):
+            id, template = (entry.get("id"), entry.get("template")) if isinstance(entry, dict) else (None, None)
+            if not str(id).isdecimal() or not isinstance(template, str):
+                raise ValueError(
+                    f"{path}: entry {number} is {short_repr(entry)}; expected an id and a template, such as "
+                    '{"id": "41775", "template": "Moving part of [something]"}'
+                )
+            yield f"{path}: entry {number}", str(id), template
+        return
     for number, line in read_lines(path):
         id, _, text = (part.strip() for part in line.partition(";"))
         if not id.isdecimal() or not text:
             raise ValueError(
                 f"{path}:{number}: got {short_repr(line)}; expected an id and a class, such as '5;Closing something'"
             )
-        _add_label(labels, id, strip_brackets(text), index, f"{path}:{number}")
-    return labels
-
-
-def _read_templates(path: Path, names: tuple[str, ...]) -> dict[str, int]:
-    index = {name: label for label, name in enumerate(names)}
-    labels: dict[str, int] = {}
-    for number, entry in enumerate(read_json(path, list)):
-        where = f"{path}: entry {number}"
-        id, template = (entry.get("id"), entry.get("template")) if isinstance(entry, dict) else (None, None)
-        if not str(id).isdecimal() or not isinstance(template, str):
-            raise ValueError(
-                f"{where} is {short_repr(entry)}; expected an id and a template, such as "
-                '{"id": "41775", "template": "Moving part of [something]"}'
-            )
-        _add_label(labels, str(id), strip_brackets(template), index, where)
-    return labels
-
-
-def _add_label(labels: dict[str, int], id: str, name: str, index: Mapping[str, int], where: str) -> None:
-    if name not in index:
-        raise ValueError(f"{where}: unknown class {name!r}{suggest(name, tuple(index))}")
-    if id in labels:
-        raise ValueError(f"{where}: clip {id} is already listed; remove one")
-    labels[id] = index[name]
+        yield f"{path}:{number}", id, text

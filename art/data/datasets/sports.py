@@ -28,11 +28,12 @@ from art.data.datasets.annotations import (
     class_index,
     find_videos,
     first_directory,
+    labeled_clips,
     read_json,
     read_lines,
     short_repr,
 )
-from art.data.datasets.base import Clip, ClipSet, RequiredFile, register_dataset
+from art.data.datasets.base import Clip, ClipSet, register_dataset
 
 _GYM_SPLITS = ("train", "val")
 _GYM_SITE = "https://sdolivia.github.io/FineGym"
@@ -76,10 +77,6 @@ def open_finegym(root: Path, split: str, classes: int = 99, version: str = "1.1"
         split: "train" or "val".
         classes: 99 or 288.
         version: version of the training list, "1.1" or "1.0"; there is only one validation list.
-
-    Raises:
-        FileNotFoundError: ``root`` or an annotation file does not exist.
-        ValueError: an annotation is invalid; the message names file and line or entry.
     """
     files = _gym_files(classes, version)
     names, prompts, groups = _read_categories(files["categories"].path(root), files["sets"].path(root))
@@ -107,11 +104,7 @@ def open_finegym(root: Path, split: str, classes: int = 99, version: str = "1.1"
 
 def subaction_ids(root: Path, split: str, classes: int = 99, version: str = "1.1") -> tuple[str, ...]:
     """The full id of each clip of :func:`open_finegym`, in the same order: the name of the clip's own file after it is
-    cut out of a longer video.
-
-    Raises:
-        FileNotFoundError, ValueError: as in :func:`open_finegym`.
-    """
+    cut out of a longer video."""
     files = _gym_files(classes, version)
     names, _, _ = _read_categories(files["categories"].path(root), files["sets"].path(root))
     return tuple(element.id for element in _read_elements(files[split].path(root), len(names)))
@@ -157,8 +150,7 @@ class _GymTimes:
     """Times of events and segments in seconds, from ``finegym_annotation_info_*.json``."""
 
     def __init__(self, path: Path) -> None:
-        self._path = path
-        self._videos = read_json(path, dict)
+        self._path, self._videos = path, read_json(path, dict)
 
     def event_start(self, element: _Element) -> float:
         """Start of the event of ``element`` in its video."""
@@ -250,7 +242,6 @@ for _classes in (99, 288):
 
 _DIVING_SPLITS = ("train", "test")
 _DIVING_SITE = "http://www.svcl.ucsd.edu/projects/resound"
-_DIVING_DIRS = ("rgb", "videos", "rawframes", "")
 _DIVING_LISTS = {
     split: AnnotationFile((f"Diving48_V2_{split}.json",), f"{_DIVING_SITE}/Diving48_V2_{split}.json", (split,))
     for split in _DIVING_SPLITS
@@ -260,35 +251,27 @@ _TAKE_OFFS = {"Back": "back", "Forward": "forward", "Inward": "inward", "Reverse
 _POSITIONS = {"PIKE": "pike", "TUCK": "tuck", "FREE": "free", "STR": "straight"}
 
 
-def _diving_files(root: Path) -> tuple[RequiredFile, ...]:
-    return tuple(file.required(root) for file in (*_DIVING_LISTS.values(), _VOCABULARY))
-
-
-@register_dataset("diving48", description="Diving48 V2: 48 dives", splits=_DIVING_SPLITS, required_files=_diving_files)
+@register_dataset(
+    "diving48",
+    description="Diving48 V2: 48 dives",
+    splits=_DIVING_SPLITS,
+    required_files=lambda root: tuple(file.required(root) for file in (*_DIVING_LISTS.values(), _VOCABULARY)),
+)
 def open_diving48(root: Path, split: str) -> ClipSet:
     """Open a split of Diving48 V2. A horizontal flip keeps the class: the direction of a twist is not labeled.
 
     The name of a class is its four tokens; its prompt spells them out (:func:`dive_prompt`).
-
-    Raises:
-        FileNotFoundError: ``root`` or an annotation file does not exist.
-        ValueError: an annotation is invalid; the message names file and entry.
     """
     names, prompts = _read_vocabulary(_VOCABULARY.path(root))
     labels = _read_dives(_DIVING_LISTS[split].path(root), len(names))
-    found = find_videos(root, _DIVING_DIRS, labels)
-    expected = first_directory(root, _DIVING_DIRS[:-1])
-    clips = tuple(Clip(found.get(name, expected / f"{name}.mp4"), label) for name, label in labels.items())
+    clips = labeled_clips(root, ("rgb", "videos", "rawframes"), labels, ".mp4")
     return ClipSet("diving48", split, root, clips, names, prompts, tuple(range(len(names))))
 
 
 def dive_prompt(tokens: tuple[str, str, str, str]) -> str:
     """Spell out the four tokens of a class: ``("Back", "15som", "05Twis", "FREE")`` becomes "back dive, 1.5
     somersaults, 0.5 twist, free position". Tokens for no somersaults ("Dive") and no twists ("NoTwis") are omitted.
-
-    Raises:
-        ValueError: a token is not in the vocabulary.
-    """
+    Raises ValueError if a token is not in the vocabulary."""
     take_off, somersaults, twists, position = tokens
     if take_off not in _TAKE_OFFS:
         raise ValueError(f"take-off is {take_off!r}; expected one of {', '.join(_TAKE_OFFS)}")

@@ -65,10 +65,6 @@ class RandAugment:
         return clip
 
 
-def _identity(clip: _Clip, strength: float) -> _Clip:
-    return clip
-
-
 def _auto_contrast(clip: _Clip, strength: float) -> _Clip:
     """Stretch each channel to 0..255."""
     low, high = clip.amin(dim=(0, 2, 3), keepdim=True), clip.amax(dim=(0, 2, 3), keepdim=True)
@@ -98,22 +94,10 @@ def _solarize(clip: _Clip, strength: float) -> _Clip:
     return torch.where(clip < 256 * (1 - abs(strength)), clip, 255 - clip)
 
 
-def _color(clip: _Clip, strength: float) -> _Clip:
-    return _blend(_gray(clip), clip, strength)
-
-
 def _posterize(clip: _Clip, strength: float) -> _Clip:
     """Clear up to four of eight bits."""
     step = 2 ** round(4 * abs(strength))
     return clip if step == 1 else (clip / step).floor_().mul_(step)
-
-
-def _contrast(clip: _Clip, strength: float) -> _Clip:
-    return _blend(_gray(clip).mean(), clip, strength)
-
-
-def _brightness(clip: _Clip, strength: float) -> _Clip:
-    return _blend(clip.new_zeros(()), clip, strength)
 
 
 def _sharpness(clip: _Clip, strength: float) -> _Clip:
@@ -126,38 +110,22 @@ def _sharpness(clip: _Clip, strength: float) -> _Clip:
     return _blend(smooth, clip, strength)
 
 
-def _shear_x(clip: _Clip, strength: float) -> _Clip:
-    return _warp(clip, (1.0, 0.3 * strength), (0.0, 1.0))
-
-
-def _shear_y(clip: _Clip, strength: float) -> _Clip:
-    return _warp(clip, (1.0, 0.0), (0.3 * strength, 1.0))
-
-
-def _translate_x(clip: _Clip, strength: float) -> _Clip:
-    return _warp(clip, (1.0, 0.0), (0.0, 1.0), shift=(0.45 * strength, 0.0))
-
-
-def _translate_y(clip: _Clip, strength: float) -> _Clip:
-    return _warp(clip, (1.0, 0.0), (0.0, 1.0), shift=(0.0, 0.45 * strength))
-
-
 #: The operations, in the order of the paper.
 OPERATIONS: dict[str, Callable[[_Clip, float], _Clip]] = {
-    "identity": _identity,
+    "identity": lambda clip, strength: clip,
     "auto_contrast": _auto_contrast,
     "equalize": _equalize,
     "rotate": _rotate,
     "solarize": _solarize,
-    "color": _color,
+    "color": lambda clip, strength: _blend(_gray(clip), clip, strength),
     "posterize": _posterize,
-    "contrast": _contrast,
-    "brightness": _brightness,
+    "contrast": lambda clip, strength: _blend(_gray(clip).mean(), clip, strength),
+    "brightness": lambda clip, strength: _blend(clip.new_zeros(()), clip, strength),
     "sharpness": _sharpness,
-    "shear_x": _shear_x,
-    "shear_y": _shear_y,
-    "translate_x": _translate_x,
-    "translate_y": _translate_y,
+    "shear_x": lambda clip, strength: _warp(clip, (1.0, 0.3 * strength), (0.0, 1.0)),
+    "shear_y": lambda clip, strength: _warp(clip, (1.0, 0.0), (0.3 * strength, 1.0)),
+    "translate_x": lambda clip, strength: _warp(clip, (1.0, 0.0), (0.0, 1.0), (0.45 * strength, 0.0)),
+    "translate_y": lambda clip, strength: _warp(clip, (1.0, 0.0), (0.0, 1.0), (0.0, 0.45 * strength)),
 }
 
 

@@ -79,20 +79,9 @@ SPARSE = FrameSampling()
 
 
 def segment_indices(count: int, num_frames: int, generator: torch.Generator | None = None) -> Int64[Tensor, " t"]:
-    """Sparse uniform sampling: one frame from each of ``num_frames`` equal segments of a clip.
-
-    Args:
-        count: number of frames in the clip.
-        num_frames: T, number of frames to sample.
-        generator: samples the position in each segment (training). None uses the center (test).
-
-    Returns:
-        ascending frame indices; a clip with fewer than T frames repeats some of them.
-
-    Raises:
-        ValueError: ``count`` or ``num_frames`` is below 1.
-    """
-    _check(count, num_frames)
+    """Sparse uniform sampling: one frame from each of ``num_frames`` equal segments of a clip of ``count`` frames, at a
+    random position in the segment, or in its center without a generator; see :meth:`FrameSampling.indices`."""
+    _check_counts(count, num_frames)
     if generator is None:
         # (t + 1/2) · count / T in integers: exact for every length.
         return (2 * torch.arange(num_frames) + 1) * count // (2 * num_frames)
@@ -104,31 +93,16 @@ def segment_indices(count: int, num_frames: int, generator: torch.Generator | No
 def dense_indices(
     count: int, num_frames: int, stride: int, *, views: int = 1, generator: torch.Generator | None = None
 ) -> Int64[Tensor, "views t"]:
-    """Dense sampling: every ``stride``-th frame of a window of ``num_frames`` · ``stride`` frames.
-
-    Args:
-        count: number of frames in the clip.
-        num_frames: T, number of frames to sample.
-        stride: distance between sampled frames.
-        views: number of test windows, spread evenly over the clip; a single one is in its middle.
-        generator: samples the position of one window (training). None uses fixed positions (test).
-
-    Returns:
-        ascending frame indices of each window; past the end of a short clip, its last frame is repeated.
-
-    Raises:
-        ValueError: ``count`` or ``num_frames`` is below 1.
-    """
-    _check(count, num_frames)
+    """Dense sampling: every ``stride``-th frame of a window of ``num_frames`` · ``stride`` frames; see
+    :meth:`FrameSampling.indices`."""
+    _check_counts(count, num_frames)
     positions = max(count - num_frames * stride, 0) + 1
-    if generator is None:
-        starts = segment_indices(positions, views)
-    else:
-        starts = torch.randint(positions, (1,), generator=generator)
+    fixed = generator is None
+    starts = segment_indices(positions, views) if fixed else torch.randint(positions, (1,), generator=generator)
     return (starts[:, None] + stride // 2 + stride * torch.arange(num_frames)).clamp_(max=count - 1)
 
 
-def _check(count: int, num_frames: int) -> None:
+def _check_counts(count: int, num_frames: int) -> None:
     if count < 1:
         raise ValueError(f"count must be at least 1, got {count}: a clip without frames cannot be sampled")
     if num_frames < 1:
