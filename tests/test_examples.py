@@ -1,4 +1,4 @@
-"""Run each example at a small size and check its claims. (`onnx_predict.py`: tests/tools/export.)"""
+"""Run each example at a small size and check its claims. (`onnx_predict.py`: tests/tools/test_export.py)"""
 
 import os
 import re

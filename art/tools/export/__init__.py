@@ -1,8 +1,6 @@
-"""Trained models as files that run without this package: ``torch.export`` programs and ONNX."""
+"""Export of trained models, as ``torch.export`` programs or ONNX, to files that run without this package."""
 
-from art.tools.export.checkpoint import export_checkpoint
-from art.tools.export.facts import read_facts
-from art.tools.export.model import FORMATS, Exported, export_model
-from art.tools.export.program import OUTPUTS
+from art.tools.export.formats import FORMATS, OUTPUTS, read_facts
+from art.tools.export.model import Exported, export_checkpoint, export_model
 
 __all__ = ["FORMATS", "OUTPUTS", "Exported", "export_checkpoint", "export_model", "read_facts"]

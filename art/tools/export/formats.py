@@ -1,4 +1,4 @@
-"""The two formats: how a graph is written to a file, and how that file is run."""
+"""File formats of exported models, and the facts about the model that are stored in each file."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
+from datetime import datetime, timezone
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -16,88 +19,106 @@ from jaxtyping import UInt8
 from torch import Tensor
 from torch.export import ExportedProgram
 
+from art import __version__
 from art.extras import import_extra
-from art.tools.export.facts import KEY
-from art.tools.export.program import INPUT
+from art.model.pretrained import VideoClassifier
 
-#: The operators of ONNX 1.15 (2023), which has GELU; every onnxruntime from 1.17 on runs them.
+#: Name of the only input.
+INPUT = "video"
+#: Outputs that an exported model can have; the logits are always first.
+OUTPUTS = ("logits", "class_token", "maps")
+#: Key of the facts in the metadata of an ONNX file and, with the suffix ".json", in the extra files of a .pt2 file.
+FACTS_KEY = "art"
+#: Operators of ONNX 1.15 (2023), the first with GELU; supported since onnxruntime 1.17.
 OPSET = 20
-#: A protocol buffer, which an ONNX file is, cannot be larger.
-MOST_ONNX_BYTES = 2**31 - 2**20
+#: An ONNX file is a protocol buffer, which is limited to 2 GiB; 1 MiB is reserved for the graph.
+MAX_ONNX_BYTES = 2**31 - 2**20
 
-Run = Callable[[UInt8[Tensor, "b t 3 s s"]], dict[str, Tensor]]
+_OUTPUT_DESCRIPTIONS = {
+    "logits": "[clips, classes] float32; apply softmax to get probabilities",
+    "class_token": "[clips, channels] float32, the global feature of each clip",
+    "maps": "[clips, frames, tracklets, height, width] float32, response map of each query; sums to 1 over a frame",
+}
+
+#: Maps a batch of clips to the outputs by name.
+Runner = Callable[[UInt8[Tensor, "b t 3 s s"]], dict[str, Tensor]]
 
 
 class FileFormat(ABC):
-    """Attributes: ``suffix`` of its files, and ``libraries`` whose versions belong into their facts."""
+    """Base class of file formats.
+
+    Attributes:
+        suffix: of the files.
+        libraries: whose versions are stored in the facts.
+    """
 
     suffix: str
     libraries: tuple[str, ...] = ()
 
-    def check(self, weights_bytes: int) -> None:
-        """Raise, before any work, where this format cannot be written."""
+    def check(self, weight_bytes: int) -> None:
+        """Raise an error, before any work, if a model with weights of this size cannot be written."""
         return
 
     @abstractmethod
     def convert(self, program: ExportedProgram, outputs: Sequence[str]) -> Any:
-        """What :meth:`write` takes."""
+        """Convert a program to the argument of :meth:`write`."""
 
     @abstractmethod
     def write(self, converted: Any, facts: dict[str, Any], path: Path) -> None:
-        """Write one file."""
+        """Write the model and its facts to one file."""
 
     @abstractmethod
-    def open(self, path: Path, outputs: Sequence[str]) -> Run:
-        """The file as a function on the CPU."""
+    def open(self, path: Path, outputs: Sequence[str]) -> Runner:
+        """Load a file as a function that runs on the CPU."""
 
 
 class TorchProgram(FileFormat):
-    """A ``torch.export`` program: ``torch.export.load(file).module()`` needs torch alone."""
+    """A ``torch.export`` program: ``torch.export.load(file).module()`` requires only torch."""
 
     suffix = ".pt2"
 
     def convert(self, program: ExportedProgram, outputs: Sequence[str]) -> ExportedProgram:
-        """The program itself."""
+        """Return the program."""
         return program
 
     def write(self, converted: ExportedProgram, facts: dict[str, Any], path: Path) -> None:
-        """With its facts as an extra file."""
-        # Quiet: of weights that share memory it warns that they are written one by one; the check reads them again.
-        with _quiet(), path.open("wb") as file:
-            torch.export.save(converted, file, extra_files={f"{KEY}.json": json.dumps(facts, ensure_ascii=False)})
+        """Write the program, with the facts as an extra file."""
+        # torch warns that it copies weights that share memory, which is harmless: the written file is checked.
+        with _suppress_warnings(), path.open("wb") as file:
+            torch.export.save(converted, file, extra_files={f"{FACTS_KEY}.json": json.dumps(facts, ensure_ascii=False)})
 
-    def open(self, path: Path, outputs: Sequence[str]) -> Run:
-        """By torch."""
+    def open(self, path: Path, outputs: Sequence[str]) -> Runner:
+        """Load a file with torch."""
         with path.open("rb") as file:
             module = torch.export.load(file).module()
 
         def run(video: Tensor) -> dict[str, Tensor]:
             with torch.no_grad():
-                said: dict[str, Tensor] = module(**{INPUT: video})
-            return said
+                results: dict[str, Tensor] = module(**{INPUT: video})
+            return results
 
         return run
 
 
 class Onnx(FileFormat):
-    """ONNX with standard operators only."""
+    """ONNX, standard operators only."""
 
     suffix = ".onnx"
     libraries = ("onnx", "onnxscript", "onnxruntime")
 
-    def check(self, weights_bytes: int) -> None:
-        """Raises ModuleNotFoundError without the extra, ValueError for a model that is too large."""
+    def check(self, weight_bytes: int) -> None:
+        """Raise ModuleNotFoundError if the extra is not installed, ValueError if the model is too large."""
         for library in self.libraries:
             import_extra(library, extra="onnx", needed_by="--format onnx", instead="choose --format torch")
-        if weights_bytes > MOST_ONNX_BYTES:
+        if weight_bytes > MAX_ONNX_BYTES:
             raise ValueError(
-                f"the weights are {weights_bytes / 2**30:.1f} GiB, and an ONNX file holds at most 2; "
+                f"the weights take {weight_bytes / 2**30:.1f} GiB, and an ONNX file is limited to 2 GiB; "
                 "choose --format torch"
             )
 
     def convert(self, program: ExportedProgram, outputs: Sequence[str]) -> Any:
-        """Raises RuntimeError where an operator is not of the standard."""
-        with _quiet():
+        """Convert to ONNX; raise RuntimeError if the result has an operator outside the standard."""
+        with _suppress_warnings():
             converted = torch.onnx.export(
                 program,
                 dynamo=True,
@@ -111,30 +132,33 @@ class Onnx(FileFormat):
         domains = {node.domain for node in converted.model.graph.all_nodes()} - {"", "ai.onnx"}
         if domains or converted.model.functions:
             raise RuntimeError(
-                f"the graph holds operators of {', '.join(sorted(domains))}, expected standard ones only"
+                f"the graph has operators of {', '.join(sorted(domains))}, expected only standard ONNX operators"
             )
         return converted
 
     def write(self, converted: Any, facts: dict[str, Any], path: Path) -> None:
-        """With its facts in the metadata of the model."""
-        converted.model.metadata_props[KEY] = json.dumps(facts, ensure_ascii=False)
+        """Write the model, with the facts in its metadata."""
+        converted.model.metadata_props[FACTS_KEY] = json.dumps(facts, ensure_ascii=False)
         converted.save(path, external_data=False)
 
-    def open(self, path: Path, outputs: Sequence[str]) -> Run:
-        """By onnxruntime."""
+    def open(self, path: Path, outputs: Sequence[str]) -> Runner:
+        """Load a file with onnxruntime."""
         onnxruntime = import_extra("onnxruntime", extra="onnx", needed_by="--format onnx")
         session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
 
         def run(video: Tensor) -> dict[str, Tensor]:
-            said = session.run(list(outputs), {INPUT: video.numpy()})
-            return {name: torch.from_numpy(value) for name, value in zip(outputs, said, strict=True)}
+            results = session.run(list(outputs), {INPUT: video.numpy()})
+            return {name: torch.from_numpy(value) for name, value in zip(outputs, results, strict=True)}
 
         return run
 
 
+FORMATS: dict[str, FileFormat] = {"torch": TorchProgram(), "onnx": Onnx()}
+
+
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the exporter's own notes on what it does not fold, and on what it will call otherwise one day."""
+def _suppress_warnings() -> Iterator[None]:
+    """Suppress the exporters' messages on constants that are not folded and on their own deprecations."""
     loggers = [logging.getLogger(name) for name in ("onnxscript", "torch.onnx")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
@@ -146,3 +170,71 @@ def _quiet() -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
+
+
+def model_facts(model: VideoClassifier, outputs: Sequence[str], libraries: Sequence[str]) -> dict[str, Any]:
+    """Return the facts of a file, except "check", as values for JSON.
+
+    Args:
+        model: the exported model.
+        outputs: of the file.
+        libraries: whose versions are stored, in addition to torch and this package.
+    """
+    size, frames = model.input_size, model.num_frames
+    return {
+        "format": 1,
+        "kind": model.kind,
+        "class_names": model.class_names,
+        "num_frames": frames,
+        "input_size": size,
+        "input": {
+            "name": INPUT,
+            "shape": ["clips", frames, 3, size, size],
+            "dtype": "uint8",
+            "colors": "RGB, 0 to 255; the model normalizes them",
+        },
+        "outputs": {name: _OUTPUT_DESCRIPTIONS[name] for name in outputs},
+        "sampling": asdict(model.sampling),
+        "crop": {"share": model.center_crop.fraction, "resize": "bilinear, antialiased, rounded"},
+        "options": asdict(model.options),
+        "versions": {"art": __version__, "torch": str(torch.__version__), **_installed_versions(libraries)},
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }
+
+
+def read_facts(path: Path) -> dict[str, Any]:
+    """Return the facts that ``art export`` stored in a .pt2 or .onnx file.
+
+    Raises:
+        FileNotFoundError: the file does not exist.
+        ValueError: the file has another suffix, or contains no facts.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    if path.suffix == ".onnx":
+        import onnx
+
+        model = onnx.load(path, load_external_data=False)
+        text = {entry.key: entry.value for entry in model.metadata_props}.get(FACTS_KEY, "")
+    elif path.suffix == ".pt2":
+        extra_files = {f"{FACTS_KEY}.json": ""}
+        torch.export.load(path, extra_files=extra_files)
+        text = extra_files[f"{FACTS_KEY}.json"]
+    else:
+        raise ValueError(f"{path}: expected a .pt2 or .onnx file")
+    if not text:
+        raise ValueError(f"{path}: contains no facts of art export; export the model again")
+    facts: dict[str, Any] = json.loads(text)
+    if "colours" in facts["input"]:  # key in files of earlier versions
+        facts["input"]["colors"] = facts["input"].pop("colours")
+    return facts
+
+
+def _installed_versions(libraries: Sequence[str]) -> dict[str, str]:
+    versions = {}
+    for name in libraries:
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return versions
