@@ -38,6 +38,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch._functorch.config
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -241,6 +242,10 @@ def _measure_shape(results: Results, shape: ContrastShape, dtype: str, limits: L
         return
     inputs = draw_inputs(shape, results.device, DTYPES[dtype])
     losses, found = _accurate_losses(results, shape, inputs, case)
+    entries = {
+        provider: {"served_by": served_by(provider, shape, inputs), "errors": found[provider]} for provider in losses
+    }
+    sizes = {"operation": shape.operation, "sizes": list(shape.sizes)}
     for pass_name in results.settings.passes:
         if results.out_of_time(**case, **{"pass": pass_name}):
             continue
@@ -251,19 +256,8 @@ def _measure_shape(results: Results, shape: ContrastShape, dtype: str, limits: L
             elif pass_name == "both":
                 calls[provider] = capture_graph(pass_call(pass_name, loss, inputs))
         results.records += measure_providers(
-            results,
-            calls,
-            lambda provider, pass_name=pass_name: {
-                **case,
-                "operation": shape.operation,
-                "sizes": list(shape.sizes),
-                "pass": pass_name,
-                "provider": provider,
-                "served_by": served_by(provider, shape, inputs),
-                "errors": found[provider],
-            },
-            dtype=dtype, limits=limits, moved_bytes=shape.moved_bytes(DTYPES[dtype], pass_name),
-            operations=shape.operations(pass_name),
+            results, calls, {**case, **sizes, "pass": pass_name}, entries, dtype=dtype, limits=limits,
+            moved_bytes=shape.moved_bytes(DTYPES[dtype], pass_name), operations=shape.operations(pass_name),
         )  # fmt: skip
 
 
@@ -330,8 +324,7 @@ def draw_inputs(shape: ContrastShape, device: torch.device, dtype: torch.dtype, 
 def build(provider: str, shape: ContrastShape, *, quick: bool = False) -> Loss:
     """Return the loss of a provider as a function of the inputs; with `quick` nothing is compiled to machine code."""
     if provider.endswith("compiled"):
-        config = importlib.import_module("torch._functorch.config")
-        config.donated_buffer = False  # backward runs several times on one graph
+        torch._functorch.config.donated_buffer = False  # backward runs several times on one graph
         return torch.compile(build(provider.removesuffix(" compiled"), shape), backend=COMPILERS[quick])
     if provider == "memeff":
         peer = importlib.import_module("memeff").MemoryEfficientCLIPLoss

@@ -268,17 +268,12 @@ def measure_linking(results: Results, case: Case, shape: LinkingShape, limits: L
                 call = capture_graph(call)
             errors[provider] = providers.link_errors(responses, *call())
             calls[provider] = call
+    entries = {
+        name: {"served_by": _served_by("link_tracklets", name, responses), "errors": errors[name]} for name in calls
+    }
     records = measure_providers(
-        results,
-        calls,
-        lambda provider: {
-            **case,
-            "sizes": list(shape.sizes),
-            "provider": provider,
-            "served_by": _served_by("link_tracklets", provider, responses),
-            "errors": errors[provider],
-        },
-        dtype=case["dtype"], limits=limits, moved_bytes=shape.moved_bytes(dtype), operations=shape.operations(),
+        results, calls, {**case, "sizes": list(shape.sizes)}, entries, dtype=case["dtype"], limits=limits,
+        moved_bytes=shape.moved_bytes(dtype), operations=shape.operations(),
     )  # fmt: skip
     for record in records:
         record["microseconds"] = 1e3 * record["median_ms"] / shape.pairs

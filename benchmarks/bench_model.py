@@ -324,7 +324,7 @@ def build(provider: str, model: Model, source: VideoClassifier | None = None) ->
         shared = {name: value for name, value in source.state_dict(keep_vars=True).items() if name in own}
         built.load_state_dict(shared, assign=True)
     if provider in (PUBLISHED, ART_PUBLISHED):
-        transformer = built.backbone.transformer
+        transformer: Any = built.backbone.transformer
         for block in transformer.resblocks:
             block.mlp = PublishedFeedForward(block.mlp)
         for index, block in enumerate(transformer.dec):

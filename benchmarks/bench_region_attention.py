@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 if not __package__:  # run as a file
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
@@ -187,7 +188,8 @@ def _measure_shape(results: Results, shape: AttentionShape, dtype: str, limits: 
         return
     inputs = draw_inputs(shape, results.device, DTYPES[dtype])
     true_values = oracle(shape, inputs)
-    modules, found = {}, {}
+    modules: dict[str, nn.Module] = {}
+    found: dict[str, dict[str, float]] = {}
     for provider in PROVIDERS:
         if provider not in (*results.settings.providers, BASELINE, OURS) or unsupported_reason(
             provider, results.device
@@ -200,23 +202,19 @@ def _measure_shape(results: Results, shape: AttentionShape, dtype: str, limits: 
             modules[provider], found[provider] = module, own
     if BASELINE not in modules:
         raise RuntimeError(f"the baseline {BASELINE} failed, so nothing can be compared with it")
+    entries = {
+        provider: {"served_by": served_by(provider, shape, inputs.regions), "errors": found[provider]}
+        for provider in modules
+    }
+    sizes = {name: value for name, value in asdict(shape).items() if name not in ("name", "cpu_frames")}
     for pass_name in results.settings.passes:
         if results.out_of_time(**case, **{"pass": pass_name}):
             continue
         calls = {provider: pass_call(pass_name, module, inputs) for provider, module in modules.items()}
         least = floor(shape, DTYPES[dtype], pass_name)
         records = measure_providers(
-            results,
-            calls,
-            lambda provider, pass_name=pass_name: {
-                **{name: value for name, value in asdict(shape).items() if name not in ("name", "cpu_frames")},
-                **case,
-                "pass": pass_name,
-                "provider": provider,
-                "served_by": served_by(provider, shape, inputs.regions),
-                "errors": found[provider],
-            },
-            dtype=dtype, limits=limits, moved_bytes=least.bytes, operations=least.operations,
+            results, calls, {**case, **sizes, "pass": pass_name}, entries, dtype=dtype, limits=limits,
+            moved_bytes=least.bytes, operations=least.operations,
         )  # fmt: skip
         folded = next((record["median_ms"] for record in records if record["provider"] == FOLDED), None)
         for record in records:

@@ -80,7 +80,7 @@ def write_video(path: Path, case: VideoCase, frames: int = FRAMES, codec: str = 
     import av
 
     with av.open(str(path), "w") as container:
-        stream = container.add_stream(codec, rate=RATE)
+        stream: Any = container.add_stream(codec, rate=RATE)
         stream.width, stream.height, stream.pix_fmt = case.width, case.height, "yuv420p"
         stream.codec_context.gop_size = case.keyframe_every
         stream.options = {"crf": "23", "preset": "medium"} if codec == "libx264" else {}

@@ -184,7 +184,8 @@ def compare_times(provider: str, times: Mapping[str, float], *, ours: str = OURS
 def measure_providers(
     results: Results,
     calls: Mapping[str, Callable[[], object]],
-    describe: Callable[[str], Record],
+    case: Record,
+    entries: Mapping[str, Record],
     *,
     dtype: str,
     limits: Limits,
@@ -196,7 +197,8 @@ def measure_providers(
     Args:
         results: device and number of repetitions.
         calls: what to run, by provider, the baseline first.
-        describe: returns the entries of a provider's record that identify the case.
+        case: entries of all records.
+        entries: further entries of each provider's record.
         dtype: name of the dtype.
         limits: of the device.
         moved_bytes: minimum number of bytes moved by a call.
@@ -206,7 +208,9 @@ def measure_providers(
     times = {provider: timing.median_ms for provider, timing in timings.items()}
     return [
         {
-            **describe(provider),
+            **case,
+            "provider": provider,
+            **entries[provider],
             **asdict(timing),
             **compare_times(provider, times),
             "peak_extra_bytes": peak_extra_bytes(calls[provider], results.device),
