@@ -26,27 +26,10 @@ if TYPE_CHECKING:
     from art.data.transforms.sampling import FrameSampling
 
 __all__ = [
-    "CenterCrop",
-    "Clip",
-    "ClipDataset",
-    "ClipSet",
-    "DataError",
-    "FrameSampling",
-    "PairMix",
-    "RandAugment",
-    "RequiredFile",
-    "TrainAugment",
-    "VideoError",
-    "build_loader",
-    "dataset_names",
-    "dataset_splits",
-    "frame_times",
-    "open_dataset",
-    "read_clip",
-    "read_frames",
-    "register_dataset",
-    "required_files",
-]
+    "CenterCrop", "Clip", "ClipDataset", "ClipSet", "DataError", "FrameSampling", "PairMix", "RandAugment",
+    "RequiredFile", "TrainAugment", "VideoError", "build_loader", "dataset_names", "dataset_splits", "frame_times",
+    "open_dataset", "read_clip", "read_frames", "register_dataset", "required_files",
+]  # fmt: skip
 
 #: The module of each public name, imported when the name is first used.
 _LAZY_EXPORTS = {

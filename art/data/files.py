@@ -18,12 +18,8 @@ class WriteError(OSError):
 
 
 def atomic_write(path: Path, write: Callable[[Path], object]) -> None:
-    """Write a file under a temporary name and rename it, so that ``path`` is never incomplete.
-
-    Args:
-        path: the file to create or replace; missing parent directories are created.
-        write: writes the file to the path passed to it. If it raises an exception, the temporary file is removed.
-    """
+    """Create or replace a file, and its parent directories, so that ``path`` is never incomplete: ``write`` writes it
+    under the temporary name passed to it, which is renamed, or removed if an exception is raised."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + PARTIAL)
     try:
@@ -34,13 +30,14 @@ def atomic_write(path: Path, write: Callable[[Path], object]) -> None:
         raise
 
 
-def check_writable(directory: Path, argument: str) -> None:
-    """Raise ValueError unless files can be written to ``directory``. It need not exist, and is not created.
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically."""
+    atomic_write(path, lambda partial: partial.write_text(text, encoding="utf-8"))
 
-    Args:
-        directory: the directory.
-        argument: name of the argument or option, for the error message.
-    """
+
+def check_writable(directory: Path, argument: str) -> None:
+    """Raise ValueError, which names the ``argument``, unless files can be written to ``directory``. It need not exist,
+    and is not created."""
     existing = next(path for path in (directory, *directory.absolute().parents) if path.exists())
     if not existing.is_dir():
         raise ValueError(f"{argument} {directory}: {existing} is not a directory")
@@ -51,17 +48,9 @@ def check_writable(directory: Path, argument: str) -> None:
 class Journal:
     """An append-only file in JSON Lines format with an entry for each finished output file.
 
-    Use it as a context manager. While it is open, its directory is locked against other processes. Opening it reads the
-    entries and removes files that a killed process left incomplete.
-
-    Args:
-        path: the journal; its directory is created if it does not exist.
-
-    Attributes:
-        entries: the last entry of each file, by name (the value of ``"file"``).
-
-    Raises:
-        ValueError: on opening, if another process has locked the directory.
+    Use it as a context manager. While it is open, its directory, which is created if it does not exist, is locked
+    against other processes: opening it again raises ValueError. Opening it reads the entries and removes files that a
+    killed process left incomplete. ``entries`` has the last entry of each file, by name (the value of ``"file"``).
     """
 
     def __init__(self, path: Path) -> None:
@@ -85,11 +74,7 @@ class Journal:
         self._file.close()
 
     def append(self, entry: dict[str, Any]) -> None:
-        """Append an entry.
-
-        Raises:
-            WriteError: the journal cannot be written.
-        """
+        """Append an entry. Raises WriteError if the journal cannot be written."""
         try:
             self._file.write(json.dumps(entry) + "\n")
             self._file.flush()

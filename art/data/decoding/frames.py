@@ -37,15 +37,10 @@ class Unreadable(Exception):
 
 @dataclass(frozen=True)
 class StoredClip:
-    """A clip held in memory, for example one read from an archive.
+    """A clip held in memory, for example one read from an archive."""
 
-    Attributes:
-        name: name used in error messages.
-        files: file name to content, for its one video file or for all of its frames.
-    """
-
-    name: str
-    files: Mapping[str, bytes]
+    name: str  # used in error messages
+    files: Mapping[str, bytes]  # file name to content, of its one video file or all of its frames
 
 
 class FrameSpan(ABC):
@@ -59,11 +54,8 @@ class FrameSpan(ABC):
     @property
     @abstractmethod
     def times(self) -> Sequence[float]:
-        """Presentation time of each frame, ascending, in seconds since the first frame of the video.
-
-        Raises:
-            Unreadable: the video has no timestamps.
-        """
+        """Presentation time of each frame, ascending, in seconds since the first frame of the video. Raises Unreadable
+        if the video has no timestamps."""
 
     @property
     @abstractmethod
@@ -72,17 +64,10 @@ class FrameSpan(ABC):
 
     @abstractmethod
     def read(self, positions: Sequence[int], short_side: int | None) -> UInt8[Tensor, "n 3 h w"]:
-        """Decode the frames at ``positions``.
+        """Decode the frames at ``positions``, one or more values in ``0..count-1`` in any order, to upright RGB.
 
-        Args:
-            positions: one or more values in ``0..count-1``, in any order. Repeated frames are decoded once.
-            short_side: scale frames to this many pixels on the shorter side; None keeps their size.
-
-        Returns:
-            RGB frames, upright.
-
-        Raises:
-            Unreadable: a frame cannot be decoded.
+        Repeated frames are decoded once. ``short_side`` is as in :func:`scaled_size`. Raises Unreadable if a frame
+        cannot be decoded.
         """
 
 
@@ -92,11 +77,7 @@ Decoder = Callable[[Path | bytes, float | None, float | None], AbstractContextMa
 
 
 def scaled_size(height: int, width: int, short_side: int | None) -> tuple[int, int]:
-    """Return height and width scaled so that the shorter side has ``short_side`` pixels; None keeps the size.
-
-    Raises:
-        ValueError: ``short_side`` is below 1.
-    """
+    """Return height and width scaled so that the shorter side has ``short_side`` pixels; None keeps the size."""
     if short_side is None:
         return height, width
     if short_side < 1:
@@ -106,11 +87,7 @@ def scaled_size(height: int, width: int, short_side: int | None) -> tuple[int, i
 
 
 class FrameConverter:
-    """Converts decoded frames to upright RGB arrays.
-
-    Args:
-        short_side: number of pixels on the shorter side; None keeps the size.
-    """
+    """Converts decoded frames to upright RGB arrays with ``short_side`` pixels on the shorter side."""
 
     def __init__(self, short_side: int | None = None) -> None:
         self._short_side = short_side
@@ -129,16 +106,8 @@ class FrameConverter:
 def assemble_clip(
     frames: Iterable[tuple[int, VideoFrame]], keys: Sequence[int], short_side: int | None
 ) -> UInt8[Tensor, "n 3 h w"]:
-    """Convert each frame once and store it at every position that its key has in ``keys``.
-
-    Args:
-        frames: pairs of key and decoded frame, one for each distinct key.
-        keys: the key of each frame of the clip.
-        short_side: number of pixels on the shorter side; None keeps the size.
-
-    Raises:
-        Unreadable: the frames differ in size.
-    """
+    """Convert each frame once and store it at every position that its key has in ``keys``, which lists the key of each
+    frame of the clip. Raises Unreadable if the frames differ in size."""
     converter = FrameConverter(short_side)
     positions: dict[int, list[int]] = {}
     for position, key in enumerate(keys):
@@ -165,25 +134,16 @@ def assemble_clip(
 
 
 @contextlib.contextmanager
-def open_frame_directory(path: Path, start: float | None, end: float | None) -> Iterator[ImageSpan]:
-    """Open a directory of frames; ``start`` and ``end`` must be None."""
-    _check_no_times(start, end)
-    yield ImageSpan(numbered_frames(entry.name for entry in path.iterdir()), lambda name: (path / name).read_bytes())
-
-
-@contextlib.contextmanager
-def open_stored_frames(files: Mapping[str, bytes], start: float | None, end: float | None) -> Iterator[ImageSpan]:
-    """Open frames held in memory, by file name; ``start`` and ``end`` must be None."""
-    _check_no_times(start, end)
-    yield ImageSpan(numbered_frames(files), files.__getitem__)
-
-
-def _check_no_times(start: float | None, end: float | None) -> None:
+def open_images(
+    names: Iterable[str], load: Callable[[str], bytes], start: float | None, end: float | None
+) -> Iterator[ImageSpan]:
+    """Open the frames among some files, of which ``load`` returns the content; ``start`` and ``end`` must be None."""
     if start is not None or end is not None:
         raise Unreadable(
             "is a directory of frames, which has no timestamps, so a start or end in seconds cannot be located; use a "
             "directory with the frames of that part, or the video file"
         )
+    yield ImageSpan(numbered_frames(names), load)
 
 
 def numbered_frames(files: Iterable[str]) -> list[str]:
@@ -227,16 +187,10 @@ def _check_steps(numbers: Sequence[int]) -> None:
 
 
 class ImageSpan(FrameSpan):
-    """Frames stored as image files.
-
-    Args:
-        names: file names, in order.
-        load: returns the content of a file.
-    """
+    """Frames stored as image files, in the order of their names. ``load`` returns the content of a file."""
 
     def __init__(self, names: Sequence[str], load: Callable[[str], bytes]) -> None:
-        self._names = names
-        self._load = load
+        self._names, self._load = names, load
 
     @property
     def count(self) -> int:

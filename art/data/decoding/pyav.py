@@ -11,9 +11,9 @@ import contextlib
 import io
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from typing import NamedTuple
 
 import av
 from av.container import InputContainer
@@ -42,45 +42,27 @@ _SKIPPABLE = ("h264", "mpeg4", "mpeg2video", "mpeg1video")
 _RESTART_COST, _SEEK_COST = 2, 4
 
 
-@dataclass(frozen=True)
-class PacketInfo:
-    """One compressed frame.
+class PacketInfo(NamedTuple):
+    """One compressed frame."""
 
-    Attributes:
-        time: presentation time, in ticks of its :class:`VideoSource`.
-        keyframe: whether decoding can start here.
-        shown: False for a frame that an edit list keeps only as a reference for others.
-    """
-
-    time: int
-    keyframe: bool
-    shown: bool
+    time: int  # presentation time, in ticks of its VideoSource
+    keyframe: bool  # decoding can start here
+    shown: bool  # False for a frame that an edit list keeps only as a reference for others
 
 
-@dataclass(frozen=True)
-class FrameIndex:
-    """The packets of a file and the frames of the requested span.
+class FrameIndex(NamedTuple):
+    """The packets of a file and the frames of the requested span."""
 
-    Attributes:
-        packets: the packets that were read, in decoding order.
-        cached: their content; None if it exceeds ``MAX_CACHED_BYTES``.
-        entry: for the time of each packet, the position of the packet at which decoding has to start.
-        times: times of the requested frames, ascending.
-    """
-
-    packets: list[PacketInfo]
-    cached: list[av.Packet] | None
-    entry: dict[int, int]
-    times: list[int]
+    packets: list[PacketInfo]  # those that were read, in decoding order
+    cached: list[av.Packet] | None  # their content; None if it exceeds MAX_CACHED_BYTES
+    entry: dict[int, int]  # for the time of each packet, the position of the packet at which decoding has to start
+    times: list[int]  # of the requested frames, ascending
 
 
 @contextlib.contextmanager
 def open_source(file: Path | bytes) -> Iterator[VideoSource]:
-    """Open the first decodable video stream of a file, given as a path or as its content.
-
-    Raises:
-        Unreadable: there is none, or FFmpeg reports an error, on opening or later.
-    """
+    """Open the first decodable video stream of a file, given as a path or as its content. Raises Unreadable if there is
+    none, or if FFmpeg reports an error, on opening or later."""
     try:
         # Without "file:", a name with a colon would be parsed as a protocol.
         opened = io.BytesIO(file) if isinstance(file, bytes) else f"file:{file}"
@@ -111,8 +93,7 @@ class VideoSource:
     """
 
     def __init__(self, container: InputContainer, stream: VideoStream) -> None:
-        self.container = container
-        self.stream = stream
+        self.container, self.stream = container, stream
         self.time_base, self.origin = Fraction(stream.time_base or 1), stream.start_time or 0
         self._first = self.origin
         self._early = self.origin - int(10 / self.time_base)
@@ -164,11 +145,8 @@ class VideoSource:
                 yield packet
 
     def index_frames(self, start: float | None, end: float | None) -> FrameIndex:
-        """List the frames from ``start`` (included) to ``end`` (excluded), in seconds since the first frame.
-
-        Raises:
-            Unreadable: there are none, or the file is damaged or truncated.
-        """
+        """List the frames from ``start`` (included) to ``end`` (excluded), in seconds since the first frame. Raises
+        Unreadable if there are none, or the file is damaged or truncated."""
         packets, cached = self._read_packets(start or 0.0, end)
         if end is None:
             self._check_length(packets)
@@ -252,8 +230,7 @@ class IndexedSpan(FrameSpan):
     """Base of the spans whose frames are located with PyAV."""
 
     def __init__(self, source: VideoSource, index: FrameIndex) -> None:
-        self._source = source
-        self._index = index
+        self._source, self._index = source, index
 
     @property
     def count(self) -> int:
@@ -291,27 +268,17 @@ def open_span(file: Path | bytes, start: float | None, end: float | None) -> Ite
         yield PyAVSpan(source, source.index_frames(start, end))
 
 
-@dataclass(frozen=True)
-class TimedFrame:
-    """A decoded frame, not rotated, in the pixel format of the file.
+class TimedFrame(NamedTuple):
+    """A decoded frame, not rotated, in the pixel format of the file."""
 
-    Attributes:
-        ticks: presentation time, in units of ``source.time_base`` since the first frame of the file.
-        frame: the frame.
-        source: the file that it comes from.
-    """
-
-    ticks: int
+    ticks: int  # presentation time, in units of source.time_base since the first frame of the file
     frame: VideoFrame
     source: VideoSource
 
 
 def iterate_span(path: Path, start: float | None, end: float | None) -> Iterator[TimedFrame]:
-    """Yield every frame from ``start`` to ``end`` without conversion.
-
-    Raises:
-        Unreadable: there are none, or one of them cannot be decoded.
-    """
+    """Yield every frame from ``start`` to ``end`` without conversion. Raises Unreadable if there are none, or one
+    cannot be decoded."""
     with open_source(path) as source:
         index = source.index_frames(start, end)
         for time, frame in _decode_frames(_SafeReader(source, index), index.times):
@@ -336,8 +303,7 @@ class _FastReader:
     """
 
     def __init__(self, source: VideoSource, index: FrameIndex) -> None:
-        self.source = source
-        self._index = index
+        self.source, self._index = source, index
         self._context = source.stream.codec_context
         self._can_skip = self._context.name in _SKIPPABLE
 
@@ -383,8 +349,7 @@ class _SafeReader:
     """Decodes every frame from a keyframe, like a player, and returns the frame on screen at each requested time."""
 
     def __init__(self, source: VideoSource, index: FrameIndex) -> None:
-        self.source = source
-        self._index = index
+        self.source, self._index = source, index
         self._position = 0  # of the next packet to decode
         self._decoded: Iterator[tuple[int, VideoFrame]] | None = None
         self._shown: tuple[int, VideoFrame] | None = None

@@ -21,8 +21,7 @@ from art.data.decoding.frames import (
     FrameSpan,
     StoredClip,
     Unreadable,
-    open_frame_directory,
-    open_stored_frames,
+    open_images,
     scaled_size,
 )
 from art.data.decoding.pyav import TimedFrame
@@ -214,7 +213,9 @@ def _open_span(path: _Path | StoredClip, start: float | None, end: float | None,
         if isinstance(path, StoredClip):
             opened = _open_stored(path.files, start, end, open_video)
         elif Path(path).is_dir():
-            opened = open_frame_directory(Path(path), start, end)
+            directory = Path(path)
+            names = (entry.name for entry in directory.iterdir())
+            opened = open_images(names, lambda name: (directory / name).read_bytes(), start, end)
         else:
             _check_file(Path(path))
             opened = open_video(Path(path), start, end)
@@ -227,7 +228,7 @@ def _open_stored(
 ) -> AbstractContextManager[FrameSpan]:
     name, *others = files
     if others or name.lower().endswith(FRAME_SUFFIXES):
-        return open_stored_frames(files, start, end)
+        return open_images(files, files.__getitem__, start, end)
     if not files[name]:
         raise Unreadable("is empty (0 bytes)")
     return open_video(files[name], start, end)

@@ -64,11 +64,8 @@ def seeded_generator(*entropy: int) -> torch.Generator:
 
 
 def check_clip_set(clip_set: ClipSet) -> dict[int, str]:
-    """Check that every file exists and is not empty, without opening it.
-
-    Returns:
-        the reason for each clip with a missing or empty file, by the index of the clip.
-    """
+    """Check that every file exists and is not empty, without opening it. Returns the problem of each clip with a
+    missing or empty file, by the index of the clip."""
     problems = {path: _file_problem(path) for path in dict.fromkeys(clip.path for clip in clip_set)}
     return {i: problem for i, clip in enumerate(clip_set) if (problem := problems[clip.path]) is not None}
 
@@ -82,11 +79,7 @@ def _file_problem(path: Path) -> str | None:
 
 
 class FrameCache:
-    """Keeps all frames of decoded clips in memory, up to ``limit`` bytes in all worker processes together.
-
-    Raises:
-        ValueError: the limit is negative.
-    """
+    """Keeps all frames of decoded clips in memory, up to ``limit`` bytes in all worker processes together."""
 
     def __init__(self, limit: int) -> None:
         if limit < 0:
@@ -188,28 +181,20 @@ class ClipDataset(Dataset[Sample]):
         if max_bad_share is not None:
             warnings.warn("max_bad_share is now max_failed_fraction", DeprecationWarning, stacklevel=2)
             max_failed_fraction = max_bad_share
-        if num_frames < 1:
-            raise ValueError(f"num_frames must be at least 1, got {num_frames}")
-        if seed < 0:
-            raise ValueError(f"seed must be 0 or more, got {seed}")
+        for name, value, least in (("num_frames", num_frames, 1), ("seed", seed, 0), ("draws", draws, 0)):
+            if value < least:
+                raise ValueError(f"{name} must be at least {least}, got {value}")
         if frame_size is not None and frame_size < 1:
             raise ValueError(f"frame_size must be at least 1 pixel, got {frame_size}")
         check_views(views, crops)
         if train and (views, crops) != (1, 1):
             raise ValueError(f"views is {views} and crops is {crops}, expected 1 each in training")
-        if draws < 0:
-            raise ValueError(f"draws must be 0 or more, got {draws}")
         if not 0 <= max_failed_fraction <= 1:
             raise ValueError(f"max_failed_fraction must be in 0..1, got {max_failed_fraction}")
         find_decoder(decoder)  # raises if the decoder is not available, before any work starts
-        self.clip_set = clip_set
-        self.num_frames = num_frames
-        self.train = train
-        self.seed = seed
-        self.frame_size = frame_size
+        self.clip_set, self.num_frames, self.train, self.seed = clip_set, num_frames, train, seed
         self.sampling, self.views, self.crops, self.draws = sampling, views, crops, draws
-        self.max_failed_fraction = max_failed_fraction
-        self.decoder = decoder
+        self.frame_size, self.decoder, self.max_failed_fraction = frame_size, decoder, max_failed_fraction
         self.epoch = 0
         self._cache = FrameCache(cache_limit) if cache else None
         self._known: dict[int, str] = {}  # failures seen in this process, which are not tried again
@@ -323,16 +308,9 @@ class ClipDataset(Dataset[Sample]):
             frames = frames[chosen.flatten()]
         else:
             frames = read_clip(
-                self._source(index),
-                self.num_frames,
-                start=clip.start,
-                end=clip.end,
-                generator=generator,
-                short_side=self.frame_size,
-                sampling=self.sampling,
-                views=self.views,
-                decoder=self.decoder,
-            )
+                self._source(index), self.num_frames, start=clip.start, end=clip.end, generator=generator,
+                short_side=self.frame_size, sampling=self.sampling, views=self.views, decoder=self.decoder,
+            )  # fmt: skip
         if self.crops == 3:
             return torch.cat(three_squares(frames))
         return frames if self.frame_size is None else _crop_square(frames, self.frame_size, generator)
@@ -410,8 +388,7 @@ class ShardDataset(ClipDataset):
         """The clips of a shard by key, and the error if not all of them could be read."""
         clips: dict[str, StoredClip] = {}
         try:
-            for key, clip in read_shard(self.clip_set.shards[shard]):
-                clips[key] = clip
+            clips.update(read_shard(self.clip_set.shards[shard]))
         except OSError as error:
             return clips, str(error)
         return clips, ""

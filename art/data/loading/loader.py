@@ -32,19 +32,10 @@ class BatchOrder(Sampler[list[tuple[int, int]]]):
     """
 
     def __init__(
-        self,
-        dataset: ClipDataset,
-        batch_size: int,
-        shuffle: bool,
-        drop_last: bool,
-        rank: int = 0,
-        world_size: int = 1,
+        self, dataset: ClipDataset, batch_size: int, shuffle: bool, drop_last: bool, rank: int = 0, world_size: int = 1
     ) -> None:
-        self._dataset = dataset
+        self._dataset, self._batch_size, self._shuffle, self._drop_last = dataset, batch_size, shuffle, drop_last
         self._rank, self._world_size = rank, world_size
-        self._batch_size = batch_size
-        self._shuffle = shuffle
-        self._drop_last = drop_last
         self.skip = 0
 
     def num_batches(self) -> int:
@@ -125,10 +116,7 @@ class ClipLoader:
     """
 
     def __init__(self, dataset: ClipDataset, order: BatchOrder, workers: int, pin_memory: bool) -> None:
-        self.dataset = dataset
-        self._order = order
-        self._workers = workers
-        self._pin_memory = pin_memory
+        self.dataset, self._order, self._workers, self._pin_memory = dataset, order, workers, pin_memory
         self._loader = self._new_loader()
 
     def __len__(self) -> int:
@@ -151,15 +139,8 @@ class ClipLoader:
         self._loader = self._new_loader()  # the workers stop when the last reference to their loader is dropped
 
     def set_epoch(self, epoch: int, *, skip: int = 0) -> None:
-        """Set the epoch, which determines the order and the sampling.
-
-        Args:
-            epoch: from 0.
-            skip: number of batches to skip at the beginning, without decoding them, to resume an interrupted epoch.
-
-        Raises:
-            ValueError: the epoch has fewer batches.
-        """
+        """Set the epoch, from 0, which determines the order and the sampling. To resume an interrupted epoch, ``skip``
+        batches are skipped at its beginning, without decoding them."""
         if not 0 <= skip <= self._order.num_batches():
             raise ValueError(f"skip must be in 0..{self._order.num_batches()}, the batches of an epoch, got {skip}")
         self.dataset.set_epoch(epoch)
@@ -281,8 +262,7 @@ def build_loader(
             f"batches of {batch_size} clips on {world_size} ranks leave a rank without a clip in the last step of "
             f"{len(dataset)} clips; use drop_last or another batch_size"
         )
-    shuffled = dataset.train if shuffle is None else shuffle
     in_shards = isinstance(dataset, ShardDataset)
     order_type, loader_type = (ShardOrder, ShardLoader) if in_shards else (BatchOrder, ClipLoader)
-    order = order_type(dataset, batch_size, shuffled, drop_last, rank, world_size)
+    order = order_type(dataset, batch_size, dataset.train if shuffle is None else shuffle, drop_last, rank, world_size)
     return loader_type(dataset, order, workers, pin_memory)

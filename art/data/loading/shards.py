@@ -20,7 +20,7 @@ from typing import Any
 
 from art.data.datasets.base import Clip, ClipSet, check_root, register_dataset
 from art.data.decoding.frames import StoredClip, Unreadable, numbered_frames
-from art.data.files import atomic_write
+from art.data.files import write_text
 from art.extras import import_extra
 
 _FORMAT = "art shards 1"
@@ -87,20 +87,15 @@ def write_shards(
             except (OSError, Unreadable):
                 missing += 1
                 continue
-            key = f"{i:08d}"
-            metadata: dict[str, Any] = {
-                "label": clip.label,
-                "class": clip_set.class_names[clip.label],
-                "path": clip_set.relative_path(i),
-                "files": sorted(files),
-            }
+            key, name = f"{i:08d}", clip_set.class_names[clip.label]
+            metadata = {"label": clip.label, "class": name, "path": clip_set.relative_path(i), "files": sorted(files)}
             shard = writer.add({"__key__": key, **files, "json": metadata})
             clips.append([shard, key, clip.label])
     if not clips:
         raise ValueError(f"{clip_set.name}/{clip_set.split}: none of its {len(clip_set)} clips can be read")
     content = {"format": _FORMAT, "name": clip_set.name, "url": url, "shards": writer.names, "missing": missing}
     content |= {name: getattr(clip_set, name) for name in _STORED_FIELDS} | {"clips": clips}
-    atomic_write(index, lambda path: path.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8"))
+    write_text(index, json.dumps(content, ensure_ascii=False))
     return open_shards(out, clip_set.split)
 
 
@@ -158,10 +153,7 @@ class _ShardWriter:
 
 
 def _encode(sample: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        name: json.dumps(value, ensure_ascii=False).encode() if name == "json" else value
-        for name, value in sample.items()
-    }
+    return {**sample, "json": json.dumps(sample["json"], ensure_ascii=False).encode()}
 
 
 def shard_splits(root: Path) -> tuple[str, ...]:
@@ -170,12 +162,7 @@ def shard_splits(root: Path) -> tuple[str, ...]:
 
 
 def open_shards(root: str | os.PathLike[str], split: str) -> ShardSet:
-    """Open a split written by :func:`write_shards`. No shard is opened.
-
-    Raises:
-        FileNotFoundError: the directory or the index does not exist.
-        ValueError: the index is invalid.
-    """
+    """Open a split written by :func:`write_shards`. No shard is opened."""
     root = Path(root)
     check_root(root)
     path = root / f"{split}.json"
@@ -231,11 +218,7 @@ def read_shard(place: str) -> Iterator[tuple[str, StoredClip]]:
 
 def find_stored_clip(path: Path) -> StoredClip:
     """Read one clip of a :class:`ShardSet` by its path. This reads its shard up to the clip: use it for a few clips.
-
-    Raises:
-        Unreadable: the shard does not contain the clip, or the index does not exist.
-        OSError: the shard cannot be read.
-    """
+    Raises Unreadable if the shard does not contain the clip, or the index does not exist."""
     root, name = path.parent.parent, path.parent.name
     index = root / f"{name.rpartition('-')[0]}.json"
     if not index.is_file():

@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from art.data.datasets.base import ClipSet, mirror_by_words, register_dataset, suggest
 from art.data.datasets.custom import clips_of_table, read_classes
-from art.data.files import atomic_write
+from art.data.files import write_text
 from art.data.motion.render import SPLITS, TRACKED, ClipJob, clip_poses, render_clip, sample_params
 from art.data.motion.takes import CLASSES, recordings_directory
 from art.data.parallel import available_cores, map_processes
@@ -54,30 +54,20 @@ def open_motion(root: Path, split: str) -> ClipSet:
 
 
 class Joints:
-    """True joint positions.
-
-    Attributes:
-        root: directory of the dataset.
-        names: the tracked joints, in the order of the positions.
-        frame_size: height and width of the frames, in pixels.
-    """
+    """True joint positions in the dataset in ``root``. ``names`` are the tracked joints, in the order of the positions;
+    ``frame_size`` is the height and width of the frames in pixels."""
 
     def __init__(
         self, root: Path, names: Sequence[str], frame_size: int, clips: dict[str, list[list[list[float]]]]
     ) -> None:
-        self.root, self.frame_size = root, frame_size
-        self.names = tuple(names)
-        self._clips = clips
+        self.root, self.names, self.frame_size, self._clips = root, tuple(names), frame_size, clips
 
     def __len__(self) -> int:
         return len(self._clips)
 
     def of(self, path: str | os.PathLike[str]) -> Float[np.ndarray, "t joints 2"]:
         """Return the (x, y) of each joint in each frame of a clip, as fractions of the image width and height, with
-        (0, 0) at the top left; joints out of view are outside 0..1.
-
-        Args:
-            path: path of the clip, relative to the root or including it.
+        (0, 0) at the top left; joints out of view are outside 0..1. The path is relative to the root or includes it.
 
         Raises:
             ValueError: the clip does not exist.
@@ -90,11 +80,7 @@ class Joints:
 
 
 def read_joints(root: str | os.PathLike[str]) -> Joints:
-    """Read the joint positions of a prepared dataset.
-
-    Raises:
-        FileNotFoundError: ``root`` does not contain one.
-    """
+    """Read the joint positions of the dataset prepared in ``root``."""
     path = Path(root) / JOINTS_FILE
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist; create the dataset with: art prepare motion --root {root}")
@@ -214,7 +200,7 @@ def _claim_directory(root: Path, settings: dict[str, Any], force: bool) -> None:
             f"root {root} contains other files (and no {SETTINGS_FILE}); expected a new or empty directory"
         )
     root.mkdir(parents=True, exist_ok=True)
-    _write_text(path, json.dumps(settings, indent=2) + "\n")
+    write_text(path, json.dumps(settings, indent=2) + "\n")
 
 
 def _describe_change(key: str, existing: object, requested: object) -> str:
@@ -250,10 +236,10 @@ def _write_tables(root: Path, jobs: Iterable[ClipJob], known: dict[str, Any]) ->
         writer = csv.DictWriter(text, lines[0].keys(), lineterminator="\n")
         writer.writeheader()
         writer.writerows(lines)
-        _write_text(root / f"{split}.csv", text.getvalue())
-    _write_text(root / CLASSES_FILE, "".join(f"{motion_class.name}\n" for motion_class in CLASSES))
+        write_text(root / f"{split}.csv", text.getvalue())
+    write_text(root / CLASSES_FILE, "".join(f"{motion_class.name}\n" for motion_class in CLASSES))
     content = {"names": list(TRACKED), "clips": joints}
-    _write_text(root / JOINTS_FILE, json.dumps(content, separators=(",", ":")) + "\n")
+    write_text(root / JOINTS_FILE, json.dumps(content, separators=(",", ":")) + "\n")
 
 
 def _table_row(job: ClipJob) -> dict[str, object]:
@@ -267,7 +253,3 @@ def _table_row(job: ClipJob) -> dict[str, object]:
     numbers |= {f"light_{axis}": value for axis, value in zip("xyz", view.light, strict=True)}
     names = {"path": job.path, "label": job.class_index, "class": motion_class.name, "take": motion_class.action.take}
     return {**names, **{name: round(value, 4) for name, value in numbers.items()}}
-
-
-def _write_text(path: Path, text: str) -> None:
-    atomic_write(path, lambda partial: partial.write_text(text, encoding="utf-8"))

@@ -73,39 +73,20 @@ class View:
 
 @dataclass(frozen=True)
 class ClipParams:
-    """Random parameters of a clip.
-
-    Attributes:
-        view: camera and colors.
-        speed: factor of the recorded speed.
-        times: ``[frames]``, time in the take of each frame, in seconds.
-        body_hue: hue of the person, 0..1.
-        floor_hue: hue of the floor, 0..1.
-    """
+    """Random parameters of a clip."""
 
     view: View
-    speed: float
-    times: Float[np.ndarray, " frames"]
-    body_hue: float
+    speed: float  # factor of the recorded speed
+    times: Float[np.ndarray, " frames"]  # of each frame in the take, in seconds
+    body_hue: float  # 0..1
     floor_hue: float
 
 
 def sample_params(
     motion_class: MotionClass, split: str, *, seed: int, class_index: int, index: int, frames: int
 ) -> ClipParams:
-    """Sample the parameters of a clip. The random numbers depend only on seed, split, class and index.
-
-    Args:
-        motion_class: the class.
-        split: "train" or "test".
-        seed: seed of the dataset.
-        class_index: index of the class.
-        index: index of the clip in its class and split.
-        frames: number of frames.
-
-    Raises:
-        ValueError: the split is unknown.
-    """
+    """Sample the parameters of clip ``index`` of a class and split. The random numbers depend only on seed, split,
+    class and index."""
     if split not in SPLITS:
         raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
     rng = np.random.default_rng([seed, SPLITS[split], class_index, index])
@@ -143,11 +124,8 @@ def clip_poses(motion_class: MotionClass, params: ClipParams) -> Take:
 
 
 class Renderer:
-    """Renders a humanoid on a floor. Call :meth:`close` after use, or use it in a ``with`` statement.
-
-    Args:
-        size: height and width of the frames, in pixels.
-    """
+    """Renders a humanoid on a floor, in frames of ``size`` × ``size`` pixels. Call :meth:`close` after use, or use it
+    in a ``with`` statement."""
 
     def __init__(self, size: int) -> None:
         with _suppress_output():
@@ -220,16 +198,10 @@ class Renderer:
     def _render_frame(
         self, camera: list[float], projection: list[float], view: View
     ) -> UInt8[np.ndarray, "size size 3"]:
+        renderer, flags = self._bullet.ER_TINY_RENDERER, self._bullet.ER_NO_SEGMENTATION_MASK
+        options = {"lightDirection": view.light, "shadow": 0, "renderer": renderer, "flags": flags}
         _, _, pixels, _, _ = self._bullet.getCameraImage(
-            self.size,
-            self.size,
-            camera,
-            projection,
-            lightDirection=view.light,
-            shadow=0,
-            renderer=self._bullet.ER_TINY_RENDERER,
-            flags=self._bullet.ER_NO_SEGMENTATION_MASK,
-            physicsClientId=self._client,
+            self.size, self.size, camera, projection, **options, physicsClientId=self._client
         )
         return np.asarray(pixels, dtype=np.uint8).reshape(self.size, self.size, 4)[..., :3]
 
@@ -316,14 +288,8 @@ class ClipJob:
     @property
     def params(self) -> ClipParams:
         """Random parameters of the clip."""
-        return sample_params(
-            CLASSES[self.class_index],
-            self.split,
-            seed=self.seed,
-            class_index=self.class_index,
-            index=self.index,
-            frames=self.frames,
-        )
+        place = {"class_index": self.class_index, "index": self.index}
+        return sample_params(CLASSES[self.class_index], self.split, seed=self.seed, frames=self.frames, **place)
 
 
 _renderer: Renderer | None = None  # reused by all clips of a process

@@ -22,19 +22,10 @@ from jaxtyping import Float
 
 #: Joints in the order of the recorded columns, with the number of columns of each.
 JOINT_WIDTHS = {
-    "chest": 4,
-    "neck": 4,
-    "right_hip": 4,
-    "right_knee": 1,
-    "right_ankle": 4,
-    "right_shoulder": 4,
-    "right_elbow": 1,
-    "left_hip": 4,
-    "left_knee": 1,
-    "left_ankle": 4,
-    "left_shoulder": 4,
-    "left_elbow": 1,
-}
+    "chest": 4, "neck": 4,
+    "right_hip": 4, "right_knee": 1, "right_ankle": 4, "right_shoulder": 4, "right_elbow": 1,
+    "left_hip": 4, "left_knee": 1, "left_ankle": 4, "left_shoulder": 4, "left_elbow": 1,
+}  # fmt: skip
 JOINTS = tuple(JOINT_WIDTHS)
 HINGES = tuple(name for name, width in JOINT_WIDTHS.items() if width == 1)
 FRAME_COLUMNS = 1 + 3 + 4 + sum(JOINT_WIDTHS.values())
@@ -44,23 +35,14 @@ Array = np.ndarray
 
 @dataclass(frozen=True)
 class Take:
-    """A recording.
+    """A recording."""
 
-    Attributes:
-        name: name of the take, as in its file name.
-        times: ``[n]``, time of each pose in seconds, strictly increasing from 0.
-        root: ``[n, 3]``, root position.
-        rotation: ``[n, 4]``, root rotation.
-        joints: for each joint, ``[n, 4]`` (quaternion) or ``[n, 1]`` (hinge angle).
-        loops: whether the recording can be repeated seamlessly.
-    """
-
-    name: str
-    times: Float[Array, " n"]
+    name: str  # as in its file name
+    times: Float[Array, " n"]  # of each pose, in seconds, strictly increasing from 0
     root: Float[Array, "n 3"]
-    rotation: Float[Array, "n 4"]
-    joints: dict[str, Array]
-    loops: bool
+    rotation: Float[Array, "n 4"]  # of the root
+    joints: dict[str, Array]  # [n, 4] (quaternion) or [n, 1] (hinge angle)
+    loops: bool  # whether the recording can be repeated seamlessly
 
     @property
     def duration(self) -> float:
@@ -69,11 +51,7 @@ class Take:
 
 
 def recordings_directory() -> Path:
-    """Return the directory of the recordings in the installed ``pybullet``, without importing it, which is slow.
-
-    Raises:
-        ModuleNotFoundError: ``pybullet`` is not installed.
-    """
+    """Return the directory of the recordings in the installed ``pybullet``, without importing it, which is slow."""
     spec = importlib.util.find_spec("pybullet_data")
     if spec is None or not spec.submodule_search_locations:
         raise ModuleNotFoundError(
@@ -85,11 +63,7 @@ def recordings_directory() -> Path:
 
 @cache
 def load_take(name: str) -> Take:
-    """Load the take ``name`` (``"cartwheel"``, ``"walk"``, …).
-
-    Raises:
-        ValueError: the take does not exist, or its table has an unexpected number of columns.
-    """
+    """Load the take ``name`` (``"cartwheel"``, ``"walk"``, …)."""
     directory = recordings_directory()
     path = directory / f"humanoid3d_{name}.txt"
     if not path.is_file():
@@ -172,34 +146,22 @@ def rotation_about(axis: tuple[float, float, float], degrees: float) -> Float[Ar
 
 @dataclass(frozen=True)
 class Action:
-    """An action.
-
-    Attributes:
-        take: name of its take.
-        seconds: length of a clip at normal speed.
-        periodic: whether clips may start at any phase, instead of near the beginning.
-    """
+    """An action, recorded in one take."""
 
     take: str
-    seconds: float
-    periodic: bool
+    seconds: float  # length of a clip at normal speed
+    periodic: bool  # whether clips may start at any phase, instead of near the beginning
 
 
 @dataclass(frozen=True)
 class MotionClass:
-    """A class of the motion dataset.
+    """A class of the motion dataset."""
 
-    Attributes:
-        name: class name, which is also used in prompts.
-        action: the action, shared with the classes that differ only in the detail.
-        edit: function that turns the resampled take into this class.
-        joint: the tracked joint that distinguishes this class from similar ones; None if the whole body does (an action
-            without a detail, or a direction).
-    """
-
-    name: str
-    action: Action
-    edit: Callable[[Take], Take]
+    name: str  # also used in prompts
+    action: Action  # shared with the classes that differ only in the detail
+    edit: Callable[[Take], Take]  # turns the resampled take into this class
+    #: The tracked joint that distinguishes this class from similar ones; None if the whole body does (an action without
+    #: a detail, or a direction).
     joint: str | None
 
 

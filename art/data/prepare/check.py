@@ -37,40 +37,25 @@ _Finding = tuple[str, str]  # kind and reason of a problem
 
 @dataclass(frozen=True)
 class Problem:
-    """A problem of a clip.
+    """A problem of a clip. Its kind is "missing", "broken", or "doubtful": readable, but the end of the clip or another
+    part of its file is not."""
 
-    Attributes:
-        clip: path relative to the root.
-        start: start of the clip in the file, in seconds; None is the beginning.
-        end: end of the clip in the file, in seconds; None is the end.
-        kind: "missing", "broken", or "doubtful": readable, but the end of the clip or another part of its file is not.
-        reason: description, without a subject.
-    """
-
-    clip: str
-    start: float | None
+    clip: str  # path relative to the root
+    start: float | None  # seconds, as in Clip
     end: float | None
     kind: str
-    reason: str
+    reason: str  # without a subject
 
 
 @dataclass(frozen=True)
 class SplitCheck:
-    """The result for one split.
-
-    Attributes:
-        split: name of the split.
-        clips: number of clips.
-        files: number of files or directories of frames that contain them.
-        problems: problems of the clips.
-        error: why the split could not be opened; None if it was opened.
-    """
+    """The result for one split."""
 
     split: str
-    clips: int = 0
-    files: int = 0
+    clips: int = 0  # number of clips
+    files: int = 0  # number of files or directories of frames that contain them
     problems: tuple[Problem, ...] = ()
-    error: str | None = None
+    error: str | None = None  # why the split could not be opened
 
     def count(self, kind: str) -> int:
         """Return the number of clips with a problem of this kind."""
@@ -118,12 +103,7 @@ class DatasetCheck:
 
 
 def open_splits(name: str, root: Path, splits: Sequence[str] | None = None) -> dict[str, ClipSet | str]:
-    """Open splits of a dataset; a split that cannot be opened is replaced with the error message.
-
-    Args:
-        name: the dataset.
-        root: its directory.
-        splits: names of splits; None is all of them.
+    """Open splits of a dataset, by default all; a split that cannot be opened is replaced with the error message.
 
     Raises:
         FileNotFoundError: ``root`` is not a directory.

@@ -15,15 +15,16 @@ import os
 import re
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
-from art.data.datasets.base import Clip, ClipSet, open_dataset, required_files
+from art.data.datasets.base import Clip, ClipSet, check_root, open_dataset, required_files
 from art.data.datasets.custom import CLASSES
 from art.data.decoding.video import VideoError
-from art.data.files import Journal, WriteError, atomic_write, check_writable
+from art.data.files import Journal, WriteError, atomic_write, check_writable, write_text
 from art.data.parallel import available_cores, map_processes, stop_requested
 from art.data.prepare.check import DatasetCheck, Problem, check_dataset, open_splits
 from art.data.prepare.reencode import EncodeResult, Encoding, check_encoder, reencode
@@ -38,30 +39,16 @@ _LIST_LINE = re.compile(r"(?P<path>.*\S)(?P<rest>\s*[\s,]\s*-?\d+\s*)")
 
 @dataclass(frozen=True)
 class Preparation:
-    """The result of :func:`prepare_dataset`.
+    """The result of :func:`prepare_dataset`."""
 
-    Attributes:
-        check: the check of the original, with the problems found while encoding.
-        made: number of files written.
-        kept: number of files that already existed.
-    """
-
-    check: DatasetCheck
-    made: int
-    kept: int
+    check: DatasetCheck  # of the original, with the problems found while encoding
+    made: int  # number of files written
+    kept: int  # number of files that already existed
 
 
 @dataclass(frozen=True)
 class Job:
-    """A file to write.
-
-    Attributes:
-        source: the original.
-        target: the new file.
-        start: start in the original, in seconds; None is the beginning.
-        end: end in the original, in seconds; None is the end.
-        encoding: encoding settings.
-    """
+    """A file to write: the original, or its part from ``start`` to ``end`` in seconds."""
 
     source: Path
     target: Path
@@ -71,7 +58,7 @@ class Job:
 
     @property
     def key(self) -> _Key:
-        """The original and the part of it."""
+        """The original and its part."""
         return self.source, self.start, self.end
 
 
@@ -128,7 +115,7 @@ def prepare_dataset(
         if name == "folder" and not (root / CLASSES).exists():
             # Without this list, classes whose clips are all unreadable would be missing in the new directory.
             names = next(iter(opened.values())).class_names
-            _write_text(to / CLASSES, "".join(f"{class_name}\n" for class_name in names))
+            write_text(to / CLASSES, "".join(f"{class_name}\n" for class_name in names))
         waiting = [job for job in jobs if not _is_finished(job, journal, to)]
         readable = [job for job in waiting if job.source.exists()]
         missing = {job.key for job in waiting if not job.source.exists()}
@@ -141,8 +128,7 @@ def prepare_dataset(
 
 
 def _check_directories(root: Path, to: Path) -> None:
-    if not root.is_dir():
-        raise FileNotFoundError(f"root {root} {'is not a directory' if root.exists() else 'does not exist'}")
+    check_root(root)
     inner, outer = to.resolve(), root.resolve()
     if inner.is_relative_to(outer) or outer.is_relative_to(inner):
         raise ValueError(f"--to {to} and --root {root} contain each other; expected separate directories")
@@ -199,13 +185,14 @@ def _is_finished(job: Job, journal: Journal, to: Path) -> bool:
         return False
     if not job.source.exists():
         return bool(entry["encoding"] == str(job.encoding))
-    made_from = (_file_state(job.source), job.start, job.end, str(job.encoding))
-    return (entry["source"], entry["start"], entry["end"], entry["encoding"]) == made_from
+    return all(entry[name] == value for name, value in _origin(job).items())
 
 
-def _file_state(path: Path) -> list[int]:
-    status = path.stat()
-    return [status.st_size, status.st_mtime_ns]
+def _origin(job: Job) -> dict[str, Any]:
+    """The fields of a journal entry that determine the new file."""
+    status, encoding = job.source.stat(), str(job.encoding)
+    source = [status.st_size, status.st_mtime_ns]
+    return {"source": source, "start": job.start, "end": job.end, "encoding": encoding}
 
 
 def _encode_all(
@@ -218,17 +205,8 @@ def _encode_all(
         with encoded as done, bar:
             for job, result in done:
                 if isinstance(result, EncodeResult):
-                    journal.append(
-                        {
-                            "file": job.target.relative_to(to).as_posix(),
-                            "source": _file_state(job.source),
-                            "start": job.start,
-                            "end": job.end,
-                            "encoding": str(job.encoding),
-                            "frames": result.frames,
-                            "bytes": result.bytes,
-                        }
-                    )
+                    entry = {"file": job.target.relative_to(to).as_posix(), **_origin(job), **asdict(result)}
+                    journal.append(entry)
                 results[job] = result
                 bar.update()
     except WriteError as error:
@@ -255,11 +233,7 @@ def _copy_annotations(name: str, root: Path, to: Path, targets: dict[Path, Path]
         if text is None:
             atomic_write(target, lambda partial, path=path: shutil.copyfile(path, partial))  # type: ignore[misc]
         else:
-            _write_text(target, text)
-
-
-def _write_text(path: Path, text: str) -> None:
-    atomic_write(path, lambda partial: partial.write_text(text, encoding="utf-8"))
+            write_text(target, text)
 
 
 def _replace_paths(name: str, table: Path, root: Path, to: Path, targets: dict[Path, Path]) -> str | None:

@@ -134,16 +134,16 @@ def _encode(
     source: Path, target: Path, encoding: Encoding, start: float | None, end: float | None, stop: Callable[[], bool]
 ) -> list[float]:
     """Write the frames and return the time of each, in seconds since the first."""
-    size: tuple[int, int] | None = None
+    size = None
     with contextlib.closing(_Writer(target, encoding)) as writer:
         for item in iterate_frames(source, start=start, end=end):
             if stop():
                 raise Stopped
             new_size = item.frame.width, item.frame.height
-            if size is not None and new_size != size:
+            size = size or new_size
+            if new_size != size:
                 sizes = " to ".join(f"{width}×{height}" for width, height in (size, new_size))
                 raise VideoError(source, f"changes its frame size from {sizes}")
-            size = new_size
             writer.add(item)
         writer.flush()
     return writer.times
@@ -160,16 +160,11 @@ def _check_result(source: Path, partial: Path, expected: list[float]) -> None:
 
 
 class _Writer:
-    """Encodes the frames of one video; closing it completes the file.
-
-    Attributes:
-        times: time of each written frame, in seconds since the first.
-    """
+    """Encodes the frames of one video; closing it completes the file."""
 
     def __init__(self, path: Path, encoding: Encoding) -> None:
-        self.times: list[float] = []
-        self._path = path
-        self._encoding = encoding
+        self.times: list[float] = []  # of each written frame, in seconds since the first
+        self._path, self._encoding = path, encoding
         self._reformatter = VideoReformatter()
         self._output: tuple[OutputContainer, VideoStream] | None = None
         self._first = self._last = 0
