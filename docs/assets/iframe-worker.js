@@ -1,4 +1,4 @@
-// Search runs in a worker, which browsers do not start for a page that is opened from a file: a frame stands in for it.
+// Search runs in a worker, which browsers do not start for pages opened from a file; an iframe replaces it.
 if (location.protocol === "file:") {
   window.Worker = class extends EventTarget {
     constructor(url) {
