@@ -1,13 +1,13 @@
-"""A clip set of blobs, and what the blob model answers on it."""
+"""A clip set of moving blobs, and an evaluation of the blob model on it."""
 
 from pathlib import Path
 
 import numpy as np
 import pytest
-from visualize_blobs import NAMES
+from blob_model import NAMES
 
-from art.data.datasets.clips import Clip, ClipSet
-from art.eval.metrics import measure
+from art.data.datasets.base import Clip, ClipSet
+from art.eval.metrics import compute_metrics
 
 
 @pytest.fixture
@@ -19,8 +19,8 @@ def blob_clips():
 
 @pytest.fixture
 def blob_evaluation(blob_clips):
-    """What BlobModel answers: classes 0 and 1 right, class 2 called class 0. Clip 0 could not be read."""
+    """Predictions of BlobModel: classes 0 and 1 correct, class 2 predicted as class 0. Clip 0 could not be read."""
     indices = np.arange(1, 12)
     labels = np.array(blob_clips.labels)[indices]
     probabilities = np.eye(3, dtype=np.float32)[np.where(labels == 1, 1, 0)]
-    return measure(probabilities, labels, indices, NAMES)
+    return compute_metrics(probabilities, labels, indices, NAMES)

@@ -33,6 +33,7 @@ from art.eval.report.style import (
     new_figure,
     number_cell,
     percent,
+    plural,
     table,
     text_cell,
 )
@@ -291,7 +292,7 @@ def pair_explorer(
         cards.append(
             f'<article class="card pair{kinds}" style="{order}">\n'
             f"<h3>{true} <em>predicted as</em> {predicted}</h3>\n"
-            f'<p class="count"><b>{pair.count}</b> of {pair.clips} clips, {percent(pair.fraction)}; '
+            f'<p class="count"><b>{pair.count}</b> of {plural(pair.clips, "clip")}, {percent(pair.fraction)}; '
             f"{opposite or 'none'} in the opposite direction{bar(pair.fraction, 'wrong')}</p>\n"
             f"{_strips(by_pair.get((pair.true, pair.predicted)))}</article>"
         )

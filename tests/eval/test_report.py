@@ -5,12 +5,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from visualize_blobs import FRAMES, NAMES, BlobModel, blob_path, blob_video, read_blob
+from blob_model import FRAMES, NAMES, BlobModel, blob_path, blob_video, read_blob
 
-from art.data.datasets.clips import Clip, ClipSet
-from art.eval.metrics import measure
+from art.data.datasets.base import Clip, ClipSet
+from art.data.loading.shards import write_shards
+from art.eval.metrics import compute_metrics
 from art.eval.report import SampleClip, collect_pairs, collect_samples, measure_localization, write_report
 from art.eval.report.report import wilson_interval
+from art.train.batches import open_split
+from art.train.loop import train
 
 HISTORY = [
     {"event": "epoch", "epoch": e, "step": 10 * e, "top1/test": 0.1 * e, "loss/total": 3 / e, "loss/video": 1 / e}
@@ -19,20 +22,20 @@ HISTORY = [
 
 
 class Page(HTMLParser):
-    """Elements, addresses and text of a page; fails on elements that are not closed in order."""
+    """Elements, URLs, and text of a page; fails if elements are not closed in order."""
 
     VOID = ("meta", "img", "br", "link", "input")
 
     def __init__(self, text):
         super().__init__()
-        self.open, self.count, self.addresses, self.words, self.ids = [], {}, [], [], []
+        self.open, self.count, self.urls, self.words, self.ids = [], {}, [], [], []
         self.feed(text)
         self.close()
         assert self.open == []
 
     def handle_starttag(self, tag, attributes):
         self.count[tag] = self.count.get(tag, 0) + 1
-        self.addresses += [v for k, v in attributes if k in ("src", "href", "srcset", "xlink:href", "action", "data")]
+        self.urls += [v for k, v in attributes if k in ("src", "href", "srcset", "xlink:href", "action", "data")]
         self.ids += [v for k, v in attributes if k == "id"]
         if tag not in self.VOID:
             self.open.append(tag)
@@ -53,16 +56,16 @@ class Page(HTMLParser):
         return " ".join(word for word in self.words if word)
 
 
-def evaluation_of(labels, called, class_names):
+def evaluation_of(labels, predicted, class_names):
     probabilities = np.full((len(labels), len(class_names)), 0.1, dtype=np.float32)
-    probabilities[np.arange(len(labels)), called] = 0.9
-    return measure(probabilities, np.array(labels), np.arange(len(labels)), class_names)
+    probabilities[np.arange(len(labels)), predicted] = 0.9
+    return compute_metrics(probabilities, np.array(labels), np.arange(len(labels)), class_names)
 
 
-def sample(label, called, classes, *, tracklets=2, joints=None, path="some/where/clip.mp4"):
+def sample(label, predicted, classes, *, tracklets=2, joints=None, path="some/where/clip.mp4"):
     rng = np.random.default_rng(label)
     probabilities = np.full(classes, 0.2 / classes)
-    probabilities[called] += 0.8
+    probabilities[predicted] += 0.8
     maps = {}
     if tracklets:
         maps["maps"] = rng.random((FRAMES, tracklets, 4, 4))
@@ -74,18 +77,18 @@ def sample(label, called, classes, *, tracklets=2, joints=None, path="some/where
 
 def assert_self_contained(text):
     page = Page(text)
-    assert all(address.startswith(("data:image/", "#")) for address in page.addresses)
-    assert not re.search(r"https?://", text), "no address at all, be it of a namespace"
+    assert all(url.startswith(("data:image/", "#")) for url in page.urls)
+    assert not re.search(r"https?://", text), "no URL at all, including those of namespaces"
     assert not re.search(r"url\((?!#)", text) and "@import" not in text
     assert not {"script", "link", "iframe", "object"} & set(page.count)
     assert len(page.ids) == len(set(page.ids))
-    references = {address[1:] for address in page.addresses if address.startswith("#")}
+    references = {url[1:] for url in page.urls if url.startswith("#")}
     references |= set(re.findall(r"url\(#([^)]+)\)", text))
-    assert references <= set(page.ids), "what a figure refers to is there"
+    assert references <= set(page.ids), "references within figures resolve"
     return page
 
 
-def test_report_of_a_run_holds_its_numbers(tmp_path, blob_clips, blob_evaluation):
+def test_report_contains_the_numbers_of_a_run(tmp_path, blob_clips, blob_evaluation):
     model = BlobModel()
     localization = measure_localization(
         model,
@@ -110,7 +113,7 @@ def test_report_of_a_run_holds_its_numbers(tmp_path, blob_clips, blob_evaluation
         summary={"backbone": "tiny", "lr": 0.0123456},
     )
     assert path == tmp_path / "run" / "report.html"
-    assert [p.name for p in path.parent.iterdir()] == ["report.html"], "nothing is left beside it"
+    assert [p.name for p in path.parent.iterdir()] == ["report.html"], "no temporary file remains"
     text = path.read_text(encoding="utf-8")
     page = assert_self_contained(text)
     assert "blobs & <bold>" in page.text and "0.01235" in page.text
@@ -119,7 +122,7 @@ def test_report_of_a_run_holds_its_numbers(tmp_path, blob_clips, blob_evaluation
     assert "100.0 % " in page.text, "top-5 of three classes"
     low, high = wilson_interval(7 / 11, 11)
     assert f"{100 * low:.1f} to {100 * high:.1f}" in page.text
-    assert "4 of 4" in page.text, "clips of class 2 taken for class 0"
+    assert "4 of 4" in page.text, "clips of class 2 predicted as class 0"
     assert "50.0 % 100.0 % 100.0 %" in page.text, "the tracklets: mean, best, any"
     chance = localization.overall.random_region
     assert f"{100 * chance.single:.1f} %" in page.text and f"{100 * chance.best:.1f} %" in page.text
@@ -128,7 +131,7 @@ def test_report_of_a_run_holds_its_numbers(tmp_path, blob_clips, blob_evaluation
     assert page.count["svg"] == 3, "two charts and the confusion matrix"
 
 
-def test_same_arguments_same_bytes(tmp_path):
+def test_equal_arguments_produce_equal_bytes(tmp_path):
     evaluation = evaluation_of([0, 1, 2], [0, 1, 1], NAMES)
     texts = [
         write_report(
@@ -144,14 +147,14 @@ def test_same_arguments_same_bytes(tmp_path):
     assert texts[0] == texts[1]
 
 
-def written(folder, evaluation, class_names, samples, **more):
+def written(directory, evaluation, class_names, samples, **more):
     path = write_report(
-        folder, title="t", history=[], evaluation=evaluation, class_names=class_names, samples=samples, **more
+        directory, title="t", history=[], evaluation=evaluation, class_names=class_names, samples=samples, **more
     )
     return assert_self_contained(path.read_text(encoding="utf-8"))
 
 
-def test_right_and_wrong_stand_in_two_columns(tmp_path):
+def test_correct_and_wrong_clips_are_in_two_columns(tmp_path):
     evaluation = evaluation_of([0, 1, 2], [0, 1, 1], NAMES)
     path = write_report(
         tmp_path,
@@ -162,16 +165,16 @@ def test_right_and_wrong_stand_in_two_columns(tmp_path):
         samples=[sample(2, 1, 3), sample(0, 0, 3), sample(1, 1, 3)],
     )
     text = path.read_text(encoding="utf-8")
-    right, wrong = text.index('class="side right"'), text.index('class="side wrong"')
+    correct, wrong = text.index('class="side correct"'), text.index('class="side wrong"')
     places = [m.start() for m in re.finditer('<article class="card clip', text)]
-    assert [right < place < wrong for place in places] == [True, True, False]
-    kinds = re.findall('<article class="card clip (right|wrong)"', text)
-    assert kinds == ["right", "right", "wrong"]
+    assert [correct < place < wrong for place in places] == [True, True, False]
+    kinds = re.findall('<article class="card clip (correct|wrong)"', text)
+    assert kinds == ["correct", "correct", "wrong"]
 
 
-def test_no_wrong_prediction(tmp_path):
+def test_no_wrong_predictions(tmp_path):
     page = written(tmp_path, evaluation_of([0, 1, 2], [0, 1, 2], NAMES), NAMES, [sample(0, 0, 3)])
-    assert "No clip with a wrong prediction to show." in page.text
+    assert "No clip with a wrong prediction." in page.text
     assert "No clip was misclassified." in page.text
     assert "95 % interval 43.9 to 100.0" in page.text
 
@@ -187,58 +190,58 @@ def test_one_tracklet(tmp_path):
     assert page.text.count("queried by") == 1 and "tracklet 2" not in page.text
 
 
-def test_a_backbone_shows_frames_only(tmp_path):
+def test_backbone_shows_frames_only(tmp_path):
     page = written(tmp_path, evaluation_of([0], [1], NAMES), NAMES, [sample(0, 1, 3, tracklets=0)])
     assert "queried by" not in page.text and "Sample clips" in page.text and "Tint" not in page.text
     assert page.count["img"] == FRAMES
 
 
-def test_many_classes_and_awkward_names(tmp_path):
+def test_many_classes_with_special_characters(tmp_path):
     names = [f"(VT) <{i}> round-off & flic-flac, stretched salto backward with {i} “turns” off" for i in range(130)]
     labels = list(range(120)) * 2  # the last ten classes have no clips
-    called = [(i + 1) % 130 if i % 3 == 0 else i for i in labels]
+    predicted = [(i + 1) % 130 if i % 3 == 0 else i for i in labels]
     chosen = [sample(129, 3, 130, joints=np.full((FRAMES, 2), 0.5))]
-    page = written(tmp_path, evaluation_of(labels, called, names), names, chosen)
+    page = written(tmp_path, evaluation_of(labels, predicted, names), names, chosen)
     assert page.text.count("no clips") == 10
     assert names[129] in page.text
-    assert "rank 130" in page.text, "the true class is listed although it is the least probable"
+    assert "rank 130" in page.text, "the true class is listed even if it is the least probable"
     assert "White diamond" in page.text
 
 
-def test_a_large_data_set_stays_of_a_sane_size(tmp_path):
+def test_size_of_a_large_report(tmp_path):
     rng = np.random.default_rng(0)
     groups = [f"set {i // 20}" for i in range(288)]
     names = [f"({group}) round-off, flic-flac on, stretched salto backward, {i}" for i, group in enumerate(groups)]
     labels = rng.integers(288, size=6000)
-    called = np.where(rng.random(6000) < 0.2, rng.integers(288, size=6000), labels)
-    probabilities = np.eye(288, dtype=np.float32)[called]
-    evaluation = measure(probabilities, labels, np.arange(6000), names, groups=groups)
+    predicted = np.where(rng.random(6000) < 0.2, rng.integers(288, size=6000), labels)
+    probabilities = np.eye(288, dtype=np.float32)[predicted]
+    evaluation = compute_metrics(probabilities, labels, np.arange(6000), names, groups=groups)
     clips = tuple(Clip(Path(f"/clips/{i}.mp4"), int(label)) for i, label in enumerate(labels))
     clip_set = ClipSet("gym", "val", Path("/clips"), clips, tuple(names))
     noise = torch.randint(256, (8, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     pairs = collect_pairs(clip_set, evaluation, lambda clip: noise)
     page = written(tmp_path, evaluation, names, [], pairs=pairs)
     assert page.count["img"] == sum(len(pair.mistaken) + 2 for pair in pairs) > 36 * 3
-    assert (tmp_path / "report.html").stat().st_size < 4 * 2**20, "noise is the worst that can be asked to be packed"
-    assert "The first 500 of" in page.text
+    assert (tmp_path / "report.html").stat().st_size < 4 * 2**20, "noise is the worst case for JPEG"
+    assert "First 500 of" in page.text
     assert "set 14" in page.text and {"groups", "pairs", "pair-show-across"} <= set(page.ids)
 
 
-def test_accuracy_within_groups_and_the_mistakes_of_each_class(tmp_path):
-    evaluation = measure(
+def test_accuracy_per_group_and_mistakes_per_class(tmp_path):
+    evaluation = compute_metrics(
         np.eye(3, dtype=np.float32)[[0, 1, 1, 1]], np.array([0, 0, 1, 2]), np.arange(4), NAMES, groups=("x", "x", "y")
     )
     page = written(tmp_path, evaluation, NAMES, [])
     assert "Accuracy within each group" in page.text
     assert "x 2 3 66.7 % 75.0 %" in page.text, "two of three clips; half of one class and all of the other"
     assert "y 1 1 0.0 % 0.0 %" in page.text
-    assert f"taken for it: {NAMES[0]} 1 ; {NAMES[2]} 1" in page.text
-    assert page.text.count("taken for:") == 2
+    assert f"mistaken for this class: {NAMES[0]} 1 ; {NAMES[2]} 1" in page.text
+    assert page.text.count("predicted as:") == 2
     plain = written(tmp_path, evaluation_of([0, 1], [0, 1], NAMES), NAMES, [])
     assert "groups" not in plain.ids and plain.count.get("details", 0) == 0
 
 
-def test_refuses_what_does_not_fit_and_writes_nothing(tmp_path):
+def test_invalid_arguments_write_nothing(tmp_path):
     evaluation = evaluation_of([0, 1], [0, 1], NAMES)
     with pytest.raises(ValueError, match=r"2 class names, expected \[Y, Y\]"):
         written(tmp_path, evaluation, NAMES[:2], [])
@@ -247,10 +250,10 @@ def test_refuses_what_does_not_fit_and_writes_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_interrupted_write_leaves_the_former_report(tmp_path, monkeypatch):
+def test_interrupted_write_keeps_the_previous_report(tmp_path, monkeypatch):
     evaluation = evaluation_of([0], [0], NAMES)
     written(tmp_path, evaluation, NAMES, [])
-    former = (tmp_path / "report.html").read_bytes()
+    previous = (tmp_path / "report.html").read_bytes()
 
     def fail(self, target):
         raise OSError("disk full")
@@ -258,13 +261,28 @@ def test_an_interrupted_write_leaves_the_former_report(tmp_path, monkeypatch):
     monkeypatch.setattr(Path, "replace", fail)
     with pytest.raises(OSError, match="disk full"):
         written(tmp_path, evaluation, NAMES, [sample(0, 0, 3)])
-    assert (tmp_path / "report.html").read_bytes() == former
+    assert (tmp_path / "report.html").read_bytes() == previous
     assert [p.name for p in tmp_path.iterdir()] == ["report.html"]
 
 
-def test_wilson_interval_by_the_book():
+def test_wilson_interval():
     # 81 of 263: the worked example of Newcombe (1998), 0.2553 to 0.3662.
     assert wilson_interval(81 / 263, 263) == pytest.approx((0.2553, 0.3662), abs=5e-5)
     assert wilson_interval(0.0, 20) == pytest.approx((0.0, 0.1611), abs=5e-5)
     with pytest.raises(ValueError, match="at least one clip"):
         wilson_interval(0.5, 0)
+
+
+def test_clips_in_shards_have_samples_but_no_pairs(configured, clips, tmp_path):
+    pytest.importorskip("webdataset")
+    for split in ("train", "test"):
+        write_shards(open_split(configured(tmp_path).data, split), tmp_path / "shards")
+    pages = {}
+    for name, root in (("csv", clips), ("shards", tmp_path / "shards")):
+        overrides = [f"data.name={name}", f"data.root={root}", "report=true", "optim.epochs=1", "kind=art"]
+        result = train(configured(tmp_path / name, *overrides))
+        pages[name] = (tmp_path / name / "report.html").read_text()
+        assert result.evaluation.correct_top1 < 6, "there are mistakes to show"
+    assert all("queried by" in page and "predicted as" in page for page in pages.values())
+    assert 'class="strip wrong"' in pages["csv"] and 'alt="3 frames of test_' in pages["csv"]
+    assert 'class="strip' not in pages["shards"]

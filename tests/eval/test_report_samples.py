@@ -3,17 +3,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from visualize_blobs import FRAMES, GRID, SIZE, BlobModel, blob_path, read_blob
+from blob_model import FRAMES, GRID, SIZE, BlobModel, blob_path, read_blob
 
 from art.data.transforms.sampling import FrameSampling
 from art.eval.report import samples as samples_module
 from art.eval.report.samples import SampleClip, choose_clips, clip_reader, collect_samples
 
 
-def test_samples_are_right_ones_then_wrong_ones_with_maps(blob_clips, blob_evaluation):
+def test_samples_are_correct_then_wrong_with_maps(blob_clips, blob_evaluation):
     chosen = collect_samples(BlobModel(), blob_clips, blob_evaluation, right=4, wrong=2, read=read_blob)
     assert [s.predicted == s.label for s in chosen] == [True] * 4 + [False] * 2
-    assert sorted(s.label for s in chosen[:4]) == [0, 0, 1, 1], "spread over the classes that were right"
+    assert sorted(s.label for s in chosen[:4]) == [0, 0, 1, 1], "from each class with correct predictions"
     for s in chosen:
         assert s.frames.shape == (FRAMES, SIZE, SIZE, 3)
         assert s.maps.shape == (FRAMES, 2, GRID, GRID) and s.saliency.shape == (FRAMES, 2)
@@ -22,38 +22,35 @@ def test_samples_are_right_ones_then_wrong_ones_with_maps(blob_clips, blob_evalu
         np.testing.assert_array_equal(s.frames, read_blob(s).permute(0, 2, 3, 1).numpy())
 
 
-def test_the_clip_is_the_one_of_the_evaluations_index(blob_clips, blob_evaluation):
-    """The evaluation lacks clip 0, so positions and indices differ by one."""
+def test_clips_are_found_by_index(blob_clips, blob_evaluation):
+    """The evaluation lacks clip 0, so rows and indices differ by one."""
     chosen = collect_samples(BlobModel(), blob_clips, blob_evaluation, right=20, wrong=20, read=read_blob)
     assert len(chosen) == 11
     assert {str(s.path) for s in chosen} == {f"/clips/{i:02d}.mp4" for i in range(1, 12)}
     assert all(int(s.path.stem) % 3 == s.label for s in chosen)
 
 
-def test_the_same_seed_chooses_the_same_clips(blob_evaluation):
+def test_choice_depends_on_the_seed_only(blob_evaluation):
     first, again, other = (choose_clips(blob_evaluation, right=5, wrong=2, seed=seed) for seed in (3, 3, 4))
     assert first == again
     assert first != other
     assert len(set(first[0])) == 5 and len(set(first[1])) == 2
-
-
-def test_fewer_are_shown_where_there_are_no_more(blob_evaluation):
     right, wrong = choose_clips(blob_evaluation, right=100, wrong=0, seed=0)
     assert len(right) == 7 and wrong == []
 
 
-def test_the_model_is_left_in_its_mode_and_keeps_no_gradient(blob_clips, blob_evaluation):
+def test_model_mode_is_restored_and_there_are_no_gradients(blob_clips, blob_evaluation):
     model = BlobModel().train()
     collect_samples(model, blob_clips, blob_evaluation, right=1, wrong=1, read=read_blob)
     assert model.training and set(model.modes) == {(False, False)}
 
 
-def test_a_backbone_has_frames_and_answers_only(blob_clips, blob_evaluation):
+def test_backbone_has_no_maps(blob_clips, blob_evaluation):
     (sample,) = collect_samples(BlobModel("backbone"), blob_clips, blob_evaluation, right=1, wrong=0, read=read_blob)
     assert sample.maps is None and sample.saliency is None and sample.selected is None
 
 
-def test_limbs_come_from_the_clip(blob_clips, blob_evaluation):
+def test_limbs_of_clips(blob_clips, blob_evaluation):
     def limb(clip):
         return blob_path(clip.label) if clip.label == 1 else None
 
@@ -62,7 +59,7 @@ def test_limbs_come_from_the_clip(blob_clips, blob_evaluation):
         assert (s.joints is not None) == (s.label == 1)
 
 
-def test_clips_are_read_as_evaluation_reads_them(monkeypatch, blob_clips):
+def test_clip_reader_uses_the_sampling_of_the_model(monkeypatch, blob_clips):
     calls = []
 
     def fake(path, num_frames, *, start, end, sampling):
@@ -78,7 +75,7 @@ def test_clips_are_read_as_evaluation_reads_them(monkeypatch, blob_clips):
     assert video[:, 0, 0, 0].tolist() == list(range(FRAMES))
 
 
-def test_refuses_numbers_and_evaluations_that_do_not_fit(blob_clips, blob_evaluation):
+def test_invalid_arguments(blob_clips, blob_evaluation):
     with pytest.raises(ValueError, match="wrong is -1"):
         collect_samples(BlobModel(), blob_clips, blob_evaluation, wrong=-1, read=read_blob)
     blob_evaluation.indices[-1] = 12
@@ -86,15 +83,15 @@ def test_refuses_numbers_and_evaluations_that_do_not_fit(blob_clips, blob_evalua
         collect_samples(BlobModel(), blob_clips, blob_evaluation, read=read_blob)
 
 
-FRAMES_OF = np.zeros((4, 8, 8, 3), dtype=np.uint8)
+IMAGES = np.zeros((4, 8, 8, 3), dtype=np.uint8)
 MAPS = {"maps": np.ones((4, 2, 3, 3)), "saliency": np.ones((4, 2)), "selected": np.array([0, 1])}
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"frames": FRAMES_OF[..., :1]}, r"expected uint8 \[T, H, W, 3\]"),
-        ({"frames": FRAMES_OF.astype(np.float32)}, "float32"),
+        ({"frames": IMAGES[..., :1]}, r"expected uint8 \[T, H, W, 3\]"),
+        ({"frames": IMAGES.astype(np.float32)}, "float32"),
         ({"label": 3}, "label is 3"),
         ({"joints": np.zeros((3, 2))}, r"expected \(4, 2\)"),
         ({"saliency": None}, "belong together"),
@@ -102,8 +99,8 @@ MAPS = {"maps": np.ones((4, 2, 3, 3)), "saliency": np.ones((4, 2)), "selected": 
         ({"saliency": np.ones((5, 2))}, r"\(5, 2\)"),
     ],
 )
-def test_a_sample_checks_its_shapes(change, message):
-    good = {"path": Path("a.mp4"), "frames": FRAMES_OF, "label": 1, "probabilities": np.array([0.2, 0.5, 0.3]), **MAPS}
+def test_sample_checks_its_shapes(change, message):
+    good = {"path": Path("a.mp4"), "frames": IMAGES, "label": 1, "probabilities": np.array([0.2, 0.5, 0.3]), **MAPS}
     assert SampleClip(**good).predicted == 1
     with pytest.raises(ValueError, match=message):
         SampleClip(**{**good, **change})
