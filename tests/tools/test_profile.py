@@ -1,4 +1,4 @@
-"""Profiles: counts by stage against counts by hand, marks in the order of the passes, what is measured and written."""
+"""`art.tools.profile`: counts by stage vs. manual counts, order of the stages, measurements and written files."""
 
 import json
 from contextlib import nullcontext
@@ -46,8 +46,8 @@ def test_counts_match_manual_counts():
     joined = PATCHES + 2  # with two semantics
     layer = joined * (4 * DIM**2 + 2 * DIM * HIDDEN) + 2 * joined**2 * DIM
     assert found["enhancement"].forward_macs == clips * FRAMES * layer
-    asked = 2 * (4 * DIM**2 + 2 * DIM * HIDDEN) + 2 * 2 * 2 * PATCHES * DIM  # 2 queries of 2 heads
-    assert found["activation"].forward_macs == clips * FRAMES * 2 * asked
+    queries = 2 * (4 * DIM**2 + 2 * DIM * HIDDEN) + 2 * 2 * 2 * PATCHES * DIM  # 2 queries of 2 heads
+    assert found["activation"].forward_macs == clips * FRAMES * 2 * queries
     assert found["aggregation"].forward_macs == clips * FRAMES * 2 * 2 * DIM
     assert found["heads"].forward_macs == clips * CLASSES * (2 * WIDTH + 2 * DIM)
     projected = clips * (FRAMES * PATCHES + 1) * WIDTH * DIM
@@ -59,7 +59,7 @@ def test_backward_takes_twice_the_products():
     found = by_stage(count_stages(make, precision=nullcontext))
     assert found["heads"].backward_macs == 2 * found["heads"].forward_macs
     joined = PATCHES + 2
-    attention = FRAMES * joined**2 * DIM  # scores are taken again
+    attention = FRAMES * joined**2 * DIM  # scores are recomputed
     assert found["enhancement"].backward_macs == 2 * found["enhancement"].forward_macs + attention
 
 
@@ -71,17 +71,17 @@ def test_parameters_are_counted_once():
 
 def test_activations_are_the_tensors_saved_by_autograd():
     found = by_stage(count_stages(make, precision=nullcontext))
-    model, kept = make().train(), {}
+    model, saved = make().train(), {}
     video, labels = torch.rand(1, FRAMES, 3, 12, 12), torch.zeros(1, dtype=torch.long)
     own = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers(), video)}
 
-    def keep(tensor):
-        kept[tensor.untyped_storage().data_ptr()] = tensor
+    def save(tensor):
+        saved[tensor.untyped_storage().data_ptr()] = tensor
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+    with torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor):
         model.loss(model(video), labels)
-    real = sum(t.untyped_storage().nbytes() for pointer, t in kept.items() if pointer not in own)
+    real = sum(t.untyped_storage().nbytes() for pointer, t in saved.items() if pointer not in own)
     assert sum(count.activation_bytes for count in found.values()) == pytest.approx(real, rel=0.02)
     assert found["enhancement"].activation_bytes > found["activation"].activation_bytes > 0
 
@@ -114,12 +114,12 @@ def test_stages_follow_the_passes_and_do_not_change_results():
 def test_every_stage_is_measured(kind):
     model, video, labels = make(kind), torch.rand(1, FRAMES, 3, 12, 12), torch.zeros(1, dtype=torch.long)
     found = by_stage(measure_stages(model, video, labels, precision=nullcontext, repetitions=2))
-    there = STAGES if kind is ARTModel else ("backbone", "heads", "loss")
-    for stage in there:
+    stages = STAGES if kind is ARTModel else ("backbone", "heads", "loss")
+    for stage in stages:
         expected = {"forward", "backward"} | ({"inference"} if stage != "loss" else set())
         assert set(found[stage].ms) == set(found[stage].peak_bytes) == expected
         assert min(found[stage].ms.values()) > 0
-    assert all(not found[stage].ms for stage in STAGES if stage not in there)
+    assert all(not found[stage].ms for stage in STAGES if stage not in stages)
     assert found["backbone"].peak_bytes["backward"] > found["backbone"].peak_bytes["inference"]
     assert all(parameter.grad is None for parameter in model.parameters())
 
@@ -156,8 +156,8 @@ def test_command_writes_table_json_and_figure(tmp_path, capsys):
     assert [stage["stage"] for stage in result["stages"]] == ["backbone", "heads", "loss"]
     assert "ms" not in result["stages"][0] and "ms" not in capsys.readouterr().out
     assert main(["profile", str(config), "--count", "--out", str(config)]) == 2
-    said = capsys.readouterr()
-    assert said.out == "" and f"--out: {config} is a file, expected a folder" in said.err
+    captured = capsys.readouterr()
+    assert captured.out == "" and f"--out: {config} is a file, expected a " in captured.err
 
 
 def test_figure_without_stages():
