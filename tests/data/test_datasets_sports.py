@@ -35,18 +35,16 @@ def gym(write_files):
 TIMES = {
     GYM: {
         "E_002407_002435": {
-            "event": 2,
             "segments": {
                 "A_0003_0005": {"stages": 1, "timestamps": [[3.45, 5.64]]},
                 "A_0010_0012": {"stages": 1, "timestamps": [[10.5, 12.25]]},
             },
             "timestamps": [[2407.32, 2435.28]],
         },
-        "E_003000_003010": {"event": 3, "segments": None, "timestamps": [[3000.0, 3010.0]]},
+        "E_003000_003010": {"segments": None, "timestamps": [[3000.0, 3010.0]]},
     },
     "0LtLS9wROrk": {
         "E_000147_000152": {
-            "event": 1,
             "segments": {"A_0000_0005": {"stages": 3, "timestamps": [[0.25, 1.5], [1.5, 2.75], [2.75, 5.0]]}},
             "timestamps": [[147.0, 152.5]],
         }
@@ -107,21 +105,17 @@ def test_gym_classes(gym):
     assert train.groups == ("VT", "FX_turns", "FX_leap_jump_hop")
     assert train.mirror == (0, 1, 2)
     assert open_dataset("finegym99", gym, "val").class_names == train.class_names
+    assert subaction_ids(gym, "train") == (TURN, VAULT, LEAP)
 
 
-def test_gym_description_in_two_sets(gym):
-    (gym / "annotations/set_categories.txt").write_text("set: 33; BB_flight_salto\nset: 35; BB_dismounts\n")
-    (gym / "annotations/gym99_categories.txt").write_text(
-        "Clabel: 1; set: 35; Glabel: 2; (BB) salto tucked\nClabel: 0; set: 33; Glabel: 1; (BB) salto tucked\n"
-        "Clabel: 2; set: 33; Glabel: 3; (UB) salto tucked\n"
-    )
+def test_gym_description_in_two_sets(gym, write_files):
+    write_files({"annotations/set_categories.txt": "set: 33; BB_flight_salto\nset: 35; BB_dismounts\n"})
+    lines = ["Clabel: 1; set: 35; Glabel: 2; (BB) tucked", "Clabel: 0; set: 33; Glabel: 1; (BB) tucked"]
+    lines.append("Clabel: 2; set: 33; Glabel: 3; (UB) tucked")
+    write_files({"annotations/gym99_categories.txt": "\n".join(lines)})
     val = open_dataset("finegym99", gym, "val")
-    assert val.class_names == (
-        "(BB) salto tucked [BB_flight_salto]",
-        "(BB) salto tucked [BB_dismounts]",
-        "(UB) salto tucked",
-    )
-    assert val.prompts[1] == "salto tucked, balance beam, dismounts"
+    assert val.class_names == ("(BB) tucked [BB_flight_salto]", "(BB) tucked [BB_dismounts]", "(UB) tucked")
+    assert val.prompts[1] == "tucked, balance beam, dismounts"
 
 
 def test_gym_other_lists(gym):
@@ -134,10 +128,6 @@ def test_gym_other_lists(gym):
     assert len(clips(gym, name="finegym288")) == 1
     with pytest.raises(FileNotFoundError, match=r"gym288_train_element_v1\.0\.txt not found"):
         clips(gym, name="finegym288_v1.0")
-
-
-def test_gym_subaction_ids(gym):
-    assert subaction_ids(gym, "train") == (TURN, VAULT, LEAP)
 
 
 def test_gym_required_files(gym):
@@ -157,25 +147,15 @@ def test_gym_required_files(gym):
 INVALID_GYM = [
     ("gym99_train_element_v1.1.txt", "", r"v1\.1\.txt is empty"),
     ("gym99_train_element_v1.1.txt", f"{TURN} 3\n", r"v1\.1\.txt:1: label 3 is out of range, expected 0 to 2"),
-    ("gym99_train_element_v1.1.txt", f"{TURN} x\n", r"v1\.1\.txt:1: label is 'x'; expected an integer, 0 to 2"),
     ("gym99_train_element_v1.1.txt", f"{TURN} 1\n{TURN[:-3]} 1\n", r"v1\.1\.txt:2: got '.*_0 1'; expected the id of"),
     ("gym99_train_element_v1.1.txt", f"{TURN}\n", r"v1\.1\.txt:1: got '.*'; expected the id of a sub-action and its"),
     ("gym99_train_element_v1.1.txt", f"{TURN} 1\n\n{TURN} 1\n", r"v1\.1\.txt:3: .* is already listed in .*1\.txt:1"),
     ("gym99_categories.txt", "", r"class 0 is missing"),
     ("gym99_categories.txt", CATEGORIES[:-30] + "\nClabel: 4; set", r"categories\.txt:4: got 'Clabel: 4; set'"),
-    (
-        "gym99_categories.txt",
-        "Clabel: 1; set: 1; Glabel: 1; (VT) x\n",
-        r"class 0 is missing; expected consecutive",
-    ),
+    ("gym99_categories.txt", "Clabel: 1; set: 1; Glabel: 1; (VT) x\n", r"class 0 is missing; expected consecutive"),
     ("gym99_categories.txt", CATEGORIES + CATEGORIES, r"categories\.txt:4: class 0 is already listed"),
     ("gym99_categories.txt", "Clabel: 0; set: 5; Glabel: 1; (VT) x\n", r"txt:1: set 5 is not in .*set_categories\.txt"),
     ("set_categories.txt", "22 FX_turns\n", r"set_categories\.txt:1: got '22 FX_turns'; expected a set, such as"),
-    (
-        "finegym_annotation_info_v1.1.json",
-        '{"0LtLS9wROrk": {"E_',
-        r"info_v1\.1\.json:1: invalid JSON.*complete",
-    ),
     ("finegym_annotation_info_v1.1.json", "[]", r"info_v1\.1\.json holds \[\]; expected an object"),
     ("finegym_annotation_info_v1.1.json", "{}", r"json: no event .*_E_002407_002435, listed in .*v1\.1\.txt:1"),
 ]
@@ -256,26 +236,19 @@ def test_diving_annotations_directory_and_frames(diving, relative_paths):
     assert [file.found for file in required_files("diving48", diving)] == [True] * 3
 
 
-@pytest.mark.parametrize(
-    ("tokens", "text"),
-    [
-        (("Forward", "45som", "NoTwis", "TUCK"), "forward dive, 4.5 somersaults, tuck position"),
-        (("Reverse", "25som", "15Twis", "PIKE"), "reverse dive, 2.5 somersaults, 1.5 twists, pike position"),
-        (("Back", "3som", "NoTwis", "PIKE"), "back dive, 3 somersaults, pike position"),
-        (("Forward", "15som", "2Twis", "FREE"), "forward dive, 1.5 somersaults, 2 twists, free position"),
+def test_dive_prompt():
+    for tokens, text in (
+        (("Reverse", "25som", "15Twis", "TUCK"), "reverse dive, 2.5 somersaults, 1.5 twists, tuck position"),
+        (("Forward", "3som", "2Twis", "PIKE"), "forward dive, 3 somersaults, 2 twists, pike position"),
         (("Forward", "Dive", "NoTwis", "STR"), "forward dive, straight position"),
-    ],
-)
-def test_dive_prompt(tokens, text):
-    assert dive_prompt(tokens) == text
+    ):
+        assert dive_prompt(tokens) == text
 
 
 LIST, WORDS = "Diving48_V2_train.json", "Diving48_vocab.json"
 INVALID_DIVING = [
-    (LIST, '[{"vid_name": "-mm', r"train\.json:1: invalid JSON: .*download is complete"),
     (LIST, "{}", r"train\.json holds \{\}; expected a list"),
     (LIST, json.dumps([entry("-mmq0PT-u8k_00155", 3)]), r"entry 0 \(-mmq0PT-u8k_00155\): label 3 is out of range"),
-    (LIST, '[{"vid_name": "-mmq0PT-u8k_00155"}]', r"entry 0 \(-mmq0PT-u8k_00155\): label is None; expected"),
     (LIST, json.dumps([entry("short_00155", 0)]), r"train\.json: entry 0 is .*; expected a video and its label"),
     (LIST, "[3]", r"train\.json: entry 0 is 3; expected"),
     (LIST, json.dumps([entry("-mmq0PT-u8k_00155", 0)] * 2), r"entry 1: -mmq0PT-u8k_00155 is already listed"),

@@ -5,8 +5,6 @@ import torch
 
 from art.data.transforms.rand_augment import OPERATIONS, RandAugment
 
-GEOMETRIC = ("rotate", "shear_x", "shear_y", "translate_x", "translate_y")
-
 
 def noise(t=3, h=12, w=16, seed=0):
     return torch.rand(t, 3, h, w, generator=torch.Generator().manual_seed(seed)) * 200 + 20
@@ -104,7 +102,7 @@ def test_geometry():
     assert float(spot("shear_y", 1.0, column=12)[0]) == pytest.approx(8 - 0.3 * 4, abs=0.01)
 
 
-@pytest.mark.parametrize("name", GEOMETRIC)
+@pytest.mark.parametrize("name", ["rotate", "shear_x", "shear_y", "translate_x", "translate_y"])
 def test_outside_is_gray(name):
     out = apply(name, torch.zeros(1, 3, 32, 32), 1.0)
     assert out.max() == pytest.approx(128) and out.min() == 0
@@ -116,16 +114,11 @@ def test_operations_are_applied_in_order():
     which = [(names.index(name) + 0.5) / 14 for name in ("brightness", "rotate")]
     out = RandAugment(2, 5)(clip, [which[0], 0.2, which[1], 0.7])
     torch.testing.assert_close(out, apply("rotate", apply("brightness", clip, 0.5), -0.5))
-    draws = torch.rand(2000, 2, generator=torch.Generator().manual_seed(0)).tolist()
-    seen = {names[int(first * 14)] for first, _ in draws}
-    assert seen == set(names)
     assert RandAugment(3, 5).num_draws == 6
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [((0, 5), "number must be at least 1, got 0"), ((2, 11), r"magnitude must be in 0\.\.10")],
-)
-def test_invalid_arguments_of_rand_augment(arguments, message):
-    with pytest.raises(ValueError, match=message):
-        RandAugment(*arguments)
+def test_invalid_arguments_of_rand_augment():
+    with pytest.raises(ValueError, match="number must be at least 1, got 0"):
+        RandAugment(0, 5)
+    with pytest.raises(ValueError, match=r"magnitude must be in 0\.\.10"):
+        RandAugment(2, 11)
