@@ -2,6 +2,7 @@
 
 import json
 import statistics
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -116,7 +117,8 @@ def test_time_is_estimated_from_a_step(full, monkeypatch):
         stages = [{"inference": 10_000, "forward": 200_000, "backward": 300_000}, {"backward": 100_000}]
         return {"stages": [{"ms": ms} for ms in stages]}
 
-    monkeypatch.setattr("art.experiments.ablate.profile", profile)
+    # The package's attribute "ablate" is the function, not the module.
+    monkeypatch.setattr(sys.modules["art.experiments.ablate"], "profile", profile)
     text = format_plan(make_plan(full, 2, ["margin"]), 3)
     assert "4 configurations, 2 seeds: 8 runs, 8 left" in text
     assert "model.margin=0.8" in text

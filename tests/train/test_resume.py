@@ -165,27 +165,37 @@ def start():
     return start_process
 
 
+def pause_while_saving(process, incoming):
+    """Stops the process at a moment when it is writing a checkpoint, or waits until it exits."""
+    while process.is_alive():
+        if incoming.exists():
+            os.kill(process.pid, signal.SIGSTOP)
+            if incoming.exists():
+                return
+            os.kill(process.pid, signal.SIGCONT)
+        time.sleep(0.0005)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("overrides", [(), ("checkpoints.asynchronous=true",)], ids=["synchronous", "asynchronous"])
-def test_killed_run_resumes_bit_for_bit(configured, start, assert_same_run, tmp_path, overrides):
-    """Kills at random times and, every other time, while a checkpoint is being written."""
+def test_killed_run_resumes_bit_for_bit(configured, recorded, start, assert_same_run, tmp_path, overrides):
+    """Kills while a checkpoint is being written and, every other time, at a random moment."""
     config = configured(tmp_path / "killed", *KILLED_RUN, *overrides)
     process = start(configured(tmp_path / "expected", *KILLED_RUN))
-    began = time.monotonic()
     process.join()
-    duration = time.monotonic() - began
     rng = random.Random(5)
     last = RunDir(config.output).last
     incoming = last.with_name(".last.incoming")
     killed = saving = 0
     for number in range(KILLS):
+        steps = len(recorded(tmp_path / "killed", "step"))
         process = start(config)
-        deadline = time.monotonic() + rng.uniform(0, 1) * duration
-        while_saving = number % 2 == 0
-        while process.is_alive() and (while_saving or time.monotonic() < deadline):
-            if while_saving and time.monotonic() > deadline and incoming.exists():
-                break
-            time.sleep(0.0005)
+        if number % 2 == 0:
+            pause_while_saving(process, incoming)
+        else:
+            while process.is_alive() and len(recorded(tmp_path / "killed", "step")) <= steps:
+                time.sleep(0.001)
+            time.sleep(rng.uniform(0, 0.1))
         process.kill()
         process.join()
         killed += process.exitcode == -signal.SIGKILL
