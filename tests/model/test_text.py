@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from art.text import build_text_encoder, text_width
+from art.text import ClipText, build_text_encoder, text_width
 
 
 def test_wordllama_is_the_mean_of_its_tokens():
@@ -45,7 +45,6 @@ def test_clip_without_open_clip(monkeypatch):
 def test_clip_from_a_local_file(tmp_path):
     open_clip = pytest.importorskip("open_clip", reason="the extra [clip] is not installed")
     from art.extras import import_extra
-    from art.text.encoders import ClipText
 
     import_extra("open_clip", extra="clip", needed_by="these tests")
     config = {
