@@ -4,6 +4,7 @@ import json
 import tarfile
 from pathlib import Path
 
+import av
 import pytest
 import torch
 
@@ -11,6 +12,7 @@ from art.cli import main
 from art.data.datasets.base import Clip, ClipSet, dataset_splits, open_dataset
 from art.data.decoding.frames import StoredClip
 from art.data.decoding.video import VideoError, read_clip, read_frames
+from art.data.loading import shards as shards_module
 from art.data.loading.dataset import LANES, ClipDataset, DataError, ShardDataset
 from art.data.loading.loader import build_loader, dataset_of
 from art.data.loading.shards import open_shards, read_shard, write_shards
@@ -23,13 +25,12 @@ pytest.importorskip("webdataset")
 def many(tmp_path, numbered):
     """40 clips of one small video under 40 names, in three classes."""
     content = numbered(tmp_path / "source.mp4", 8, options={"bf": "0"}).read_bytes()
-    clips = []
-    for i in range(40):
-        path = tmp_path / "clips" / f"{i}.mp4"
-        path.parent.mkdir(exist_ok=True)
-        path.write_bytes(content)
-        clips.append(Clip(path, i % 3))
-    return ClipSet("numbers", "train", tmp_path / "clips", tuple(clips), ("a", "b", "c"), ("A", "B", "C"), (1, 0, 2))
+    root = tmp_path / "clips"
+    root.mkdir()
+    clips = tuple(Clip(root / f"{i}.mp4", i % 3) for i in range(40))
+    for clip in clips:
+        clip.path.write_bytes(content)
+    return ClipSet("numbers", "train", root, clips, ("a", "b", "c"), ("A", "B", "C"), (1, 0, 2))
 
 
 @pytest.fixture
@@ -139,19 +140,15 @@ def test_resume_within_an_epoch_of_shards(skip, workers, shards):
 
 @pytest.mark.parametrize(("world_size", "size"), [(2, 4), (3, 4), (3, 5)])
 def test_ranks_have_different_clips(world_size, size, shards):
-    ranks = [
-        indices(loaded(ShardDataset(shards, 2, train=False), size, rank=rank, world_size=world_size))
-        for rank in range(world_size)
-    ]
-    assert sorted(flat(flat(ranks))) == list(range(40))
-    full = [
-        indices(loaded(ShardDataset(shards, 2, train=True), size, rank=r, world_size=world_size, drop_last=True))
-        for r in range(world_size)
-    ]
-    assert {len(batches) for batches in full} == {40 // world_size // size}
-    assert {len(batch) for batches in full for batch in batches} == {size}
-    clips = flat(flat(full))
-    assert len(set(clips)) == len(clips)
+    def batches(train):
+        ranks = ({"rank": rank, "world_size": world_size, "drop_last": train} for rank in range(world_size))
+        return flat(indices(loaded(ShardDataset(shards, 2, train=train), size, **rank)) for rank in ranks)
+
+    assert sorted(flat(batches(train=False))) == list(range(40))
+    full = batches(train=True)
+    assert len(full) == 40 // world_size // size * world_size
+    assert {len(batch) for batch in full} == {size}
+    assert len(set(flat(full))) == len(flat(full))
 
 
 def test_shards_are_read_once_except_at_boundaries(shards, monkeypatch):
@@ -217,8 +214,6 @@ def test_shard_urls(many, tmp_path):
 
 
 def test_directories_of_frames(tmp_path, numbered, read_numbers):
-    import av
-
     directory = tmp_path / "clips" / "one"
     directory.mkdir(parents=True)
     with av.open(str(numbered(tmp_path / "a.mp4", 6))) as container:
@@ -253,9 +248,7 @@ def test_errors_of_writing_and_opening(many, tmp_path, numbered):
 
 
 def test_interruption_leaves_no_partial_shard(many, tmp_path, monkeypatch):
-    from art.data.loading import shards as module
-
-    read_files, calls = module._read_files, []
+    read_files, calls = shards_module._read_files, []
 
     def stop(path):
         calls.append(path)
@@ -263,7 +256,7 @@ def test_interruption_leaves_no_partial_shard(many, tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return read_files(path)
 
-    monkeypatch.setattr(module, "_read_files", stop)
+    monkeypatch.setattr(shards_module, "_read_files", stop)
     with pytest.raises(KeyboardInterrupt):
         write_shards(many, tmp_path / "out", shard_bytes=4000)
     names = {path.name for path in (tmp_path / "out").iterdir()}

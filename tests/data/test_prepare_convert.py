@@ -23,18 +23,9 @@ TURN = f"{GYM}_E_000002_000006_A_0000_0001"
 VAULT = "0LtLS9wROrk_E_000001_000004_A_0000_0002"
 OWN = "1LtLS9wROrk_E_000001_000004_A_0000_0002"
 GONE = "2LtLS9wROrk_E_000001_000004_A_0000_0002"
-TIMES = {
-    GYM: {
-        "E_000002_000006": {"segments": {"A_0000_0001": {"timestamps": [[0.25, 1.5]]}}, "timestamps": [[2.0, 6.5]]},
-        "E_000007_000009": {"segments": None, "timestamps": [[7.0, 9.0]]},
-    },
-    "0LtLS9wROrk": {
-        "E_000001_000004": {
-            "segments": {"A_0000_0002": {"timestamps": [[0.5, 1.0], [1.0, 2.0]]}},
-            "timestamps": [[1.0, 4.0]],
-        }
-    },
-}
+CUT = {"segments": {"A_0000_0001": {"timestamps": [[0.25, 1.5]]}}, "timestamps": [[2.0, 6.5]]}
+STAGES = {"segments": {"A_0000_0002": {"timestamps": [[0.5, 1.0], [1.0, 2.0]]}}, "timestamps": [[1.0, 4.0]]}
+TIMES = {GYM: {"E_000002_000006": CUT}, "0LtLS9wROrk": {"E_000001_000004": STAGES}}
 
 
 def prepare(root, to, name="csv", **options):
@@ -51,20 +42,16 @@ def state(directory):
 
 
 @pytest.fixture
-def gym(tmp_path, numbered):
+def gym(write_files, numbered):
     """FineGym: a whole video, the video of an event, that of a sub-action, and a sub-action without a file."""
-    root = tmp_path / "gym"
-    (root / "annotations").mkdir(parents=True)
     files = {
-        "gym99_categories.txt": "Clabel:   0; set:  1; Glabel:   1; (VT) on, off\n"
-        "Clabel:   1; set:  1; Glabel:   2; (VT) off, on\n",
+        "gym99_categories.txt": "Clabel: 0; set: 1; Glabel: 1; (VT) on\nClabel: 1; set: 1; Glabel: 2; (VT) off\n",
         "set_categories.txt": "set: 1; VT\n",
         "gym99_train_element_v1.1.txt": f"{TURN} 1\n{VAULT} 0\n{GONE} 1\n",
         "gym99_val_element.txt": f"{OWN} 1\n",
         "finegym_annotation_info_v1.1.json": json.dumps(TIMES),
     }
-    for name, text in files.items():
-        (root / "annotations" / name).write_text(text)
+    root = write_files({f"gym/annotations/{name}": text for name, text in files.items()}) / "gym"
     numbered(root / "videos" / f"{GYM}.mp4", 120, gop=250)
     numbered(root / "events" / "0LtLS9wROrk_E_000001_000004.webm", 40, codec="libvpx", first=7)
     numbered(root / "subactions" / f"{OWN}.avi", 30, codec="mpeg4", options={"b": "2M"})
@@ -131,22 +118,19 @@ def test_without_cut_files_keep_their_length_and_path(gym, tmp_path, read_number
 
 
 def test_cut_after_a_call_without_cut_but_not_the_reverse(gym, tmp_path, made):
-    prepare(gym, tmp_path / "new", "finegym99")
+    to = tmp_path / "new"
+    prepare(gym, to, "finegym99")
     made.clear()
-    prepare(gym, tmp_path / "new", "finegym99", cut=True)
+    assert prepare(gym, to, "finegym99", cut=True, splits=["train"]).made == 2
     assert sorted(made) == [f"{TURN}.mp4", f"{VAULT}.mp4"]
-    check_rejected(gym, tmp_path / "new", "contains sub-actions cut by an earlier call", "finegym99")
-
-
-def test_datasets_with_the_same_files(gym, tmp_path, made):
-    prepare(gym, tmp_path / "new", "finegym99", cut=True)
+    check_rejected(gym, to, "contains sub-actions cut by an earlier call", "finegym99")
     for name in ("gym288_categories.txt", "gym288_train_element_v1.1.txt", "gym288_val_element.txt"):
         text = (gym / "annotations" / name.replace("288", "99")).read_text()
         (gym / "annotations" / name).write_text(text)
     made.clear()
-    result = prepare(gym, tmp_path / "new", "finegym288", cut=True)
-    assert (made, result.kept) == ([], 3)
-    assert len(open_dataset("finegym288", tmp_path / "new", "train")) == 3
+    result = prepare(gym, to, "finegym288", cut=True)
+    assert (made, result.kept) == ([], 3), "two datasets have the same files"
+    assert len(open_dataset("finegym288", to, "train")) == 3
 
 
 def test_table_has_the_new_paths(table, tmp_path, read_numbers):
@@ -176,21 +160,18 @@ def test_list_has_the_new_paths(tmp_path, numbered):
     assert len(open_dataset("list", tmp_path / "new", "val")) == 1
 
 
-def test_class_directories_keep_unreadable_classes(tmp_path, numbered):
-    root = tmp_path / "folder"
+def test_class_directories_keep_unreadable_classes(write_files, tmp_path, numbered):
+    root = write_files({"folder/train/a/broken.mp4": "no video"}) / "folder"
     numbered(root / "train/b/x.mov", 12)
     numbered(root / "test/b/y.mp4", 12)
-    (root / "train/a").mkdir()
-    (root / "train/a/broken.mp4").write_text("no video")
     result = prepare(root, tmp_path / "new", "folder")
     assert result.made == 2
     new = open_dataset("folder", tmp_path / "new", "train")
     assert (new.class_names, new.labels) == (("a", "b"), (1,))
-    prepare(root, tmp_path / "test", "folder", splits=["test"])
+    problems = [(problem.clip, problem.kind) for split in result.check.splits for problem in split.problems]
+    assert problems == [("train/a/broken.mp4", "broken")]
+    assert prepare(root, tmp_path / "test", "folder", splits=["test"]).made == 1
     assert open_dataset("folder", tmp_path / "test", "test").class_names == ("a", "b")
-    train = next(split for split in result.check.splits if split.split == "train")
-    (problem,) = train.problems
-    assert (problem.clip, problem.kind) == ("train/a/broken.mp4", "broken")
 
 
 def test_broken_originals_are_reported_and_skipped(table, tmp_path, made):
@@ -201,24 +182,12 @@ def test_broken_originals_are_reported_and_skipped(table, tmp_path, made):
     result = prepare(table, tmp_path / "new")
     assert sorted(made) == ["b.mp4", "d.mp4"]
     (train,) = result.check.splits
-    found = [(problem.clip, problem.start, problem.kind) for problem in train.problems]
-    assert found == [
-        ("clips/a.mp4", None, "missing"),
-        ("clips/c.avi", None, "broken"),
-        ("clips/e.mp4", 0.0, "broken"),
-        ("clips/e.mp4", 1.0, "broken"),
-    ]
+    assert [(problem.clip, problem.start, problem.kind) for problem in train.problems] == [
+        ("clips/a.mp4", None, "missing"), ("clips/c.avi", None, "broken"),
+        ("clips/e.mp4", 0.0, "broken"), ("clips/e.mp4", 1.0, "broken"),
+    ]  # fmt: skip
     assert train.failed_fraction == pytest.approx(4 / 6)
     assert {path.name for path in (tmp_path / "new/clips").iterdir()} == {"b.mp4", "d.mp4"}
-
-
-def test_finished_files_are_kept(table, tmp_path, made):
-    prepare(table, tmp_path / "new")
-    before = {name: content for name, content in state(tmp_path / "new").items() if name.endswith(".mp4")}
-    made.clear()
-    result = prepare(table, tmp_path / "new")
-    assert (made, result.made, result.kept) == ([], 0, 5)
-    assert {n: c for n, c in state(tmp_path / "new").items() if n.endswith(".mp4")} == before
 
 
 @pytest.mark.parametrize(
@@ -246,43 +215,36 @@ def test_changed_files_are_encoded_again(change, again, table, tmp_path, made):
 
 @pytest.mark.parametrize("other", [Encoding(crf=19), Encoding(18, crf=18), Encoding(keyframe_every=6, crf=18)])
 def test_other_settings_encode_everything_again(other, table, tmp_path, made):
-    prepare(table, tmp_path / "new")
+    to = tmp_path / "new"
+    prepare(table, to)
     made.clear()
-    prepare(table, tmp_path / "new", encoding=other)
+    prepare(table, to, encoding=other)
     assert len(made) == 5
-    made.clear()
-    prepare(table, tmp_path / "new", encoding=other)
-    assert made == []
-
-
-def test_selected_splits_are_prepared(gym, tmp_path):
-    assert prepare(gym, tmp_path / "new", "finegym99", cut=True, splits=["val"]).made == 1
-    assert prepare(gym, tmp_path / "new", "finegym99", cut=True).kept == 1
+    before = {name: content for name, content in state(to).items() if name.endswith(".mp4")}
+    result = prepare(table, to, encoding=other)
+    assert (len(made), result.made, result.kept) == (5, 0, 5), "finished files are kept"
+    assert {name: content for name, content in state(to).items() if name.endswith(".mp4")} == before
 
 
 def check_rejected(root, to, message, name="csv", **options):
-    before = state(root)
-    there = to.exists()
+    before, existed = state(root), to.exists()
     with pytest.raises(ValueError, match=message):
         prepare(root, to, name, **options)
-    assert state(root) == before
-    assert to.exists() == there
+    assert (state(root), to.exists()) == (before, existed)
 
 
-def test_invalid_output_directories(table, tmp_path):
+def test_invalid_output_directories(table, tmp_path, write_files):
     (tmp_path / "link").symlink_to(table)
     for inside in (table, table / "new", tmp_path, tmp_path / "link" / "new"):
         check_rejected(table, inside, "contain each other")
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "thesis.txt").write_text("x")
+    write_files("mine/thesis.txt", "file")
     check_rejected(table, tmp_path / "mine", "contains other files")
-    (tmp_path / "file").write_text("x")
     check_rejected(table, tmp_path / "file", "is not a directory")
-
-
-def test_originals_linked_into_the_output_directory(table, tmp_path):
     to = tmp_path / "new"
     prepare(table, to)
+    with (to / JOURNAL).open() as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        check_rejected(table, to, "another process is writing to")
     (table / "clips/a.mp4").unlink()
     (table / "clips/a.mp4").symlink_to(to / "clips/a.mp4")
     before = (to / "clips/a.mp4").read_bytes()
@@ -290,32 +252,22 @@ def test_originals_linked_into_the_output_directory(table, tmp_path):
     assert (to / "clips/a.mp4").read_bytes() == before
 
 
-def test_clips_that_cannot_be_prepared(table, tmp_path, numbered):
+def test_clips_that_cannot_be_prepared(table, gym, tmp_path, numbered):
     check_rejected(table, tmp_path / "new", "--cut cuts the sub-actions of FineGym", cut=True)
     numbered(tmp_path / "elsewhere.mp4", 3)
-    lines = (table / "train.csv").read_text()
-    (table / "train.csv").write_text(lines + f"one,{tmp_path}/elsewhere.mp4,,,\n")
-    check_rejected(table, tmp_path / "new", "elsewhere.mp4 is not in --root")
     numbered(table / "clips/a.avi", 3, codec="mpeg4")
-    (table / "train.csv").write_text(lines + "one,clips/a.avi,,,\n")
-    check_rejected(table, tmp_path / "new", "would both become .*a.mp4")
     (table / "clips/frames").mkdir()
-    (table / "train.csv").write_text(lines + "one,clips/frames,,,\n")
-    check_rejected(table, tmp_path / "new", "is a directory of frames")
-
-
-def test_error_if_no_split_can_be_opened(gym, tmp_path):
+    lines = (table / "train.csv").read_text()
+    for path, message in (
+        (f"{tmp_path}/elsewhere.mp4", "elsewhere.mp4 is not in --root"),
+        ("clips/a.avi", "would both become .*a.mp4"),
+        ("clips/frames", "is a directory of frames"),
+    ):
+        (table / "train.csv").write_text(lines + f"one,{path},,,\n")
+        check_rejected(table, tmp_path / "new", message)
     (gym / "annotations/set_categories.txt").unlink()
     message = r"train cannot be opened: set_categories\.txt .*; val cannot be opened"
     check_rejected(gym, tmp_path / "new", message, "finegym99")
-
-
-def test_output_directory_is_locked(table, tmp_path):
-    prepare(table, tmp_path / "new")
-    with (tmp_path / "new" / JOURNAL).open() as other:
-        fcntl.flock(other, fcntl.LOCK_EX)
-        with pytest.raises(ValueError, match="another process is writing to"):
-            prepare(table, tmp_path / "new")
 
 
 def test_full_disk_keeps_finished_files(table, tmp_path, numbered, made, limited_file_size):
@@ -333,20 +285,21 @@ def test_full_disk_keeps_finished_files(table, tmp_path, numbered, made, limited
 def test_interruption_leaves_no_partial_file(table, tmp_path, monkeypatch, made):
     reencode = convert.reencode
 
+    def stop():
+        raise KeyboardInterrupt
+
     def interrupt(source, target, encoding, **options):
-        if source.name == "c.avi":
-
-            def stop():
-                raise KeyboardInterrupt
-
-            options["stop"] = stop
-        return reencode(source, target, encoding, **options)
+        return reencode(source, target, encoding, **options | ({"stop": stop} if source.name == "c.avi" else {}))
 
     with monkeypatch.context() as patch:
         patch.setattr(convert, "reencode", interrupt)
         with pytest.raises(KeyboardInterrupt):
             prepare(table, tmp_path / "new")
     assert {path.name for path in (tmp_path / "new/clips").iterdir()} == {"a.mp4", "b.mp4"}
+    with monkeypatch.context() as patch:
+        patch.setattr(convert, "stop_requested", lambda: True)
+        with pytest.raises(Stopped):  # which is not a broken original
+            prepare(table, tmp_path / "new")
     made.clear()
     prepare(table, tmp_path / "new")
     assert made == ["c.mp4", "d.mp4", "e.mp4"]
@@ -386,9 +339,8 @@ def alive(pid):
 def test_resume_after_a_signal(number, code, workers, long_table, tmp_path):
     to = tmp_path / "new"
     command = [sys.executable, "-m", "art", "prepare", "csv", "--root", str(long_table), "--to", str(to)]
-    running = subprocess.Popen(
-        [*command, "--workers", str(workers)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    running = subprocess.Popen([*command, "--workers", str(workers)], **pipes)
     limit = time.monotonic() + 240
     while not list(to.glob("*.mp4")) and time.monotonic() < limit:
         time.sleep(0.01)
@@ -412,9 +364,3 @@ def test_resume_after_a_signal(number, code, workers, long_table, tmp_path):
     assert result.made + result.kept == 20
     assert not list(to.rglob("*.partial"))
     assert {len(frame_times(path)) for path in to.glob("*.mp4")} == {240}
-
-
-def test_stopped_work_is_not_a_broken_original(table, tmp_path, monkeypatch):
-    monkeypatch.setattr(convert, "stop_requested", lambda: True)
-    with pytest.raises(Stopped):
-        prepare(table, tmp_path / "new")

@@ -335,9 +335,8 @@ def test_mixup():
 
 def test_cutmix():
     # λ = 0.75: a box of half of the height and width, 3 × 4, about (0.5, 0.25) of the frame: rows 2..5, columns 0..4.
-    video, targets = PairMix(3, cutmix=1.0)(
-        constant_clips(2), MIX_LABELS[:2], torch.tensor([[0, 0, 0.75, 0.5, 0.25], [0] * 5])
-    )
+    draws = torch.tensor([[0, 0, 0.75, 0.5, 0.25], [0] * 5])
+    video, targets = PairMix(3, cutmix=1.0)(constant_clips(2), MIX_LABELS[:2], draws)
     box = torch.zeros(6, 8, dtype=torch.bool)
     box[2:4, 0:4] = True  # round half to even: 1.5 and 4.5
     assert torch.equal(video[0], torch.where(box, 0.2, 0.1).expand(2, 3, 6, 8))
