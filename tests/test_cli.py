@@ -1,4 +1,4 @@
-"""The command line, from the help to a whole round on the embedded data set with the real model."""
+"""The command line, from its help to all commands on a small motion dataset with the real model."""
 
 import json
 import subprocess
@@ -8,29 +8,19 @@ import numpy as np
 import pytest
 
 import art
-from art.cli import DATA_SETS, build_parser, main
+from art.cli import DATASETS, main
 from art.data.datasets import base as registry
 from art.data.decoding.video import read_frames
 from art.data.motion.render import write_video
 
 COMMANDS = (
-    "prepare",
-    "train",
-    "evaluate",
-    "score",
-    "predict",
-    "explain",
-    "bank",
-    "serve",
-    "export",
-    "compare",
-    "ablate",
-    "profile",
-)
+    "prepare", "shards", "train", "evaluate", "score", "predict", "explain", "bank", "serve", "export", "compare",
+    "ablate", "profile",
+)  # fmt: skip
 
 
 def run(capsys, *arguments):
-    """Exit code, standard output and standard error of ``art …``."""
+    """Return exit code, standard output, and standard error of ``art …``."""
     try:
         code = main([str(argument) for argument in arguments])
     except SystemExit as ending:
@@ -38,26 +28,26 @@ def run(capsys, *arguments):
     return code, *capsys.readouterr()
 
 
-def test_without_arguments_it_helps(capsys):
+def test_without_arguments_prints_help(capsys):
     code, out, _ = run(capsys)
     assert code == 0
-    assert all(command in out for command in COMMANDS)
+    assert all(f"\n    {command} " in out for command in COMMANDS)
     assert "exit codes" in out
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_the_help_of_each_command_has_an_example(capsys, command):
+def test_help_of_each_command_has_an_example(capsys, command):
     code, out, _ = run(capsys, command, "--help")
     assert code == 0
-    assert f"example:\n  art {command} " in out
+    assert "\nexample" in out and f":\n  art {command} " in out
 
 
-def test_the_version(capsys):
+def test_version(capsys):
     assert run(capsys, "--version")[:2] == (0, f"art {art.__version__}\n")
 
 
-def test_help_needs_neither_torch_nor_the_package_around_it():
-    """The module alone: ``art/__init__.py`` is replaced by an empty package."""
+def test_help_imports_no_large_library():
+    """``art/__init__.py`` is replaced by an empty package."""
     program = (
         "import sys, types; package = types.ModuleType('art'); package.__path__ = [sys.argv[1]];"
         "sys.modules['art'] = package; from art.cli import build_parser; build_parser().format_help();"
@@ -66,13 +56,8 @@ def test_help_needs_neither_torch_nor_the_package_around_it():
     assert subprocess.run([sys.executable, "-c", program, art.__path__[0]], check=False).returncode == 0
 
 
-def test_overrides_may_stand_on_either_side_of_options():
-    # The parser leaves what follows an option over; main() puts it back, which a wrong key shows.
-    assert build_parser().parse_known_args(["train", "c.yaml", "a=1", "--resume", "b=2"])[1] == ["b=2"]
-
-
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (["train", "nowhere.yaml"], "config: no file nowhere.yaml"),
         (["train", "CONFIG", "optim.lrr=1"], "optim.lrr: unknown key"),
@@ -87,7 +72,7 @@ def test_overrides_may_stand_on_either_side_of_options():
         (["predict", "a.mp4", "--checkpoint", "nowhere", "--views", "0"], "--views: got 0"),
         (["predict", "a.mp4", "--checkpoint", "nowhere", "--crops", "2"], "--crops: got 2, expected 1 or 3"),
         (["score", "nowhere.npz"], "nowhere.npz: no such file; expected a predictions.npz"),
-        (["score", "run.yaml"], "run.yaml: is no NumPy archive of predictions"),
+        (["score", "run.yaml"], "run.yaml: not a NumPy archive of predictions"),
         (["compare", "CONFIG", "--seeds", "0"], "seeds: got 0"),
         (["compare", "CONFIG", "--over", "model.linkin=index,optimal"], "model.linkin: unknown key"),
         (["compare", "CONFIG", "--over", "model.linking=index"], "model.linking: got 1 values"),
@@ -100,7 +85,10 @@ def test_overrides_may_stand_on_either_side_of_options():
         (["prepare", "motion", "--root", "x", "--check", "open"], "--check is not for 'motion'"),
         (["prepare", "csv", "--root", "x", "--train-per-class", "3"], "--train-per-class is for 'motion' only"),
         (["prepare", "csv", "--root", "x", "--cut"], "--cut needs --to DIR"),
-        (["prepare", "csv", "--root", "x", "--max-failed-fraction", "2"], "--max-failed-fraction must be in 0..1, got 2.0"),
+        (
+            ["prepare", "csv", "--root", "x", "--max-failed-fraction", "2"],
+            "--max-failed-fraction must be in 0..1",
+        ),
         (["prepare", "csv", "--root", "nowhere"], "root nowhere does not exist"),
         (["prepare", "csv", "--root", ".", "--to", "new", "--crf", "60"], "crf must be in 0..51, got 60"),
         (["prepare", "finegym9", "--root", "."], "did you mean 'finegym99'?"),
@@ -110,19 +98,19 @@ def test_overrides_may_stand_on_either_side_of_options():
         (["profile", "CONFIG", "model.backbone=tinny"], "did you mean 'tiny'?"),
     ],
 )
-def test_an_expected_error_is_one_line_and_exit_code_2(capsys, tmp_path, monkeypatch, arguments, told):
+def test_user_errors_are_one_line_and_exit_code_2(capsys, tmp_path, monkeypatch, arguments, message):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "run.yaml").write_text("device: cpu\n")
     code, out, err = run(capsys, *("run.yaml" if argument == "CONFIG" else argument for argument in arguments))
     assert code == 2
     assert out == ""
     assert err.startswith("art: error: ")
-    assert told in err
+    assert message in err
     assert err.count("\n") == 1
     assert [path.name for path in tmp_path.iterdir()] == ["run.yaml"]
 
 
-def test_traceback_shows_where(capsys):
+def test_traceback_option(capsys):
     code, _, err = run(capsys, "--traceback", "train", "nowhere.yaml")
     assert code == 2
     assert "Traceback" in err
@@ -130,20 +118,20 @@ def test_traceback_shows_where(capsys):
 
 
 @pytest.mark.parametrize("arguments", [["train"], ["nonsense"], ["train", "c.yaml", "--fast"], ["predict", "a.mp4"]])
-def test_wrong_usage_is_exit_code_2(capsys, arguments):
+def test_invalid_usage_is_exit_code_2(capsys, arguments):
     code, _, err = run(capsys, *arguments)
     assert code == 2
     assert "usage: art" in err
 
 
-def test_a_bug_keeps_its_traceback(capsys, monkeypatch):
+def test_bugs_print_a_traceback(capsys, monkeypatch):
     monkeypatch.setattr("art.train.config.load_config", lambda *_: 1 / 0)
     code, _, err = run(capsys, "train", "c.yaml")
     assert code == 1
     assert "ZeroDivisionError" in err
 
 
-def test_ctrl_c_outside_of_training_is_exit_code_130(capsys, monkeypatch):
+def test_keyboard_interrupt_is_exit_code_130(capsys, monkeypatch):
     def interrupt(*_):
         raise KeyboardInterrupt
 
@@ -151,8 +139,8 @@ def test_ctrl_c_outside_of_training_is_exit_code_130(capsys, monkeypatch):
     assert run(capsys, "train", "c.yaml")[0] == 130
 
 
-def test_prepare_knows_every_data_set():
-    assert sorted([*DATA_SETS, "shards"]) == sorted(registry._BUILT_IN)
+def test_prepare_lists_every_dataset():
+    assert sorted([*DATASETS, "shards"]) == sorted(registry._BUILT_IN)
 
 
 @pytest.fixture
@@ -166,11 +154,11 @@ def clips(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_prepare_says_what_is_missing(capsys, clips):
+def test_prepare_reports_missing_clips(capsys, clips):
     code, out, _ = run(capsys, "prepare", "csv", "--root", "mine", "--workers", "1")
     assert code == 1
     assert "1 clip missing: there is no such file\n    3.mp4" in out
-    assert "everything is in runs/prepare-csv/prepare.json" in out
+    assert "details: runs/prepare-csv/prepare.json" in out
     content = json.loads((clips / "runs/prepare-csv/prepare.json").read_text())
     assert content["check"] == "open"
     assert content["splits"]["train"]["missing"] == 1
@@ -181,31 +169,31 @@ def test_prepare_says_what_is_missing(capsys, clips):
     assert sorted(path.name for path in (clips / "mine").iterdir()) == ["0.mp4", "1.mp4", "2.mp4", "train.csv"]
 
 
-def test_prepare_writes_the_videos_again(capsys, clips):
+def test_prepare_reencodes_videos(capsys, clips):
     options = ("--to", "small", "--short-side", "16", "--keyframe-every", "5", "--workers", "1")
     code, out, _ = run(capsys, "prepare", "csv", "--root", "mine", *options)
     assert code == 1
-    assert "small: 3 videos made, 0 were there" in out
+    assert "small: 3 videos written, 0 already existed" in out
     assert json.loads((clips / "small/prepare.json").read_text())["splits"]["train"]["missing"] == 1
     assert read_frames(clips / "small/0.mp4").shape == (15, 3, 16, 32)
-    assert "0 videos made, 3 were there" in run(capsys, "prepare", "csv", "--root", "mine", *options)[1]
+    assert "0 videos written, 3 already existed" in run(capsys, "prepare", "csv", "--root", "mine", *options)[1]
     (clips / "mine/3.mp4").write_bytes((clips / "mine/0.mp4").read_bytes())
     code, out, _ = run(capsys, "prepare", "csv", "--root", "mine", *options)
-    assert (code, "1 videos made, 3 were there" in out) == (0, True)
+    assert (code, "1 videos written, 3 already existed" in out) == (0, True)
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    """A folder with a tiny motion data set, a configuration, and the run that ``art train`` made of them."""
-    pytest.importorskip("pybullet", reason="the motion data set is rendered by pybullet, which is not installed")
-    place = tmp_path_factory.mktemp("round")
+def workspace(tmp_path_factory):
+    """Directory with a tiny motion dataset, a configuration, and a run of ``art train``."""
+    pytest.importorskip("pybullet", reason="the motion dataset is rendered by pybullet, which is not installed")
+    workspace = tmp_path_factory.mktemp("workspace")
     arguments = ["--size", "32", "--frames", "6", "--train-per-class", "4", "--test-per-class", "2", "--workers", "1"]
-    assert main(["prepare", "motion", "--root", str(place / "motion"), *arguments]) == 0
-    (place / "tiny.yaml").write_text(
+    assert main(["prepare", "motion", "--root", str(workspace / "motion"), *arguments]) == 0
+    (workspace / "tiny.yaml").write_text(
         f"""
-        output: {place / "run"}
+        output: {workspace / "run"}
         device: cpu
-        data: {{name: motion, root: {place / "motion"}, workers: 0, cache: true}}
+        data: {{name: motion, root: {workspace / "motion"}, workers: 0, cache: true}}
         model:
           backbone_options: {{width: 4, depth: [1, 1, 1]}}
           num_frames: 4
@@ -217,85 +205,87 @@ def place(tmp_path_factory):
         optim: {{epochs: 1, batch_size: 16}}
         """
     )
-    assert main(["train", str(place / "tiny.yaml")]) == 0
-    return place
+    assert main(["train", str(workspace / "tiny.yaml")]) == 0
+    return workspace
 
 
-class TestARound:
-    """Prepare, train, resume, evaluate, predict, compare."""
+class TestCommands:
+    """Commands on the motion dataset."""
 
-    def test_training_leaves_a_whole_run(self, place):
-        assert {path.name for path in (place / "run").iterdir()} == {
+    def test_train_writes_all_files(self, workspace):
+        assert {path.name for path in (workspace / "run").iterdir()} == {
             "config.yaml", "classes.txt", "metrics.jsonl", "tensorboard", "checkpoints", "evaluation.json",
             "predictions.npz", "report.html",
         }  # fmt: skip
-        told = json.loads((place / "run" / "evaluation.json").read_text())
-        assert told["clips"] == 2 * len(told["per_class"])
-        assert told["localization"]["overall"]["frames"] > 0
-        page = (place / "run" / "report.html").read_text()
+        content = json.loads((workspace / "run" / "evaluation.json").read_text())
+        assert content["clips"] == 2 * len(content["per_class"])
+        assert content["localization"]["overall"]["frames"] > 0
+        page = (workspace / "run" / "report.html").read_text()
         assert "ART on motion" in page
-        assert "Does a tracklet follow the limb?" in page
+        assert "Do tracklets follow the limb?" in page
 
-    def test_a_second_run_there_is_refused_but_it_can_be_made_longer(self, capsys, place):
-        code, _, err = run(capsys, "train", place / "tiny.yaml")
-        assert (code, "already holds a run" in err) == (2, True)
-        code, out, _ = run(capsys, "train", place / "tiny.yaml", "--resume", "optim.epochs=2", "report=false")
+    def test_train_refuses_to_overwrite_and_resumes(self, capsys, workspace):
+        code, _, err = run(capsys, "train", workspace / "tiny.yaml")
+        assert (code, "already contains a run" in err) == (2, True)
+        code, out, _ = run(capsys, "train", workspace / "tiny.yaml", "--resume", "optim.epochs=2", "report=false")
         assert code == 0
         assert "all clips, top-1" in out
-        lines = (place / "run" / "metrics.jsonl").read_text().splitlines()
+        lines = (workspace / "run" / "metrics.jsonl").read_text().splitlines()
         assert [json.loads(line)["epoch"] for line in lines if '"epoch"' in line and '"event": "epoch"' in line] == [
             1,
             2,
         ]
 
-    def test_evaluation_of_both_splits(self, capsys, place):
-        code, out, _ = run(capsys, "evaluate", "--checkpoint", place / "run", "--report", place / "again")
+    def test_evaluate(self, capsys, workspace):
+        code, out, _ = run(capsys, "evaluate", "--checkpoint", workspace / "run", "--report", workspace / "again")
         assert code == 0
         assert "walk" in out
-        told, again = (json.loads((place / name / "evaluation.json").read_text()) for name in ("run", "again"))
-        assert again["confusion"] == told["confusion"]
-        assert (place / "again" / "report.html").is_file()
-        assert run(capsys, "evaluate", "--checkpoint", place / "run", "--split", "train", "data.workers=0")[0] == 0
+        expected, again = (json.loads((workspace / name / "evaluation.json").read_text()) for name in ("run", "again"))
+        assert again["confusion"] == expected["confusion"]
+        assert (workspace / "again" / "report.html").is_file()
+        assert run(capsys, "evaluate", "--checkpoint", workspace / "run", "--split", "train", "data.workers=0")[0] == 0
 
-    def test_saved_predictions_are_scored_alike(self, capsys, place):
-        evaluated = run(capsys, "evaluate", "--checkpoint", place / "run", "--report", place / "once")[1]
-        predictions = place / "once" / "predictions.npz"
-        code, out, _ = run(capsys, "score", predictions, "--report", place / "scored")
+    def test_score_prints_the_table_of_evaluate(self, capsys, workspace):
+        evaluated = run(capsys, "evaluate", "--checkpoint", workspace / "run", "--report", workspace / "once")[1]
+        predictions = workspace / "once" / "predictions.npz"
+        code, out, _ = run(capsys, "score", predictions, "--report", workspace / "scored")
         assert code == 0
         assert out.splitlines()[:-1] == evaluated.splitlines()[:-1]
-        assert {path.name for path in (place / "scored").iterdir()} == {
+        assert {path.name for path in (workspace / "scored").iterdir()} == {
             "evaluation.json", "predictions.npz", "report.html",
         }  # fmt: skip
-        code, out, _ = run(capsys, "score", predictions, place / "scored" / "predictions.npz")
+        code, out, _ = run(capsys, "score", predictions, workspace / "scored" / "predictions.npz")
         assert (code, out.splitlines()) == (0, evaluated.splitlines()[:-1])
 
-    def test_several_views(self, capsys, place):
+    def test_evaluate_and_predict_with_several_views(self, capsys, workspace):
         overrides = ["data.test_views=2", "data.test_crops=3"]
-        arguments = ["--checkpoint", place / "run", "--report", place / "views", *overrides]
+        arguments = ["--checkpoint", workspace / "run", "--report", workspace / "views", *overrides]
         code, _, _ = run(capsys, "evaluate", *arguments)
         assert code == 0
-        told = json.loads((place / "views" / "evaluation.json").read_text())
-        assert told["views"] == {"sampling": "sparse", "views": 2, "crops": 3}
-        page = (place / "views" / "report.html").read_text()
+        content = json.loads((workspace / "views" / "evaluation.json").read_text())
+        assert content["views"] == {"sampling": "sparse", "views": 2, "crops": 3}
+        page = (workspace / "views" / "report.html").read_text()
         assert "<dt>views</dt><dd>2</dd>" in page and "<dt>crops</dt><dd>3</dd>" in page
-        clip = sorted((place / "motion" / "clips" / "test").iterdir())[0]
-        arguments = ["predict", clip, "--checkpoint", place / "run", "--device", "cpu", "--json"]
+        clip = sorted((workspace / "motion" / "clips" / "test").iterdir())[0]
+        arguments = ["predict", clip, "--checkpoint", workspace / "run", "--device", "cpu", "--json"]
         once, often = (json.loads(run(capsys, *arguments, *more)[1]) for more in ([], ["--views", "3"]))
         assert once != often
 
-    def test_evaluation_on_data_with_other_classes_is_refused(self, capsys, place, tmp_path):
+    def test_evaluate_on_different_classes(self, capsys, workspace, tmp_path):
         (tmp_path / "classes.txt").write_text("walk\nfly\n")
         (tmp_path / "test.csv").write_text("path,label\na.mp4,0\n")
-        code, _, err = run(capsys, "evaluate", "--checkpoint", place / "run", "data.name=csv", f"data.root={tmp_path}")
+        code, _, err = run(
+            capsys, "evaluate", "--checkpoint", workspace / "run", "data.name=csv", f"data.root={tmp_path}"
+        )
         assert code == 2
         assert "unknown to the checkpoint: 'fly'" in err
 
-    def test_prediction_names_and_skips_what_it_cannot_read(self, capsys, place, tmp_path):
+    def test_predict_skips_unreadable_clips(self, capsys, workspace, tmp_path):
         (tmp_path / "broken.mp4").write_bytes(b"no video")
-        good = sorted((place / "motion" / "clips" / "test").iterdir())[:2]
+        good = sorted((workspace / "motion" / "clips" / "test").iterdir())[:2]
         clips = [good[0], tmp_path / "broken.mp4", tmp_path / "missing.mp4", good[1]]
         code, out, err = run(
-            capsys, "predict", *clips, "--checkpoint", place / "run", "--top-k", "3", "--device", "cpu"
+            capsys, "predict", *clips, "--checkpoint", workspace / "run", "--top-k", "3", "--device", "cpu"
         )
         assert code == 1
         assert out.count("%") == 6
@@ -303,35 +293,37 @@ class TestARound:
         assert "missing.mp4" in err
         assert "Traceback" not in err
 
-    def test_prediction_as_json(self, capsys, place):
-        clip = next((place / "motion" / "clips" / "test").iterdir())
-        code, out, _ = run(capsys, "predict", clip, "--checkpoint", place / "run" / "checkpoints" / "best", "--json")
+    def test_predict_as_json(self, capsys, workspace):
+        clip = next((workspace / "motion" / "clips" / "test").iterdir())
+        code, out, _ = run(
+            capsys, "predict", clip, "--checkpoint", workspace / "run" / "checkpoints" / "best", "--json"
+        )
         assert code == 0
-        (answer,) = json.loads(out)
-        assert answer["clip"] == str(clip)
-        shares = [prediction["probability"] for prediction in answer["predictions"]]
-        assert len(shares) == 5
-        assert shares == sorted(shares, reverse=True)
+        (prediction,) = json.loads(out)
+        assert prediction["clip"] == str(clip)
+        probabilities = [entry["probability"] for entry in prediction["predictions"]]
+        assert len(probabilities) == 5
+        assert probabilities == sorted(probabilities, reverse=True)
 
-    def test_comparison(self, capsys, place):
-        arguments = ["--seeds", "1", "--epochs", "1", f"output={place / 'both'}"]
-        code, out, _ = run(capsys, "compare", place / "tiny.yaml", *arguments)
+    def test_compare(self, capsys, workspace):
+        arguments = ["--seeds", "1", "--epochs", "1", f"output={workspace / 'both'}"]
+        code, out, _ = run(capsys, "compare", workspace / "tiny.yaml", *arguments)
         assert code == 0
         assert "| ART on it |" in out
-        assert json.loads((place / "both" / "compare.json").read_text())["seeds"] == [0]
+        assert json.loads((workspace / "both" / "compare.json").read_text())["seeds"] == [0]
 
-    def test_ablation(self, capsys, place):
-        arguments = [place / "tiny.yaml", f"output={place / 'ablation'}", "--seeds", "1", "--only", "bank"]
+    def test_ablate_dry_run(self, capsys, workspace):
+        arguments = [workspace / "tiny.yaml", f"output={workspace / 'ablation'}", "--seeds", "1", "--only", "bank"]
         code, out, _ = run(capsys, "ablate", *arguments, "--dry-run")
         assert code == 0
         assert "4 configurations, 1 seeds: 4 runs, 4 left" in out
-        assert not (place / "ablation").exists()
+        assert not (workspace / "ablation").exists()
 
-    def test_comparison_over_a_key(self, capsys, place):
-        arguments = ["--seeds", "1", "--over", "model.linking=index,optimal", f"output={place / 'linking'}"]
-        code, out, _ = run(capsys, "compare", place / "tiny.yaml", *arguments)
+    def test_compare_over_a_key(self, capsys, workspace):
+        arguments = ["--seeds", "1", "--over", "model.linking=index,optimal", f"output={workspace / 'linking'}"]
+        code, out, _ = run(capsys, "compare", workspace / "tiny.yaml", *arguments)
         assert code == 0
         assert "| model.linking=optimal |" in out
-        told = json.loads((place / "linking" / "compare.json").read_text())
-        assert told["summary"]["index"]["relinked"]["mean"] == 0
-        assert {"limb_single", "limb_best", "limb_any"} <= told["paired"].keys()
+        content = json.loads((workspace / "linking" / "compare.json").read_text())
+        assert content["summary"]["index"]["relinked"]["mean"] == 0
+        assert {"limb_single", "limb_best", "limb_any"} <= content["paired"].keys()
