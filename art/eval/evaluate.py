@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from art.checkpoints import find_checkpoint
 from art.eval.metrics import Evaluation, average_views, compute_metrics
 from art.eval.predictions import Predictions, write_evaluation
 from art.eval.report.localization import localize
 from art.eval.report.report import report_run
+from art.model import find_checkpoint
 from art.model.loading import load_model
 from art.model.pretrained import VideoClassifier
 from art.train.batches import Batch, EvaluationBatches, open_split
@@ -111,7 +111,7 @@ def evaluate_checkpoint(
     """Evaluate a saved model on a split, as ``art evaluate`` does.
 
     Args:
-        checkpoint: directory of a checkpoint or a run, see :func:`art.checkpoints.find_checkpoint`. The configuration
+        checkpoint: directory of a checkpoint or a run, see :func:`art.model.find_checkpoint`. The configuration
             is that of the run that contains it, or the default one.
         split: None: ``data.test_split``.
         overrides: of ``data.*``, ``device``, ``precision``, ``tf32`` and ``optim.batch_size``; other keys keep their

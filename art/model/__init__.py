@@ -1,8 +1,9 @@
-"""The ART model and the baseline that it is compared with."""
+"""The ART model, the baseline that it is compared with, and the files of saved models."""
 
 from __future__ import annotations
 
 import importlib
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -11,6 +12,35 @@ if TYPE_CHECKING:
 _LAZY_EXPORTS = ("ARTModel", "ARTOutput")
 
 __all__ = ["ARTModel", "ARTOutput"]
+
+# Files of a directory written by `VideoClassifier.save_pretrained`.
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "model.safetensors"
+
+
+def find_checkpoint(path: Path) -> Path:
+    """Return ``path`` if it is a checkpoint, or the last checkpoint if it is the directory of a run.
+
+    Raises:
+        FileNotFoundError: If it is neither.
+    """
+    for directory in (path, path / "checkpoints" / "last"):
+        recover(directory)
+        if (directory / CONFIG_FILE).is_file():
+            return directory
+    raise FileNotFoundError(f"checkpoint: no {CONFIG_FILE} in {path}, expected the directory of a checkpoint or a run")
+
+
+def recover(directory: Path) -> None:
+    """Restore the previous checkpoint if a crash interrupted the replacement of ``directory``."""
+    previous = previous_directory(directory)
+    if previous.exists() and not directory.exists():
+        previous.rename(directory)
+
+
+def previous_directory(directory: Path) -> Path:
+    """Return where a checkpoint is kept while a new one replaces it."""
+    return directory.parent / f".{directory.name}.previous"
 
 
 def __getattr__(name: str) -> Any:

@@ -22,9 +22,9 @@ from torch import Tensor, nn
 
 from art._deprecated import renamed_attribute
 from art.backbones.base import Backbone
-from art.checkpoints import CONFIG_FILE, WEIGHTS_FILE
 from art.data.transforms.augment import CenterCrop
 from art.data.transforms.sampling import SPARSE, FrameSampling
+from art.model import CONFIG_FILE, WEIGHTS_FILE
 from art.model.losses import Labels, LossTerms
 from art.model.options import ARTOptions
 

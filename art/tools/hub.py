@@ -16,8 +16,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from art.checkpoints import CONFIG_FILE, WEIGHTS_FILE, find_checkpoint
 from art.extras import import_extra
+from art.model import CONFIG_FILE, WEIGHTS_FILE, find_checkpoint
 from art.model.options import ARTOptions
 
 if TYPE_CHECKING:

@@ -26,8 +26,8 @@ from torch.distributed.checkpoint import metadata as dcp_metadata
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
-from art.checkpoints import previous_directory, recover
 from art.data.files import atomic_write
+from art.model import previous_directory, recover
 from art.train.config import Config, ConfigError, config_from_dict, save_config, to_dict
 from art.train.distributed import DistContext
 

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-from art.checkpoints import find_checkpoint
 from art.data.decoding.video import read_clip
 from art.data.loading.dataset import DataError
 from art.data.transforms.augment import CenterCrop
@@ -15,6 +14,7 @@ from art.eval.evaluate import EvaluationStopped, evaluate, evaluate_checkpoint
 from art.eval.metrics import ClassMismatch
 from art.eval.predictions import Predictions, write_evaluation
 from art.eval.report.samples import clip_reader
+from art.model import find_checkpoint
 from art.model.loading import build_model, load_model
 from art.train.batches import EvaluationBatches, open_split
 from art.train.config import ConfigError

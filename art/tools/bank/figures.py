@@ -12,9 +12,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from art.checkpoints import find_checkpoint
 from art.data.files import atomic_write, check_writable
 from art.eval.report.style import GRID, INK, MUTED, new_figure, png_bytes
+from art.model import find_checkpoint
 from art.model.loading import load_model
 from art.tools.bank.analysis import METHODS, BankAnalysis, Embedding, analyze_bank, embed
 

@@ -14,11 +14,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from art.checkpoints import find_checkpoint
 from art.data.files import atomic_write, check_writable
 from art.data.prepare.reencode import check_encoder
 from art.eval.report.style import GRID, INK, LINE_COLORS, MUTED, new_figure, png_bytes, tracklet_color
 from art.eval.report.tracklets import draw_strip, shown_frames, tinted_frames
+from art.model import find_checkpoint
 from art.model.loading import load_model
 from art.tools.explain import drawing
 from art.tools.explain.drawing import MAP_NAMES, available_views, percent

@@ -15,11 +15,11 @@ from jaxtyping import UInt8
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from art.checkpoints import find_checkpoint
 from art.data.datasets.base import open_dataset
 from art.data.files import atomic_write, check_writable
 from art.data.inputs import open_inputs
 from art.data.transforms.augment import EvalViews
+from art.model import find_checkpoint
 from art.model.loading import load_model
 from art.model.pretrained import VideoClassifier
 from art.tools.export.formats import FORMATS, INPUT, OUTPUTS, FileFormat, Runner, model_facts

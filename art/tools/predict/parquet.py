@@ -17,11 +17,11 @@ from typing import Any
 
 from tqdm import tqdm
 
-from art.checkpoints import CONFIG_FILE, WEIGHTS_FILE, find_checkpoint
 from art.data.files import atomic_write, check_writable
 from art.data.inputs import Source, open_inputs
 from art.data.parallel import Stopped, map_processes, stop_requested, worker_slot
 from art.extras import import_extra
+from art.model import CONFIG_FILE, WEIGHTS_FILE, find_checkpoint
 from art.tools.predict.predictor import ClipPredictor, Prediction, PredictionSettings
 from art.train.runtime import raise_on_sigterm
 

@@ -14,10 +14,10 @@ from jaxtyping import Float32
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from art.checkpoints import find_checkpoint
 from art.data.decoding.video import VideoError
 from art.data.inputs import Item
 from art.data.transforms.augment import EvalViews
+from art.model import find_checkpoint
 from art.model.loading import load_model
 from art.model.pretrained import eval_mode
 from art.train.runtime import autocast, resolve_device

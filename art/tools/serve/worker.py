@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 from av import time_base as AV_TIME_BASE
 
-from art.checkpoints import find_checkpoint
 from art.data.decoding.frames import Unreadable
 from art.data.decoding.pyav import VideoSource, open_source
 from art.data.decoding.video import VideoError
 from art.data.parallel import exit_with_parent
 from art.data.prepare.reencode import check_encoder
 from art.eval.report.style import LINE_COLORS, tracklet_color
+from art.model import find_checkpoint
 from art.model.loading import load_model
 from art.model.pretrained import VideoClassifier
 from art.tools.explain.drawing import MAP_NAMES, available_views, chart_classes
