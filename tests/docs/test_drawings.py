@@ -56,7 +56,7 @@ def test_no_obsolete_drawings():
 
 @pytest.mark.parametrize("name", DRAWINGS)
 def test_every_drawing_is_on_a_page_with_a_text_alternative(name):
-    link = f"images/{DRAWINGS[name][0]}/{name}.svg"
+    link = f"pictures/{DRAWINGS[name][0]}/{name}.svg"
     pages = [path.read_text(encoding="utf-8") for path in (ROOT / "docs").rglob("*.md")]
     shown = [line for page in pages for line in page.splitlines() if link in line]
     assert shown, f"no page shows {link}"
