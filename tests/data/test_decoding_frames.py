@@ -51,10 +51,14 @@ def test_frames_are_sorted_by_number(pattern, frame_directory, read_numbers):
 
 def test_steps_mixed_types_and_other_files(frame_directory, read_numbers):
     path = frame_directory("0.jpg", "5.png", "10.jpeg", "15.jpg")
-    (path / "labels.txt").write_text("walk")
-    (path / ".00003.jpg").write_text("hidden")
-    (path / "Thumbs.db").touch()
+    for name in ("labels.txt", ".00003.jpg", "Thumbs.db"):
+        (path / name).touch()
     assert read_numbers(read_frames(path)) == [0, 1, 2, 3]
+    with pytest.raises(VideoError, match="has no timestamps, so a start or end in seconds cannot be located"):
+        read_clip(path, 2, start=0.5)
+    for call in (frame_times, lambda p: list(iterate_frames(p))):
+        with pytest.raises(VideoError, match=r"which has no timestamps|is not a file"):
+            call(path)
 
 
 def test_only_requested_frames_are_opened(frame_directory, read_numbers):
@@ -110,15 +114,6 @@ def test_directory_without_frames(tmp_path):
         (tmp_path / f"{name}.mp4").touch()
     with pytest.raises(VideoError, match=r"it contains a.mp4, b.mp4, c.mp4, …"):
         read_frames(tmp_path)
-
-
-def test_directory_has_no_timestamps(frame_directory):
-    path = frame_directory("1.jpg", "2.jpg")
-    with pytest.raises(VideoError, match="has no timestamps, so a start or end in seconds cannot be located"):
-        read_clip(path, 2, start=0.5)
-    for call in (frame_times, lambda p: list(iterate_frames(p))):
-        with pytest.raises(VideoError, match=r"which has no timestamps|is not a file"):
-            call(path)
 
 
 def test_dataset_of_directories_and_files(frame_directory, tmp_path, numbered, read_numbers):

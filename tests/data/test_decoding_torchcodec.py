@@ -45,8 +45,7 @@ def test_auto_logs_its_choice(probe_result, caplog):
 def test_decoder_names():
     assert load_config(None).data.decoder == "pyav"
     assert find_decoder("pyav") is pyav.open_span
-    for name in DECODERS:
-        assert load_config(None, [f"data.decoder={name}"]).data.decoder == name
+    assert [load_config(None, [f"data.decoder={name}"]).data.decoder for name in DECODERS] == [*DECODERS]
     with pytest.raises(ValueError, match=r"decoder 'opencv' is unknown, expected one of pyav, torchcodec, auto"):
         find_decoder("opencv")
     with pytest.raises(ConfigError, match=r"data\.decoder: got 'opencv', expected one of pyav, torchcodec, auto"):

@@ -103,24 +103,17 @@ def test_sampled_frames(kind, decoder, tmp_path, numbered, read_numbers):
 
 
 @each_kind
-def test_chosen_frames_equal_those_of_the_whole_file(kind, decoder, tmp_path, numbered):
-    path = kind.write(numbered, tmp_path, 40)
-    if kind.rejected_by(decoder):
-        return
-    frames = read_frames(path, decoder=decoder)
-    for position in range(40):
-        assert torch.equal(read_chosen(path, lambda _, i=position: [i], decoder=decoder)[0], frames[position])
-    for seed in range(6):  # near and far, in any order, some repeated
-        generator = torch.Generator().manual_seed(seed)
-        chosen = torch.randint(40, (2 + 3 * seed,), generator=generator).tolist()
-        assert torch.equal(read_chosen(path, lambda _, c=chosen: c, decoder=decoder), frames[chosen])
-
-
-@each_kind
-def test_span_of_a_file(kind, decoder, tmp_path, numbered, read_numbers):
+def test_parts_of_a_file(kind, decoder, tmp_path, numbered, read_numbers):
     path = kind.write(numbered, tmp_path, 60)
     if kind.rejected_by(decoder):
         return
+    frames = read_frames(path, decoder=decoder)
+    for position in range(60):
+        assert torch.equal(read_chosen(path, lambda _, i=position: [i], decoder=decoder)[0], frames[position])
+    for seed in range(6):  # near and far, in any order, some repeated
+        generator = torch.Generator().manual_seed(seed)
+        chosen = torch.randint(60, (2 + 3 * seed,), generator=generator).tolist()
+        assert torch.equal(read_chosen(path, lambda _, c=chosen: c, decoder=decoder), frames[chosen])
     ticks = [*kind.times(60), kind.times(60)[-1] + 1]
     for first, last in ((0, 10), (7, 8), (30, 45), (41, 60), (59, 60)):
         span = {"start": ticks[first] / 12, "end": ticks[last] / 12}
@@ -142,19 +135,15 @@ def test_iterate_frames(kind, tmp_path, numbered):
         assert np.abs(images.astype(int) - expected).max() <= 2
 
 
-@pytest.mark.parametrize("name", ["a.mp4", "a.avi"])
-def test_frames_of_uneven_duration(name, tmp_path, numbered, read_numbers):
+@pytest.mark.parametrize(("name", "options"), [("a.mp4", {}), ("a.avi", {"codec": "mpeg4", "options": {"b": "2M"}})])
+def test_frames_of_uneven_duration(name, options, tmp_path, numbered, read_numbers):
     times = [0, 1, 2, 5, 6, 10, 20, 21, 22, 40]
-    options = {"codec": "mpeg4", "gop": 4, "options": {"b": "2M"}} if name == "a.avi" else {}
-    path = numbered(tmp_path / name, 10, times=times, **options)
+    path = numbered(tmp_path / name, 10, times=times, gop=4, **options)
     assert frame_times(path) == pytest.approx([t / 12 for t in times])
     assert read_numbers(read_frames(path, start=5 / 12, end=21 / 12)) == [3, 4, 5, 6]
     assert read_numbers(read_clip(path, 10)) == list(range(10))
-
-
-def test_times_start_at_the_first_frame(tmp_path, numbered):
-    path = numbered(tmp_path / "late.mkv", 10, first=100)
-    assert frame_times(path) == pytest.approx([i / 12 for i in range(10)], abs=1e-3)
+    late = numbered(tmp_path / "late.mkv", 10, first=100)
+    assert frame_times(late) == pytest.approx([i / 12 for i in range(10)], abs=1e-3), "from the first frame"
 
 
 @pytest.mark.parametrize("sampling", [FrameSampling(), FrameSampling("dense", 2)])
@@ -163,16 +152,11 @@ def test_views_are_concatenated(sampling, tmp_path, numbered, read_numbers):
     assert read_numbers(frames) == sampling.indices(24, 4, views=3).flatten().tolist()
 
 
-def test_video_of_one_frame(decoder, tmp_path, numbered, read_numbers):
-    path = numbered(tmp_path / "one.mp4", 1)
+def test_one_frame_and_special_characters(decoder, tmp_path, numbered, read_numbers):
+    path = numbered(tmp_path / "a b%20" / "plain.mp4", 1)
+    path = path.rename(path.with_name("10:30 é.mp4"))
     assert read_numbers(read_clip(path, 4, decoder=decoder)) == [0] * 4
     assert frame_times(path) == [0.0]
-
-
-def test_names_with_special_characters(tmp_path, numbered, read_numbers):
-    path = numbered(tmp_path / "a b%20" / "plain.mp4", 3)
-    path = path.rename(path.with_name("10:30 é.mp4"))
-    assert read_numbers(read_frames(path)) == [0, 1, 2]
 
 
 def test_dataset_with_each_decoder(decoder, clip_set, read_numbers):
@@ -238,13 +222,8 @@ def test_scaling_keeps_the_aspect_ratio(short_side, shape, decoder, tmp_path, nu
     assert read_numbers(video) == segment_indices(24, 4).tolist()
     if short_side == 32:
         assert torch.equal(video, read_clip(path, 4, decoder=decoder))
-
-
-@pytest.mark.parametrize("short_side", [None, 20])
-def test_decoded_bytes(short_side, tmp_path, numbered):
-    path = numbered(tmp_path / "a.mp4")
-    expected = read_frames(path, start=0.5, short_side=short_side).nbytes
-    assert decoded_bytes(path, start=0.5, short_side=short_side) == expected
+    part = {"start": 0.5, "short_side": short_side, "decoder": decoder}
+    assert decoded_bytes(path, **part) == read_frames(path, **part).nbytes
 
 
 def write_sound(path):

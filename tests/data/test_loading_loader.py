@@ -164,24 +164,20 @@ def test_rank_without_a_clip(clip_set):
 
 
 def test_random_numbers_depend_on_the_clip_only(clip_set):
-    first = {}
-    for batch_size, workers in ((4, 0), (3, 2)):
-        loader = of_rank(clip_set, 0, 1, batch_size, workers=workers)
-        drawn = {
-            epoch: {
-                int(index): tuple(draws.tolist())
-                for batch in content(loader, epoch)
-                for index, draws in zip(batch["index"], batch["draws"], strict=True)
-            }
-            for epoch in (0, 1)
-        }
-        first = first or drawn
-        assert drawn == first
-    values = [draws for epoch in first.values() for draws in epoch.values()]
-    assert len(set(values)) == 20
-    assert all(len(draws) == 5 and all(0 <= value < 1 for value in draws) for draws in values)
+    def drawn(batch_size, workers):
+        loader, values = of_rank(clip_set, 0, 1, batch_size, workers=workers), {}
+        for epoch in (0, 1):
+            for batch in content(loader, epoch):
+                draws = map(tuple, batch["draws"].tolist())
+                values |= {(epoch, i): own for i, own in zip(batch["index"].tolist(), draws, strict=True)}
+        return values
+
+    first = drawn(4, 0)
+    assert first == drawn(3, 2)
+    assert len(first) == len(set(first.values())) == 20
+    assert all(len(draws) == 5 and all(0 <= value < 1 for value in draws) for draws in first.values())
     other = ClipDataset(clip_set, 4, train=True, seed=4, draws=5)
-    assert tuple(other[0]["draws"].tolist()) not in values
+    assert tuple(other[0]["draws"].tolist()) not in first.values()
     assert ClipDataset(clip_set, 4, train=False, draws=5)[0]["draws"].shape == (0,)
 
 

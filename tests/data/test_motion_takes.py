@@ -5,7 +5,6 @@ from art.data.datasets.base import mirror_by_words
 from art.data.motion.render import TRACKED
 from art.data.motion.takes import (
     CLASSES,
-    FRAME_COLUMNS,
     JOINT_WIDTHS,
     hold_joint,
     load_take,
@@ -20,19 +19,10 @@ NAMES = [motion_class.name for motion_class in CLASSES]
 
 def make_take(*, loops):
     """Five poses, 0.1 s apart, that move 1 m per pose along X, with knees that bend by 1 rad per pose."""
-    table = np.zeros((5, FRAME_COLUMNS))
-    table[:, 0] = 0.1
-    table[:, 1] = np.arange(5)
-    table[:, 2] = 0.9
-    table[:, 3] = 0.2
-    column = 4
-    for width in (4, *JOINT_WIDTHS.values()):
-        if width == 4:
-            table[:, column : column + 4] = rotation_about((0, 1, 0), 30.0)
-        else:
-            table[:, column] = np.arange(5)
-        column += width
-    return take_from_table("test", table, loops=loops)
+    turned, moving = [rotation_about((0, 1, 0), 30.0)] * 5, np.arange(5.0)[:, None]
+    root = np.column_stack([np.full(5, 0.1), moving, np.full(5, 0.9), np.full(5, 0.2)])
+    joints = [turned if width == 4 else moving for width in JOINT_WIDTHS.values()]
+    return take_from_table("test", np.hstack([root, turned, *joints]), loops=loops)
 
 
 @pytest.fixture
