@@ -12,7 +12,8 @@ from matplotlib.collections import PathCollection
 from art import ARTModel, BackboneClassifier, load_model
 from art.cli import main
 from art.text import build_text_encoder
-from art.tools.bank import Embedding, analyze_bank, embed, embedding_figure, figures, prompts_figure, similarity_figure
+from art.tools import bank as bank_module
+from art.tools.bank import Embedding, analyze_bank, embed, embedding_figure, prompts_figure, similarity_figure
 
 NAMES = ["walk", "run with the left arm raised", "jump", "cartwheel to the right"]
 PROMPTS = [f"to {name}" for name in NAMES]
@@ -138,7 +139,7 @@ def test_figures_show_the_numbers(model):
 
 def test_overlapping_numbers_are_spread():
     positions = np.array([[0.5, 0.5], [0.5, 0.5], [0.51, 0.5], [0.9, 0.9]])
-    spread = figures._spread(positions, 0.05)
+    spread = bank_module._spread(positions, 0.05)
     distance = np.linalg.norm(spread[:, None] - spread[None], axis=2) + np.eye(4)
     assert distance.min() > 0.049
     assert spread[3] == pytest.approx(positions[3], abs=1e-4)
@@ -150,7 +151,7 @@ def test_command_writes_files_and_reports_what_it_skips(checkpoint, tmp_path, mo
             raise ModuleNotFoundError("UMAP needs umap: pip install 'art-kernels[embed]'")
         return random_embedding(analysis)
 
-    monkeypatch.setattr(figures, "embed", only_one)
+    monkeypatch.setattr(bank_module, "embed", only_one)
     out = tmp_path / "out"
     assert main(["bank", "--checkpoint", str(checkpoint), "--out", str(out)]) == 0
     assert sorted(path.name for path in out.iterdir()) == [
