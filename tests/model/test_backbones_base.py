@@ -68,6 +68,7 @@ def test_missing_library(backbone, library, extra, monkeypatch):
         build_backbone(backbone, num_frames=4)
 
 
+@pytest.mark.slow
 def test_libraries_are_imported_lazily():
     check = (
         "import sys; from art.backbones import backbone_names;"

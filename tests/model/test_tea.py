@@ -152,6 +152,7 @@ def test_uint8_and_float_agree(backbone, video):
         assert_close(backbone(as_uint8).tokens, backbone(as_uint8.float() / 255).tokens)
 
 
+@pytest.mark.slow
 def test_compiles_without_graph_breaks(backbone, video):
     for stage in (backbone.layer1, backbone.layer2, backbone.layer3, backbone.layer4):
         del stage[2:]  # further blocks only differ in their weights, and take time to trace

@@ -129,6 +129,7 @@ def test_batch_size_must_be_divisible_by_the_ranks(load_epoch, size, ranks, over
         load_epoch(size, *overrides, world_size=ranks)
 
 
+@pytest.mark.slow
 def test_training_from_shards_sees_each_clip_once_per_epoch(clips, configured, tmp_path, monkeypatch):
     pytest.importorskip("webdataset")
     from art.data.loading.dataset import ShardDataset

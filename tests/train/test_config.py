@@ -288,6 +288,7 @@ SMALL = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_recipe_trains(tmp_path, diving48):
     overrides = [f"data.root={diving48}", f"output={tmp_path / 'run'}", *SMALL]
     with pytest.raises(FileNotFoundError, match=r"weights/res2net50_26w_4s\.pth"):
@@ -298,6 +299,7 @@ def test_recipe_trains(tmp_path, diving48):
     assert list(result.evaluation.class_names) == saved and len(saved) == 2
 
 
+@pytest.mark.slow
 def test_recipe_can_be_profiled_without_data_or_weights():
     config = load_config(CONFIGS / "finegym99_uniformerv2_b16.yaml", ["model.pretrained=null"])
     counted = profile(config, clips=1, classes=99, repetitions=1, measure=False)
