@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from art.data.decoding.video import read_chosen
-from benchmarks import attention_providers, bench_contrast, bench_model, data_providers, linking_providers
+from benchmarks import attention_providers, bench_model, contrast_providers, data_providers, linking_providers
 
 CPU = torch.device("cpu")
 
@@ -40,9 +40,9 @@ CONTRAST = {"mtc_loss": (16, 16, 4, 256), "pool_tracklets": (16, 16, 4, 256), "t
 @pytest.mark.parametrize("operation", CONTRAST)
 def test_contrast(benchmark: Any, operation: str) -> None:
     sizes = CONTRAST[operation]
-    shape = bench_contrast.ContrastShape("smoke", operation, sizes, sizes[0])
-    inputs = bench_contrast.draw_inputs(shape, CPU, torch.float32)
-    benchmark(bench_contrast.pass_call("both", bench_contrast.build(bench_contrast.OURS, shape), inputs))
+    shape = contrast_providers.ContrastShape("smoke", operation, sizes, sizes[0])
+    inputs = contrast_providers.draw_inputs(shape, CPU, torch.float32)
+    benchmark(contrast_providers.pass_call("both", contrast_providers.build(contrast_providers.OURS, shape), inputs))
 
 
 def test_linear_assignment(benchmark: Any) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import attention_providers, bench_contrast, linking_providers
+from benchmarks import attention_providers, contrast_providers, linking_providers
 from benchmarks.bench_region_attention import print_floor
 
 DOCS = Path(__file__).parent
@@ -51,7 +51,7 @@ def region_attention() -> str:
 def tracklet_contrast() -> str:
     """Of `mtc_loss`."""
     rows = []
-    for shape in bench_contrast.SHAPES.values():
+    for shape in contrast_providers.SHAPES.values():
         if shape.operation == "mtc_loss":
             b, t, k, c = shape.sizes
             megabytes = [_mega(shape.moved_bytes(_BFLOAT16, name)) for name in ("forward", "both")]
@@ -65,7 +65,7 @@ def tracklet_contrast() -> str:
 def tracklet_nce() -> str:
     """Of `tracklet_nce`, beside the size of a matrix of logits."""
     rows = []
-    for shape in bench_contrast.SHAPES.values():
+    for shape in contrast_providers.SHAPES.values():
         if shape.operation == "tracklet_nce":
             m, c = shape.sizes
             kept = _mega(3 * m * _FLOAT32.itemsize)
@@ -101,7 +101,7 @@ def linear_assignment() -> str:
 def tracklet_pooling() -> str:
     """Of `pool_tracklets`, with as many semantics as tracklets."""
     rows = []
-    for shape in bench_contrast.SHAPES.values():
+    for shape in contrast_providers.SHAPES.values():
         if shape.operation == "pool_tracklets":
             b, t, k, c = shape.sizes
             megabytes = [_mega(shape.moved_bytes(_BFLOAT16, name)) for name in ("forward", "backward")]

@@ -8,7 +8,7 @@ from art.eval.report.style import INK, MUTED
 from art_kernels.tracklet_contrast.configs import find_config as contrast_config
 from art_kernels.tracklet_nce.configs import find_config as nce_config
 from art_kernels.tracklet_pooling.configs import find_config as pooling_config
-from benchmarks.bench_contrast import SHAPES
+from benchmarks.contrast_providers import SHAPES
 from docs.drawings import csrc
 from docs.drawings.attention import DEVICE, legend
 from docs.drawings.card import BLUE, GREEN, ORANGE, PALE, PINK, SMALL, Card

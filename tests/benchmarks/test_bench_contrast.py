@@ -6,23 +6,21 @@ import time
 import pytest
 import torch
 
-from benchmarks import bench_contrast
-from benchmarks.bench_contrast import (
+from benchmarks import bench_contrast, contrast_providers
+from benchmarks.bench_contrast import Settings, main, run
+from benchmarks.common.results import OUT_OF_TIME, ROOT
+from benchmarks.common.timing import QUICK
+from benchmarks.contrast_providers import (
     OURS_REPLAYED,
     PROVIDERS,
     SHAPES,
     ContrastShape,
-    Settings,
     build,
     draw_inputs,
     errors,
-    main,
     oracle,
     pass_call,
-    run,
 )
-from benchmarks.common.results import OUT_OF_TIME, ROOT
-from benchmarks.common.timing import QUICK
 
 CPU = torch.device("cpu")
 TINY = {
@@ -38,8 +36,8 @@ def tiny(monkeypatch, fast_limits):
     """Shapes that take no time; nothing is compiled to machine code."""
     for name, shape in TINY.items():
         monkeypatch.setitem(SHAPES, name, shape)
-    monkeypatch.setitem(bench_contrast.COMPILERS, False, "aot_eager")
-    monkeypatch.setattr(bench_contrast.shutil, "which", lambda name: f"/usr/bin/{name}")
+    monkeypatch.setitem(contrast_providers.COMPILERS, False, "aot_eager")
+    monkeypatch.setattr(contrast_providers.shutil, "which", lambda name: f"/usr/bin/{name}")
     monkeypatch.setattr(bench_contrast, "CPU_TIMING", QUICK)
 
 
@@ -69,8 +67,10 @@ def test_no_case_starts_after_the_deadline(tiny):
 
 
 def test_a_provider_that_computes_something_else_fails(tiny, monkeypatch):
-    original = bench_contrast.mtc_naive
-    monkeypatch.setitem(bench_contrast.LOSSES, ("mtc_loss", "vectorized"), lambda *inputs: 1.001 * original(*inputs))
+    original = contrast_providers.mtc_naive
+    monkeypatch.setitem(
+        contrast_providers.LOSSES, ("mtc_loss", "vectorized"), lambda *inputs: 1.001 * original(*inputs)
+    )
     result = run(Settings(shapes=("tiny",), quick=True, passes=("forward",)))
     assert "vectorized" in {entry["provider"] for entry in result["failures"]}
     assert "vectorized" not in {record["provider"] for record in result["records"]}

@@ -8,7 +8,7 @@ import pytest
 from art_kernels.flops import _pool_tracklets, _pool_tracklets_backward
 from art_kernels.region_attention import configs
 from art_kernels.tracklet_pooling.reference import Arguments
-from benchmarks.bench_contrast import ContrastShape
+from benchmarks.contrast_providers import ContrastShape
 from docs import cost_tables
 from docs.drawings import csrc
 from docs.drawings.attention import forward
