@@ -31,7 +31,7 @@ _EXIT_CODES = """exit codes:
 _USER_ERRORS = (
     ("art.data.decoding.video", "VideoError"),
     ("art.data.loading.dataset", "DataError"),
-    ("art.experiments.runs", "RunsFailed"),
+    ("art.experiments.compare", "RunsFailed"),
     ("art.train.distributed", "OtherRankError"),
     ("art.train.loop", "NonFiniteLoss"),
 )

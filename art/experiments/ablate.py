@@ -28,7 +28,7 @@ from art._deprecated import renamed_attribute
 from art.data.files import atomic_write
 from art.eval.predictions import write_json
 from art.eval.report.style import GRID, INK, LINE_COLORS, MUTED, new_figure, png_bytes, quiet_axes
-from art.experiments.runs import (
+from art.experiments.compare import (
     check_runs,
     differences,
     format_percent,
@@ -307,7 +307,7 @@ def ablate(config: Config, seeds: int, only: Sequence[str] = (), devices: Sequen
         config: the full method; see :func:`make_plan`.
         seeds: number of seeds, starting at ``config.seed``.
         only: names of :data:`TABLES`; empty: all.
-        devices: the device of each concurrent process; see :func:`art.experiments.runs.train_all`.
+        devices: the device of each concurrent process; see :func:`art.experiments.compare.train_all`.
 
     Returns:
         The content of ``ablate.json``: "runs"; and "tables" with their "rows": "title", "run" (name of the variant),
@@ -317,7 +317,7 @@ def ablate(config: Config, seeds: int, only: Sequence[str] = (), devices: Sequen
         ValueError: fewer than one seed, or an unknown table.
         ConfigError: raised before any training: an invalid configuration, a row that removes a component that the
             configuration does not have, or a directory with a run of a different configuration.
-        RunsFailed, Interrupted: see :func:`art.experiments.runs.train_all`.
+        RunsFailed, Interrupted: see :func:`art.experiments.compare.train_all`.
     """
     plan = make_plan(config, seeds, only)
     check_runs(plan.variant_runs())

@@ -11,7 +11,7 @@ import torch
 
 from art.cli import ABLATIONS, main
 from art.experiments import TABLES, ablate, ablation_tables, make_plan
-from art.experiments import runs as runs_module
+from art.experiments import compare as compare_module
 from art.experiments.ablate import ablation_figure, collect_results, format_plan, to_markdown
 from art.model.art_model import aggregate
 from art.train.config import ConfigError, save_config, to_dict
@@ -171,13 +171,13 @@ def test_tables_share_runs(configured, tmp_path, monkeypatch, capsys):
         assert row["summary"]["top1"]["mean"] == pytest.approx(statistics.mean(top1[row["run"], s] for s in (4, 5)))
 
     trained = []
-    original = runs_module.train
+    original = compare_module.train
 
     def train(config, *, resume):
         trained.append(Path(config.output).name)
         return original(config, resume=resume)
 
-    monkeypatch.setattr(runs_module, "train", train)
+    monkeypatch.setattr(compare_module, "train", train)
     save_config(config, tmp_path / "full.yaml")
     arguments = ["--seeds", "1", "--only", "bank,margin", "--devices", "cpu"]
     assert main(["ablate", str(tmp_path / "full.yaml"), *arguments]) == 0
@@ -205,7 +205,7 @@ def test_differences_to_the_previous_or_first_row(configured, tmp_path):
 
 
 def test_invalid_variant_stops_before_any_training(configured, tmp_path, monkeypatch):
-    monkeypatch.setattr(runs_module, "train", lambda *_, **__: pytest.fail("a run was trained"))
+    monkeypatch.setattr(compare_module, "train", lambda *_, **__: pytest.fail("a run was trained"))
     config = configured(tmp_path / "ablate", "kind=art")
     with pytest.raises(ConfigError, match=r"tracklets-4: .*num_tracklets is 4, expected at most .* classes, 3"):
         ablate(config, 1, ["tracklets"])

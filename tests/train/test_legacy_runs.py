@@ -15,7 +15,7 @@ import torch
 
 from art.eval.evaluate import evaluate_checkpoint
 from art.eval.predictions import score
-from art.experiments.runs import is_finished
+from art.experiments.compare import is_finished
 from art.model.loading import load_model
 from art.train.checkpoint import RunDir, load_training_state, read_history, saved_tensors
 from art.train.config import load_config
