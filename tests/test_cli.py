@@ -209,6 +209,7 @@ def workspace(tmp_path_factory):
     return workspace
 
 
+@pytest.mark.slow
 class TestCommands:
     """Commands on the motion dataset."""
 

@@ -273,6 +273,7 @@ def test_wilson_interval():
         wilson_interval(0.5, 0)
 
 
+@pytest.mark.slow
 def test_clips_in_shards_have_samples_but_no_pairs(configured, clips, tmp_path):
     pytest.importorskip("webdataset")
     for split in ("train", "test"):
