@@ -30,6 +30,7 @@ MOVED = {
     "art.losses": "art.model.losses",
     "art.options": "art.model.options",
     "art.prediction": "art.tools.predict",
+    "art.prediction.ray_data": "art.tools.predict.parquet",
     "art.pretrained": "art.model.loading",
     "art.profiling": "art.tools.profile",
     "art.regions": "art.model.regions",

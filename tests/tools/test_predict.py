@@ -17,8 +17,7 @@ from art.cli import main
 from art.data.motion.render import write_video
 from art.model.loading import load_model
 from art.tools.predict import ClipPredictor, Item, Prediction, PredictionSettings, open_inputs, parquet
-from art.tools.predict.parquet import predict_to_parquet
-from art.tools.predict.ray_data import RayPredictor, predict_dataset
+from art.tools.predict.parquet import RayPredictor, predict_dataset, predict_to_parquet
 
 needs_pyarrow = pytest.mark.skipif(find_spec("pyarrow") is None, reason="the extra [parquet] is not installed")
 
