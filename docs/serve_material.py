@@ -3,7 +3,7 @@
     python docs/serve_material.py samples --data data/motion            # sample clips, from the embedded dataset
     python docs/serve_material.py screenshots --checkpoint runs/motion  # screenshots in headless Chromium, and times
 
-The first command writes ``art/tools/serve/samples/``; the second ``docs/pictures/serve/page.jpg``,
+The first command writes ``art/tools/serve/samples.zip``; the second ``docs/pictures/serve/page.jpg``,
 ``docs/results/serve.json``, and all screenshots to ``build/serve/``.
 """
 
@@ -13,10 +13,10 @@ import argparse
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 import time
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -50,17 +50,17 @@ def main() -> None:
     screenshots.add_argument("--out", type=Path, default=Path("build/serve"), help="directory of all screenshots")
     arguments = parser.parse_args()
     if arguments.command == "samples":
-        copy_samples(arguments.data)
+        write_samples(arguments.data)
     else:
         take_screenshots(arguments.checkpoint, arguments.chromium, arguments.out)
 
 
-def copy_samples(data: Path) -> None:
-    """Copy six clips of the dataset."""
-    SAMPLES.mkdir(exist_ok=True)
-    for label, number in SAMPLE_CLIPS:
-        name = CLASSES[label].name.replace(" ", "_")
-        shutil.copyfile(data / "clips" / "test" / f"{label:02d}_{number:03d}.mp4", SAMPLES / f"{name}.mp4")
+def write_samples(data: Path) -> None:
+    """Write six clips of the dataset to an archive, uncompressed and without times, which makes it reproducible."""
+    with zipfile.ZipFile(SAMPLES, "w") as archive:
+        for label, number in SAMPLE_CLIPS:
+            name = zipfile.ZipInfo(CLASSES[label].name.replace(" ", "_") + ".mp4")
+            archive.writestr(name, (data / "clips" / "test" / f"{label:02d}_{number:03d}.mp4").read_bytes())
 
 
 @contextmanager

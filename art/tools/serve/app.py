@@ -8,6 +8,7 @@ import hashlib
 import hmac
 import shutil
 import time
+import zipfile
 from base64 import b64encode
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -26,7 +27,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from art.tools.serve.jobs import SIGNATURE_BYTES, Job, JobQueue, Limits, QueueFull, Refused, check_signature
 
 PAGE = Path(__file__).parent / "page"
-SAMPLES = Path(__file__).parent / "samples"
+SAMPLES = Path(__file__).parent / "samples.zip"
 
 #: Names under which a browser on this machine may request the page. A request with another name comes from a page whose
 #: domain was made to resolve to this machine (DNS rebinding).
@@ -50,7 +51,11 @@ _HEADERS = {
 
 
 def make_application(
-    queue: JobQueue, limits: Limits, about: dict[str, Any], on_shutdown: Callable[[], None] = lambda: None
+    queue: JobQueue,
+    limits: Limits,
+    about: dict[str, Any],
+    samples: Path,
+    on_shutdown: Callable[[], None] = lambda: None,
 ) -> Starlette:
     """Build the application, without :class:`Guard`.
 
@@ -58,9 +63,10 @@ def make_application(
         queue: Processes the uploaded clips.
         limits: Limits on each clip.
         about: Description of the model, see :func:`.worker.describe`.
+        samples: Directory of the sample clips, see :func:`extract_samples`.
         on_shutdown: Called on shutdown, when a clip may still be in progress.
     """
-    routes = _Routes(queue, limits, about)
+    routes = _Routes(queue, limits, about, samples)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
@@ -84,14 +90,16 @@ def make_application(
             Route("/clips/{id}", routes.remove, methods=["DELETE"]),
             Route("/clips/{id}/{file}", routes.file, methods=["GET"]),
             Mount("/page", StaticFiles(directory=PAGE)),
-            Mount("/samples", StaticFiles(directory=SAMPLES)),
+            Mount("/samples", StaticFiles(directory=samples)),
         ],
     )
 
 
-def sample_files() -> list[str]:
-    """Return the file names of the sample clips."""
-    return sorted(path.name for path in SAMPLES.glob("*.mp4"))
+def extract_samples(directory: Path) -> Path:
+    """Extract the sample clips to a directory, because range requests require files, and return it."""
+    with zipfile.ZipFile(SAMPLES) as archive:
+        archive.extractall(directory)
+    return directory
 
 
 async def _error_response(_: Request, error: Exception) -> Response:
@@ -100,9 +108,9 @@ async def _error_response(_: Request, error: Exception) -> Response:
 
 
 class _Routes:
-    def __init__(self, queue: JobQueue, limits: Limits, about: dict[str, Any]) -> None:
+    def __init__(self, queue: JobQueue, limits: Limits, about: dict[str, Any], samples: Path) -> None:
         self._queue, self._limits = queue, limits
-        self._samples = sample_files()
+        self._samples = {path.name: path for path in sorted(samples.glob("*.mp4"))}
         self._about = {
             **about,
             "samples": [{"file": file, "title": Path(file).stem.replace("_", " ")} for file in self._samples],
@@ -123,7 +131,7 @@ class _Routes:
             if sample is None:
                 await self._receive(request, job, name)
             else:
-                shutil.copyfile(SAMPLES / sample, job.source)
+                shutil.copyfile(self._samples[sample], job.source)
         except Refused as refused:
             return JSONResponse({"message": str(refused)}, 503 if isinstance(refused, QueueFull) else 400)
         except ClientDisconnect:

@@ -234,11 +234,13 @@ def _make_server(
 ) -> Any:
     import uvicorn
 
-    from art.tools.serve.app import LOCAL_NAMES, Guard, make_application
+    from art.tools.serve.app import LOCAL_NAMES, Guard, extract_samples, make_application
     from art.tools.serve.jobs import JobQueue
 
     queue = JobQueue(directory, worker, keep=60 * settings.keep_minutes, max_waiting=settings.max_waiting)
-    application = make_application(queue, settings.options.limits, about, worker.close)
+    application = make_application(
+        queue, settings.options.limits, about, extract_samples(directory / "samples"), worker.close
+    )
     hosts = LOCAL_NAMES | {settings.host.lower()} if is_loopback(settings.host) else None
     return uvicorn.Server(
         uvicorn.Config(

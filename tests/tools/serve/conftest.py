@@ -123,10 +123,11 @@ def _wait_until():
 @contextmanager
 def _serving(predictor, directory, *, token=None, local=True, limits=None, keep=600.0, max_waiting=8):
     uvicorn = pytest.importorskip("uvicorn", reason="the extra [serve] is not installed")
-    from art.tools.serve.app import LOCAL_NAMES, Guard, make_application
+    from art.tools.serve.app import LOCAL_NAMES, Guard, extract_samples, make_application
 
     queue = JobQueue(directory, predictor, keep=keep, max_waiting=max_waiting)
-    application = make_application(queue, limits or Limits(), predictor.about)
+    samples = extract_samples(directory.with_name(f"{directory.name}-samples"))
+    application = make_application(queue, limits or Limits(), predictor.about, samples)
     guarded = Guard(application, token=token, hosts=LOCAL_NAMES if local else None)
     server = uvicorn.Server(
         uvicorn.Config(guarded, log_level="error", ws="none", lifespan="on", timeout_graceful_shutdown=1)

@@ -51,7 +51,8 @@ def test_start_result_and_sigterm(checkpoint, tmp_path):
                 assert status["state"] in ("waiting", "working") and time.monotonic() < end
                 time.sleep(0.1)
             assert status["result"]["frames"] == 24
-            assert [path.name for path in tmp_path.rglob("*.mp4")] == ["film.mp4"]
+            assert [path.name for path in tmp_path.rglob("out/*.mp4")] == ["film.mp4"]
+            assert not list(tmp_path.rglob("in/*"))  # the uploaded clip is deleted
             request("POST", "/clips?sample=dance.mp4")  # stopped while a clip is in progress
             server.send_signal(signal.SIGTERM)
             _, stderr = server.communicate(timeout=60)
