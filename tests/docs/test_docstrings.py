@@ -73,7 +73,7 @@ WITHOUT_EXAMPLE = {
     "read_facts": "reads a file written by `export_checkpoint`",
     **dict.fromkeys(("push_to_hub", "download"), "requires a server: tests/tools/test_hub.py has one"),
     **dict.fromkeys(
-        ("profile", "as_table", "model_module_of", "count_stages", "StageCount", "measure_stages", "StageMeasure"),
+        ("profile", "as_table", "model_maker", "count_stages", "StageCount", "measure_stages", "StageMeasure"),
         "takes seconds: tests/tools/test_profile.py",
     ),
     **dict.fromkeys(("ablate", "Plan"), "trains many models: tests/experiments"),

@@ -90,11 +90,10 @@ def measure_stages(
             for key, ms in clock.stop().items():
                 times.setdefault(key, []).extend([ms] if repetition else [])
     peaks: dict[tuple[str, str], int] = {}
+    measure_peaks = _peaks_on_cuda if video.device.type == "cuda" else _peaks_on_cpu
     for kind in ("inference", "step"):
-        measure_peaks = _peaks_on_cuda if video.device.type == "cuda" else _peaks_on_cpu
-        peaks |= measure_peaks(
-            lambda enter, kind=kind: _run(kind, model, video, labels, precision, enter), video.device
-        )  # type: ignore[misc]
+        run = functools.partial(_run, kind, model, video, labels, precision)
+        peaks |= measure_peaks(run, video.device)
 
     def by_pass(values: dict[tuple[str, str], Any], stage: str) -> dict[str, Any]:
         return {kind: values[kind, stage] for kind in PASSES if (kind, stage) in values}
