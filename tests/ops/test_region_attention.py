@@ -1,6 +1,5 @@
 """`region_attention`: the reference against hand-computed values, and every backend against the reference."""
 
-import io
 import math
 import sys
 from pathlib import Path
@@ -8,6 +7,19 @@ from pathlib import Path
 import pytest
 import torch
 from kernel_agreement import LargeResults, assert_as_exact_as_plain
+from operator_checks import (
+    DEVICE,
+    GPU,
+    KERNEL_DTYPES,
+    assert_captured_in_cuda_graph,
+    assert_compiles_once,
+    assert_exports,
+    assert_never_synchronizes,
+    other_layouts,
+    outputs_and_gradients,
+    requires_gpu,
+    skip_unsupported,
+)
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 from torch.func import vmap
@@ -26,7 +38,6 @@ triton_backend = pytest.importorskip("art_kernels.region_attention.triton", reas
 BACKENDS = ["torch", "triton", "reference"]
 FUSED = ["torch", "triton"]
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
-GPU = torch.cuda.is_available()
 
 
 def inputs(device="cpu", frames=3, rows=2, count=7, channels=12, **options) -> tuple[Tensor, Tensor, Tensor]:
@@ -35,54 +46,53 @@ def inputs(device="cpu", frames=3, rows=2, count=7, channels=12, **options) -> t
     return queries, regions, position
 
 
-def skip_unsupported(backend: str, dtype: torch.dtype, device: torch.device) -> None:
-    reason = backends.unsupported_reason("region_attention", backend, torch.empty(1, 1, 8, dtype=dtype, device=device))
-    if reason is not None:
-        pytest.skip(reason)
+def results(values, **options):
+    """Return the outputs for queries, regions and optionally positions, and the gradients of all of these."""
+
+    def call(queries, regions, position=None):
+        return region_attention(queries, regions, key_position=position, **options)
+
+    return outputs_and_gradients(call, [value.detach().requires_grad_() for value in values])
 
 
-class TestReference:
-    QUERY = torch.tensor([[[1.0]]], dtype=torch.float64)  # F = M = C = 1
-    REGIONS = torch.tensor([[[0.0], [math.log(3)]]], dtype=torch.float64)  # N = 2: scores 0, log 3; weights 1/4, 3/4
+LOG3 = math.log(3)
 
-    def test_weights_and_output(self):
-        output, weights = reference.region_attention(self.QUERY, self.REGIONS)
-        torch.testing.assert_close(weights, torch.tensor([[[0.25, 0.75]]], dtype=torch.float64))
-        torch.testing.assert_close(output.item(), 0.75 * math.log(3))
 
-    def test_scale_multiplies_the_scores(self):
-        _, weights = reference.region_attention(self.QUERY, self.REGIONS, scale=2.0)
-        torch.testing.assert_close(weights, torch.tensor([[[0.1, 0.9]]], dtype=torch.float64))
+@pytest.mark.parametrize(
+    "position, mask, scale, weights, output",
+    [
+        (None, None, 1.0, [0.25, 0.75], 0.75 * LOG3),
+        (None, None, 2.0, [0.1, 0.9], 0.9 * LOG3),
+        ([[LOG3], [0.0]], None, 1.0, [0.5, 0.5], 0.5 * LOG3),  # added to the keys, not to the values
+        (None, [[False, True]], 1.0, [0.0, 1.0], LOG3),
+        (None, [[False, False]], 1.0, [0.0, 0.0], 0.0),
+    ],
+)
+def test_reference_by_hand(position, mask, scale, weights, output):
+    query = torch.tensor([[[1.0]]], dtype=torch.float64)  # F = M = C = 1
+    regions = torch.tensor([[[0.0], [LOG3]]], dtype=torch.float64)  # N = 2
+    position = None if position is None else torch.tensor(position, dtype=torch.float64)
+    mask = None if mask is None else torch.tensor(mask)
+    found = reference.region_attention(query, regions, position, mask, scale)
+    torch.testing.assert_close([tensor.flatten().tolist() for tensor in found], [[output], weights])
 
-    def test_position_is_added_to_keys_but_not_to_values(self):
-        position = torch.tensor([[math.log(3)], [0.0]], dtype=torch.float64)
-        output, weights = reference.region_attention(self.QUERY, self.REGIONS, position)
-        torch.testing.assert_close(weights, torch.tensor([[[0.5, 0.5]]], dtype=torch.float64))
-        torch.testing.assert_close(output.item(), 0.5 * math.log(3))
 
-    def test_mask_excludes_regions_and_whole_frames(self):
-        mask = torch.tensor([[False, True], [False, False]])
-        output, weights = reference.region_attention(
-            self.QUERY.expand(2, 1, 1), self.REGIONS.expand(2, 2, 1), None, mask
-        )
-        assert weights.tolist() == [[[0.0, 1.0]], [[0.0, 0.0]]]
-        torch.testing.assert_close(output.flatten().tolist(), [math.log(3), 0.0])
+def test_reference_layer_norm_precedes_position_and_attention():
+    queries = torch.tensor([[[LOG3 / 2, 0.0]]], dtype=torch.float64)
+    regions = torch.tensor([[[5.0, 3.0], [1.0, 9.0]]], dtype=torch.float64)  # normalized: (1, -1) and (-1, 1)
+    output, weights = reference.region_attention(queries, regions, layer_norm_eps=1e-12)
+    torch.testing.assert_close(weights, torch.tensor([[[0.75, 0.25]]], dtype=torch.float64))
+    torch.testing.assert_close(output, torch.tensor([[[0.5, -0.5]]], dtype=torch.float64))
 
-    def test_layer_norm_precedes_position_and_attention(self):
-        queries = torch.tensor([[[math.log(3) / 2, 0.0]]], dtype=torch.float64)
-        regions = torch.tensor([[[5.0, 3.0], [1.0, 9.0]]], dtype=torch.float64)  # normalized: (1, -1) and (-1, 1)
-        output, weights = reference.region_attention(queries, regions, layer_norm_eps=1e-12)
-        torch.testing.assert_close(weights, torch.tensor([[[0.75, 0.25]]], dtype=torch.float64))
-        torch.testing.assert_close(output, torch.tensor([[[0.5, -0.5]]], dtype=torch.float64))
 
-    def test_equals_scaled_dot_product_attention(self):
-        queries, regions, position = inputs(dtype=torch.float64)
-        mask = torch.rand(3, 7) > 0.3
-        output, _ = reference.region_attention(queries, regions, position, mask, 0.3)
-        expected = torch.nn.functional.scaled_dot_product_attention(
-            queries, regions + position, regions, attn_mask=mask[:, None, :], scale=0.3
-        )
-        torch.testing.assert_close(output, expected)
+def test_reference_equals_scaled_dot_product_attention():
+    queries, regions, position = inputs(dtype=torch.float64)
+    mask = torch.rand(3, 7) > 0.3
+    output, _ = reference.region_attention(queries, regions, position, mask, 0.3)
+    expected = torch.nn.functional.scaled_dot_product_attention(
+        queries, regions + position, regions, attn_mask=mask[:, None, :], scale=0.3
+    )
+    torch.testing.assert_close(output, expected)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -98,32 +108,25 @@ def test_output_map_and_default_scale(device, backend):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_results_have_the_dtype_of_the_inputs(device, dtype, backend):
-    skip_unsupported(backend, dtype, device)
-    queries, regions, position = inputs(device, dtype=dtype)
-    results = region_attention(
-        queries, regions, key_position=position, layer_norm_eps=1e-5, return_map=True, backend=backend
-    )
-    assert [result.dtype for result in results] == [dtype, dtype]
+    skip_unsupported("region_attention", backend, torch.empty(1, 1, 8, dtype=dtype, device=device))
+    found = results(inputs(device, dtype=dtype), layer_norm_eps=1e-5, return_map=True, backend=backend)
+    assert {tensor.dtype for tensor in found} == {dtype}
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("layer_norm_eps", [None, 1e-5])
 def test_masked_regions_affect_neither_output_nor_gradient(device, backend, layer_norm_eps):
-    queries, regions, position = inputs(device, requires_grad=True)
+    queries, regions, position = inputs(device)
     mask = torch.rand(3, 7, device=device) > 0.4
     mask[:, 0] = True
 
     def run(regions):
-        outputs = region_attention(
-            queries, regions, key_position=position, region_mask=mask, layer_norm_eps=layer_norm_eps, return_map=True,
-            backend=backend,
-        )  # fmt: skip
-        gradients = torch.autograd.grad(sum(o.square().sum() for o in outputs), [queries, regions, position])
-        return [*outputs, *gradients]
+        options = {"region_mask": mask, "layer_norm_eps": layer_norm_eps, "return_map": True, "backend": backend}
+        return results([queries, regions, position], **options)
 
     clean = run(regions)
     for poison in (math.nan, math.inf):
-        poisoned = run(regions.detach().masked_fill(~mask[:, :, None], poison).requires_grad_())
+        poisoned = run(regions.masked_fill(~mask[:, :, None], poison))
         torch.testing.assert_close(poisoned, clean, rtol=0, atol=0)
     assert (clean[1].masked_select(~mask[:, None, :].expand(3, 2, 7)) == 0).all()
     assert (clean[3][~mask] == 0).all()
@@ -176,21 +179,13 @@ def test_extreme_scores_stay_finite(device, backend):
 @pytest.mark.parametrize("backend", FUSED)
 def test_layout_does_not_change_the_result(device, backend, rows):
     queries, regions, position = inputs(device, rows=rows, count=21, channels=40)
-    mask = torch.rand(21, 3, device=device) > 0.3
-    tokens_first = regions.transpose(0, 1).contiguous().transpose(0, 1)  # [N, F, C] in memory
-    channels_first = regions.mT.contiguous().mT  # [F, C, N] in memory
-    every_other = torch.stack([regions, regions], 1).flatten(0, 1)[::2]
-    unaligned = torch.randn(1 + regions.numel(), device=device)[1:].view_as(regions).copy_(regions)
-    results = []
-    for layout in (regions, tokens_first, channels_first, every_other, unaligned):
-        leaves = [queries.mT.contiguous().mT.requires_grad_(), layout.requires_grad_(), position.requires_grad_()]
-        output = region_attention(
-            leaves[0], leaves[1], key_position=leaves[2].mT.contiguous().mT, region_mask=mask.mT, backend=backend
-        )
-        results.append([output, *torch.autograd.grad(output.square().sum(), leaves)])
+    options = {"region_mask": (torch.rand(21, 3, device=device) > 0.3).mT, "backend": backend}
+    strided = queries.mT.contiguous().mT, position.mT.contiguous().mT
+    expected = results([queries, regions, position], **options)
     tolerance = {"rtol": 0, "atol": 0} if backend == "triton" else {}
-    for result in results[1:]:
-        torch.testing.assert_close(result, results[0], **tolerance)
+    for layout in other_layouts(regions):
+        found = results([strided[0], layout, strided[1]], **options)
+        torch.testing.assert_close(found, expected, **tolerance)
     expanded = region_attention(queries, regions[:1].expand(3, -1, -1), backend=backend)
     torch.testing.assert_close(expanded, region_attention(queries, regions[:1].repeat(3, 1, 1), backend=backend))
 
@@ -198,13 +193,7 @@ def test_layout_does_not_change_the_result(device, backend, rows):
 @pytest.mark.parametrize("backend", FUSED)
 def test_two_runs_are_bitwise_identical(device, backend):
     values = inputs(device, 2, 5, 300, 40)
-
-    def run():
-        leaves = [value.clone().requires_grad_() for value in values]
-        output = region_attention(leaves[0], leaves[1], key_position=leaves[2], backend=backend)
-        return [output, *torch.autograd.grad(output.square().sum(), leaves)]
-
-    torch.testing.assert_close(run(), run(), rtol=0, atol=0)
+    torch.testing.assert_close(results(values, backend=backend), results(values, backend=backend), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("used", [(0,), (1,), (0, 1)], ids=["output", "map", "both"])
@@ -292,37 +281,22 @@ def test_vmap_merges_the_mapped_dimension_into_the_frames(device, backend, dim):
 
 
 @pytest.mark.parametrize("backend", FUSED)
-def test_compiles_once_for_every_number_of_frames(device, backend):
-    compiled = torch.compile(region_attention, fullgraph=True, backend="aot_eager", dynamic=True)
-    results = []
-    for frames in (3, 5, 64):
+@pytest.mark.parametrize("layer_norm_eps", [None, 1e-5])
+def test_compiles_once_and_exports_for_every_number_of_frames(device, backend, layer_norm_eps):
+    def call(queries, regions, positions, mask):
+        return region_attention(
+            queries, regions, key_position=positions[0], region_mask=mask, layer_norm_eps=layer_norm_eps,
+            return_map=True, backend=backend,
+        )  # fmt: skip
+
+    def make_inputs(frames):
         queries, regions, position = inputs(device, frames, requires_grad=True)
-        mask = torch.rand(frames, 7, device=device) > 0.4
-        options = {"key_position": position, "region_mask": mask, "return_map": True, "backend": backend}
-        if frames != 64:
-            options["layer_norm_eps"] = 1e-5
-        for function in (compiled, region_attention):
-            with torch.compiler.set_stance("fail_on_recompile" if frames == 5 else "default"):
-                output, weights = function(queries, regions, **options)
-            loss = output.square().sum() + weights.square().sum()
-            results.append([output, weights, *torch.autograd.grad(loss, [queries, regions, position])])
-        torch.testing.assert_close(*results[-2:])
+@pytest.mark.slow
+        positions = position.detach().expand(frames, -1, -1).clone().requires_grad_()
+        return [queries, regions, positions, torch.rand(frames, 7, device=device) > 0.4]
 
-
-class Attention(torch.nn.Module):
-    def forward(self, queries: Tensor, regions: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        return region_attention(queries, regions, region_mask=mask, layer_norm_eps=1e-5, return_map=True)
-
-
-def test_export_with_a_dynamic_batch_size_can_be_saved_and_loaded():
-    frames = torch.export.Dim("frames")
-    example = (*inputs()[:2], torch.rand(3, 7) > 0.4)
-    program = torch.export.export(Attention(), example, dynamic_shapes=({0: frames},) * 3)
-    buffer = io.BytesIO()
-    torch.export.save(program, buffer)
-    buffer.seek(0)
-    arguments = (*inputs(frames=5)[:2], torch.rand(5, 7) > 0.4)
-    torch.testing.assert_close(torch.export.load(buffer).module()(*arguments), Attention()(*arguments))
+    assert_compiles_once(call, make_inputs, batches=(3, 5, 64))
+    assert_exports(call, make_inputs)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
@@ -400,7 +374,7 @@ def triton_cases():
     """
     for i, (name, variant) in enumerate(VARIANTS.items()):
         for j, size in enumerate(TRITON_SIZES):
-            for dtype in (torch.float32, torch.float16, *([torch.bfloat16] if GPU else [])):
+            for dtype in KERNEL_DTYPES:
                 if GPU or dtype != torch.float32 or name == "all" or (i + j) % 2 == 0:
                     slow = [] if GPU or (dtype != torch.float32 and name != "all") else [pytest.mark.slow]
                     yield pytest.param(dtype, size.values, *variant, id=f"{name}-{size.id}-{dtype}", marks=slow)
@@ -409,7 +383,7 @@ def triton_cases():
 @pytest.mark.parametrize("dtype, sizes, position, masked, layer_norm_eps", list(triton_cases()))
 def test_accuracy_of_the_kernels(dtype, sizes, position, masked, layer_norm_eps):
     draws = 12 if GPU else 6 if dtype == torch.float32 else 2
-    check_accuracy("cuda" if GPU else "cpu", "triton", dtype, sizes, position, masked, layer_norm_eps, draws)
+    check_accuracy(DEVICE, "triton", dtype, sizes, position, masked, layer_norm_eps, draws)
 
 
 @pytest.mark.parametrize("mean", [1.0, 10.0, 100.0])
@@ -433,18 +407,10 @@ def test_float16_scores_may_exceed_their_range_before_scaling(device):
 
 
 def test_blocks_agree_with_a_single_block(device, monkeypatch):
-    queries, regions, position = inputs(device, 5, 40, 50, 8)
+    values = inputs(device, 5, 40, 50, 8)
     mask = torch.rand(5, 50, device=device) > 0.3
-
-    def run():
-        leaves = [tensor.clone().requires_grad_() for tensor in (queries, regions, position)]
-        outputs = region_attention(
-            *leaves[:2], key_position=leaves[2], region_mask=mask, layer_norm_eps=1e-5, return_map=True,
-            backend="torch",
-        )  # fmt: skip
-        return [*outputs, *torch.autograd.grad(sum(output.square().sum() for output in outputs), leaves)]
-
-    expected = run()
+    options = {"region_mask": mask, "layer_norm_eps": 1e-5, "return_map": True, "backend": "torch"}
+    expected = results(values, **options)
     blocks = []
     for kind in torch_backend.BLOCK_BYTES:
         monkeypatch.setitem(torch_backend.BLOCK_BYTES, kind, 1)
@@ -456,7 +422,7 @@ def test_blocks_agree_with_a_single_block(device, monkeypatch):
             yield frames, row_blocks
 
     monkeypatch.setattr(torch_backend, "_blocks", counted)
-    torch.testing.assert_close(run(), expected)
+    torch.testing.assert_close(results(values, **options), expected)
     assert len(blocks) == 10 and blocks[0] == (slice(0, 1), 3), "frame by frame, forward and backward"
 
 
@@ -489,26 +455,10 @@ def test_the_torch_backend_saves_only_its_inputs(device):
 # Launches of the kernels.
 
 
-def test_backends_return_the_same_values(device):
-    if GPU and device.type == "cpu":
-        pytest.skip("the kernels run on the GPU")
-    queries, regions, position = inputs(device, 2, 3, 21, 40)
-    arguments = Arguments(queries, regions, position, torch.rand(2, 21, device=device) > 0.3, 0.3, None, True)
-    fast, slow = triton_backend.forward(*arguments), torch_backend.forward(*arguments)
-    torch.testing.assert_close(fast[0], slow[0])
-    torch.testing.assert_close(fast[2], slow[2])
-    assert fast[1].shape == (2, 3, 2) and slow[1].numel() == 0
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 @pytest.mark.parametrize("rows", [3, 20])
 def test_other_block_sizes_compute_the_same(rows, dtype, monkeypatch):
-    values = [tensor.to(dtype) for tensor in inputs("cuda" if GPU else "cpu", 2, rows, 37, 40)[:2]]
-
-    def results():
-        leaves = [value.clone().requires_grad_() for value in values]
-        output = region_attention(*leaves, backend="triton")
-        return [output, *torch.autograd.grad(output.square().sum(), leaves)]
+    values = [tensor.to(dtype) for tensor in inputs(DEVICE, 2, rows, 37, 40)[:2]]
 
     def last_candidate(*arguments, **options):
         return configs.candidates(configs.forward_config(*arguments, **options))[-1]
@@ -517,15 +467,14 @@ def test_other_block_sizes_compute_the_same(rows, dtype, monkeypatch):
         config, one_block = configs.backward_config(*arguments, **options)
         return configs.candidates(config)[-1], one_block
 
-    expected = results()
+    expected = results(values, backend="triton")
     monkeypatch.setattr(triton_backend, "_forward_config", last_candidate)
     monkeypatch.setattr(triton_backend, "_backward_config", last_backward_candidate)
     tolerance = {torch.float32: 1e-5, torch.float16: 1e-2}[dtype]
-    torch.testing.assert_close(results(), expected, rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(results(values, backend="triton"), expected, rtol=tolerance, atol=tolerance)
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not GPU, reason="autotuning needs a GPU")
+@requires_gpu
 def test_autotuned_block_sizes_compute_the_same():
     values = [tensor.bfloat16() for tensor in inputs("cuda", 4, 3, 37, 64)[:2]]
     expected = region_attention(*values, backend="triton")
@@ -537,7 +486,7 @@ def test_autotuned_block_sizes_compute_the_same():
 @pytest.mark.parametrize("backend", ["triton", None])
 def test_few_python_calls_precede_the_kernel(backend, monkeypatch):
     """At most 25 calls of functions of this package, in at most 5 files, once the caches are filled."""
-    queries, regions, _ = inputs("cuda" if GPU else "cpu", dtype=torch.float16)
+    queries, regions, _ = inputs(DEVICE, dtype=torch.float16)
     implementation = backends._implementations["region_attention"]["triton"]
     monkeypatch.setitem(
         backends._implementations["region_attention"],
@@ -569,66 +518,33 @@ def test_few_python_calls_precede_the_kernel(backend, monkeypatch):
 
 
 def test_unsupported_reasons():
-    device = "cuda" if GPU else "cpu"
-
     def reason(dtype, channels=8):
-        tensor = torch.empty(1, 1, channels, dtype=dtype, device=device)
+        tensor = torch.empty(1, 1, channels, dtype=dtype, device=DEVICE)
         return backends.unsupported_reason("region_attention", "triton", tensor)
 
     assert reason(torch.float32) is None
     assert reason(torch.float64) == "the kernels compute in float32"
     assert "at most 1536 channels, got 1537" in reason(torch.float32, 1537)
-    assert backends.choose("region_attention", torch.empty(1, 1, 8, device=device)) == "torch", "never the interpreter"
+    assert backends.choose("region_attention", torch.empty(1, 1, 8, device=DEVICE)) == "torch", "never the interpreter"
     if GPU:
-        half = torch.empty(1, 1, 8, device=device, dtype=torch.bfloat16)
+        half = torch.empty(1, 1, 8, device=DEVICE, dtype=torch.bfloat16)
         assert backends.choose("region_attention", half) == "triton"
     else:
         assert "bfloat16" in reason(torch.bfloat16)
 
 
-def test_environment_names_the_default_backend(monkeypatch):
-    queries, regions, _ = inputs()
-    monkeypatch.setattr(triton_backend, "INTERPRETED", False)
-    monkeypatch.setenv("ART_KERNELS_BACKEND", "triton")
-    with pytest.raises(ValueError, match=r"region_attention: ART_KERNELS_BACKEND=triton does not support"):
-        region_attention(queries, regions)
-    region_attention(queries, regions, backend="torch")
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not GPU, reason="CUDA graphs need a GPU")
+@requires_gpu
 @pytest.mark.parametrize("backend", FUSED)
-def test_cuda_graph_capture(backend):
-    leaves = inputs("cuda", requires_grad=True)
-    queries, regions, position = leaves
+@pytest.mark.parametrize("masked", [False, True])
+def test_cuda_graph_and_synchronization(backend, masked):
+    mask = torch.rand(3, 7, device="cuda") > 0.4 if masked else None
 
-    def run():
-        output = region_attention(queries, regions, key_position=position, backend=backend)
-        return [output, *torch.autograd.grad(output.square().sum(), leaves)]
+    def call(queries, regions, position):
+        options = {"region_mask": mask, "return_map": masked, "backend": backend}
+        return region_attention(queries, regions, key_position=position, **options)
 
-    run()  # compile before the capture
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured = run()
-    with torch.no_grad():
-        regions.copy_(torch.randn_like(regions))
-    graph.replay()
-    torch.testing.assert_close(captured, run(), rtol=0, atol=0)
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not GPU, reason="synchronization is checked on a GPU")
-@pytest.mark.parametrize("backend", FUSED)
-def test_no_synchronization_with_the_device(backend):
-    leaves = inputs("cuda", requires_grad=True)
-    mask = torch.rand(3, 7, device="cuda") > 0.4
-    options = {"key_position": leaves[2], "region_mask": mask, "return_map": True, "backend": backend}
-    region_attention(*leaves[:2], **options)[0].sum().backward()  # compile first
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        region_attention(*leaves[:2], **options)[0].sum().backward()
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
+    assert_captured_in_cuda_graph(call, inputs("cuda", requires_grad=True))
+    assert_never_synchronizes(call, inputs("cuda", requires_grad=True))
 
 
 QUERIES, REGIONS, POSITION = torch.randn(3, 2, 12), torch.randn(3, 7, 12), torch.randn(7, 12)
@@ -673,8 +589,7 @@ def test_errors_name_the_argument(arguments, error, message, monkeypatch):
 
 
 def test_splits_cover_all_regions():
-    device = torch.device("cuda" if GPU else "cpu")
-    assert launch.choose_splits(300, 1, 32, device)[0] > 1, "otherwise no test covers splits"
+    assert launch.choose_splits(300, 1, 32, DEVICE)[0] > 1, "otherwise no test covers splits"
     for programs in (1, 3, 1000):
-        splits, regions = launch.choose_splits(300, programs, 32, device)
+        splits, regions = launch.choose_splits(300, programs, 32, DEVICE)
         assert (splits - 1) * regions < 300 <= splits * regions and regions % 32 == 0

@@ -112,6 +112,7 @@ def test_gradient_of_one_output_with_respect_to_one_input(used, needed):
     torch.testing.assert_close(*results, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_layouts_are_read_in_place():
     responses, semantics = tensors(frames=40)
     valid = random_valid(2, 40)

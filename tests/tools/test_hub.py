@@ -178,7 +178,8 @@ def test_is_repository(name, expected):
 
 
 def test_missing_repository_and_files(model, hub):
-    with pytest.raises(FileNotFoundError, match="me/kicks is not a local directory and was not found on the Hub; check"):
+    message = "me/kicks is not a local directory and was not found on the Hub; check"
+    with pytest.raises(FileNotFoundError, match=message):
         load_model("me/kicks")
     hub.files["me/pickled", "main"] = {"config.json": b"{}", "pytorch_model.bin": b"cos\nsystem\n(S'false'\ntR."}
     with pytest.raises(FileNotFoundError, match=r"me/pickled on the Hub has no model\.safetensors; expected"):
