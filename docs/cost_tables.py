@@ -1,9 +1,9 @@
-"""What must move and be computed at the sizes of the benchmarks, as tables in the pages of the operations.
+"""Bytes and operations at the sizes of the benchmarks, as tables in the pages of the operations.
 
     python -m docs.cost_tables
 
-Each stands between ``<!-- costs: begin -->`` and ``<!-- costs: end -->``; a test fails where a page says something else
-than the counters of ``benchmarks``.
+Each table is between ``<!-- costs: begin -->`` and ``<!-- costs: end -->``; a test fails if it differs from the counters
+of ``benchmarks``.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ def main() -> None:
 
 
 def with_table(text: str, table: str) -> str:
-    """The page with this table in the place of the one that it has."""
+    """Return the page with its table replaced."""
     before, _, rest = text.partition(BEGIN)
     _, found, after = rest.partition(END)
     if not found:
-        raise ValueError(f"the page has no {BEGIN} … {END}; put both where the table is to stand")
+        raise ValueError(f"the page has no {BEGIN} … {END}; add both where the table belongs")
     return f"{before}{BEGIN}\n\n{table}\n\n{END}{after}"
 
 
 def region_attention() -> str:
-    """The floors that `bench_region_attention --floor` prints."""
+    """Bounds printed by `bench_region_attention --floor`."""
     text = io.StringIO()
     with contextlib.redirect_stdout(text):
         print_floor(tuple(attention_providers.SHAPES), "cuda", ("bfloat16",))
@@ -49,7 +49,7 @@ def region_attention() -> str:
 
 
 def tracklet_contrast() -> str:
-    """Of `mtc_loss`."""
+    """Costs of `mtc_loss`."""
     rows = []
     for shape in contrast_providers.SHAPES.values():
         if shape.operation == "mtc_loss":
@@ -63,7 +63,7 @@ def tracklet_contrast() -> str:
 
 
 def tracklet_nce() -> str:
-    """Of `tracklet_nce`, beside the size of a matrix of logits."""
+    """Costs of `tracklet_nce`, and the size of a matrix of logits."""
     rows = []
     for shape in contrast_providers.SHAPES.values():
         if shape.operation == "tracklet_nce":
@@ -79,7 +79,7 @@ def tracklet_nce() -> str:
 
 
 def tracklet_linking() -> str:
-    """Of `link_tracklets`."""
+    """Costs of `link_tracklets`."""
     rows = []
     for shape in linking_providers.SHAPES.values():
         b, t, k, c = shape.sizes
@@ -89,7 +89,7 @@ def tracklet_linking() -> str:
 
 
 def linear_assignment() -> str:
-    """Of `linear_assignment`."""
+    """Costs of `linear_assignment`."""
     rows = []
     for name in linking_providers.SIZES:
         shape = linking_providers.assignment_shape(name, torch.device("cuda"))
@@ -99,7 +99,7 @@ def linear_assignment() -> str:
 
 
 def tracklet_pooling() -> str:
-    """Of `pool_tracklets`, with as many semantics as tracklets."""
+    """Costs of `pool_tracklets` with one semantic per tracklet."""
     rows = []
     for shape in contrast_providers.SHAPES.values():
         if shape.operation == "pool_tracklets":
