@@ -59,7 +59,12 @@ class Backbone(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, video: Shaped[Tensor, "b t 3 height width"]) -> Features:
-        """Return the features of ``video``."""
+        """Return the features of ``video``.
+
+        Raises:
+            ValueError: If the backbone does not support the shape: the number of frames, or their height and width.
+            TypeError: If the dtype is neither uint8 nor floating point.
+        """
 
     def video_head(self, num_classes: int) -> nn.Linear:
         """Return a new linear head on ``class_token``. Override to reuse the head of a checkpoint."""
@@ -265,14 +270,28 @@ class AdaptedBackbone(Backbone):
             TypeError: If its dtype is neither uint8 nor floating point.
         """
         video = to_float01(video)
-        size = self.input_size
-        if video.shape[3:] != (size, size):
-            raise ValueError(
-                f"video has frames of {video.shape[3]}×{video.shape[4]} pixels, but the position embeddings are for "
-                f"{self.grid[0]}×{self.grid[1]} patches: expected {size}×{size}; for another square size build the "
-                "backbone with another input_size"
-            )
+        check_frame_size(video, self.input_size, self.grid)
         return (video - self.image_mean) / self.image_std
+
+
+def check_frame_size(video: Shaped[Tensor, "b t 3 height width"], input_size: int, grid: tuple[int, int]) -> None:
+    """Raise ValueError unless frames are ``input_size`` pixels square."""
+    if video.shape[3:] != (input_size, input_size):
+        patch_size = input_size // grid[0]
+        raise ValueError(
+            f"video has frames of {video.shape[3]}×{video.shape[4]} pixels, but the position embeddings are for "
+            f"{grid[0]}×{grid[1]} patches of {patch_size}: expected {input_size}×{input_size}; for another square size "
+            f"set input_size to a multiple of {patch_size}"
+        )
+
+
+def convolve_over_time(
+    convolution: Callable[[Tensor], Tensor], x: Float[Tensor, "bt c h w"], num_frames: int
+) -> Float[Tensor, "bt c h w"]:
+    """View B·T frames as images ``[B, C, T, h·w]``, without a copy if they are channels last, and convolve them."""
+    bt, c, h, w = x.shape
+    clips = x.permute(0, 2, 3, 1).reshape(bt // num_frames, num_frames, h * w, c).permute(0, 3, 1, 2)
+    return convolution(clips).permute(0, 2, 3, 1).reshape(bt, h, w, c).permute(0, 3, 1, 2)
 
 
 def check_tiling(input_size: int, patch_size: int) -> None:

@@ -56,12 +56,7 @@ class ImageViT(AdaptedBackbone):
     uses_timm = True
 
     def forward(self, video: Shaped[Tensor, "b t 3 height width"]) -> Features:
-        """Return the features of ``video``; ``class_token`` is the mean over the frames.
-
-        Raises:
-            ValueError: If the video has another shape, or its frames are not ``input_size`` pixels square.
-            TypeError: If the dtype is neither uint8 nor floating point.
-        """
+        """Return the features of ``video``; ``class_token`` is the mean over the frames."""
         frames = self.normalize(video).flatten(0, 1)
         model: Any = self.model
         if self.uses_timm:
@@ -246,11 +241,7 @@ class ClipViT(ImageViT):
 
 
 def _check_timm_model(timm: Any, model: str) -> str:
-    """Return the name of a supported model without its tag.
-
-    Raises:
-        ValueError: If timm has no such model, or it is not supported.
-    """
+    """Return the name of a model without its tag, or raise ValueError if it is unknown or unsupported."""
     name = model.split(".")[0]
     if not timm.is_model(name):
         hint = did_you_mean(name, timm.list_models(module=""))
@@ -264,11 +255,7 @@ def _check_timm_model(timm: Any, model: str) -> str:
 
 
 def _clip_config(open_clip: Any, model: str) -> dict[str, Any]:
-    """Return open_clip's configuration of a model whose image tower returns patch tokens of one grid.
-
-    Raises:
-        ValueError: If open_clip has no such model, or its image tower is not supported.
-    """
+    """Return open_clip's configuration of a model, or raise ValueError if it is unknown or unsupported."""
     known = open_clip.list_models()
     if model not in known:
         raise ValueError(

@@ -27,6 +27,7 @@ from art.backbones.base import (
     IMAGENET_STD,
     Backbone,
     Features,
+    convolve_over_time,
     group_params_by_layer,
     load_by_name,
     read_checkpoint,
@@ -89,11 +90,10 @@ class TemporalConvolution(nn.Module):
 
     def forward(self, x: Float[Tensor, "bt c h w"], num_frames: int) -> Float[Tensor, "bt c h w"]:
         """Convolve over time; ``num_frames`` is T."""
-        # View [B·T, C, h, w] as images [B, C, T, h·w]; no copy, because the layout is channels last.
-        bt, c, h, w = x.shape
-        clips = x.permute(0, 2, 3, 1).reshape(bt // num_frames, num_frames, h * w, c).permute(0, 3, 1, 2)
-        clips = F.conv2d(clips, self.conv.weight.unsqueeze(-1), padding=(1, 0), groups=c)
-        return clips.permute(0, 2, 3, 1).reshape(bt, h, w, c).permute(0, 3, 1, 2)
+        weight = self.conv.weight.unsqueeze(-1)
+        return convolve_over_time(
+            lambda clips: F.conv2d(clips, weight, padding=(1, 0), groups=x.shape[1]), x, num_frames
+        )
 
 
 class TEABlock(nn.Module):
@@ -132,18 +132,14 @@ class TEABlock(nn.Module):
     def forward(self, x: Float[Tensor, "bt c h w"], num_frames: int) -> Float[Tensor, "bt o h2 w2"]:
         """Apply the block to B·T frames; ``num_frames`` is T."""
         y = F.relu(self.bn1(self.conv1(x)), inplace=True)
-        y = torch.cat(self._process_groups(self.me(y, num_frames), num_frames), dim=1)
-        return F.relu(self.bn3(self.conv3(y)) + self.downsample(x), inplace=True)
-
-    def _process_groups(self, x: Float[Tensor, "bt m h w"], num_frames: int) -> list[Tensor]:
-        *groups, last = x.chunk(SCALES, dim=1)
+        *groups, last = self.me(y, num_frames).chunk(SCALES, dim=1)
         out: list[Tensor] = []
         for group, shift, conv, norm in zip(groups, self.shifts, self.convs, self.bns, strict=False):
             group = group + out[-1] if out and not self.first else group
             out.append(F.relu(norm(conv(shift(group, num_frames))), inplace=True))
         last = self.shifts[-1](last, num_frames)
         out.append(F.avg_pool2d(last, 3, self.stride, 1) if self.first else last)
-        return out
+        return F.relu(self.bn3(self.conv3(torch.cat(out, dim=1))) + self.downsample(x), inplace=True)
 
 
 @register_backbone("tea50")
@@ -215,11 +211,7 @@ class TEA50(Backbone):
         self.train(self.training)
 
     def forward(self, video: Shaped[Tensor, "b t 3 height width"]) -> Features:
-        """Return the features of ``video``.
-
-        Raises:
-            ValueError: If the number of frames is not ``num_frames``, or frames are smaller than 32×32 pixels.
-        """
+        """Return the features of ``num_frames`` frames of at least 32×32 pixels."""
         video = to_float01(video)
         b, t, _, height, width = video.shape
         if t != self.num_frames:

@@ -7,7 +7,14 @@ import torch.nn.functional as F
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
-from art.backbones.base import Backbone, Features, group_params_by_layer, register_backbone, to_float01
+from art.backbones.base import (
+    Backbone,
+    Features,
+    convolve_over_time,
+    group_params_by_layer,
+    register_backbone,
+    to_float01,
+)
 
 
 class FactorizedBlock(nn.Module):
@@ -29,13 +36,7 @@ class FactorizedBlock(nn.Module):
         """Apply the block to B·T frames; ``num_frames`` is T."""
         x = self.spatial_norm(self.spatial(frames))
         x = F.relu(x + frames if self.shortcut else x)
-        return F.relu(x + self.temporal_norm(self._temporal_convolution(x, num_frames)))
-
-    def _temporal_convolution(self, x: Float[Tensor, "bt o h w"], num_frames: int) -> Float[Tensor, "bt o h w"]:
-        # View [B·T, C, h, w] as images [B, C, T, h·w]; no copy, because the layout is channels last.
-        bt, c, h, w = x.shape
-        clips = x.permute(0, 2, 3, 1).reshape(bt // num_frames, num_frames, h * w, c).permute(0, 3, 1, 2)
-        return self.temporal(clips).permute(0, 2, 3, 1).reshape(bt, h, w, c).permute(0, 3, 1, 2)
+        return F.relu(x + self.temporal_norm(convolve_over_time(self.temporal, x, num_frames)))
 
 
 @register_backbone("tiny")

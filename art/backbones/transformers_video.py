@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Shaped
+from jaxtyping import Shaped
 from torch import Tensor, nn
 
 from art.backbones.base import (
@@ -43,8 +43,7 @@ class Family:
 
     Attributes:
         name: prefix of the class names in transformers ("<name>Config", "<name>ForVideoClassification").
-        image_mean: mean of red, green, and blue in the published training.
-        image_std: standard deviation of red, green, and blue.
+        image_mean, image_std: color normalization in the published training.
         patch: returns (frames, pixels) of a patch for a configuration.
         split: returns tokens ``[B, T', N, C]`` and x_cls ``[B, C]`` for the last hidden state ``[B, L, C]`` and T', the
             number of frames divided by those of a patch.
@@ -64,18 +63,6 @@ class Family:
 
 def _square(patch: int | Sequence[int]) -> int:
     return patch if isinstance(patch, int) else patch[0]
-
-
-def _split_without_class_token(hidden: Float[Tensor, "b l c"], num_frames: int) -> tuple[Tensor, Tensor]:
-    return hidden.unflatten(1, (num_frames, -1)), hidden.mean(1)
-
-
-def _split_frame_major(hidden: Float[Tensor, "b l c"], num_frames: int) -> tuple[Tensor, Tensor]:
-    return hidden[:, 1:].unflatten(1, (num_frames, -1)), hidden[:, 0]
-
-
-def _split_patch_major(hidden: Float[Tensor, "b l c"], num_frames: int) -> tuple[Tensor, Tensor]:
-    return hidden[:, 1:].unflatten(1, (-1, num_frames)).transpose(1, 2), hidden[:, 0]
 
 
 def _resize_timesformer(state: dict[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -99,7 +86,7 @@ FAMILIES = {
         image_mean=IMAGENET_MEAN,
         image_std=IMAGENET_STD,
         patch=lambda config: (config.tubelet_size, _square(config.patch_size)),
-        split=_split_without_class_token,
+        split=lambda hidden, steps: (hidden.unflatten(1, (steps, -1)), hidden.mean(1)),
         fixed=("image_size",),  # positions are a function of the patch index, which extends to more frames
     ),
     "vivit": Family(
@@ -107,7 +94,7 @@ FAMILIES = {
         image_mean=(0.5, 0.5, 0.5),
         image_std=(0.5, 0.5, 0.5),
         patch=lambda config: (config.tubelet_size[0], config.tubelet_size[1]),
-        split=_split_frame_major,
+        split=lambda hidden, steps: (hidden[:, 1:].unflatten(1, (steps, -1)), hidden[:, 0]),
         fixed=("num_frames", "image_size"),
     ),
     "timesformer": Family(
@@ -115,7 +102,7 @@ FAMILIES = {
         image_mean=(0.45, 0.45, 0.45),
         image_std=(0.225, 0.225, 0.225),
         patch=lambda config: (1, _square(config.patch_size)),
-        split=_split_patch_major,
+        split=lambda hidden, steps: (hidden[:, 1:].unflatten(1, (-1, steps)).transpose(1, 2), hidden[:, 0]),
         fixed=(),
         resize=_resize_timesformer,
     ),
@@ -169,7 +156,13 @@ class TransformersVideo(AdaptedBackbone):
         size = 224 if input_size is None else input_size
         settings = _make_config(model_class.config_class, config, num_frames=num_frames, image_size=size)
         tubelet, patch_size = family.patch(settings)
-        _check_frames(num_frames, tubelet)
+        if num_frames % tubelet:
+            below = num_frames // tubelet * tubelet
+            valid = " or ".join(str(n) for n in (below, below + tubelet) if n > 0)
+            raise ValueError(
+                f"num_frames is {num_frames}, expected a multiple of the {tubelet} frames of a patch (tubelet_size), "
+                f"such as {valid}"
+            )
         check_tiling(size, patch_size)
         mean, std = family.image_mean, family.image_std
         if pretrained is not None:
@@ -195,12 +188,7 @@ class TransformersVideo(AdaptedBackbone):
             _load(model, pretrained, family)
 
     def forward(self, video: Shaped[Tensor, "b t 3 height width"]) -> Features:
-        """Return the features of ``video``.
-
-        Raises:
-            ValueError: If the number of frames is not ``num_frames``, or they are not ``input_size`` pixels square.
-            TypeError: If the dtype is neither uint8 nor floating point.
-        """
+        """Return the features of ``num_frames`` frames, ``input_size`` pixels square."""
         video = self.normalize(video)
         if video.shape[1] != self.num_frames:
             raise ValueError(
@@ -223,7 +211,7 @@ class TransformersVideo(AdaptedBackbone):
 
 
 def _make_config(config_class: Any, options: Mapping[str, Any], **fixed: int) -> Any:
-    """Build the configuration after checking that it has these fields."""
+    """Build the configuration and check that its fields exist and that this backbone supports their values."""
     from huggingface_hub.errors import StrictDataclassError
 
     known = [name for name in _used_fields(config_class) if name not in FIXED_FIELDS]
@@ -236,19 +224,6 @@ def _make_config(config_class: Any, options: Mapping[str, Any], **fixed: int) ->
         settings = config_class(**options, **fixed)
     except StrictDataclassError as error:
         raise ValueError(f"{config_class.__name__}: {' '.join(str(error).split())}") from error
-    _check_supported(settings)
-    return settings
-
-
-def _used_fields(config_class: Any) -> list[str]:
-    """Return the names of the family's fields, except those of modules that are not used."""
-    return [
-        name for name in config_class.__annotations__ if name != "model_type" and not name.startswith(UNUSED_FIELDS)
-    ]
-
-
-def _check_supported(settings: Any) -> None:
-    """Raise ValueError for values that the configuration accepts and this backbone does not."""
     patch = settings.tubelet_size[1:] if settings.model_type == "vivit" else settings.patch_size
     if not isinstance(patch, int) and len(set(patch)) != 1:
         raise ValueError(f"a patch has {list(patch)} pixels, expected a square")
@@ -262,25 +237,18 @@ def _check_supported(settings: Any) -> None:
             f"hidden_size is {settings.hidden_size}, expected a multiple of num_attention_heads, "
             f"{settings.num_attention_heads}"
         )
+    return settings
 
 
-def _check_frames(num_frames: int, tubelet: int) -> None:
-    if num_frames % tubelet:
-        below = num_frames // tubelet * tubelet
-        valid = " or ".join(str(n) for n in (below, below + tubelet) if n > 0)
-        raise ValueError(
-            f"num_frames is {num_frames}, expected a multiple of the {tubelet} frames of a patch (tubelet_size), "
-            f"such as {valid}"
-        )
+def _used_fields(config_class: Any) -> list[str]:
+    """Return the names of the family's fields, except those of modules that are not used."""
+    return [
+        name for name in config_class.__annotations__ if name != "model_type" and not name.startswith(UNUSED_FIELDS)
+    ]
 
 
 def _check_checkpoint(pretrained: str, family: Family, settings: Any) -> None:
-    """Check that a checkpoint has the architecture of ``settings``.
-
-    Raises:
-        FileNotFoundError: If ``pretrained`` is neither a directory nor the name of a repository.
-        ValueError: If the architecture differs.
-    """
+    """Check that a checkpoint exists and has the architecture of ``settings``."""
     if not Path(pretrained).is_dir() and not re.fullmatch(r"[\w.-]+/[\w.-]+", pretrained):
         raise FileNotFoundError(
             f"pretrained is {pretrained!r}: expected a directory written by save_pretrained of transformers, or "
@@ -325,11 +293,7 @@ def _checkpoint_mean_std(pretrained: str) -> tuple[Sequence[float], Sequence[flo
 
 
 def _load(model: Any, pretrained: str, family: Family) -> None:
-    """Load a checkpoint with the same architecture, without its classifier.
-
-    Raises:
-        ValueError: If names or shapes differ.
-    """
+    """Load a checkpoint with the same architecture, without its classifier."""
     published, info = type(model).from_pretrained(pretrained, dtype=torch.float32, output_loading_info=True)
     # A checkpoint without a classifier has no normalization in front of it either.
     errors = {

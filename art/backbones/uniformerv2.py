@@ -19,7 +19,14 @@ from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
 import art.backbones.uniformerv2_weights as weights
-from art.backbones.base import Backbone, Features, group_params_by_layer, register_backbone, to_float01
+from art.backbones.base import (
+    Backbone,
+    Features,
+    check_frame_size,
+    group_params_by_layer,
+    register_backbone,
+    to_float01,
+)
 from art_kernels import RegionCrossAttention
 
 # The normalization of the published models, including those initialized from CLIP.
@@ -220,23 +227,18 @@ class LocalBlock(nn.Module):
     ) -> Float[Tensor, "b t l c"]:
         """Apply the block; ``recompute`` recomputes attention and MLP in the backward pass."""
         # The local MHRA is not recomputed: its batch normalization would update its statistics twice.
-        run: Callable[..., Tensor] = functools.partial(checkpoint, use_reentrant=False) if recompute else _call
+        run: Callable[..., Tensor] = (
+            functools.partial(checkpoint, use_reentrant=False) if recompute else lambda f, x: f(x)
+        )
         if self.lmhra1 is not None:
             x = add_to_patches(x, self.drop_path(apply_on_grid(self.lmhra1, x[:, :, 1:], grid)))
         x = x + self.drop_path(run(self._attend, x))
         if self.lmhra2 is not None:
             x = add_to_patches(x, self.drop_path(apply_on_grid(self.lmhra2, x[:, :, 1:], grid)))
-        return x + self.drop_path(run(self._transform, x))
+        return x + self.drop_path(run(lambda x: self.mlp(self.ln_2(x)), x))
 
     def _attend(self, x: Float[Tensor, "b t l c"]) -> Float[Tensor, "b t l c"]:
         return self.attn(self.ln_1(x).flatten(0, 1)).view_as(x)
-
-    def _transform(self, x: Float[Tensor, "b t l c"]) -> Float[Tensor, "b t l c"]:
-        return self.mlp(self.ln_2(x))
-
-
-def _call(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    return function(x)
 
 
 class GlobalBlock(nn.Module):
@@ -299,17 +301,12 @@ class VideoTransformer(nn.Module):
         for index, block in enumerate(self.resblocks):
             x = block(x, grid, recompute=self.training and index < self.num_recomputed)
             if index in self.global_blocks:
-                query = self._apply_global_block(self.global_blocks.index(index), query, x, grid)
+                number = self.global_blocks.index(index)
+                position = apply_on_grid(self.dpe[number], x[:, :, 1:], grid)  # dynamic position encoding
+                query = self.dec[number](query, add_to_patches(x, position).flatten(1, 2))
         if self.balance is None:
             return x, query[:, 0]
         return x, torch.lerp(query[:, 0], x[:, :, 0].mean(1), self.balance.sigmoid())
-
-    def _apply_global_block(
-        self, number: int, query: Float[Tensor, "b 1 c"], x: Float[Tensor, "b t l c"], grid: tuple[int, int]
-    ) -> Float[Tensor, "b 1 c"]:
-        """Apply global block ``number`` to the tokens, with a dynamic position encoding added."""
-        position = apply_on_grid(self.dpe[number], x[:, :, 1:], grid)
-        return self.dec[number](query, add_to_patches(x, position).flatten(1, 2))
 
 
 class UniFormerV2(Backbone):
@@ -369,17 +366,11 @@ class UniFormerV2(Backbone):
             self._pretrained_head = weights.select_labels(head, head_labels, pretrained) if keep_head else None
 
     def forward(self, video: Shaped[Tensor, "b t 3 height width"]) -> Features:
-        """Return the features of ``video``.
-
-        Raises:
-            ValueError: If frames are not ``input_size`` pixels square, or their number is odd with
-                ``temporal_downsample``.
-            TypeError: If the dtype is neither uint8 nor floating point.
-        """
+        """Return the features of frames, ``input_size`` pixels square, of even number with ``temporal_downsample``."""
         video = to_float01(video)
         self._check_frames(video.shape[1])
-        self._check_resolution(video.shape[3], video.shape[4])
         grid = self.architecture.grid
+        check_frame_size(video, self.input_size, grid)
         patches = self.conv1(((video - IMAGE_MEAN) / IMAGE_STD).transpose(1, 2))  # [B, C, T', h, w]
         patches = patches.permute(0, 2, 3, 4, 1).flatten(2, 3)
         class_token = self.class_embedding.to(patches.dtype).expand(*patches.shape[:2], 1, -1)
@@ -421,15 +412,6 @@ class UniFormerV2(Backbone):
             raise ValueError(
                 f"got {num_frames} frames, which temporal_downsample cannot halve; expected an even number such as "
                 f"{num_frames + 1}, or temporal_downsample=False, which supports any number"
-            )
-
-    def _check_resolution(self, height: int, width: int) -> None:
-        a = self.architecture
-        if (height, width) != (a.input_size, a.input_size):
-            raise ValueError(
-                f"video has frames of {height}×{width} pixels, but the position embeddings are for "
-                f"{a.grid[0]}×{a.grid[1]} patches of {a.patch_size}: expected {a.input_size}×{a.input_size}; for "
-                f"another square size set input_size to a multiple of {a.patch_size}"
             )
 
 

@@ -50,16 +50,10 @@ def load(backbone: UniFormerV2, path: str, sizes: Mapping[str, Mapping[str, int]
     """Load a checkpoint, see ``pretrained`` of :class:`~art.backbones.uniformerv2.UniFormerV2`.
 
     Args:
-        backbone: backbone to load into.
-        path: of a file that :func:`~art.backbones.base.read_checkpoint` reads.
         sizes: architectures by backbone name, for the error message.
 
     Returns:
         The state dict of the checkpoint's head, named as in :class:`NormalizedLinear`; empty if it has none.
-
-    Raises:
-        FileNotFoundError: If the file does not exist.
-        ValueError: If it does not match: the message lists all names and shapes that differ and the options that match.
     """
     state = _image_tower(read_checkpoint(path, prefixes=("module.", PREFIX)))
     head = {ours: state.pop(theirs) for theirs, ours in HEAD.items() if theirs in state}
@@ -76,16 +70,14 @@ def load(backbone: UniFormerV2, path: str, sizes: Mapping[str, Mapping[str, int]
 
 
 def select_labels(head: dict[str, Tensor], labels: Sequence[int] | str | None, source: str) -> dict[str, Tensor]:
-    """Return the head's state dict with only these labels, in this order.
+    """Return the state dict that :func:`load` returned, with only these labels in this order.
 
     Args:
-        head: what :func:`load` returned.
         labels: indices, the path of a JSON list of them, or None for all.
         source: the checkpoint, for error messages.
 
     Raises:
         ValueError: If the head is missing or incomplete, or a label is out of range.
-        FileNotFoundError: If the JSON file does not exist.
     """
     missing = [theirs for theirs, ours in HEAD.items() if ours not in head]
     if missing:

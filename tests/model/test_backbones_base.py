@@ -137,7 +137,7 @@ def test_options_out_of_range(options, message):
 
 
 def test_wrong_frame_size():
-    with pytest.raises(ValueError, match=r"8×12 pixels.*2×2 patches: expected 8×8.*another input_size"):
+    with pytest.raises(ValueError, match=r"8×12 pixels.*2×2 patches of 4: expected 8×8.*set input_size"):
         SmallBackbone()(torch.rand(1, 1, 3, 8, 12))
 
 
