@@ -10,6 +10,7 @@ block, averaged over its heads, is averaged with the identity (the residual bran
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
@@ -101,11 +102,9 @@ def attention_rollout(backbone: Backbone, video: Shaped[Tensor, "1 t 3 height wi
         raise MapUnavailable(f"{type(backbone).__name__} does not expose its attention weights")
     else:
         raise MapUnavailable("it has no attention")
-    rollout = None
-    for weights in attention:
-        rollout = _roll_out(weights, rollout)
-    if rollout is None:
+    if not attention:
         raise MapUnavailable("it has no blocks")
+    rollout: Any = functools.reduce(_roll_out, attention, None)
     read = rollout[:, 0] if reads_class_token else rollout[:, prefix:].mean(1)
     grid: Any = backbone.grid
     return _expand_to_frames(read[:, prefix:] / frames, frames, grid)
@@ -156,11 +155,8 @@ def _pooled_grad_cam(backbone: Backbone, head: nn.Module, video: Tensor, target:
             pooled.append(inputs[0].detach().requires_grad_())
             return pooled[0]
 
-        handle = backbone.norm.register_forward_pre_hook(replace_input)
-        try:
+        with backbone.norm.register_forward_pre_hook(replace_input):
             features = backbone(video)
-        finally:
-            handle.remove()
         logits = head(features.class_token)
     else:
         features = backbone(video)
@@ -187,7 +183,7 @@ def _expand_to_frames(maps: Float[Tensor, "steps n"], num_frames: int, grid: tup
     return maps.repeat_interleave(num_frames // len(maps), dim=0).unflatten(1, grid)
 
 
-def _roll_out(weights: Float[Tensor, "f l l"], previous: Float[Tensor, "f l l"] | None) -> Float[Tensor, "f l l"]:
+def _roll_out(previous: Float[Tensor, "f l l"] | None, weights: Float[Tensor, "f l l"]) -> Float[Tensor, "f l l"]:
     """Multiply by the attention of the next block, averaged with the identity."""
     mixed = (weights + torch.eye(weights.shape[-1], device=weights.device)) / 2
     return mixed if previous is None else mixed @ previous
@@ -236,7 +232,7 @@ def _uniformer_rollout(backbone: UniFormerV2, video: Tensor) -> Tensor:
 
     def local_block(module: Any, inputs: tuple[Tensor, ...], _: Any) -> None:
         nonlocal rollout
-        rollout = _roll_out(_self_attention(module, inputs[0]), rollout)
+        rollout = _roll_out(rollout, _self_attention(module, inputs[0]))
 
     def global_block(module: Any, inputs: tuple[Tensor, ...], _: Any) -> None:
         nonlocal query
@@ -266,7 +262,7 @@ def _self_attention(module: SelfAttention, x: Float[Tensor, "f l c"]) -> Float[T
 def _forward_hooks(modules: Sequence[Any], hook: Callable[..., Any]) -> Iterator[None]:
     with ExitStack() as handles:
         for module in modules:
-            handles.callback(module.register_forward_hook(hook).remove)
+            handles.enter_context(module.register_forward_hook(hook))
         yield
 
 

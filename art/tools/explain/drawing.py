@@ -34,7 +34,8 @@ def available_views(explanation: Explanation) -> list[str]:
     Raises:
         ValueError: There are none.
     """
-    views = [name for name in ("tracklets", *MAP_NAMES) if _has_view(explanation, name)]
+    arrays = {"tracklets": explanation.maps, "grad_cam": explanation.grad_cam, "rollout": explanation.rollout}
+    views = [name for name, array in arrays.items() if array is not None]
     if not views:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in explanation.missing.items())
         raise ValueError(
@@ -42,10 +43,6 @@ def available_views(explanation: Explanation) -> list[str]:
             f"its backbone supports no map ({reasons}). Use a checkpoint of kind 'art'"
         )
     return views
-
-
-def _has_view(explanation: Explanation, name: str) -> bool:
-    return getattr(explanation, "maps" if name == "tracklets" else name) is not None
 
 
 def chart_classes(explanation: Explanation, count: int) -> list[int]:
@@ -66,9 +63,9 @@ def normalized_backbone_map(explanation: Explanation, name: str) -> Float[np.nda
 
 
 def crop_pixels(crop: tuple[float, float, float, float], width: int, height: int) -> Bounds:
-    """Convert the bounds of the model's crop to pixels: left, top, right, bottom."""
-    left, top, right, bottom = crop
-    return round(left * width), round(top * height), round(right * width), round(bottom * height)
+    """Convert the bounds of the model's crop to pixels, at least one in each direction: left, top, right, bottom."""
+    left, top = round(crop[0] * width), round(crop[1] * height)
+    return left, top, max(left + 1, round(crop[2] * width)), max(top + 1, round(crop[3] * height))
 
 
 def draw_tints(frame: Frame, bounds: Bounds, weights: Float[np.ndarray, "k h w"]) -> Frame:
@@ -78,47 +75,41 @@ def draw_tints(frame: Frame, bounds: Bounds, weights: Float[np.ndarray, "k h w"]
         bounds: The model's crop, in pixels.
         weights: Responses of the K tracklets within the crop, 0 to 1.
     """
-    result, inside = _split(frame, bounds)
-    if inside.size == 0:
-        return result
-    weight = _resize(weights, inside.shape[:2])
+    inside, weight = _crop(frame, bounds, weights)
     palette = np.array([to_rgb(tracklet_color(k)) for k in range(len(weights))], dtype=np.float32) * 255
     peak = weight.max(0)[..., None]
     color = np.tensordot(weight, palette, ((0,), (0,))) / np.maximum(weight.sum(0), 1e-6)[..., None]
     base = _desaturate(inside) * (1 - peak) + inside * peak
-    return _paste(result, bounds, base * (1 - 0.6 * peak) + color * (0.6 * peak))
+    return _darken_and_paste(frame, bounds, base * (1 - 0.6 * peak) + color * (0.6 * peak))
 
 
 def draw_heatmap(frame: Frame, bounds: Bounds, weights: Float[np.ndarray, "h w"]) -> Frame:
     """Overlay one map with values from 0 to 1 on the crop, and darken everything outside the crop."""
-    result, inside = _split(frame, bounds)
-    if inside.size == 0:
-        return result
-    weight = _resize(weights[None], inside.shape[:2])[0]
+    inside, (weight,) = _crop(frame, bounds, weights[None])
     color = _HEATMAP((30 + 225 * weight).astype(np.uint8), bytes=True)[..., :3].astype(np.float32)
     opacity = (0.15 + 0.6 * weight)[..., None]
-    return _paste(result, bounds, _desaturate(inside) * (1 - opacity) + color * opacity)
+    return _darken_and_paste(frame, bounds, _desaturate(inside) * (1 - opacity) + color * opacity)
 
 
-def _split(frame: Frame, bounds: Bounds) -> tuple[Frame, Float[np.ndarray, "h w 3"]]:
-    """Return the darkened frame and the crop."""
+def _crop(
+    frame: Frame, bounds: Bounds, weights: Float[np.ndarray, "k h w"]
+) -> tuple[Float[np.ndarray, "height width 3"], Float[np.ndarray, "k height width"]]:
+    """Return the crop, and the weights resized to it."""
     left, top, right, bottom = bounds
-    return (frame * np.float32(0.35)).astype(np.uint8), frame[top:bottom, left:right].astype(np.float32)
+    inside = frame[top:bottom, left:right].astype(np.float32)
+    maps = torch.from_numpy(np.ascontiguousarray(weights, dtype=np.float32))
+    return inside, upsample(maps, (inside.shape[0], inside.shape[1])).clamp(0, 1).numpy()
 
 
 def _desaturate(inside: Float[np.ndarray, "h w 3"]) -> Float[np.ndarray, "h w 3"]:
     return inside * np.float32(0.7) + inside.mean(2, keepdims=True) * np.float32(0.2)
 
 
-def _paste(result: Frame, bounds: Bounds, inside: Float[np.ndarray, "h w 3"]) -> Frame:
+def _darken_and_paste(frame: Frame, bounds: Bounds, inside: Float[np.ndarray, "h w 3"]) -> Frame:
     left, top, right, bottom = bounds
+    result = (frame * np.float32(0.35)).astype(np.uint8)
     result[top:bottom, left:right] = inside.clip(0, 255).astype(np.uint8)
     return result
-
-
-def _resize(weights: Float[np.ndarray, "k h w"], size: tuple[int, ...]) -> Float[np.ndarray, "k height width"]:
-    resized = upsample(torch.from_numpy(np.ascontiguousarray(weights, dtype=np.float32)), (size[0], size[1]))
-    return resized.clamp(0, 1).numpy()
 
 
 def draw_paths(

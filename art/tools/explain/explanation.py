@@ -215,7 +215,16 @@ def explain(
                 backbone_maps[name] = compute().float().cpu().numpy()
             except MapUnavailable as reason:
                 backbone_maps[name], missing[name] = None, str(reason)
-        tracklets = _tracklets(model, out) if model.kind == "art" else _NO_TRACKLETS
+        tracklets: dict[str, Any] = {"maps": None, "centers": None, "boxes": None, "saliency": None, "queries": ()}
+        if model.kind == "art":
+            maps = out.maps[0].float().cpu()
+            tracklets = {
+                "maps": maps.numpy(),
+                "centers": map_peak(maps, refine=True).numpy(),
+                "boxes": response_boxes(maps.numpy()),
+                "saliency": out.saliency[0].float().cpu().numpy(),
+                "queries": _queries(model, out),
+            }
     return Explanation(
         clip=Path(clip),
         kind=model.kind,
@@ -289,23 +298,14 @@ def single_thread() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class _ClipFrames:
-    """The frames of a clip that the model sees: T of the whole clip, and T of each of its M prefixes.
+    """The frames of a clip that the model sees: T of the whole clip, and T of each of its M prefixes."""
 
-    Attributes:
-        size: Height and width of the upright source frames, in pixels.
-        times: ``[F]``, presentation times, in seconds since the first frame.
-        sampled: ``[T]``, indices of the frames sampled from the whole clip.
-        prefix_lengths: ``[M]``, number of frames in each prefix; the last is F.
-        prefix_sampled: ``[M, T]``, indices of the frames sampled from each prefix.
-        crops: The model's crop ``[3, S, S]`` uint8 of each of those frames, by index.
-    """
-
-    size: tuple[int, int]
-    times: Float64[np.ndarray, " f"]
-    sampled: Int64[np.ndarray, " t"]
-    prefix_lengths: Int64[np.ndarray, " m"]
-    prefix_sampled: Int64[np.ndarray, "m t"]
-    crops: dict[int, UInt8[Tensor, "3 s s"]]
+    size: tuple[int, int]  # height and width of the upright source frames, in pixels
+    times: Float64[np.ndarray, " f"]  # presentation times, in seconds since the first frame
+    sampled: Int64[np.ndarray, " t"]  # indices of the frames sampled from the whole clip
+    prefix_lengths: Int64[np.ndarray, " m"]  # number of frames in each prefix; the last is F
+    prefix_sampled: Int64[np.ndarray, "m t"]  # indices of the frames sampled from each prefix
+    crops: dict[int, UInt8[Tensor, "3 s s"]]  # the model's crop of each of those frames, by index
 
     def stack(self, indices: Iterable[int]) -> UInt8[Tensor, "t 3 s s"]:
         return torch.stack([self.crops[int(index)] for index in indices])
@@ -314,8 +314,7 @@ class _ClipFrames:
 def _read_clip(clip: Path, model: VideoClassifier, num_prefixes: int) -> _ClipFrames:
     """Read the frames in one pass; only frames that are needed are converted, and only their crops are kept.
 
-    Args:
-        num_prefixes: M; fewer if the clip has fewer frames. Prefixes end at equal steps.
+    Prefixes end at equal steps; there are at most as many as frames.
     """
     if input_kind(clip) == "directory":
         raise VideoError(clip, "is a directory, expected a video file: separate frames have no presentation times")
@@ -351,20 +350,6 @@ def _classify_prefixes(model: VideoClassifier, frames: _ClipFrames, device: torc
         batch = torch.stack([frames.stack(indices) for indices in frames.prefix_sampled[start : start + _BATCH_SIZE]])
         probabilities.append(model(batch.to(device)).logits.float().softmax(1).cpu())
     return torch.cat(probabilities).numpy()
-
-
-_NO_TRACKLETS: dict[str, Any] = {"maps": None, "centers": None, "boxes": None, "saliency": None, "queries": ()}
-
-
-def _tracklets(model: Any, out: Any) -> dict[str, Any]:
-    maps = out.maps[0].float().cpu()
-    return {
-        "maps": maps.numpy(),
-        "centers": map_peak(maps, refine=True).numpy(),
-        "boxes": response_boxes(maps.numpy()),
-        "saliency": out.saliency[0].float().cpu().numpy(),
-        "queries": _queries(model, out),
-    }
 
 
 def _queries(model: Any, out: Any) -> tuple[Query, ...]:

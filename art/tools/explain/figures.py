@@ -206,7 +206,7 @@ class _Sheet:
     def draw_tracklet(self, top: float, k: int) -> None:
         """Draw the strip of tracklet ``k`` with its saliency below."""
         e, query, color = self.explanation, self.explanation.queries[k], tracklet_color(k)
-        assert e.maps is not None and e.centers is not None and e.boxes is not None
+        assert e.maps is not None and e.centers is not None and e.boxes is not None and e.saliency is not None
         self.text(_EDGE, top + 0.15, "■", 11, color=color)
         self.text(_EDGE + 0.18, top + 0.15, f"Tracklet {k + 1}, query “{query.name}”", 9.5, 4.6, weight="bold")
         self.text(_WIDTH - _EDGE, top + 0.15, f"Prompt: “{query.prompt}”", 8.5, 4.7, color=MUTED, ha="right")
@@ -221,19 +221,15 @@ class _Sheet:
             corner, width, height = (column + left, upper), right - left, lower - upper
             for edge, line in (("#101318", 2.6), (color, 1.3)):
                 axes.add_patch(Rectangle(corner, width, height, fill=False, edgecolor=edge, linewidth=line, zorder=3))
-        self._draw_saliency_bars(self.axes(top + _CAPTION + self.frame_size + 0.02, _BARS - 0.04), k)
-
-    def _draw_saliency_bars(self, axes: Axes, k: int) -> None:
-        """Draw the saliency below each frame, as a fraction of the highest saliency of any tracklet and frame."""
-        saliency = self.explanation.saliency
-        assert saliency is not None
+        # Saliency as a fraction of the highest of any tracklet and frame.
+        axes = self.axes(top + _CAPTION + self.frame_size + 0.02, _BARS - 0.04)
         axes.set_axis_off()
         axes.set(xlim=(0, len(self.columns)), ylim=(0, 1))
         for column, frame in enumerate(self.columns):
-            value = float(saliency[frame, k])
-            length = 0.62 * value / float(saliency.max())
+            value = float(e.saliency[frame, k])
+            length = 0.62 * value / float(e.saliency.max())
             axes.barh(0.5, 0.62, left=column + 0.02, height=0.5, color=GRID, alpha=0.6)
-            axes.barh(0.5, length, left=column + 0.02, height=0.5, color=tracklet_color(k))
+            axes.barh(0.5, length, left=column + 0.02, height=0.5, color=color)
             axes.text(column + 0.67, 0.5, percent(value), fontsize=7, color=MUTED, va="center")
 
     def draw_backbone_map(self, top: float, name: str) -> None:

@@ -85,39 +85,22 @@ class Rect(NamedTuple):
 
 @dataclass(frozen=True)
 class Layout:
-    """The layout of a scene: the clip in adjacent panels, and strips over time below them.
-
-    Attributes:
-        width: Width in pixels.
-        height: Height in pixels.
-        text: Font size in pixels.
-        header: Area of the prediction.
-        panels: One per view of the clip, with its caption right above it.
-        legend: Lines below the panels, or None.
-        strips: Saliency over time, one per tracklet.
-        labels: Area of each strip's label.
-        chart: Class probabilities over time, or None.
-        names: Class names next to the chart, or None.
-    """
+    """The layout of a scene in pixels: the clip in adjacent panels, and strips over time below them."""
 
     width: int
     height: int
-    text: int
-    header: Rect
-    panels: tuple[Rect, ...]
-    legend: Rect | None
-    strips: tuple[Rect, ...]
-    labels: tuple[Rect, ...]
-    chart: Rect | None
-    names: Rect | None
+    text: int  # font size
+    header: Rect  # the prediction
+    panels: tuple[Rect, ...]  # one per view of the clip, with its caption right above it
+    strips: tuple[Rect, ...]  # saliency over time, one per tracklet
+    labels: tuple[Rect, ...]  # of the strips
+    legend: Rect | None = None  # below the panels
+    chart: Rect | None = None  # class probabilities over time
+    names: Rect | None = None  # class names next to the chart
 
 
 def layout_for(explanation: Explanation) -> Layout:
-    """Return the layout of the film, with panels in the order of :func:`.drawing.available_views`.
-
-    Raises:
-        ValueError: Nothing can be drawn.
-    """
+    """Return the layout of the film, with panels in the order of :func:`.drawing.available_views`."""
     e, views = explanation, available_views(explanation)
     legend_lines = len(drawing.legend_lines(e, views))
     chart = len(e.timeline) > 0
@@ -168,11 +151,8 @@ def gif_layout(aspect: float, panels: int, tracklets: int, width: int) -> Layout
         text=11,
         header=Rect(edge, 4, inner, header),
         panels=tuple(Rect(left + i * (panel_width + gap), top, panel_width, panel_height) for i in range(panels)),
-        legend=None,
         strips=tuple(Rect(edge, y + k * row + 16, inner, 11) for k in range(tracklets)),
         labels=tuple(Rect(edge, y + k * row, inner, 15) for k in range(tracklets)),
-        chart=None,
-        names=None,
     )
 
 
@@ -181,19 +161,12 @@ def _even(length: float) -> int:
 
 
 class SamplePosition(NamedTuple):
-    """The position of a frame relative to the T sampled frames.
+    """The position of a frame relative to the T sampled frames."""
 
-    Attributes:
-        before: Index of the sampled frame at or before it.
-        after: Index of the sampled frame at or after it.
-        fraction: Position between the two, 0 to 1.
-        covered: Whether the sampled frames represent it; frames outside a dense sampling window are not covered.
-    """
-
-    before: int
-    after: int
-    fraction: float
-    covered: bool
+    before: int  # index of the sampled frame at or before it
+    after: int  # index of the sampled frame at or after it
+    fraction: float  # position between the two, 0 to 1
+    covered: bool  # whether the sampled frames represent it; False outside a dense sampling window
 
 
 def sample_position(frame: int, sampled: Int64[np.ndarray, " t"]) -> SamplePosition:
@@ -230,21 +203,13 @@ class Scene:
         self.explanation, self.layout, self.views = explanation, layout, views
         self._classes = drawing.chart_classes(explanation, top_k)
         self._bounds = drawing.crop_pixels(explanation.crop, layout.panels[0].width, layout.panels[0].height)
-        self._maps = {name: self._normalized_maps(name) for name in views}
-
-    def _normalized_maps(self, name: str) -> np.ndarray:
-        if name != "tracklets":
-            return drawing.normalized_backbone_map(self.explanation, name)
-        maps = np.ascontiguousarray(self.explanation.maps, dtype=np.float32)
-        return prominence(torch.from_numpy(maps)[None])[0].numpy()
+        self._maps = {name: drawing.normalized_backbone_map(explanation, name) for name in views if name in MAP_NAMES}
+        if "tracklets" in views:
+            maps = np.ascontiguousarray(explanation.maps, dtype=np.float32)
+            self._maps["tracklets"] = prominence(torch.from_numpy(maps)[None])[0].numpy()
 
     def draw(self, index: int, frame: Frame) -> Frame:
-        """Draw the scene of one frame of the clip.
-
-        Args:
-            index: Index of the frame.
-            frame: The upright frame, in the size of the panels.
-        """
+        """Draw the scene of frame ``index`` of the clip, upright and in the size of the panels."""
         page = self._backdrop.copy()
         position = sample_position(index, self.explanation.sampled)
         for name, panel in zip(self.views, self.layout.panels, strict=True):

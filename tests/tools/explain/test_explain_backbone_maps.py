@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from art import build_backbone
+from art import Features, build_backbone
 from art.extras import import_extra
-from art.tools.explain.backbone_maps import MapUnavailable, attention_rollout, grad_cam
+from art.tools.explain.backbone_maps import MapUnavailable, _forward_hooks, attention_rollout, grad_cam
 
 TINY = {"width": 24, "layers": 3, "heads": 3, "patch_size": 8, "input_size": 24, "global_blocks": [0, 2]}
 needs_timm = pytest.mark.skipif(importlib.util.find_spec("timm") is None, reason="timm is not installed")
@@ -82,9 +82,8 @@ def test_grad_cam_of_a_class_token_uses_the_input_of_the_last_block():
     backbone, head = make("uniformerv2_b16", **{**TINY, "global_blocks": [0]})
     last = backbone.transformer.resblocks[-1]
     kept = {}
-    handle = last.register_forward_pre_hook(lambda _, inputs: kept.update(x=inputs[0].detach().requires_grad_()))
-    backbone(video(24))
-    handle.remove()
+    with last.register_forward_pre_hook(lambda _, inputs: kept.update(x=inputs[0].detach().requires_grad_())):
+        backbone(video(24))
 
     def rest(x):
         class_token = last(x, backbone.architecture.grid)[:, :, 0].mean(1)
@@ -107,8 +106,6 @@ class Unknown(nn.Module):
         self.convolution = nn.Conv2d(3, 4, 8, 8)
 
     def forward(self, x):
-        from art import Features
-
         tokens = self.convolution(x.flatten(0, 1)).flatten(2).mT.unflatten(0, x.shape[:2])
         return Features(tokens, tokens.amax((1, 2)), (x.shape[3] // 8, x.shape[4] // 8))
 
@@ -151,13 +148,10 @@ def test_rollout_of_clip_matches_the_product_of_attention(pool, tmp_path):
     open_clip.add_model_config(tmp_path)
     backbone, head = make("clip_vit", frames=2, model=name)
     found = attention_rollout(backbone, video(24, 2))
-    product, kept = torch.eye(10), []
-    handles = [
-        b.ln_1.register_forward_hook(lambda _, __, x: kept.append(x)) for b in backbone.model.transformer.resblocks
-    ]
-    backbone(video(24, 2))
-    for block, x, handle in zip(backbone.model.transformer.resblocks, kept, handles, strict=True):
-        handle.remove()
+    product, kept, blocks = torch.eye(10), [], backbone.model.transformer.resblocks
+    with _forward_hooks([block.ln_1 for block in blocks], lambda _, __, x: kept.append(x)):
+        backbone(video(24, 2))
+    for block, x in zip(blocks, kept, strict=True):
         x = x if block.attn.batch_first else x.transpose(0, 1)
         q, k, _ = nn.functional.linear(x, block.attn.in_proj_weight, block.attn.in_proj_bias).chunk(3, -1)
         q, k = (part.unflatten(-1, (3, 8)).transpose(1, 2) for part in (q, k))
@@ -170,27 +164,19 @@ def test_rollout_of_clip_matches_the_product_of_attention(pool, tmp_path):
 @pytest.mark.parametrize("frozen", [False, True])
 def test_rollout_of_uniformer_matches_the_product_of_attention(frozen):
     backbone, _ = make("uniformerv2_b16", **TINY, frozen=frozen)
-    blocks, kept = backbone.transformer.resblocks, {}
-    handles = [
-        module.register_forward_pre_hook(lambda _, inputs, key=key: kept.__setitem__(key, inputs))
-        for key, module in [
-            *((("local", i), block.attn) for i, block in enumerate(blocks)),
-            *((("global", i), block.attn) for i, block in enumerate(backbone.transformer.dec)),
-        ]
-    ]
-    backbone(video(24))
-    for handle in handles:
-        handle.remove()
+    blocks, global_blocks, kept = backbone.transformer.resblocks, backbone.transformer.dec, {}
+    with _forward_hooks([b.attn for b in (*blocks, *global_blocks)], lambda m, inputs, _: kept.update({m: inputs})):
+        backbone(video(24))
     mixing, query, number = torch.eye(10).expand(4, -1, -1), None, 0
     for index, block in enumerate(blocks):
         a = nn.MultiheadAttention(24, 3, batch_first=True)
         a.load_state_dict(block.attn.state_dict())
-        x = kept["local", index][0]
+        x = kept[block.attn][0]
         mixing = (a(x, x, x)[1] + torch.eye(10)) / 2 @ mixing
         if index in TINY["global_blocks"]:
-            dec = backbone.transformer.dec[number]
+            dec = global_blocks[number]
             a.load_state_dict(dec.attn.state_dict())
-            global_query, regions = kept["global", number]
+            global_query, regions = kept[dec.attn]
             regions = dec.ln_3(regions)
             weights = a(global_query, regions, regions)[1].view(4, 10)
             read = torch.stack([weights[t] @ mixing[t] for t in range(4)])
