@@ -5,6 +5,8 @@ import io
 import pytest
 import torch
 
+from art_kernels._core import backends
+
 GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if GPU else "cpu")
 #: Dtypes of the Triton kernels; the interpreter multiplies bfloat16 as integers.
@@ -77,3 +79,18 @@ def assert_never_synchronizes(function, tensors):
         outputs_and_gradients(function, tensors)
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+def skip_unsupported(operation, backend, tensor):
+    """Skip the test if the backend of the operation does not support the tensor."""
+    reason = backends.unsupported_reason(operation, backend, tensor)
+    if reason is not None:
+        pytest.skip(reason)
+
+
+def other_layouts(tensor):
+    """Return equal tensors with the first two or last two dimensions swapped in memory, with gaps, and unaligned."""
+    swapped = [tensor.transpose(*dims).contiguous().transpose(*dims) for dims in ((0, 1), (-2, -1))]
+    every_other = torch.stack([tensor, tensor], 1).flatten(0, 1)[::2]
+    unaligned = tensor.new_empty(1 + tensor.numel())[1:].view_as(tensor).copy_(tensor)
+    return [*swapped, every_other, unaligned]

@@ -280,6 +280,7 @@ def test_vmap_merges_the_mapped_dimension_into_the_frames(device, backend, dim):
         vmap(lambda p: region_attention(queries, regions, key_position=p, backend=backend))(torch.randn(2, 7, 12))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", FUSED)
 @pytest.mark.parametrize("layer_norm_eps", [None, 1e-5])
 def test_compiles_once_and_exports_for_every_number_of_frames(device, backend, layer_norm_eps):
@@ -291,11 +292,10 @@ def test_compiles_once_and_exports_for_every_number_of_frames(device, backend, l
 
     def make_inputs(frames):
         queries, regions, position = inputs(device, frames, requires_grad=True)
-@pytest.mark.slow
         positions = position.detach().expand(frames, -1, -1).clone().requires_grad_()
         return [queries, regions, positions, torch.rand(frames, 7, device=device) > 0.4]
 
-    assert_compiles_once(call, make_inputs, batches=(3, 5, 64))
+    assert_compiles_once(call, make_inputs)
     assert_exports(call, make_inputs)
 
 
