@@ -12,9 +12,9 @@ from art._deprecated import MovedModules
 if TYPE_CHECKING:
     from art.backbones import Features, build_backbone
     from art.model.art_model import ARTModel, ARTOutput
-    from art.model.baseline import BackboneClassifier
     from art.model.loading import VideoClassifier, build_model, load_model
     from art.model.options import ARTOptions
+    from art.model.pretrained import BackboneClassifier
 
 try:
     __version__ = version("art-kernels")
@@ -26,7 +26,7 @@ _LAZY_EXPORTS = {
     "ARTModel": "art.model.art_model",
     "ARTOptions": "art.model.options",
     "ARTOutput": "art.model.art_model",
-    "BackboneClassifier": "art.model.baseline",
+    "BackboneClassifier": "art.model.pretrained",
     "Features": "art.backbones",
     "VideoClassifier": "art.model.loading",
     "build_backbone": "art.backbones",

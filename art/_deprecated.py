@@ -16,7 +16,7 @@ MOVED = {
     "art.ablation": "art.experiments",
     "art.backbones.interface": "art.backbones.base",
     "art.bank": "art.tools.bank",
-    "art.baseline": "art.model.baseline",
+    "art.baseline": "art.model.pretrained",
     "art.engine": "art.train",
     "art.engine.compare": "art.experiments.compare",
     "art.engine.config_file": "art.train.config",

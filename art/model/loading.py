@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
-import art.model.art_model
-import art.model.baseline  # noqa: F401 - importing both modules registers their classes in VideoClassifier.kinds
+import art.model.art_model  # noqa: F401 - registers ARTModel in VideoClassifier.kinds
 from art.model.options import ARTOptions
 from art.model.pretrained import VideoClassifier
 
