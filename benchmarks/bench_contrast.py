@@ -41,7 +41,6 @@ if not __package__:  # run as a file
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
     import benchmarks  # noqa: F401  moves the checkout to the end of sys.path
 
-from benchmarks.common import cli
 from benchmarks.common.measure import (
     DTYPES,
     OURS,
@@ -56,8 +55,12 @@ from benchmarks.common.results import (
     TIME_COLUMNS,
     Record,
     Results,
+    add_names,
+    new_parser,
+    per_device,
     print_footer,
     print_table,
+    run_command,
 )
 from benchmarks.common.timing import DEFAULT, QUICK, TimingConfig, capture_graph
 from benchmarks.contrast_providers import (
@@ -100,7 +103,7 @@ def main(arguments: list[str] | None = None) -> int:
     dtypes = options.dtypes or DEFAULT_DTYPES[options.device]
     shapes = options.shapes or (QUICK_SHAPES if options.quick else tuple(SHAPES))
     settings = Settings(options.device, shapes, dtypes, options.passes, options.quick)
-    return cli.run_command(parser, options, partial(run, settings), draw)
+    return run_command(parser, options, partial(run, settings), draw)
 
 
 def run_on_gpu(deadline: float, *, quick: bool = False) -> dict[str, Any]:
@@ -116,14 +119,14 @@ def run_on_gpu(deadline: float, *, quick: bool = False) -> dict[str, Any]:
 
 def make_parser() -> argparse.ArgumentParser:
     """Return the argument parser."""
-    parser = cli.new_parser(__doc__)
+    parser = new_parser(__doc__)
     default_text = f"all; with --quick {', '.join(QUICK_SHAPES)}"
-    cli.add_names(parser, "--shapes", "shape", SHAPES, default=None, default_text=default_text)
-    cli.add_names(
+    add_names(parser, "--shapes", "shape", SHAPES, default=None, default_text=default_text)
+    add_names(
         parser, "--dtypes", "dtype", ("bfloat16", "float16", "float32"), default=None,
-        default_text=cli.per_device(DEFAULT_DTYPES),
+        default_text=per_device(DEFAULT_DTYPES),
     )  # fmt: skip
-    cli.add_names(parser, "--passes", "pass", PASSES, default=PASSES)
+    add_names(parser, "--passes", "pass", PASSES, default=PASSES)
     return parser
 
 

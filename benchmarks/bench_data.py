@@ -50,16 +50,19 @@ from art.model.loading import build_model
 from art.model.options import ARTOptions
 from art.train.runtime import fork_rng
 from benchmarks import data_providers
-from benchmarks.common import cli
 from benchmarks.common.measure import compare_times
 from benchmarks.common.results import (
     TIME_COLUMNS,
     Columns,
     Record,
     Results,
+    add_names,
     mebibytes,
+    new_parser,
+    positive_int,
     print_footer,
     print_table,
+    run_command,
     speedup,
 )
 from benchmarks.common.timing import QUICK, CoreStopwatch, TimingConfig, time_rounds
@@ -127,17 +130,17 @@ def main(arguments: list[str] | None = None) -> int:
         cases = (LOADER_CASE,) if options.quick else tuple(CASES)
     workers = tuple(map(int, options.workers))
     settings = Settings(options.device, cases, workers, leak=options.leak or 0, quick=options.quick)
-    return cli.run_command(parser, options, partial(run, settings), draw)
+    return run_command(parser, options, partial(run, settings), draw)
 
 
 def make_parser() -> argparse.ArgumentParser:
     """Return the argument parser."""
-    parser = cli.new_parser(__doc__)
+    parser = new_parser(__doc__)
     default_text = f"all; with --quick {LOADER_CASE}"
-    cli.add_names(parser, "--cases", "case", CASES, default=None, default_text=default_text, allow_none=True)
-    cli.add_names(parser, "--workers", "number of workers", WORKERS, default=("0", "1", "2"), default_text="0,1,2",
+    add_names(parser, "--cases", "case", CASES, default=None, default_text=default_text, allow_none=True)
+    add_names(parser, "--workers", "number of workers", WORKERS, default=("0", "1", "2"), default_text="0,1,2",
                   allow_none=True)  # fmt: skip
-    parser.add_argument("--leak", type=cli.positive_int, metavar="N", help="decode N clips and check the memory")
+    parser.add_argument("--leak", type=positive_int, metavar="N", help="decode N clips and check the memory")
     return parser
 
 

@@ -32,16 +32,18 @@ if not __package__:  # run as a file
 from art import ARTModel
 from art.extras import import_extra
 from art.tools.export import export_model
-from benchmarks.common import cli
 from benchmarks.common.results import (
     RATIO_COLUMNS,
     TIME_COLUMNS,
     Record,
     Results,
+    add_names,
     mebibytes,
+    new_parser,
     print_footer,
     print_goals,
     print_table,
+    run_command,
 )
 from benchmarks.common.timing import QUICK, TimingConfig, time_rounds
 
@@ -73,13 +75,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser = make_parser()
     options = parser.parse_args(arguments)
     models = options.models or (("tiny",) if options.quick else tuple(MODELS))
-    return cli.run_command(parser, options, partial(run, Settings(models, options.quick)), draw)
+    return run_command(parser, options, partial(run, Settings(models, options.quick)), draw)
 
 
 def make_parser() -> argparse.ArgumentParser:
     """Return the argument parser."""
-    parser = cli.new_parser(__doc__, devices=("cpu",))
-    cli.add_names(parser, "--models", "model", MODELS, default=None, default_text="all; with --quick tiny")
+    parser = new_parser(__doc__, devices=("cpu",))
+    add_names(parser, "--models", "model", MODELS, default=None, default_text="all; with --quick tiny")
     return parser
 
 

@@ -47,7 +47,6 @@ if not __package__:  # run as a file
 
 from benchmarks import linking_providers as providers
 from benchmarks import require_compiled_module
-from benchmarks.common import cli
 from benchmarks.common.measure import (
     DTYPES,
     OURS,
@@ -66,8 +65,11 @@ from benchmarks.common.results import (
     Columns,
     Record,
     Results,
+    add_names,
+    new_parser,
     print_footer,
     print_table,
+    run_command,
     speedup,
 )
 from benchmarks.common.timing import QUICK, Timing, TimingConfig, capture_graph, time_calls
@@ -121,7 +123,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = make_parser()
     options = parser.parse_args(arguments)
     settings = Settings(options.device, options.sizes, options.kinds, options.shapes, options.dtypes, options.quick)
-    return cli.run_command(parser, options, partial(run, settings), draw)
+    return run_command(parser, options, partial(run, settings), draw)
 
 
 def run_on_gpu(deadline: float, *, quick: bool = False) -> dict[str, Any]:
@@ -136,11 +138,11 @@ def run_on_gpu(deadline: float, *, quick: bool = False) -> dict[str, Any]:
 
 def make_parser() -> argparse.ArgumentParser:
     """Return the argument parser."""
-    parser = cli.new_parser(__doc__)
-    cli.add_names(parser, "--sizes", "size", SIZES, default=SIZES, allow_none=True)
-    cli.add_names(parser, "--kinds", "kind of costs", KINDS, default=KINDS)
-    cli.add_names(parser, "--shapes", "shape", SHAPES, default=tuple(SHAPES), allow_none=True)
-    cli.add_names(
+    parser = new_parser(__doc__)
+    add_names(parser, "--sizes", "size", SIZES, default=SIZES, allow_none=True)
+    add_names(parser, "--kinds", "kind of costs", KINDS, default=KINDS)
+    add_names(parser, "--shapes", "shape", SHAPES, default=tuple(SHAPES), allow_none=True)
+    add_names(
         parser, "--dtypes", "dtype", ("float32", "float64"), default=("float32",), default_text="float32"
     )  # fmt: skip
     return parser

@@ -38,7 +38,6 @@ from art import ARTModel, BackboneClassifier
 from art.backbones.uniformerv2 import FeedForward, GlobalBlock
 from art.model.pretrained import VideoClassifier
 from art.tools.profile import count_stages
-from benchmarks.common import cli
 from benchmarks.common.measure import DTYPES, peak_extra_bytes
 from benchmarks.common.results import (
     RATIO_COLUMNS,
@@ -46,10 +45,14 @@ from benchmarks.common.results import (
     Columns,
     Record,
     Results,
+    add_names,
     mebibytes,
+    new_parser,
+    per_device,
     print_footer,
     print_goals,
     print_table,
+    run_command,
 )
 from benchmarks.common.timing import QUICK, TimingConfig, time_rounds
 
@@ -119,7 +122,7 @@ def main(arguments: list[str] | None = None) -> int:
     models = options.models or (("tiny",) if options.quick else DEFAULT_MODELS[options.device])
     dtypes = options.dtypes or DEFAULT_DTYPES[options.device]
     settings = Settings(options.device, models, dtypes, options.passes, options.quick)
-    return cli.run_command(parser, options, partial(run, settings), draw)
+    return run_command(parser, options, partial(run, settings), draw)
 
 
 def run_on_gpu(deadline: float, *, quick: bool = False) -> dict[str, Any]:
@@ -135,11 +138,11 @@ def run_on_gpu(deadline: float, *, quick: bool = False) -> dict[str, Any]:
 
 def make_parser() -> argparse.ArgumentParser:
     """Return the argument parser."""
-    parser = cli.new_parser(__doc__)
-    models_text = f"{cli.per_device(DEFAULT_MODELS)}; with --quick tiny"
-    cli.add_names(parser, "--models", "model", MODELS, default=None, default_text=models_text)
-    cli.add_names(parser, "--dtypes", "dtype", TOLERANCE, default=None, default_text=cli.per_device(DEFAULT_DTYPES))
-    cli.add_names(parser, "--passes", "pass", PASSES, default=PASSES)
+    parser = new_parser(__doc__)
+    models_text = f"{per_device(DEFAULT_MODELS)}; with --quick tiny"
+    add_names(parser, "--models", "model", MODELS, default=None, default_text=models_text)
+    add_names(parser, "--dtypes", "dtype", TOLERANCE, default=None, default_text=per_device(DEFAULT_DTYPES))
+    add_names(parser, "--passes", "pass", PASSES, default=PASSES)
     return parser
 
 

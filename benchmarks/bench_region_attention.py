@@ -55,7 +55,6 @@ from benchmarks.attention_providers import (
     unsupported_reason,
     values_and_gradients,
 )
-from benchmarks.common import cli
 from benchmarks.common.measure import (
     DTYPES,
     OURS,
@@ -70,8 +69,12 @@ from benchmarks.common.results import (
     TIME_COLUMNS,
     Record,
     Results,
+    add_names,
+    new_parser,
+    per_device,
     print_footer,
     print_table,
+    run_command,
     speedup,
 )
 from benchmarks.common.timing import DEFAULT, QUICK, time_calls
@@ -122,7 +125,7 @@ def main(arguments: list[str] | None = None) -> int:
     settings = Settings(
         options.device, shapes, dtypes, options.passes, options.providers, options.quick, options.crossing
     )
-    return cli.run_command(parser, options, partial(run, settings), draw)
+    return run_command(parser, options, partial(run, settings), draw)
 
 
 def run_on_gpu(deadline: float, *, quick: bool = False) -> dict[str, Any]:
@@ -141,15 +144,15 @@ def run_on_gpu(deadline: float, *, quick: bool = False) -> dict[str, Any]:
 
 def make_parser() -> argparse.ArgumentParser:
     """Return the argument parser."""
-    parser = cli.new_parser(__doc__)
+    parser = new_parser(__doc__)
     default_text = f"all; with --quick {', '.join(QUICK_SHAPES)}"
-    cli.add_names(parser, "--shapes", "shape", SHAPES, default=None, default_text=default_text, allow_none=True)
-    cli.add_names(
+    add_names(parser, "--shapes", "shape", SHAPES, default=None, default_text=default_text, allow_none=True)
+    add_names(
         parser, "--dtypes", "dtype", ("bfloat16", "float16", "float32"), default=None,
-        default_text=cli.per_device(DEFAULT_DTYPES),
+        default_text=per_device(DEFAULT_DTYPES),
     )  # fmt: skip
-    cli.add_names(parser, "--passes", "pass", PASSES, default=PASSES)
-    cli.add_names(parser, "--providers", "provider", PROVIDERS, default=PROVIDERS)
+    add_names(parser, "--passes", "pass", PASSES, default=PASSES)
+    add_names(parser, "--providers", "provider", PROVIDERS, default=PROVIDERS)
     parser.add_argument(
         "--crossing", action="store_true", help="also measure from how many queries projecting is faster than folding"
     )

@@ -30,9 +30,17 @@ from art.tools.profile import count_stages, model_maker
 from art.train.config import Config, load_config
 from art.train.optim import build_optimizers
 from art.train.runtime import autocast
-from benchmarks.common import cli
 from benchmarks.common.measure import Limits, measure_limits
-from benchmarks.common.results import ROOT, Record, Results, print_footer, print_table
+from benchmarks.common.results import (
+    ROOT,
+    Record,
+    Results,
+    add_names,
+    new_parser,
+    print_footer,
+    print_table,
+    run_command,
+)
 from benchmarks.common.timing import QUICK, TimingConfig, time_calls
 
 #: Recipes by short name; each is a file in configs/.
@@ -72,7 +80,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = make_parser()
     options = parser.parse_args(arguments)
     settings = Settings(options.device, options.recipes, options.activations, options.quick)
-    return cli.run_command(parser, options, partial(run, settings), draw)
+    return run_command(parser, options, partial(run, settings), draw)
 
 
 def run_on_gpu(deadline: float, *, quick: bool = False) -> dict[str, Any]:
@@ -87,9 +95,9 @@ def run_on_gpu(deadline: float, *, quick: bool = False) -> dict[str, Any]:
 
 def make_parser() -> argparse.ArgumentParser:
     """Return the argument parser."""
-    parser = cli.new_parser(__doc__)
-    cli.add_names(parser, "--recipes", "recipe", RECIPES, default=tuple(RECIPES), allow_none=True)
-    cli.add_names(parser, "--activations", "backbone", BACKBONES, default=(), default_text="none", allow_none=True)
+    parser = new_parser(__doc__)
+    add_names(parser, "--recipes", "recipe", RECIPES, default=tuple(RECIPES), allow_none=True)
+    add_names(parser, "--activations", "backbone", BACKBONES, default=(), default_text="none", allow_none=True)
     return parser
 
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import benchmarks
-from benchmarks.common import cli, results
+from benchmarks.common import results
 from benchmarks.common import timing as timing_module
 from benchmarks.common.measure import (
     OURS,
@@ -258,26 +258,26 @@ def test_commit_marks_modified_files_and_may_be_absent(tmp_path, monkeypatch):
 )
 def test_invalid_arguments_state_what_was_expected(arguments, message, monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    parser = cli.new_parser("A benchmark.")
-    cli.add_names(parser, "--shapes", "shape", ("a", "b"), default=("a",), allow_none=True)
+    parser = results.new_parser("A benchmark.")
+    results.add_names(parser, "--shapes", "shape", ("a", "b"), default=("a",), allow_none=True)
     with pytest.raises(SystemExit) as stopped:
-        cli.run_command(parser, parser.parse_args(arguments), lambda: pytest.fail("measured"), lambda *_: [])
+        results.run_command(parser, parser.parse_args(arguments), lambda: pytest.fail("measured"), lambda *_: [])
     assert stopped.value.code == 2
     assert message in capsys.readouterr().err
 
 
 def test_names_are_unique_and_may_be_none():
-    parse = cli.names("shape", ("a", "b"), allow_none=True)
+    parse = results.names("shape", ("a", "b"), allow_none=True)
     assert parse("b,a,b") == ("b", "a") and parse("none") == ()
     with pytest.raises(argparse.ArgumentTypeError):
-        cli.names("shape", ("a", "b"))("none")
+        results.names("shape", ("a", "b"))("none")
 
 
 @pytest.mark.parametrize("failures, status", [([], 0), ([{"error": "x"}], 1)])
 def test_the_exit_status_reports_failures(failures, status, tmp_path):
-    parser = cli.new_parser("A benchmark.")
+    parser = results.new_parser("A benchmark.")
     options = parser.parse_args(["--out", str(tmp_path / "new" / "r.json")])
-    assert cli.run_command(parser, options, lambda: {"failures": failures}, lambda *_: []) == status
+    assert results.run_command(parser, options, lambda: {"failures": failures}, lambda *_: []) == status
     assert (tmp_path / "new" / "r.json").is_file()
 
 
@@ -336,10 +336,10 @@ def test_a_command_without_a_compiled_module_measures_nothing(monkeypatch, capsy
     def missing():
         raise RuntimeError("no compiled module: run `pip install .`")
 
-    monkeypatch.setattr(cli, "require_compiled_module", missing)
-    parser = cli.new_parser("A benchmark.")
+    monkeypatch.setattr(results, "require_compiled_module", missing)
+    parser = results.new_parser("A benchmark.")
     with pytest.raises(SystemExit) as stopped:
-        cli.run_command(parser, parser.parse_args([]), lambda: pytest.fail("measured"), lambda *_: [])
+        results.run_command(parser, parser.parse_args([]), lambda: pytest.fail("measured"), lambda *_: [])
     assert stopped.value.code == 2 and "error: no compiled module: run `pip install .`" in capsys.readouterr().err
 
 
