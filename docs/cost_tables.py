@@ -2,8 +2,8 @@
 
     python -m docs.cost_tables
 
-Each table is between ``<!-- costs: begin -->`` and ``<!-- costs: end -->``; a test fails if it differs from the counters
-of ``benchmarks``.
+Each table is between ``<!-- costs: begin -->`` and ``<!-- costs: end -->``; a test fails if it differs from the
+counters of ``benchmarks``.
 """
 
 from __future__ import annotations

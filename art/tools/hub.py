@@ -58,7 +58,7 @@ def download(repository: str, *, revision: str | None = None, token: str | bool 
         OSError: If the Hub cannot be reached and the model is not in the cache.
     """
     hub = import_extra("huggingface_hub", extra="hub", needed_by=f"{repository!r}, which is not a local directory,")
-    errors = hub.errors
+    errors = import_extra("huggingface_hub.errors", extra="hub", needed_by="the Hugging Face Hub")
     for name in (CONFIG_FILE, WEIGHTS_FILE):
         try:
             path = hub.hf_hub_download(repository, name, revision=revision, token=token)
