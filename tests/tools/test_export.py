@@ -241,16 +241,14 @@ def test_linking_by_similarity(linking):
     assert (expected.order != torch.arange(3)).any()
 
 
-@pytest.mark.parametrize("previous", ["torch", None])
-def test_backend_is_restored(previous, monkeypatch):
-    if previous is None:
+def test_backend_is_restored(monkeypatch):
+    monkeypatch.setenv(ENVIRONMENT_VARIABLE, "torch")
+    for previous in ("torch", None):
+        with pytest.raises(KeyError), model_export._reference_backend():
+            assert os.environ[ENVIRONMENT_VARIABLE] == "reference"
+            raise KeyError
+        assert os.environ.get(ENVIRONMENT_VARIABLE) == previous
         monkeypatch.delenv(ENVIRONMENT_VARIABLE, raising=False)
-    else:
-        monkeypatch.setenv(ENVIRONMENT_VARIABLE, previous)
-    with pytest.raises(KeyError), model_export._reference_backend():
-        assert os.environ[ENVIRONMENT_VARIABLE] == "reference"
-        raise KeyError
-    assert os.environ.get(ENVIRONMENT_VARIABLE) == previous
 
 
 @pytest.mark.slow
@@ -342,18 +340,15 @@ def test_model_too_large_for_onnx():
         FORMATS["onnx"].check(3 * 2**30)
 
 
-def test_files_without_facts(tmp_path):
+def test_files_without_facts_and_facts_of_earlier_versions(tmp_path):
     with pytest.raises(FileNotFoundError, match="no such file"):
         read_facts(tmp_path / "m.pt2")
     (tmp_path / "m.bin").write_text("")
     with pytest.raises(ValueError, match=r"expected a \.pt2 or \.onnx file"):
         read_facts(tmp_path / "m.bin")
-    torch.export.save(torch.export.export(nn.ReLU(), (torch.zeros(1),)), tmp_path / "m.pt2")
+    program = torch.export.export(nn.ReLU(), (torch.zeros(1),))
+    torch.export.save(program, tmp_path / "m.pt2")
     with pytest.raises(ValueError, match="contains no facts"):
         read_facts(tmp_path / "m.pt2")
-
-
-def test_facts_of_earlier_versions(tmp_path):
-    program = torch.export.export(nn.ReLU(), (torch.zeros(1),))
     FORMATS["torch"].write(program, {"input": {"name": "video", "colours": "RGB"}}, tmp_path / "m.pt2")
     assert read_facts(tmp_path / "m.pt2") == {"input": {"name": "video", "colors": "RGB"}}
