@@ -49,50 +49,27 @@ def test_timm_features_match_timm(model, video):
     assert backbone.channels == class_token.shape[1] == tokens.shape[3]
 
 
-def test_timm_loads_a_local_file_without_its_classifier(tmp_path):
+@pytest.mark.parametrize("pretrained", ["file", "tag"])
+def test_timm_loads_a_file_or_tag_without_the_classifier(pretrained, monkeypatch, tmp_path):
+    """The download of the tag is replaced by the same weights."""
     torch.manual_seed(1)
-    reference_model = timm.create_model(WITH_CLASS, img_size=48, num_classes=7)
-    save_file(reference_model.state_dict(), tmp_path / "weights.safetensors")
-    backbone = make_timm(pretrained=str(tmp_path / "weights.safetensors"))
-    assert_close(
-        backbone.model.state_dict(), {n: v for n, v in reference_model.state_dict().items() if "head." not in n}
-    )
-
-
-def test_timm_tag(monkeypatch):
-    """The download is replaced by given weights."""
-    reference_model = timm.create_model(WITH_CLASS, img_size=48, num_classes=1000)
+    expected = timm.create_model(WITH_CLASS, img_size=48, num_classes=7).state_dict()
+    save_file(expected, tmp_path / "weights.safetensors")
     requested = []
-
-    def download(name, *_, **__):
-        requested.append(name)
-        return reference_model.state_dict()
-
-    monkeypatch.setattr(timm.models._builder, "load_state_dict_from_hf", download)
-    backbone = make_timm(pretrained="r160_in1k")
-    assert requested == ["timm/test_vit.r160_in1k"]
-    assert_close(
-        backbone.model.state_dict(), {n: v for n, v in reference_model.state_dict().items() if "head." not in n}
+    monkeypatch.setattr(
+        timm.models._builder, "load_state_dict_from_hf", lambda name, *_, **__: requested.append(name) or expected
     )
+    backbone = make_timm(pretrained="r160_in1k" if pretrained == "tag" else str(tmp_path / "weights.safetensors"))
+    assert requested == (["timm/test_vit.r160_in1k"] if pretrained == "tag" else [])
+    assert_close(backbone.model.state_dict(), {n: v for n, v in expected.items() if "head." not in n})
     assert_close(backbone.image_mean.flatten(), torch.full((3,), 0.5))
 
 
-def test_timm_positions_are_interpolated_as_in_timm(tmp_path):
-    from timm.layers import resample_abs_pos_embed
-
+def test_timm_positions_are_interpolated_as_in_timm(path):
     reference_model = timm.create_model(WITH_CLASS, img_size=80)
-    torch.save(reference_model.state_dict(), tmp_path / "weights.pt")
-    backbone = make_timm(pretrained=str(tmp_path / "weights.pt"))
-    assert_close(backbone.model.pos_embed.data, resample_abs_pos_embed(reference_model.pos_embed.data, [3, 3]))
-
-
-def test_timm_file_of_another_model(tmp_path):
-    torch.save(timm.create_model(WITH_MEAN, img_size=48).state_dict(), tmp_path / "weights.pt")
-    with pytest.raises(
-        ValueError,
-        match=r"(?s)does not match.*missing: cls_token.*unexpected: reg_token.*Expected .*timm's test_vit",
-    ):
-        make_timm(pretrained=str(tmp_path / "weights.pt"))
+    backbone = make_timm(pretrained=save(reference_model, path))
+    expected = timm.layers.resample_abs_pos_embed(reference_model.pos_embed.data, [3, 3])
+    assert_close(backbone.model.pos_embed.data, expected)
 
 
 @pytest.mark.parametrize(
@@ -108,13 +85,17 @@ def test_timm_invalid_models(model, message):
         make_timm(model)
 
 
-def test_timm_invalid_options():
+def test_timm_invalid_options(path):
     with pytest.raises(FileNotFoundError, match=r"'nowhere.pt': expected the path.*a tag of test_vit \(r160_in1k\)"):
         make_timm(pretrained="nowhere.pt")
     with pytest.raises(ValueError, match="input_size is 50, expected a multiple of the patch size, 16"):
         build_backbone("timm_vit", num_frames=1, model=WITH_CLASS, input_size=50)
     with pytest.raises(TypeError, match="dropp"):
         make_timm(dropp=0.1)
+    save(timm.create_model(WITH_MEAN, img_size=48), path)
+    message = r"(?s)does not match.*missing: cls_token.*unexpected: reg_token.*Expected .*timm's test_vit"
+    with pytest.raises(ValueError, match=message):
+        make_timm(pretrained=str(path))
 
 
 # open_clip.
@@ -122,22 +103,22 @@ def test_timm_invalid_options():
 TEXT = {"context_length": 8, "vocab_size": 50, "width": 16, "heads": 2, "layers": 1}
 VIT = {"image_size": 24, "layers": 2, "width": 24, "head_width": 8, "patch_size": 8}
 CONFIGS = {
-    "small-vit": {"embed_dim": 16, "vision_cfg": VIT, "text_cfg": TEXT},
-    "small-vit-quickgelu": {"embed_dim": 16, "vision_cfg": VIT, "text_cfg": TEXT, "quick_gelu": True},
-    # As in CLIPA: the patches are pooled and then normalized.
-    "small-vit-pooled": {
-        "embed_dim": 16,
-        "vision_cfg": {**VIT, "pool_type": "avg", "final_ln_after_pool": True, "patch_dropout": 0.5},
-        "text_cfg": TEXT,
-    },
-    # As in SigLIP: the tower is from timm.
-    "small-timm": {
-        "embed_dim": 64,
-        "custom_text": True,
-        "vision_cfg": {"image_size": 160, "timm_model_name": "test_vit3", "timm_pool": "map", "timm_proj": "none"},
-        "text_cfg": TEXT,
-    },
-    "small-coca": {"embed_dim": 16, "vision_cfg": {**VIT, "attentional_pool": True}, "text_cfg": TEXT},
+    name: {"embed_dim": 16, "text_cfg": TEXT, **config}
+    for name, config in {
+        "small-vit": {"vision_cfg": VIT},
+        "small-vit-quickgelu": {"vision_cfg": VIT, "quick_gelu": True},
+        # As in CLIPA: the patches are pooled and then normalized.
+        "small-vit-pooled": {
+            "vision_cfg": {**VIT, "pool_type": "avg", "final_ln_after_pool": True, "patch_dropout": 0.5}
+        },
+        # As in SigLIP: the tower is from timm.
+        "small-timm": {
+            "embed_dim": 64,
+            "custom_text": True,
+            "vision_cfg": {"image_size": 160, "timm_model_name": "test_vit3", "timm_pool": "map", "timm_proj": "none"},
+        },
+        "small-coca": {"vision_cfg": {**VIT, "attentional_pool": True}},
+    }.items()
 }
 OPENAI = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
 
@@ -183,7 +164,7 @@ def normalize(video):
 @pytest.mark.parametrize("model", ["small-vit", "small-vit-quickgelu", "small-vit-pooled"])
 def test_clip_features_match_open_clip(model, path):
     expected_model = reference(model)
-    backbone = make_clip(model, pretrained=save(expected_model, path))
+    backbone = make_clip(model, pretrained=save(expected_model, path)).train()  # without the dropout of patches
     expected_model.visual.output_tokens = True
     with torch.no_grad():
         projected, tokens = expected_model.visual(normalize(random_video()))
@@ -208,21 +189,13 @@ def test_clip_features_of_timm_towers_match_open_clip(path):
 
 
 def test_clip_positions_of_timm_towers_are_interpolated(path):
-    from timm.layers import resample_abs_pos_embed
-
     expected_model = reference("small-timm")
     backbone = make_clip("small-timm", pretrained=save(expected_model, path), input_size=48)
     positions = expected_model.visual.trunk.pos_embed
     prefix = positions.shape[1] - 100
-    expected = resample_abs_pos_embed(positions, [3, 3], num_prefix_tokens=prefix)
+    expected = timm.layers.resample_abs_pos_embed(positions, [3, 3], num_prefix_tokens=prefix)
     assert_close(backbone.model.pos_embed, expected)
     assert backbone(random_video(48)).grid == (3, 3)
-    with pytest.raises(ValueError, match="input_size is 50, expected a multiple of the patch size, 16"):
-        make_clip("small-timm", input_size=50)
-
-
-def test_clip_patch_dropout_is_disabled():
-    assert make_clip("small-vit-pooled").train()(random_video()).tokens.shape == (2, 3, 9, 24)
 
 
 @pytest.mark.parametrize("part", ["whole", "tower", "tower with its prefix"])
@@ -248,14 +221,15 @@ def test_clip_positions_are_interpolated_as_in_open_clip(path):
 def test_quick_gelu(path):
     save(reference(), path)
     video = random_video()
-    with torch.no_grad():
-        quick = make_clip(pretrained=str(path), quick_gelu=True)(video).tokens
-        assert_close(quick, make_clip("small-vit-quickgelu", pretrained=str(path))(video).tokens)
-        assert not torch.allclose(quick, make_clip(pretrained=str(path))(video).tokens)
-        assert_close(
-            make_clip("small-vit-quickgelu", pretrained=str(path), quick_gelu=False)(video).tokens,
-            make_clip(pretrained=str(path))(video).tokens,
-        )
+
+    def tokens(model="small-vit", **options):
+        with torch.no_grad():
+            return make_clip(model, pretrained=str(path), **options)(video).tokens
+
+    quick, plain = tokens(quick_gelu=True), tokens()
+    assert not torch.allclose(quick, plain)
+    assert_close(tokens("small-vit-quickgelu"), quick)
+    assert_close(tokens("small-vit-quickgelu", quick_gelu=False), plain)
 
 
 @pytest.fixture
@@ -275,9 +249,6 @@ def test_clip_tag(tags, path):
     with torch.no_grad():
         assert_close(backbone(video), make_clip(pretrained=str(path), quick_gelu=True)(video))
         assert make_clip(pretrained="ours", quick_gelu=True, input_size=40)(random_video(40)).grid == (5, 5)
-
-
-def test_clip_tag_with_another_activation(tags):
     with pytest.raises(ValueError, match=r"'ours' of small-vit was trained with quick_gelu=True.*pass quick_gelu=True"):
         make_clip(pretrained="ours")
     with pytest.raises(ValueError, match="pass quick_gelu=False"):
@@ -302,6 +273,7 @@ def test_clip_mean_and_std_of_the_tags(tags, path, monkeypatch):
         ({"model": "small-coca"}, "has no patch tokens of one grid"),
         ({"model": "convnext_base"}, "has no patch tokens of one grid"),
         ({"input_size": 30}, "input_size is 30, expected a multiple of the patch size, 8, such as 24 or 32"),
+        ({"model": "small-timm", "input_size": 50}, "input_size is 50, expected a multiple of the patch size, 16"),
     ],
 )
 def test_clip_invalid_models_and_sizes(options, message):
@@ -310,9 +282,8 @@ def test_clip_invalid_models_and_sizes(options, message):
 
 
 def test_clip_invalid_files(path):
-    with pytest.raises(
-        FileNotFoundError, match=r"'nowhere.pt': expected the path of a checkpoint, or a tag of ViT-B-16"
-    ):
+    message = r"'nowhere.pt': expected the path of a checkpoint, or a tag of ViT-B-16"
+    with pytest.raises(FileNotFoundError, match=message):
         make_clip("ViT-B-16", pretrained="nowhere.pt")
     save(torch.nn.Linear(2, 2), path)
     with pytest.raises(ValueError, match=r"2 unexpected: weight, bias\n.*Expected .*open_clip's small-vit"):
