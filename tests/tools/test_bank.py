@@ -9,27 +9,26 @@ import pytest
 import torch
 from matplotlib.collections import PathCollection
 
-from art import ARTModel, BackboneClassifier, load_model
+from art import load_model
 from art.cli import main
 from art.text import build_text_encoder
 from art.tools import bank as bank_module
 from art.tools.bank import Embedding, analyze_bank, embed, embedding_figure, prompts_figure, similarity_figure
 
-NAMES = ["walk", "run with the left arm raised", "jump", "cartwheel to the right"]
-PROMPTS = [f"to {name}" for name in NAMES]
-SMALL = {
-    "backbone_options": {"width": 8, "depth": [1, 1, 1]}, "num_frames": 2, "latent_dim": 16, "num_heads": 2,
-    "feedforward_dim": 32, "templates": ["{label}", "a video of {label}", "someone does {label}"],
-}  # fmt: skip
 needs_embed = pytest.mark.skipif(find_spec("sklearn") is None, reason="the extra [embed] is not installed")
 
 
 @pytest.fixture
-def model():
-    torch.manual_seed(0)
-    made = ARTModel(NAMES, prompts=PROMPTS, **SMALL)
+def model(make_model):
+    prompts = [f"to {name}" for name in make_model().class_names]
+    made = make_model(prompts=prompts, templates=["{label}", "a video of {label}", "someone does {label}"])
     made.semantics.bank[1, 2] += 0.3 * torch.randn(256)  # one text of "jump"
-    return made.eval()
+    return made
+
+
+@pytest.fixture
+def analysis(model):
+    return analyze_bank(model)
 
 
 @pytest.fixture
@@ -40,24 +39,23 @@ def checkpoint(model, tmp_path):
 
 def test_original_texts_are_encoded_again(model, checkpoint):
     analysis = analyze_bank(load_model(checkpoint))
-    assert (analysis.prompts, analysis.assumed) == (PROMPTS, False)
+    assert (analysis.prompts, analysis.assumed) == (model.prompts, False)
     encoder = build_text_encoder("wordllama")
-    assert np.allclose(analysis.before[2, 3], encoder(["someone does to cartwheel to the right"])[0].numpy(), atol=1e-6)
+    assert np.allclose(analysis.before[2, 3], encoder([f"someone does {model.prompts[3]}"])[0].numpy(), atol=1e-6)
     moved = np.abs(analysis.after - analysis.before).max(-1) > 1e-6
     assert np.argwhere(moved).tolist() == [[1, 2]]
     assert [c["moved"] > 1e-3 for c in analysis.as_json()["classes"]] == [False, False, True, False]
 
 
-def test_missing_prompts_default_to_class_names(checkpoint):
+def test_missing_prompts_default_to_class_names(model, checkpoint):
     config = json.loads((checkpoint / "config.json").read_text())
     del config["prompts"]
     (checkpoint / "config.json").write_text(json.dumps(config))
     analysis = analyze_bank(load_model(checkpoint))
-    assert (analysis.prompts, analysis.assumed) == (NAMES, True)
+    assert (analysis.prompts, analysis.assumed) == (model.class_names, True)
 
 
-def test_similarities_are_cosines_of_mean_directions(model):
-    analysis = analyze_bank(model)
+def test_similarities_are_cosines_of_mean_directions(analysis):
     units = analysis.after / np.linalg.norm(analysis.after, axis=-1, keepdims=True)
     means = units.mean(0)
     expected = means[0] @ means[2] / np.linalg.norm(means[0]) / np.linalg.norm(means[2])
@@ -78,34 +76,30 @@ def test_best_prompt_is_nearest_to_the_prototype(model):
     assert analysis.as_json()["classes"][2]["prompt_after"] == "someone does to jump"
 
 
-def test_models_without_a_matching_bank(model):
+def test_models_without_a_matching_bank_and_unknown_methods(make_model, model, analysis):
+    with pytest.raises(ValueError, match="'PCA', expected one of t-SNE, UMAP"):
+        embed(analysis, "PCA")
     with pytest.raises(ValueError, match=r"kind 'backbone'.*kind 'art'"):
-        analyze_bank(BackboneClassifier(NAMES, **SMALL))
+        analyze_bank(make_model("backbone"))
     model.options = dataclasses.replace(model.options, templates=["{label}"])
     with pytest.raises(ValueError, match=r"shape \[1, 4, 256\], but the bank has shape \[3, 4, 256\]"):
         analyze_bank(model)
 
 
 @needs_embed
-def test_only_changed_texts_move(model):
-    embedding = embed(analyze_bank(model), "t-SNE")
+def test_only_changed_texts_move(analysis):
+    embedding = embed(analysis, "t-SNE")
     assert embedding.before.shape == (12, 2) and embedding.labels.tolist() == [0, 1, 2, 3] * 3
     distances = np.linalg.norm(embedding.after - embedding.before, axis=1)
     assert np.flatnonzero(distances).tolist() == [4 + 2]
-    again = embed(analyze_bank(model), "t-SNE")
-    assert np.array_equal(again.after, embedding.after)
+    assert np.array_equal(embed(analysis, "t-SNE").after, embedding.after)
 
 
 @pytest.mark.skipif(find_spec("umap") is None, reason="umap-learn is not installed")
-def test_umap_embeds_both_banks(model):
-    embedding = embed(analyze_bank(model), "UMAP")
+def test_umap_embeds_both_banks(analysis):
+    embedding = embed(analysis, "UMAP")
     assert embedding.before.shape == embedding.after.shape == (12, 2)
     assert np.isfinite(embedding.after).all()
-
-
-def test_unknown_method(model):
-    with pytest.raises(ValueError, match="'PCA', expected one of t-SNE, UMAP"):
-        embed(analyze_bank(model), "PCA")
 
 
 def random_embedding(analysis, method="t-SNE"):
@@ -113,14 +107,12 @@ def random_embedding(analysis, method="t-SNE"):
     return Embedding(method, positions[0], positions[1], np.tile(np.arange(4), 3))
 
 
-def test_figures_show_the_numbers(model):
-    analysis = analyze_bank(model)
+def test_figures_show_the_numbers(analysis):
     figure = embedding_figure(analysis, [random_embedding(analysis), random_embedding(analysis, "UMAP")])
     titles = [axes.get_title(loc="left") for axes in figure.axes]
     assert [title.split(",")[0] for title in titles] == ["t-SNE"] * 2 + ["UMAP"] * 2
     assert np.allclose(figure.axes[1].collections[0].get_offsets(), random_embedding(analysis).after)
     assert [text.get_text() for text in figure.axes[0].texts] == ["1", "2", "3", "4"]
-    assert [text.get_text() for text in figure.legends[0].texts] == [f"{i + 1}  {name}" for i, name in enumerate(NAMES)]
 
     images = [axes.images[0].get_array() for axes in similarity_figure(analysis).axes if axes.images]
     assert np.allclose(
@@ -154,22 +146,17 @@ def test_command_writes_files_and_reports_what_it_skips(checkpoint, tmp_path, mo
     monkeypatch.setattr(bank_module, "embed", only_one)
     out = tmp_path / "out"
     assert main(["bank", "--checkpoint", str(checkpoint), "--out", str(out)]) == 0
-    assert sorted(path.name for path in out.iterdir()) == [
-        "bank.json",
-        "embedding.png",
-        "prompts.png",
-        "similarity.png",
-    ]
+    assert {path.name for path in out.iterdir()} == {"bank.json", "embedding.png", "prompts.png", "similarity.png"}
     assert "UMAP is skipped: UMAP needs umap: pip install 'art-kernels[embed]'" in capsys.readouterr().err
     numbers = json.loads((out / "bank.json").read_text())
     assert list(numbers["embeddings"]) == ["t-SNE"] and np.array(numbers["similarity_after"]).shape == (4, 4)
 
 
-def test_errors_are_raised_before_anything_is_written(checkpoint, tmp_path, capsys):
+def test_errors_are_raised_before_anything_is_written(make_model, checkpoint, tmp_path, capsys):
     (tmp_path / "file").write_text("")
     assert main(["bank", "--checkpoint", str(checkpoint), "--out", str(tmp_path / "file")]) == 2
     assert "directory" in capsys.readouterr().err
-    BackboneClassifier(NAMES, **SMALL).save_pretrained(tmp_path / "alone")
+    make_model("backbone").save_pretrained(tmp_path / "alone")
     assert main(["bank", "--checkpoint", str(tmp_path / "alone"), "--out", str(tmp_path / "out")]) == 2
     assert "no semantics" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
