@@ -79,15 +79,11 @@ class Backbone(nn.Module, ABC):
 
 
 def group_params_by_layer(module: nn.Module, stem: Sequence[str], layers: Sequence[str]) -> list[list[nn.Parameter]]:
-    """Group the parameters of ``module`` by name prefix.
+    """Group the parameters of ``module`` by name prefix, in order and without empty groups.
 
     Args:
-        module: module with the parameters.
         stem: prefixes of the first group, the parameters in front of the first layer.
         layers: one prefix per layer, in order. All other parameters join the group of the last layer.
-
-    Returns:
-        The groups that are not empty, in order.
     """
     groups: list[list[nn.Parameter]] = [[] for _ in range(1 + len(layers))]
     for name, parameter in module.named_parameters():
@@ -203,11 +199,9 @@ class AdaptedBackbone(Backbone):
     Args:
         model: the library's model, or the part of it that computes features.
         channels: C of its features.
-        input_size: height and width of a frame in pixels.
-        patch_size: height and width of a patch in pixels.
-        image_mean: mean of red, green, and blue that the model was trained with. Mean and standard deviation belong to
-            the weights and are part of the state dict: a saved model keeps those of its pretrained weights.
-        image_std: standard deviation of red, green, and blue.
+        input_size, patch_size: height and width of a frame and of a patch in pixels.
+        image_mean, image_std: mean and standard deviation of red, green, and blue in training. They belong to the
+            weights and are part of the state dict: a saved model keeps those of its pretrained weights.
         frozen: disable gradients and keep the model in eval mode (no dropout, fixed statistics).
 
     Raises:
@@ -359,10 +353,7 @@ def load_by_name(
     has no effect if the momentum is a number.
 
     Args:
-        module: module to load into.
-        state: tensors by name.
-        source: the file, for error messages.
-        expected: description of a matching checkpoint, for error messages.
+        source, expected: the file and a description of a matching checkpoint, for error messages.
         optional: names that may be missing from ``state``; they keep their values.
 
     Returns:
@@ -399,7 +390,14 @@ def _read_state_dict(path: Path) -> dict[str, Tensor]:
             return load_file(path)
         except SafetensorError as error:
             raise ValueError(f"{path} is not a safetensors file: {error}") from error
-    saved = _unpickle(path)
+    try:
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # invalid bytes can raise any exception
+        raise ValueError(
+            f"{path} cannot be read with torch.load(weights_only=True), and unpickling anything else could execute "
+            "arbitrary code; if you trust the file, save its state dict separately with torch.save. "
+            f"{type(error).__name__}: {(str(error) or 'unexpected end of file').splitlines()[0]}"
+        ) from error
     nested = [saved[key] for key in _STATE_DICT_KEYS if key in saved] if isinstance(saved, Mapping) else []
     for state in (saved, *nested):
         if isinstance(state, Mapping) and state and all(isinstance(value, Tensor) for value in state.values()):
@@ -409,17 +407,6 @@ def _read_state_dict(path: Path) -> dict[str, Tensor]:
         f"{path} contains a {type(saved).__name__}{keys}; expected a state dict, or a dict with one under "
         f"{', '.join(_STATE_DICT_KEYS)}"
     )
-
-
-def _unpickle(path: Path) -> object:
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # invalid bytes can raise any exception
-        raise ValueError(
-            f"{path} cannot be read with torch.load(weights_only=True), and unpickling anything else could execute "
-            "arbitrary code; if you trust the file, save its state dict separately with torch.save. "
-            f"{type(error).__name__}: {(str(error) or 'unexpected end of file').splitlines()[0]}"
-        ) from error
 
 
 def _join_names(names: Sequence[str]) -> str:

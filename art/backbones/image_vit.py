@@ -207,7 +207,12 @@ class ClipViT(ImageViT):
         tag = pretrained if is_tag(pretrained, tags, model) else None
         config["quick_gelu"] = config.get("quick_gelu", False) if quick_gelu is None else quick_gelu
         if tag is not None:
-            _check_activation(open_clip, model, tag, config["quick_gelu"])
+            trained = open_clip.get_pretrained_cfg(model, tag).get("quick_gelu", False)
+            if trained != config["quick_gelu"]:
+                raise ValueError(
+                    f"{tag!r} of {model} was trained with quick_gelu={trained}, but the backbone has quick_gelu="
+                    f"{config['quick_gelu']}; pass quick_gelu={trained}, which is saved with the model"
+                )
         tower, size, patch_size, channels = _build_tower(open_clip, model, config, input_size, tag)
         tower.set_grad_checkpointing(gradient_checkpointing)
         mean, std = _clip_mean_std(open_clip, model, tags if tag is None else [tag])
@@ -307,15 +312,6 @@ def _build_tower(
         return trunk, size, patch_size, trunk.num_features
     tower.proj, tower.output_tokens = None, True
     return tower, size, tower.patch_size[0], tower.ln_post.normalized_shape[0]
-
-
-def _check_activation(open_clip: Any, model: str, tag: str, quick_gelu: bool) -> None:
-    trained = open_clip.get_pretrained_cfg(model, tag).get("quick_gelu", False)
-    if trained != quick_gelu:
-        raise ValueError(
-            f"{tag!r} of {model} was trained with quick_gelu={trained}, but the backbone has quick_gelu={quick_gelu}; "
-            f"pass quick_gelu={trained}, which is saved with the model"
-        )
 
 
 def _clip_mean_std(open_clip: Any, model: str, tags: Sequence[str]) -> tuple[Sequence[float], Sequence[float]]:

@@ -23,6 +23,7 @@ from art.backbones.base import (
     Backbone,
     Features,
     check_frame_size,
+    check_tiling,
     group_params_by_layer,
     register_backbone,
     to_float01,
@@ -82,9 +83,7 @@ class Architecture:
         for name in ("width", "layers", "heads", "patch_size", "input_size"):
             self._require(name, getattr(self, name) >= 1, "at least 1")
         self._require("width", self.width % self.heads == 0, f"a multiple of heads, {self.heads}")
-        below = max(1, self.input_size // self.patch_size) * self.patch_size
-        multiples = f"a multiple of patch_size, {self.patch_size}: {below} or {below + self.patch_size}"
-        self._require("input_size", self.input_size % self.patch_size == 0, multiples)
+        check_tiling(self.input_size, self.patch_size)
         blocks = list(self.resolved_global_blocks)
         valid = len(blocks) > 0 and blocks == sorted(set(blocks)) and set(blocks) <= set(range(self.layers))
         self._require("global_blocks", valid, f"at least one index of 0 to {self.layers - 1}, in ascending order")

@@ -494,7 +494,7 @@ def test_invalid_videos(video):
     [
         ("heads", 5, "width is 24, expected a multiple of heads, 5"),
         ("layers", 0, "layers is 0, expected at least 1"),
-        ("input_size", 30, "input_size is 30, expected a multiple of patch_size, 8: 24 or 32"),
+        ("input_size", 30, "input_size is 30, expected a multiple of the patch size, 8, such as 24 or 32"),
         ("global_blocks", [2, 1], r"global_blocks is \[2, 1\], expected .*of 0 to 2"),
         ("global_blocks", [3], r"global_blocks is \[3\]"),
         ("global_blocks", [], r"global_blocks is \[\], expected at least one"),

@@ -178,11 +178,7 @@ def saliency_figure(explanation: Explanation) -> Figure:
 
 
 class _Sheet:
-    """A white figure with coordinates in inches from its top left.
-
-    Args:
-        columns: Indices of the frames in each strip.
-    """
+    """A white figure with coordinates in inches from its top left; ``columns`` are the frames in each strip."""
 
     def __init__(self, explanation: Explanation, columns: Int[np.ndarray, " n"], height: float) -> None:
         self.explanation, self.columns, self.height = explanation, columns, height

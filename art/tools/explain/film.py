@@ -192,12 +192,7 @@ def interpolate(values: Float[np.ndarray, "t *rest"], position: SamplePosition) 
 
 
 class Scene:
-    """Draws an explanation frame by frame.
-
-    Args:
-        views: One of :func:`.drawing.available_views` per panel of the layout.
-        top_k: Number of classes in the chart.
-    """
+    """Draws an explanation frame by frame, with one of ``views`` per panel and ``top_k`` classes in the chart."""
 
     def __init__(self, explanation: Explanation, layout: Layout, views: list[str], top_k: int = 5) -> None:
         self.explanation, self.layout, self.views = explanation, layout, views

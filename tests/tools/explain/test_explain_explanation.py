@@ -14,7 +14,7 @@ from art.tools.explain.explanation import response_boxes
 FILES = ["explanation.json", "film.gif", "film.mp4", "sheet.png"]
 
 
-def test_arrays_match_the_model(make_model, clip):
+def test_arrays_and_probabilities_over_time_match_the_model(make_model, clip):
     model = make_model()
     e = explain(model, clip, timeline_points=4)
     crops = model.center_crop(read_clip(clip, 3)[None])
@@ -37,10 +37,6 @@ def test_arrays_match_the_model(make_model, clip):
     assert [query.label for query in e.queries] == out.selected[0].tolist()
     assert (e.rollout, e.missing) == (None, {"rollout": "it has no attention"})
 
-
-def test_probabilities_over_time_match_predictions_for_clip_prefixes(make_model, clip):
-    model = make_model()
-    e = explain(model, clip, timeline_points=4)
     assert e.timeline == pytest.approx([0.2, 0.4, 0.7, 0.9])  # 3, 5, 8 and 10 frames
     for end, probabilities in zip((0.25, 0.45, 0.75, None), e.probabilities_over_time, strict=True):
         with torch.no_grad():
