@@ -14,8 +14,6 @@ import pytest
 from art.tools.serve.jobs import JobQueue, Limits, RequestOptions
 from art.tools.serve.worker import describe, predict_clip
 
-ABOUT = {"kind": "art", "backbone": "tiny", "frames": 3, "tracklets": 2, "classes": ["walk", "run"], "device": "cpu"}
-
 
 @pytest.fixture(scope="session")
 def content(make_video, tmp_path_factory):
@@ -23,24 +21,12 @@ def content(make_video, tmp_path_factory):
     return make_video(tmp_path_factory.mktemp("content") / "clip.mp4").read_bytes()
 
 
-class InProcessPredictor:
-    """Replaces :class:`art.tools.serve.server.WorkerProcess` with a model in this process."""
-
-    def __init__(self, model, options):
-        self._model, self.options = model, options
-        self.about = describe(model, "cpu")
-
-    def predict(self, clip, out, report):
-        return predict_clip(self._model, clip, out, self.options, report)
-
-
 class BlockingPredictor:
     """Returns a result once ``release`` is set, and records the clips."""
 
-    about = ABOUT
-
     def __init__(self):
         self.release, self.clips = threading.Event(), []
+        self.about = {"kind": "art", "backbone": "tiny", "tracklets": 2, "classes": ["walk", "run"], "device": "cpu"}
 
     def predict(self, clip, out, report):
         self.clips.append(clip)
@@ -60,10 +46,15 @@ def blocking():
 
 @pytest.fixture(scope="session")
 def make_predictor(make_model):
-    """``make_predictor(kind, seconds=…)``: a model in this process with limits."""
+    """``make_predictor(seconds=…)`` replaces the worker process with a model in this process."""
 
-    def make(kind="art", **limits):
-        return InProcessPredictor(make_model(kind), RequestOptions(top_k=3, timeline_points=3, limits=Limits(**limits)))
+    def make(**limits):
+        model, options = make_model(), RequestOptions(top_k=3, timeline_points=3, limits=Limits(**limits))
+
+        def predict(clip, out, report):
+            return predict_clip(model, clip, out, options, report)
+
+        return SimpleNamespace(options=options, about=describe(model, "cpu"), predict=predict)
 
     return make
 
@@ -96,14 +87,12 @@ class Site:
 
     def wait_for_end(self, id):
         """Return the status of a job once it is done or refused."""
-        return wait_until(lambda: (status := self.request("GET", f"/clips/{id}").json)["state"] in ENDED and status)
+        ended = ("done", "refused")
+        return wait_until(lambda: (status := self.request("GET", f"/clips/{id}").json)["state"] in ended and status)
 
     def files(self):
         """Return the names of the files in its directory."""
         return sorted(path.name for path in self.directory.rglob("*") if path.is_file())
-
-
-ENDED = ("done", "refused")
 
 
 def wait_until(condition, seconds=60.0):

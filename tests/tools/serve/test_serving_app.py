@@ -66,19 +66,13 @@ def test_size_limit_applies_to_the_announced_and_the_actual_size(site, content):
     assert site.files() == [] and not list(site.directory.iterdir())
 
 
-@pytest.mark.parametrize(
-    ("body", "message"),
-    [
-        (b"", "“x.txt” is empty"),
-        (b"short", "is not a supported video"),
-        (b"a text that is long enough", "“x.txt” is not a supported video"),
-        (iter([b"one", b" text", b" in several", b" parts"]), "is not a supported video"),
-    ],
-)
-def test_other_files_are_rejected_during_the_upload(site, body, message):
-    response = site.request("POST", "/clips?name=x.txt", body)
-    assert response.status == 400 and message in response.json["message"]
-    assert not list(site.directory.iterdir())
+def test_other_files_are_rejected_during_the_upload(site):
+    chunks = iter([b"one", b" text", b" in several", b" parts"])
+    for body in (b"", b"short", b"a text that is long enough", chunks):
+        response = site.request("POST", "/clips?name=x.txt", body)
+        assert response.status == 400
+        assert ("“x.txt” is not a supported video" if body else "“x.txt” is empty") in response.json["message"]
+        assert not list(site.directory.iterdir())
 
 
 def test_full_queue(site, content):
@@ -144,19 +138,11 @@ def test_every_route_requires_the_token(guarded):
     assert guarded.files() == []
 
 
-@pytest.mark.parametrize(
-    "headers",
-    [
-        {"Authorization": f"Bearer {TOKEN}x"},
-        {"Authorization": "Bearer "},
-        {"Authorization": f"Basic {TOKEN}"},
-        {"Authorization": "Bearer \xe4"},
-        {"Cookie": f"art-serve={TOKEN}"},
-        {"Upgrade": "websocket", "Connection": "Upgrade"},
-    ],
-)
-def test_invalid_credentials(guarded, headers):
-    assert guarded.request("GET", "/about", **headers).status == 401
+def test_invalid_credentials(guarded):
+    for value in (f"Bearer {TOKEN}x", "Bearer ", f"Basic {TOKEN}", "Bearer \xe4"):
+        assert guarded.request("GET", "/about", Authorization=value).status == 401
+    for headers in ({"Cookie": f"art-serve={TOKEN}"}, {"Upgrade": "websocket", "Connection": "Upgrade"}):
+        assert guarded.request("GET", "/about", **headers).status == 401
 
 
 def test_token_in_a_header_works_under_any_host_name(guarded):
@@ -190,42 +176,19 @@ def test_login_page(guarded):
     assert guarded.request("POST", "/login", b"token=" + b"x" * 5000).status == 413
 
 
-@pytest.mark.parametrize(
-    ("host", "status"),
-    [
-        ("localhost", 200),
-        ("localhost:9999", 200),  # through a tunnel
-        ("127.0.0.1:80", 200),
-        ("[::1]:80", 200),
-        ("LOCALHOST", 200),
-        ("attacker.example", 421),
-        ("localhost.attacker.example", 421),
-        ("127.0.0.1.attacker.example", 421),
-        ("[", 421),
-        ("", 421),
-    ],
-)
-def test_host_header(local, host, status):
-    assert local.request("GET", "/about", Host=host).status == status
+def test_host_header(local):
+    for host in ("localhost", "localhost:9999", "127.0.0.1:80", "[::1]:80", "LOCALHOST"):  # any port, for tunnels
+        assert local.request("GET", "/about", Host=host).status == 200
+    for host in ("attacker.example", "localhost.attacker.example", "127.0.0.1.attacker.example", "[", ""):
+        assert local.request("GET", "/about", Host=host).status == 421
 
 
-@pytest.mark.parametrize(
-    ("headers", "status"),
-    [
-        ({}, 201),
-        ({"Origin": "http://attacker.example"}, 403),
-        ({"Origin": "http://localhost:1"}, 403),
-        ({"Origin": "null"}, 403),
-        ({"Sec_Fetch_Site": "cross-site"}, 403),
-        ({"Sec_Fetch_Site": "same-origin"}, 201),
-    ],
-)
-def test_cross_site_uploads_are_rejected(local, headers, status):
-    assert local.request("POST", "/clips?sample=dance.mp4", **headers).status == status
-
-
-def test_same_origin_uploads_are_accepted(local):
-    assert local.request("POST", "/clips?sample=dance.mp4", Origin=local.url).status == 201
+def test_cross_site_uploads_are_rejected(local):
+    for headers in ({}, {"Origin": local.url}, {"Sec_Fetch_Site": "same-origin"}):
+        assert local.request("POST", "/clips?sample=dance.mp4", **headers).status == 201
+    rejected = [{"Origin": origin} for origin in ("http://attacker.example", "http://localhost:1", "null")]
+    for headers in (*rejected, {"Sec_Fetch_Site": "cross-site"}):
+        assert local.request("POST", "/clips?sample=dance.mp4", **headers).status == 403
 
 
 def test_security_headers(local):

@@ -16,7 +16,7 @@ FILES = ["explanation.json", "film.gif", "film.mp4", "sheet.png"]
 
 
 def predict(model, clip, out, report=lambda step: None, **options):
-    from art.tools.serve.worker import predict_clip
+    from art.tools.serve.worker import predict_clip  # not at the top: worker processes import this file, without torch
 
     return predict_clip(model, clip, out, RequestOptions(**options), report)
 
@@ -28,7 +28,7 @@ def relative_clip(clip, tmp_path, monkeypatch):
     return clip.relative_to(tmp_path)
 
 
-def test_result_matches_the_model(make_model, relative_clip, tmp_path):
+def test_result_and_files_match_the_model(make_model, relative_clip, tmp_path):
     model, steps = make_model(), []
     result = predict(model, relative_clip, tmp_path / "out", steps.append, top_k=3, timeline_points=2)
     assert steps == ["Reading the clip", "Running the model", "Rendering the film"]
@@ -46,11 +46,7 @@ def test_result_matches_the_model(make_model, relative_clip, tmp_path):
     assert all(len(line["probabilities"]) == 2 for line in result["timeline"]["lines"])
     json.dumps(result)
 
-
-def test_files_and_panels_of_the_film(make_model, relative_clip, tmp_path):
     out = tmp_path / "out"
-    result = predict(make_model(), relative_clip, out, timeline_points=0)
-    assert result["timeline"] is None
     assert sorted(path.name for path in out.iterdir()) == FILES
     assert json.loads((out / "explanation.json").read_text())["clip"] == "square.mp4"  # no directory of the server
     film = result["film"]
@@ -72,7 +68,7 @@ def test_result_of_a_backbone(make_model, relative_clip, tmp_path):
     assert result["tracklets"] == [] and [panel["title"] for panel in result["film"]["panels"]] == ["Grad-CAM"]
     assert "without tracklets" in result["notes"][0]
     assert result["notes"][1] == "No attention rollout for this backbone: it has no attention."
-    assert describe(model, "cpu")["tracklets"] == 0
+    assert describe(model, "cpu")["tracklets"] == 0 and result["timeline"] is None
 
 
 def test_result_without_anything_to_draw(make_model, relative_clip, tmp_path, monkeypatch):
@@ -105,9 +101,15 @@ def test_limits_are_checked_before_the_model_runs(relative_clip, tmp_path):
 
 
 @pytest.fixture
-def refusal(tmp_path):
-    """``refusal(content, limits)``: the message for a file with that content."""
+def check_clip():
     from art.tools.serve.worker import check_clip
+
+    return check_clip
+
+
+@pytest.fixture
+def refusal(check_clip, tmp_path):
+    """``refusal(content, limits)``: the message for a file with that content."""
 
     def check(content, limits=None, name="clip.mp4"):
         path = tmp_path / name
@@ -121,9 +123,7 @@ def refusal(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["clip.mp4", "clip.mov", "clip.mkv", "clip.avi", "clip.m4v", "clip.webm"])
-def test_accepted_containers_at_the_limits(make_video, tmp_path, name):
-    from art.tools.serve.worker import check_clip
-
+def test_accepted_containers_at_the_limits(check_clip, make_video, tmp_path, name):
     path = make_video(tmp_path / name, codec="libvpx" if name.endswith("webm") else "libx264")
     check_clip(path.rename(tmp_path / "any name"), Limits(seconds=0.9, frames=10, megapixels=96 * 64 / 1e6))
 
