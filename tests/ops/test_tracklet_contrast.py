@@ -5,12 +5,11 @@ import math
 import pytest
 import torch
 from kernel_agreement import LargeResults, assert_as_exact_as_plain
-from operator_checks import assert_compiles_once, assert_exports, assert_same_bits_twice
+from operator_checks import assert_compiles_once, assert_exports, assert_same_bits_twice, skip_unsupported
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
 from art_kernels import MTCLoss, mtc_loss
-from art_kernels._core import backends
 from art_kernels.tracklet_contrast import reference
 from art_kernels.tracklet_contrast import torch as torch_backend
 
@@ -31,6 +30,13 @@ BY_HAND = torch.tensor([[[[2.0, 0.0], [0.0, 3.0]], [[1.0, 0.0], [5.0, 0.0]]]], d
 
 def responses_like(device="cpu", sizes=SIZES, **options) -> Tensor:
     return torch.randn(sizes, device=device, **options)
+
+
+def results(responses, **options):
+    """Return the terms, and the gradient of their sum for the responses."""
+    leaf = responses.detach().requires_grad_()
+    loss = mtc_loss(leaf, **options)
+    return [*loss, *torch.autograd.grad(loss.total, [leaf])]
 
 
 def reference_values(responses=BY_HAND, **options):
@@ -67,23 +73,16 @@ def test_reference_ignores_invalid_frames_and_averages_over_the_batch():
     assert tracklet == pytest.approx((2.5 / math.hypot(2.5, 1.5) + 1) / 2)  # two videos
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_total_is_the_sum_of_the_terms(device, backend):
-    loss = mtc_loss(responses_like(device), backend=backend)
-    assert isinstance(loss, MTCLoss)
-    torch.testing.assert_close(loss.total, loss.spatial + loss.temporal + loss.tracklet)
-    assert all(term.shape == () and term != 0 for term in (*loss, loss.total))
-
-
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_terms_are_float32_or_wider(device, dtype, backend):
+def test_terms_are_float32_or_wider_and_add_up_to_the_total(device, dtype, backend):
     responses = responses_like(device, dtype=dtype)
-    reason = backends.unsupported_reason("mtc_loss", backend, responses)
-    if reason is not None:
-        pytest.skip(reason)
+    skip_unsupported("mtc_loss", backend, responses)
     loss = mtc_loss(responses, backend=backend)
+    assert isinstance(loss, MTCLoss)
     assert {term.dtype for term in loss} == {torch.float64 if dtype == torch.float64 else torch.float32}
+    torch.testing.assert_close(loss.total, loss.spatial + loss.temporal + loss.tracklet)
+    assert all(term.shape == () and term != 0 for term in (*loss, loss.total))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -108,13 +107,10 @@ def test_zero_vectors_have_cosine_and_gradient_zero(device, backend, tracklet_fo
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("scale", [1e-15, 1e15])
 def test_cosines_do_not_depend_on_length(device, backend, scale):
-    responses = responses_like(device, requires_grad=True)
-    expected = mtc_loss(responses, backend=backend)
-    scaled = (responses.detach() * scale).requires_grad_()
-    loss = mtc_loss(scaled, backend=backend)
-    torch.testing.assert_close(tuple(loss), tuple(expected))
-    (expected_gradient,) = torch.autograd.grad(expected.total, [responses])
-    (gradient,) = torch.autograd.grad(loss.total, [scaled])
+    responses = responses_like(device)
+    *expected, expected_gradient = results(responses, backend=backend)
+    *terms, gradient = results(responses * scale, backend=backend)
+    torch.testing.assert_close(terms, expected)
     torch.testing.assert_close(gradient * scale, expected_gradient)
 
 
@@ -138,15 +134,11 @@ def test_empty_means_are_zero(device, backend, options):
 @pytest.mark.parametrize("tracklet_form", ["pooled", "flattened"])
 def test_invalid_frames_are_ignored(device, backend, tracklet_form):
     valid = torch.tensor([[True, True, True, False], [False] * 4], device=device)
-    data = responses_like(device)
-    clipped = data[:1, :3].clone().requires_grad_()
-    expected = mtc_loss(clipped, tracklet_form=tracklet_form, backend=backend)
-    (expected_gradient,) = torch.autograd.grad(expected.total, [clipped])
+    data, options = responses_like(device), {"tracklet_form": tracklet_form, "backend": backend}
+    *expected, expected_gradient = results(data[:1, :3], **options)
     for poison in (math.nan, math.inf):
-        responses = data.masked_fill(~valid[:, :, None, None], poison).requires_grad_()
-        loss = mtc_loss(responses, valid=valid, tracklet_form=tracklet_form, backend=backend)
-        torch.testing.assert_close(tuple(loss), tuple(expected))
-        (gradient,) = torch.autograd.grad(loss.total, [responses])
+        *terms, gradient = results(data.masked_fill(~valid[:, :, None, None], poison), valid=valid, **options)
+        torch.testing.assert_close(terms, expected)
         assert (gradient[~valid] == 0).all()
         torch.testing.assert_close(gradient[:1, :3], expected_gradient)
 
@@ -172,18 +164,14 @@ def test_aggregated_of_a_video_without_valid_frames_is_ignored(device, backend):
     assert (aggregated.grad[1] == 0).all() and (aggregated.grad[0] != 0).any()
 
 
-def test_aggregated_may_have_another_dtype(device):
-    responses, aggregated = responses_like(device).bfloat16(), torch.randn(2, 3, 8, device=device)
-    loss = mtc_loss(responses, aggregated)
-    torch.testing.assert_close(tuple(loss), tuple(mtc_loss(responses.float(), aggregated)), rtol=0, atol=0)
-
-
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_autocast_computes_in_float32(device, backend):
-    responses, aggregated = responses_like(device), torch.randn(2, 3, 8, device=device)
-    expected = mtc_loss(responses.bfloat16().float(), aggregated)
+    responses, aggregated = responses_like(device).bfloat16(), torch.randn(2, 3, 8, device=device)
+    expected = mtc_loss(responses.float(), aggregated)
+    # Without autocast, aggregated may have another dtype.
+    torch.testing.assert_close(tuple(mtc_loss(responses, aggregated)), tuple(expected), rtol=0, atol=0)
     with torch.autocast(device.type, torch.bfloat16):
-        loss = mtc_loss(responses.bfloat16(), aggregated, backend=backend)
+        loss = mtc_loss(responses, aggregated, backend=backend)
     torch.testing.assert_close(tuple(loss), tuple(expected))
 
 
@@ -220,15 +208,10 @@ def test_torch_agrees_with_float64(device, dtype, sizes, options, aggregated, ra
 def test_torch_result_does_not_depend_on_blocks(monkeypatch, options):
     responses = torch.randn(5, 4, 3, 8, dtype=torch.float64, requires_grad=True)
     valid = torch.rand(5, 4) > 0.3
-
-    def run():
-        loss = mtc_loss(responses, valid=valid, backend="torch", **options)
-        return [*loss, *torch.autograd.grad(loss.total, [responses])]
-
-    expected = run()
+    expected = results(responses, valid=valid, backend="torch", **options)
     monkeypatch.setitem(torch_backend.BLOCK_BYTES, "cpu", 2 * 4 * 3 * 8 * 8)
     assert len(list(torch_backend._blocks(responses))) == 3
-    torch.testing.assert_close(run(), expected)
+    torch.testing.assert_close(results(responses, valid=valid, backend="torch", **options), expected)
 
 
 @pytest.mark.parametrize("gradients", [False, True])
@@ -254,14 +237,6 @@ def test_first_and_second_order_gradients(options, ragged):
         aggregated = torch.randn(2, 3, 2, dtype=torch.float64, requires_grad=True)
         assert gradcheck(call, (responses, aggregated))
         assert gradgradcheck(call, (responses, aggregated))
-
-
-def test_layout_does_not_change_the_result(device):
-    responses = responses_like(device)
-    frames_first = responses.transpose(0, 1).contiguous().transpose(0, 1)
-    torch.testing.assert_close(tuple(mtc_loss(frames_first)), tuple(mtc_loss(responses)))
-    wide = torch.cat([responses, responses], -1)[..., :8]
-    torch.testing.assert_close(tuple(mtc_loss(wide)), tuple(mtc_loss(responses)))
 
 
 @pytest.mark.parametrize("backend", FUSED)
@@ -291,6 +266,8 @@ def test_compiles_once_and_exports_for_all_batch_sizes(device, backend):
 
 
 RESPONSES, AGGREGATED, VALID = torch.randn(SIZES), torch.randn(2, 3, 8), torch.ones(2, 4, dtype=torch.bool)
+FLATTENED = {"aggregated": AGGREGATED, "tracklet_form": "flattened"}
+DOUBLE = {"responses": RESPONSES.double(), "backend": "triton"}
 
 
 @pytest.mark.parametrize(
@@ -313,16 +290,8 @@ RESPONSES, AGGREGATED, VALID = torch.randn(SIZES), torch.randn(2, 3, 8), torch.o
         ({"temporal_form": "l1"}, ValueError, r"temporal_form is 'l1', .* 'hinge', 'absolute'"),
         ({"clamp_repulsion": 0}, TypeError, r"clamp_repulsion is 0 of type int"),
         ({"tracklet_form": 1}, ValueError, r"tracklet_form is 1, .* 'pooled', 'flattened'"),
-        (
-            {"aggregated": AGGREGATED, "tracklet_form": "flattened"},
-            ValueError,
-            r"aggregated was passed with tracklet_form='flattened'",
-        ),
-        (
-            {"responses": RESPONSES.double(), "backend": "triton"},
-            ValueError,
-            r"backend='triton' does not support .* available backends: 'torch'",
-        ),
+        (FLATTENED, ValueError, r"aggregated was passed with tracklet_form='flattened'"),
+        (DOUBLE, ValueError, r"backend='triton' does not support .* available backends: 'torch'"),
     ],
 )
 def test_errors_name_the_argument(change, error, message):

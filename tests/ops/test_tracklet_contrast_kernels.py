@@ -9,9 +9,10 @@ from operator_checks import (
     KERNEL_DTYPES,
     assert_captured_in_cuda_graph,
     assert_never_synchronizes,
+    other_layouts,
     requires_gpu,
 )
-from test_tracklet_contrast import OPTIONS, assert_agrees
+from test_tracklet_contrast import OPTIONS, assert_agrees, results
 from torch.func import vmap
 from torch.library import opcheck
 
@@ -92,20 +93,15 @@ def test_gradients_of_any_weighting_of_the_terms(weights, options):
 
 
 @pytest.mark.parametrize("options", [OPTIONS[0], OPTIONS[3]], ids=str)
-def test_layouts_are_read_in_place(options):
+@pytest.mark.parametrize("backend", FUSED)
+def test_layouts_are_read_in_place(backend, options):
     responses = torch.randn(2, 5, 3, 40, device=DEVICE)
-    valid = torch.rand(2, 5, device=DEVICE) > 0.3
-    frames_first = responses.transpose(0, 1).contiguous().transpose(0, 1)
-    tracklets_first = responses.transpose(1, 2).contiguous().transpose(1, 2)
-    channels_first = responses.mT.contiguous().mT
-    unaligned = torch.randn(1 + responses.numel(), device=DEVICE)[1:].view_as(responses).copy_(responses)
-    results = []
-    for layout in (responses, frames_first, tracklets_first, channels_first, unaligned):
-        leaf = layout.requires_grad_()
-        loss = mtc_loss(leaf, valid=valid.mT.contiguous().mT, backend="triton", **options)
-        results.append([*loss, *torch.autograd.grad(loss.total, [leaf])])
-    for result in results[1:]:
-        torch.testing.assert_close(result, results[0], rtol=0, atol=0)
+    options = {"valid": (torch.rand(5, 2, device=DEVICE) > 0.3).mT, "backend": backend, **options}
+    expected = results(responses, **options)
+    exact = {"rtol": 0, "atol": 0} if backend == "triton" else {}
+    wide = torch.cat([responses, responses], -1)[..., :40]
+    for layout in (*other_layouts(responses), wide, responses.transpose(1, 2).contiguous().transpose(1, 2)):
+        torch.testing.assert_close(results(layout, **options), expected, **exact)
 
 
 def test_flattened_tracklets_are_split_if_there_are_few_videos():
@@ -122,13 +118,12 @@ def test_invalid_frames_are_not_read(poison, options):
     data = torch.randn(3, 5, 3, 40, device=DEVICE)
     valid = torch.rand(3, 5, device=DEVICE) > 0.3
     valid[0] = False
-    results = []
-    for value in (0.0, poison):
-        leaf = data.masked_fill(~valid[:, :, None, None], value).requires_grad_()
-        loss = mtc_loss(leaf, valid=valid, backend="triton", **options)
-        results.append([*loss, *torch.autograd.grad(loss.total, [leaf])])
-    torch.testing.assert_close(*results, rtol=0, atol=0)
-    assert (results[0][3][~valid] == 0).all()
+    clean, poisoned = (
+        results(data.masked_fill(~valid[:, :, None, None], value), valid=valid, backend="triton", **options)
+        for value in (0.0, poison)
+    )
+    torch.testing.assert_close(poisoned, clean, rtol=0, atol=0)
+    assert (clean[3][~valid] == 0).all()
 
 
 def test_small_gradients_do_not_underflow_in_16_bits():

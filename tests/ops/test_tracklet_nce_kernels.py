@@ -8,9 +8,10 @@ from operator_checks import (
     KERNEL_DTYPES,
     assert_captured_in_cuda_graph,
     assert_never_synchronizes,
+    other_layouts,
     requires_gpu,
 )
-from test_tracklet_nce import FORMS, loss_of, operator_inputs, positives_of
+from test_tracklet_nce import EXCLUDING, FORMS, SYMMETRIC, loss_of, operator_inputs, positives_of
 from torch import Tensor
 from torch.autograd import gradcheck
 from torch.func import vmap
@@ -188,12 +189,9 @@ def test_triton_gradient_of_some_inputs(needed, symmetric):
 def test_triton_reads_layouts_in_place(channels):
     anchors, candidates, temperature = kernel_inputs(37, 53, channels)
     pairs = pair_arguments("labels", 37, 53)
-    every_other = torch.stack([candidates, candidates], 1).flatten(0, 1)[::2]
-    channels_first = candidates.mT.contiguous().mT
-    unaligned = torch.randn(1 + candidates.numel(), device=DEVICE)[1:].view_as(candidates).copy_(candidates)
     strided = [torch.stack([ids, ids], 1)[:, 0] for ids in pairs]
     expected = results([anchors, candidates, temperature], pairs)
-    for layout in (every_other, channels_first, unaligned):
+    for layout in other_layouts(candidates):
         found = results([anchors.mT.contiguous().mT, layout, temperature], strided)
         torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
@@ -307,8 +305,8 @@ def test_unsupported_tensors(monkeypatch):
 
 
 @pytest.mark.parametrize("backend", FUSED)
-@pytest.mark.parametrize("symmetric", [False, True], ids=["", "symmetric"])
-@pytest.mark.parametrize("excluding", [False, True], ids=["", "excluding"])
+@SYMMETRIC
+@EXCLUDING
 def test_opcheck(device, backend, symmetric, excluding):
     operator = OPERATORS[f"tracklet_nce_{backend}"]
     anchors, candidates, temperature = operator_inputs(device)
