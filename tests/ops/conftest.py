@@ -5,6 +5,8 @@ import importlib.util
 import pytest
 import torch
 
+from art_kernels.tracklet_linking import cpp
+
 
 @pytest.fixture(params=["cpu", *(["cuda"] if torch.cuda.is_available() else [])])
 def device(request: pytest.FixtureRequest) -> torch.device:
@@ -15,6 +17,14 @@ def device(request: pytest.FixtureRequest) -> torch.device:
     if backend == "triton" and importlib.util.find_spec("triton") is None:
         pytest.skip("Triton has no wheel for this platform")
     return torch.device(request.param)
+
+
+@pytest.fixture
+def native_module(device: torch.device) -> None:
+    """Skip the test if the native module is not built for the device."""
+    reason = cpp.unsupported_reason(torch.empty(0, device=device))
+    if reason is not None:
+        pytest.skip(reason)
 
 
 @pytest.fixture(autouse=True)

@@ -6,7 +6,13 @@ import time
 import numpy as np
 import pytest
 import torch
-from operator_checks import assert_compiles_once, assert_exports, assert_never_synchronizes, requires_gpu
+from operator_checks import (
+    assert_captured_in_cuda_graph,
+    assert_compiles_once,
+    assert_exports,
+    assert_never_synchronizes,
+    requires_gpu,
+)
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
@@ -15,41 +21,38 @@ from art_kernels import linear_assignment
 from art_kernels._core.autograd import OPERATORS
 from art_kernels.tracklet_linking import cpp, reference, resources
 
+pytestmark = pytest.mark.usefixtures("native_module")
+
 SIZES = [1, 2, 3, 4, 5, 7, 8, 9, 13, 16, 17, 31, 33, 64]
 
 
 def costs(kind: str, count: int, size: int, dtype: torch.dtype = torch.float64) -> Tensor:
     """Random costs [count, size, size] of a kind, on the CPU."""
-    uniform = torch.rand(count, size, size, dtype=torch.float64)
-    grid = torch.arange(size, dtype=torch.float64)
-    kinds = {
-        "uniform": lambda: uniform,
-        "normal": lambda: torch.randn_like(uniform),
-        "tied": lambda: (3 * uniform).floor(),
-        "equal": lambda: torch.ones_like(uniform),
-        "huge": lambda: (uniform - 0.5) * (1e30 if dtype in (torch.float32, torch.bfloat16) else 6e4),
-        "tiny": lambda: uniform * (1e-30 if dtype in (torch.float32, torch.bfloat16) else 1e-6),
-        "largest": lambda: (2 * uniform - 1) * torch.finfo(dtype).max,
-        "many magnitudes": lambda: 10 ** (8 * uniform - 4),
-        "nearly identity": lambda: 1 - torch.eye(size, dtype=torch.float64) + uniform * 1e-3,
-        # The greedy choice is part of the worst matching, and shortest paths are long (Machol and Wien).
-        "products": lambda: ((grid[:, None] + 1) * (grid + 1)).expand(count, -1, -1).clone(),
-    }[kind]()
-    return kinds.to(dtype)
+    return KINDS[kind](torch.rand(count, size, size, dtype=torch.float64), dtype).to(dtype)
 
 
-KINDS = [
-    "uniform",
-    "normal",
-    "tied",
-    "equal",
-    "huge",
-    "tiny",
-    "largest",
-    "many magnitudes",
-    "nearly identity",
-    "products",
-]
+def _products(uniform, dtype):
+    """The greedy choice is part of the worst matching, and shortest paths are long (Machol and Wien)."""
+    grid = torch.arange(1.0, uniform.shape[-1] + 1, dtype=torch.float64)
+    return (grid[:, None] * grid).expand_as(uniform).clone()
+
+
+def _is_wide(dtype):
+    return dtype in (torch.float32, torch.bfloat16)
+
+
+KINDS = {
+    "uniform": lambda uniform, dtype: uniform,
+    "normal": lambda uniform, dtype: torch.randn_like(uniform),
+    "tied": lambda uniform, dtype: (3 * uniform).floor(),
+    "equal": lambda uniform, dtype: torch.ones_like(uniform),
+    "huge": lambda uniform, dtype: (uniform - 0.5) * (1e30 if _is_wide(dtype) else 6e4),
+    "tiny": lambda uniform, dtype: uniform * (1e-30 if _is_wide(dtype) else 1e-6),
+    "largest": lambda uniform, dtype: (2 * uniform - 1) * torch.finfo(dtype).max,
+    "many magnitudes": lambda uniform, dtype: 10 ** (8 * uniform - 4),
+    "nearly identity": lambda uniform, dtype: 1 - torch.eye(uniform.shape[-1]).double() + uniform * 1e-3,
+    "products": _products,
+}
 
 
 def assert_optimal(cost: Tensor, columns: Tensor, *, maximize: bool = False) -> None:
@@ -80,13 +83,6 @@ def sums(cost: Tensor, columns: Tensor) -> np.ndarray:
 
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
-
-
-@pytest.fixture(autouse=True)
-def _require_native_module(device):
-    reason = cpp.unsupported_reason(torch.empty(0, device=device))
-    if reason is not None:
-        pytest.skip(reason)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -224,12 +220,7 @@ def test_compiles_once_and_exports_for_all_batch_sizes(device):
 def test_cuda_graph_and_synchronization(size):
     cost = torch.rand(20, size, size, device="cuda")
     assert_never_synchronizes(linear_assignment, [cost])
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        columns = linear_assignment(cost)
-    cost.copy_(torch.rand_like(cost))
-    graph.replay()
-    assert_optimal(cost, columns)
+    assert_captured_in_cuda_graph(linear_assignment, [cost])
 
 
 COST = torch.rand(2, 4, 4)
@@ -294,15 +285,12 @@ arch = sm_90
 """
 
 
-def test_resource_usage_is_parsed():
+def test_local_memory_is_reported_as_an_error(monkeypatch):
     assert list(resources.parse(USAGE)) == [
         resources.Kernel("link_many.f32.64.4", "sm_80", 80, 0, 0),
         resources.Kernel("compose", "sm_80", 40, 12, 16),
         resources.Kernel("other", "sm_90", 9, 0, 1024),
     ]
-
-
-def test_local_memory_is_reported_as_an_error(monkeypatch):
     monkeypatch.setattr(resources, "kernels", lambda: resources.parse(USAGE))
     reports = compiler.native_reports(["sm_80"])
     assert [(report.name, report.error) for report in reports] == [

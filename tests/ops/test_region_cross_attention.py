@@ -6,6 +6,7 @@ import pickle
 
 import pytest
 import torch
+from operator_checks import assert_compiles_once
 from torch import nn
 
 from art_kernels import RegionCrossAttention
@@ -69,7 +70,9 @@ def test_output_map_and_gradients_equal_multihead_attention(route, region_dim, b
 
     direction, map_direction = torch.randn_like(expected), torch.randn_like(expected_weights)
     leaves = [queries, regions]
-    found = torch.autograd.grad((output, weights), [*leaves, *ours.parameters()], (direction, map_direction))
+    found = torch.autograd.grad(
+        (output, weights), [*leaves, *ours.parameters()], (direction, map_direction), retain_graph=True
+    )
     wanted = torch.autograd.grad(
         (expected, expected_weights), [*leaves, *theirs.parameters()], (direction, map_direction)
     )
@@ -227,31 +230,26 @@ def test_autocast(device, dtype, route):
 @pytest.mark.parametrize("route", ROUTES)
 def test_compiles_once_for_every_batch_size(device, route):
     module = RegionCrossAttention(EMBED, HEADS, region_dim=24, norm_regions=True).to(device)
-    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
-    for frames in (3, 5):
-        queries = torch.randn(frames, 2, EMBED, device=device)
-        regions = torch.randn(frames, 9, 24, device=device, requires_grad=True)
-        position, mask = torch.randn(9, 24, device=device), torch.rand(frames, 9, device=device) > 0.4
-        for tensor in (queries, regions, mask):
-            torch._dynamo.mark_dynamic(tensor, 0)
-        options = {"key_position": position, "region_mask": mask, "return_map": True, "route": route}
-        results = []
-        for call in (compiled, module):
-            with torch.compiler.set_stance("default" if frames == 3 else "fail_on_recompile"):
-                output, weights = call(queries, regions, **options)
-            gradients = torch.autograd.grad(output.square().sum(), [regions, *module.parameters()])
-            results.append([output, weights, *gradients])
-        torch.testing.assert_close(*results)
+    position = torch.randn(9, 24, device=device)
+
+    def call(queries, regions, mask):
+        return module(queries, regions, key_position=position, region_mask=mask, return_map=True, route=route)
+
+    def make_inputs(frames):
+        shapes = (frames, 2, EMBED), (frames, 9, 24)
+        tensors = [torch.randn(shape, device=device, requires_grad=True) for shape in shapes]
+        return [*tensors, torch.rand(frames, 9, device=device) > 0.4]
+
+    assert_compiles_once(call, make_inputs)
 
 
 @pytest.mark.parametrize("strict", [False, True])
 def test_export_with_a_dynamic_batch_size(strict):
     module = RegionCrossAttention(EMBED, HEADS).eval()
     frames = torch.export.Dim("frames")
-    example = (torch.randn(3, 2, EMBED), torch.randn(3, 9, EMBED))
+    example, other = ((torch.randn(n, 2, EMBED), torch.randn(n, 9, EMBED)) for n in (3, 5))
     program = torch.export.export(module, example, dynamic_shapes=({0: frames}, {0: frames}), strict=strict)
-    arguments = (torch.randn(5, 2, EMBED), torch.randn(5, 9, EMBED))
-    torch.testing.assert_close(program.module()(*arguments), module(*arguments))
+    torch.testing.assert_close(program.module()(*other), module(*other))
 
 
 def test_copy_pickle_and_repr():
@@ -281,57 +279,31 @@ def test_errors_of_the_constructor(arguments, error, message):
         RegionCrossAttention(**{"embed_dim": EMBED, "num_heads": HEADS, **arguments})
 
 
-def call_errors():
-    queries, regions = torch.randn(FRAMES, QUERIES, EMBED), torch.randn(FRAMES, REGIONS, 24)
-    position, mask = torch.randn(REGIONS, 24), torch.ones(FRAMES, REGIONS, dtype=torch.bool)
-    return {
-        "queries rank": ({"queries": queries[0]}, ValueError, r"queries has shape \[2, 16\]"),
-        "queries width": ({"queries": queries[..., :8]}, ValueError, r"queries has shape .* = \[3, 2, 16\]"),
-        "queries frames": ({"queries": queries[:2]}, ValueError, r"queries has shape \[2, 2, 16\]"),
-        "queries type": ({"queries": None}, TypeError, r"queries is None"),
-        "queries dtype": (
-            {"queries": queries.bfloat16()},
-            TypeError,
-            r"queries has dtype .* the dtype of the module; convert",
-        ),
-        "queries device": (
-            {"queries": queries.to("meta")},
-            ValueError,
-            r"queries is on meta, expected cpu, the device of the mod",
-        ),
-        "regions width": (
-            {"regions": queries},
-            ValueError,
-            r"regions has shape \[3, 2, 16\], expected .* \[3, 2, 24\]",
-        ),
-        "regions dtype": ({"regions": regions.double()}, TypeError, r"regions has dtype torch.float64"),
-        "regions integer": ({"regions": regions.int()}, TypeError, r"regions has dtype torch.int32"),
-        "position": ({"key_position": position[1:]}, ValueError, r"key_position has shape \[8, 24\]"),
-        "position dtype": ({"key_position": position.half()}, TypeError, r"key_position has dtype torch.float16"),
-        "mask shape": ({"region_mask": mask[:, 1:]}, ValueError, r"region_mask has shape \[3, 8\]"),
-        "mask dtype": (
-            {"region_mask": mask.int()},
-            TypeError,
-            r"region_mask has dtype torch.int32, expected torch.bool",
-        ),
-        "map flag": ({"return_map": None}, TypeError, r"return_map is None, expected True or False"),
-        "route": ({"route": "fast"}, ValueError, r"route is 'fast', expected one of 'folded', 'projected'"),
-        "both": (
-            {"route": "projected", "backend": "torch"},
-            ValueError,
-            r"backend is 'torch' with route='projected'",
-        ),
-    }
+QUERIES_INPUT, REGIONS_INPUT = torch.randn(FRAMES, QUERIES, EMBED), torch.randn(FRAMES, REGIONS, 24)
+POSITION, MASK = torch.randn(REGIONS, 24), torch.ones(FRAMES, REGIONS, dtype=torch.bool)
+CALL_ERRORS = [
+    ({"queries": QUERIES_INPUT[0]}, ValueError, r"queries has shape \[2, 16\]"),
+    ({"queries": QUERIES_INPUT[..., :8]}, ValueError, r"queries has shape .* = \[3, 2, 16\]"),
+    ({"queries": QUERIES_INPUT[:2]}, ValueError, r"queries has shape \[2, 2, 16\]"),
+    ({"queries": None}, TypeError, r"queries is None"),
+    ({"queries": QUERIES_INPUT.bfloat16()}, TypeError, r"queries has dtype .* the dtype of the module; convert"),
+    ({"queries": QUERIES_INPUT.to("meta")}, ValueError, r"queries is on meta, expected cpu, the device of the mod"),
+    ({"regions": QUERIES_INPUT}, ValueError, r"regions has shape \[3, 2, 16\], expected .* \[3, 2, 24\]"),
+    ({"regions": REGIONS_INPUT.double()}, TypeError, r"regions has dtype torch.float64"),
+    ({"regions": REGIONS_INPUT.int()}, TypeError, r"regions has dtype torch.int32"),
+    ({"key_position": POSITION[1:]}, ValueError, r"key_position has shape \[8, 24\]"),
+    ({"key_position": POSITION.half()}, TypeError, r"key_position has dtype torch.float16"),
+    ({"region_mask": MASK[:, 1:]}, ValueError, r"region_mask has shape \[3, 8\]"),
+    ({"region_mask": MASK.int()}, TypeError, r"region_mask has dtype torch.int32, expected torch.bool"),
+    ({"return_map": None}, TypeError, r"return_map is None, expected True or False"),
+    ({"route": "fast"}, ValueError, r"route is 'fast', expected one of 'folded', 'projected'"),
+    ({"route": "projected", "backend": "torch"}, ValueError, r"backend is 'torch' with route='projected'"),
+]
 
 
-@pytest.mark.parametrize("case", call_errors())
-def test_errors_of_the_call(case):
-    changed, error, message = call_errors()[case]
-    arguments = {
-        "queries": torch.randn(FRAMES, QUERIES, EMBED),
-        "regions": torch.randn(FRAMES, REGIONS, 24),
-        **changed,
-    }
+@pytest.mark.parametrize("changed, error, message", CALL_ERRORS, ids=[message for *_, message in CALL_ERRORS])
+def test_errors_of_the_call(changed, error, message):
+    arguments = {"queries": QUERIES_INPUT, "regions": REGIONS_INPUT, **changed}
     with pytest.raises(error, match="RegionCrossAttention: .*" + message):
         RegionCrossAttention(EMBED, HEADS, region_dim=24)(**arguments)
 
@@ -348,9 +320,7 @@ def test_cheaper_route_against_operations_counted_by_hand():
     sizes = {"queries": 1, "regions": 3, "region_dim": 4, "num_heads": 2}
     assert cheaper_route(embed_dim=2, **sizes) == "projected"  # 64 vs. 60
     assert cheaper_route(embed_dim=4, **sizes) == "folded"  # 80 vs. 120
-
-
-def test_few_queries_are_folded_and_many_are_projected():
+    # Few queries are folded, and many are projected.
     sizes = {"regions": 196, "region_dim": 256, "embed_dim": 256, "num_heads": 8}
     routes = [cheaper_route(queries=count, **sizes) for count in (1, 2, 16, 30, 31, 196)]
     assert routes == ["folded"] * 4 + ["projected"] * 2

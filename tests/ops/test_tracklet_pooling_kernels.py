@@ -9,6 +9,7 @@ from operator_checks import (
     KERNEL_DTYPES,
     assert_captured_in_cuda_graph,
     assert_never_synchronizes,
+    other_layouts,
     requires_gpu,
 )
 from test_tracklet_pooling import assert_agrees
@@ -113,22 +114,21 @@ def test_gradient_of_one_output_with_respect_to_one_input(used, needed):
 
 
 @pytest.mark.slow
-def test_layouts_are_read_in_place():
+@pytest.mark.parametrize("backend", ["torch", "triton"])
+def test_layouts_are_read_in_place(backend):
     responses, semantics = tensors(frames=40)
     valid = random_valid(2, 40)
-    tracklets_first = responses.transpose(1, 2).contiguous().transpose(1, 2)  # [B, K, T, C] in memory
-    channels_first = responses.mT.contiguous().mT
-    every_other = torch.stack([responses, responses], 2).flatten(1, 2)[:, ::2]
-    unaligned = torch.randn(1 + responses.numel(), device=DEVICE)[1:].view_as(responses).copy_(responses)
-    results = [
-        results_and_gradients([layout, semantics.mT.contiguous().mT], valid=valid.mT.contiguous().mT)
-        for layout in (responses, tracklets_first, channels_first, every_other, unaligned)
-    ]
-    for result in results[1:]:
-        torch.testing.assert_close(result, results[0], rtol=0, atol=0)
+    expected = results_and_gradients([responses, semantics], backend, valid=valid)
+    strided, transposed_valid = semantics.mT.contiguous().mT, valid.mT.contiguous().mT
+    exact = {"rtol": 0, "atol": 0} if backend == "triton" else {}
+    # The other layout has the order [B, K, T, C] in memory.
+    for layout in (*other_layouts(responses), responses.transpose(1, 2).contiguous().transpose(1, 2)):
+        found = results_and_gradients([layout, strided], backend, valid=transposed_valid)
+        torch.testing.assert_close(found, expected, **exact)
     shared = semantics[:1].expand(2, -1, -1)
     torch.testing.assert_close(
-        results_and_gradients([responses, shared]), results_and_gradients([responses, shared.contiguous()])
+        results_and_gradients([responses, shared], backend),
+        results_and_gradients([responses, shared.contiguous()], backend),
     )
 
 
