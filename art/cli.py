@@ -30,7 +30,7 @@ _EXIT_CODES = """exit codes:
 # name loads neither torch nor modules that need an extra.
 _USER_ERRORS = (
     ("art.data.decoding.video", "VideoError"),
-    ("art.data.loading.dataset", "DataError"),
+    ("art.data.dataset", "DataError"),
     ("art.experiments.compare", "RunsFailed"),
     ("art.train.distributed", "OtherRankError"),
     ("art.train.loop", "NonFiniteLoss"),

@@ -69,7 +69,7 @@ def _prepare_videos(options: argparse.Namespace, max_failed_fraction: float, enc
 def run_shards(options: argparse.Namespace) -> int:
     """Convert a dataset to tar shards."""
     from art.data.datasets.base import dataset_splits, open_dataset
-    from art.data.loading.shards import write_shards
+    from art.data.shards import write_shards
 
     splits = options.splits or dataset_splits(options.name, options.root)
     if not splits:

@@ -42,9 +42,9 @@ if not __package__:  # run as a file
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
     import benchmarks  # noqa: F401  moves the checkout to the end of sys.path
 
+from art.data.dataset import ClipDataset
 from art.data.datasets.base import Clip, ClipSet
-from art.data.loading.dataset import ClipDataset
-from art.data.loading.loader import build_loader
+from art.data.loader import build_loader
 from art.data.transforms.sampling import segment_indices
 from art.model.loading import build_model
 from art.model.options import ARTOptions

@@ -87,14 +87,19 @@ def make_parser() -> argparse.ArgumentParser:
 
 def run(settings: Settings) -> dict[str, Any]:
     """Measure, print tables, and return the result as described in README.md, with "versions"."""
-    import_extra("onnxruntime", extra="onnx", needed_by="this benchmark")
     device = torch.device("cpu")
     results = Results("export", device, settings, QUICK if settings.quick else TIMING, report=print_records)
+    versions: dict[str, str] = {}
+    try:
+        for name in ("onnx", "onnxscript", "onnxruntime"):
+            versions[name] = str(import_extra(name, extra="onnx", needed_by=ONNX).__version__)
+    except ModuleNotFoundError as error:
+        results.skip(str(error), provider=ONNX)
+        versions = {}
     for name in settings.models:
         with results.case(model=name):
-            _measure_model(results, name)
-    libraries = (import_extra(name, extra="onnx", needed_by="this benchmark") for name in ("onnx", "onnxruntime"))
-    result = results.to_dict(versions={library.__name__: str(library.__version__) for library in libraries})
+            _measure_model(results, name, with_onnx=bool(versions))
+    result = results.to_dict(versions=versions)
     print_goals(goals(result))
     print_footer(result)
     return result
@@ -124,22 +129,22 @@ def build(name: str) -> ARTModel:
     return model.eval()
 
 
-def _measure_model(results: Results, name: str) -> None:
+def _measure_model(results: Results, name: str, *, with_onnx: bool) -> None:
     model = build(name)
     size = model.input_size
     clips = torch.randint(0, 256, (4, model.num_frames, 3, size, size), dtype=torch.uint8)
     with tempfile.TemporaryDirectory() as directory:
-        paths = {PROGRAM: Path(directory) / "model.pt2", ONNX: Path(directory) / "model.onnx"}
+        paths = {PROGRAM: Path(directory) / "model.pt2"}
+        if with_onnx:
+            paths[ONNX] = Path(directory) / "model.onnx"
         checks = {
             provider: export_model(model, clips, path, "onnx" if provider == ONNX else "torch").facts["check"]
             for provider, path in paths.items()
         }
         sizes = {provider: path.stat().st_size for provider, path in paths.items()}
-        calls = {
-            EAGER: _eager_call(model, clips[:1]),
-            PROGRAM: _program_call(paths[PROGRAM], clips[:1]),
-            ONNX: _onnx_call(paths[ONNX], clips[:1]),
-        }
+        calls = {EAGER: _eager_call(model, clips[:1]), PROGRAM: _program_call(paths[PROGRAM], clips[:1])}
+        if with_onnx:
+            calls[ONNX] = _onnx_call(paths[ONNX], clips[:1])
         rounds = time_rounds(calls, results.device, results.timing)
     results.records += [
         {

@@ -40,7 +40,6 @@ BENCHMARKS = {
     "contrast": "benchmarks.bench_contrast",
     "linking": "benchmarks.bench_linking",
     "model": "benchmarks.bench_model",
-    "training_step": "benchmarks.bench_training_step",
 }
 
 _KERNEL_TESTS = ["tests/ops", "tests/core"]

@@ -39,25 +39,16 @@ UNUSED_PARAMETERS = ("classifier.", "decoder.", "encoder_to_decoder.", "mask_tok
 
 @dataclass(frozen=True)
 class Family:
-    """Properties of one family of video models.
+    """Properties of one family of video models."""
 
-    Attributes:
-        name: prefix of the class names in transformers ("<name>Config", "<name>ForVideoClassification").
-        image_mean, image_std: color normalization in the published training.
-        patch: returns (frames, pixels) of a patch for a configuration.
-        split: returns tokens ``[B, T', N, C]`` and x_cls ``[B, C]`` for the last hidden state ``[B, L, C]`` and T', the
-            number of frames divided by those of a patch.
-        resize: returns a checkpoint's state dict with its positions interpolated to those of the model's state dict;
-            None if positions cannot be interpolated.
-        fixed: which of the fields "num_frames" and "image_size" must equal the checkpoint's.
-    """
-
-    name: str
-    image_mean: Sequence[float]
+    name: str  # prefix of the class names in transformers ("<name>Config", "<name>ForVideoClassification")
+    image_mean: Sequence[float]  # color normalization in the published training
     image_std: Sequence[float]
-    patch: Callable[[Any], tuple[int, int]]
+    patch: Callable[[Any], tuple[int, int]]  # returns (frames, pixels) of a patch for a configuration
+    # Returns tokens [B, T', N, C] and x_cls [B, C], for the hidden state [B, L, C] and T' = frames / frames of a patch.
     split: Callable[[Tensor, int], tuple[Tensor, Tensor]]
-    fixed: tuple[str, ...]
+    fixed: tuple[str, ...]  # which of the fields "num_frames" and "image_size" must equal the checkpoint's
+    # Returns a checkpoint's state dict with positions interpolated to those of the model's; None: not supported.
     resize: Callable[[dict[str, Tensor], Mapping[str, Tensor]], dict[str, Tensor]] | None = None
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from art._deprecated import renamed_names
 
 if TYPE_CHECKING:
+    from art.data.dataset import ClipDataset, DataError
     from art.data.datasets.base import (
         Clip,
         ClipSet,
@@ -19,8 +20,7 @@ if TYPE_CHECKING:
         required_files,
     )
     from art.data.decoding.video import VideoError, frame_times, read_clip, read_frames
-    from art.data.loading.dataset import ClipDataset, DataError
-    from art.data.loading.loader import build_loader
+    from art.data.loader import build_loader
     from art.data.transforms.augment import CenterCrop, PairMix, TrainAugment
     from art.data.transforms.rand_augment import RandAugment
     from art.data.transforms.sampling import FrameSampling
@@ -36,8 +36,8 @@ _LAZY_EXPORTS = {
     **dict.fromkeys(("Clip", "ClipSet", "RequiredFile", "dataset_names", "dataset_splits"), "datasets.base"),
     **dict.fromkeys(("open_dataset", "register_dataset", "required_files"), "datasets.base"),
     **dict.fromkeys(("VideoError", "frame_times", "read_clip", "read_frames"), "decoding.video"),
-    **dict.fromkeys(("ClipDataset", "DataError"), "loading.dataset"),
-    "build_loader": "loading.loader",
+    **dict.fromkeys(("ClipDataset", "DataError"), "dataset"),
+    "build_loader": "loader",
     **dict.fromkeys(("CenterCrop", "PairMix", "TrainAugment"), "transforms.augment"),
     "RandAugment": "transforms.rand_augment",
     "FrameSampling": "transforms.sampling",

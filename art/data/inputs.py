@@ -13,7 +13,7 @@ from art._deprecated import renamed_names
 from art.data.datasets.annotations import FRAME_SUFFIXES, VIDEO_SUFFIXES, read_lines, read_table
 from art.data.datasets.custom import time_span
 from art.data.decoding.frames import StoredClip
-from art.data.loading.shards import open_shards, read_shard
+from art.data.shards import open_shards, read_shard
 
 #: Kinds of inputs. "directory" also means a directory of frames.
 InputKind = Literal["video", "directory", "table", "list", "shard", "index"]

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from art.data.loading.dataset import DataError
+from art.data.dataset import DataError
 from art.data.parallel import available_cores, exit_with_parent
 from art.eval.predictions import write_json
 from art.eval.report import comparison_figure

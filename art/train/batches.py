@@ -13,7 +13,7 @@ from jaxtyping import Float, Float32, Int64, Shaped
 from torch import Tensor
 
 from art.data.datasets.base import ClipSet, open_dataset
-from art.data.loading.loader import build_loader, dataset_of
+from art.data.loader import build_loader, dataset_of
 from art.data.transforms.augment import PairMix, TrainAugment
 from art.data.transforms.rand_augment import RandAugment
 from art.eval.metrics import ClassMismatch, check_same_classes

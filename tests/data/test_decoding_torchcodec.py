@@ -6,9 +6,9 @@ import av
 import pytest
 import torch
 
+from art.data.dataset import ClipDataset
 from art.data.decoding import pyav, torchcodec
 from art.data.decoding.video import DECODERS, find_decoder
-from art.data.loading.dataset import ClipDataset
 from art.train.config import ConfigError, load_config
 
 

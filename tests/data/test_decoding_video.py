@@ -10,6 +10,7 @@ import pytest
 import torch
 from av.stream import Disposition
 
+from art.data.dataset import ClipDataset
 from art.data.decoding.video import (
     VideoError,
     decoded_bytes,
@@ -19,8 +20,7 @@ from art.data.decoding.video import (
     read_clip,
     read_frames,
 )
-from art.data.loading.dataset import ClipDataset
-from art.data.loading.loader import build_loader
+from art.data.loader import build_loader
 from art.data.transforms.sampling import FrameSampling, segment_indices
 from benchmarks import data_providers
 

@@ -4,9 +4,9 @@ import pytest
 
 import art.data.inputs
 import art.tools.predict
+from art.data.dataset import ClipDataset
 from art.data.datasets.base import open_dataset
 from art.data.inputs import input_kind, open_inputs
-from art.data.loading.dataset import ClipDataset
 from art.data.transforms.augment import CenterCrop
 
 
@@ -83,7 +83,7 @@ def test_inputs_without_clips(tmp_path):
 
 def test_shards(clips, tmp_path):
     pytest.importorskip("webdataset")
-    from art.data.loading.shards import write_shards
+    from art.data.shards import write_shards
 
     split = write_shards(open_dataset("csv", clips, "test"), tmp_path, shard_bytes=5000)
     sources = open_inputs([tmp_path / "test.json"], 1)

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from art.data.dataset import DataError
 from art.data.decoding.video import read_clip
-from art.data.loading.dataset import DataError
 from art.data.transforms.augment import CenterCrop
 from art.data.transforms.sampling import FrameSampling
 from art.eval.evaluate import EvaluationStopped, evaluate, evaluate_checkpoint

@@ -8,7 +8,7 @@ import torch
 from blob_model import FRAMES, NAMES, BlobModel, blob_path, blob_video, read_blob
 
 from art.data.datasets.base import Clip, ClipSet
-from art.data.loading.shards import write_shards
+from art.data.shards import write_shards
 from art.eval.metrics import compute_metrics
 from art.eval.report import SampleClip, collect_pairs, collect_samples, measure_localization, write_report
 from art.eval.report.report import wilson_interval

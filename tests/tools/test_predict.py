@@ -196,7 +196,7 @@ def test_killed_command_resumes(settings, expected, clips, tmp_path, capsys):
 def test_each_shard_is_a_part(settings, expected, clips, tmp_path):
     pytest.importorskip("webdataset", reason="the extra for shards is not installed")
     from art.data.datasets.base import open_dataset
-    from art.data.loading.shards import write_shards
+    from art.data.shards import write_shards
 
     split = write_shards(open_dataset("csv", clips, "test"), tmp_path / "shards", shard_bytes=5000)
     written = predict_to_parquet([tmp_path / "shards" / "test.json"], settings, tmp_path / "out", devices=["cpu"])

@@ -5,8 +5,8 @@ import logging
 import pytest
 import torch
 
+from art.data.dataset import ClipDataset, DataError
 from art.data.datasets.base import open_dataset
-from art.data.loading.dataset import ClipDataset, DataError
 from art.model.loading import build_model
 from art.train import batches as batches_module
 from art.train.batches import EvaluationBatches, TrainingBatches, open_split
@@ -132,8 +132,8 @@ def test_batch_size_must_be_divisible_by_the_ranks(load_epoch, size, ranks, over
 @pytest.mark.slow
 def test_training_from_shards_sees_each_clip_once_per_epoch(clips, configured, tmp_path, monkeypatch):
     pytest.importorskip("webdataset")
-    from art.data.loading.dataset import ShardDataset
-    from art.data.loading.shards import write_shards
+    from art.data.dataset import ShardDataset
+    from art.data.shards import write_shards
 
     for split in ("train", "test"):
         write_shards(open_dataset("csv", clips, split), tmp_path / "shards", shard_bytes=4000)

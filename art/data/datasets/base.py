@@ -230,7 +230,7 @@ class DatasetEntry:
 _BUILT_IN = {
     "motion": "art.data.motion.dataset",
     **dict.fromkeys(("folder", "csv", "list"), "art.data.datasets.custom"),
-    "shards": "art.data.loading.shards",
+    "shards": "art.data.shards",
     **dict.fromkeys(
         ("finegym99", "finegym288", "finegym99_v1.0", "finegym288_v1.0", "diving48"), "art.data.datasets.sports"
     ),

@@ -100,7 +100,7 @@ def read_clip(
 
     Args:
         path: a video file, a directory of numbered frames (``00001.jpg``, …), one of these in memory, or the path of a
-            clip in a shard (see :mod:`art.data.loading.shards`), which is read up to that clip.
+            clip in a shard (see :mod:`art.data.shards`), which is read up to that clip.
         num_frames: number of frames T; a shorter clip repeats frames.
         start: start of the clip, in seconds since the first frame; None is the beginning of the file.
         end: end of the clip (exclusive), in seconds since the first frame; None is the end of the file.
@@ -207,7 +207,7 @@ def _open_span(path: _Path | StoredClip, start: float | None, end: float | None,
     open_video = find_decoder(decoder)
     with _naming_path(path.name if isinstance(path, StoredClip) else path):
         if not isinstance(path, StoredClip) and Path(path).parent.suffix == ".tar":
-            from art.data.loading.shards import find_stored_clip
+            from art.data.shards import find_stored_clip
 
             path = find_stored_clip(Path(path))
         if isinstance(path, StoredClip):

@@ -13,10 +13,10 @@ from typing import Any
 
 from tqdm import tqdm
 
+from art.data.dataset import check_clip_set
 from art.data.datasets.base import Clip, ClipSet, RequiredFile, dataset_splits, open_dataset, required_files
 from art.data.decoding.pyav import TOLERANCE
 from art.data.decoding.video import VideoError, decoded_bytes, frame_times, iterate_frames, read_frames
-from art.data.loading.dataset import check_clip_set
 from art.data.parallel import Stopped, available_cores, map_processes, stop_requested
 
 #: Levels of a check, with a description for the report.

@@ -19,8 +19,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 
 from art.data.datasets.base import Clip, ClipSet
-from art.data.loading.shards import ShardSet
 from art.data.motion import Joints, defining_joints, read_joints
+from art.data.shards import ShardSet
 from art.eval.report.samples import ClipReader, clip_reader
 from art.eval.report.tracklets import map_peak
 from art.model.pretrained import VideoClassifier, eval_mode

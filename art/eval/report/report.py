@@ -14,7 +14,7 @@ from jaxtyping import Int
 
 from art.data.datasets.base import ClipSet
 from art.data.files import atomic_write
-from art.data.loading.shards import ShardSet
+from art.data.shards import ShardSet
 from art.eval.metrics import Evaluation
 from art.eval.report.confusion import PairExamples, class_accuracy, collect_pairs, confusion_figure, pair_explorer
 from art.eval.report.curves import training_curves

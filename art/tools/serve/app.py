@@ -33,7 +33,34 @@ SAMPLES = Path(__file__).parent / "samples.zip"
 #: domain was made to resolve to this machine (DNS rebinding).
 LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 
-_LOGIN_PAGE = (PAGE / "login.html").read_text(encoding="utf-8")
+_LOGIN_PAGE = """\
+<!doctype html>
+<html lang="en">
+<head>
+  <meta charset="utf-8">
+  <meta name="viewport" content="width=device-width, initial-scale=1">
+  <meta name="color-scheme" content="light dark">
+  <title>ART: token</title>
+  <style>
+body { font: 16px/1.5 system-ui, sans-serif; margin: 15vh auto 0; max-width: 22rem; padding: 0 1rem; }
+h1 { font-size: 1.3rem; }
+label { display: block; }
+input, button { box-sizing: border-box; font: inherit; margin-top: .5rem; padding: .6rem; width: 100%; }
+p[role] { color: #d55e00; min-height: 1.5em; }
+  </style>
+</head>
+<body>
+  <h1>Enter the access token</h1>
+  <p>The token is printed when <code>art serve</code> starts, unless it was set there.</p>
+  <form method="post" action="/login">
+    <label for="token">Token</label>
+    <input id="token" name="token" type="password" autocomplete="current-password" required autofocus>
+    <button>Continue</button>
+  </form>
+  <p role="alert">{message}</p>
+</body>
+</html>
+"""
 _LOGIN_STYLE = _LOGIN_PAGE.partition("<style>")[2].partition("</style>")[0]
 _MAX_LOGIN_BYTES = 4096
 _POLICY = "default-src 'none'; base-uri 'none'; frame-ancestors 'none'; form-action 'self'"

@@ -5,9 +5,9 @@ import logging
 import pytest
 import torch
 
+from art.data.dataset import ClipDataset, DataError
 from art.data.datasets.base import Clip, ClipSet
-from art.data.loading.dataset import ClipDataset, DataError
-from art.data.loading.loader import BatchOrder, build_loader
+from art.data.loader import BatchOrder, build_loader
 
 
 def content(loader, epoch):

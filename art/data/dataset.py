@@ -20,7 +20,7 @@ from torch.utils.data import Dataset, get_worker_info
 from art.data.datasets.base import Clip, ClipSet
 from art.data.decoding.frames import StoredClip
 from art.data.decoding.video import VideoError, decoded_bytes, find_decoder, read_clip, read_frames
-from art.data.loading.shards import ShardSet, read_shard
+from art.data.shards import ShardSet, read_shard
 from art.data.transforms.augment import check_views, three_squares
 from art.data.transforms.sampling import SPARSE, FrameSampling
 
@@ -43,7 +43,7 @@ class DataError(RuntimeError):
         >>> missing = ClipSet("mine", "test", Path("."), (Clip(Path("missing.mp4"), 0),), ("walk", "run"))
         >>> ClipDataset(missing, 2, train=False)  # doctest: +ELLIPSIS
         Traceback (most recent call last):
-        art.data.loading.dataset.DataError: ...
+        art.data.dataset.DataError: ...
     """
 
 
@@ -141,7 +141,7 @@ class ClipDataset(Dataset[Sample]):
         crops: in evaluation, 3 repeats each view three times, cropped to the squares at the beginning, in the center
             and at the end of the longer side (for square frames they are equal); 1 uses each view once.
         draws: number of random numbers, uniform in [0, 1), that are returned with each training clip.
-        cache: keep decoded clips (of at most ``art.data.loading.dataset.CACHED_CLIP_LIMIT`` bytes each) in memory.
+        cache: keep decoded clips (of at most ``art.data.dataset.CACHED_CLIP_LIMIT`` bytes each) in memory.
             Each worker process has its own cache, so use few workers, or none.
         cache_limit: bytes that all processes together may cache.
         max_failed_fraction: fraction of clips, 0..1, that may fail.

@@ -7,10 +7,10 @@ import pickle
 import pytest
 import torch
 
+from art.data.dataset import CACHED_CLIP_LIMIT, ClipDataset, DataError, _crop_square, check_clip_set
 from art.data.datasets.base import Clip, ClipSet
 from art.data.decoding.video import read_clip
-from art.data.loading.dataset import CACHED_CLIP_LIMIT, ClipDataset, DataError, _crop_square, check_clip_set
-from art.data.loading.loader import build_loader
+from art.data.loader import build_loader
 from art.data.transforms.sampling import FrameSampling, segment_indices
 
 

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, get_worker_info
 
+from art.data.dataset import LANES, ClipDataset, Sample, ShardDataset, seeded_generator
 from art.data.datasets.base import ClipSet
-from art.data.loading.dataset import LANES, ClipDataset, Sample, ShardDataset, seeded_generator
-from art.data.loading.shards import ShardSet
+from art.data.shards import ShardSet
 
 #: The result of :meth:`.dataset.ClipDataset.load`.
 _Loaded = tuple[Sample | None, dict[int, str]]
@@ -112,7 +112,7 @@ class ClipLoader:
     """Iterates over the batches of one epoch, in the format of :meth:`.dataset.ClipDataset.stack`.
 
     A clip that cannot be read is replaced in training and skipped in evaluation (so that a batch may be smaller), and
-    recorded in ``dataset.bad``; too many of them raise a :class:`~art.data.loading.dataset.DataError`.
+    recorded in ``dataset.bad``; too many of them raise a :class:`~art.data.dataset.DataError`.
     """
 
     def __init__(self, dataset: ClipDataset, order: BatchOrder, workers: int, pin_memory: bool) -> None:

@@ -9,13 +9,13 @@ import pytest
 import torch
 
 from art.cli import main
+from art.data.dataset import LANES, ClipDataset, DataError, ShardDataset
 from art.data.datasets.base import Clip, ClipSet, dataset_splits, open_dataset
 from art.data.decoding.frames import StoredClip
 from art.data.decoding.video import VideoError, read_clip, read_frames
-from art.data.loading import shards as shards_module
-from art.data.loading.dataset import LANES, ClipDataset, DataError, ShardDataset
-from art.data.loading.loader import build_loader, dataset_of
-from art.data.loading.shards import open_shards, read_shard, write_shards
+from art.data.loader import build_loader, dataset_of
+from art.data import shards as shards_module
+from art.data.shards import open_shards, read_shard, write_shards
 from art.data.transforms.sampling import segment_indices
 
 pytest.importorskip("webdataset")
