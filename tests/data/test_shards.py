@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from art.cli import main
+from art.data import shards as shards_module
 from art.data.dataset import LANES, ClipDataset, DataError, ShardDataset
 from art.data.datasets.base import Clip, ClipSet, dataset_splits, open_dataset
 from art.data.decoding.frames import StoredClip
 from art.data.decoding.video import VideoError, read_clip, read_frames
 from art.data.loader import build_loader, dataset_of
-from art.data import shards as shards_module
 from art.data.shards import open_shards, read_shard, write_shards
 from art.data.transforms.sampling import segment_indices
 
