@@ -314,7 +314,7 @@ class _ClipFrames:
 def _read_clip(clip: Path, model: VideoClassifier, num_prefixes: int) -> _ClipFrames:
     """Read the frames in one pass; only frames that are needed are converted, and only their crops are kept.
 
-    Prefixes end at equal steps; there are at most as many as frames.
+    Prefixes end at equal steps; there are no more of them than frames.
     """
     if input_kind(clip) == "directory":
         raise VideoError(clip, "is a directory, expected a video file: separate frames have no presentation times")
