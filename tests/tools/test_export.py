@@ -136,7 +136,7 @@ def test_onnx_example_predicts_without_torch(onnx_file, run_dir, clip):
     output = run_without(["torch", "art", "art_kernels"], program, script, onnx_file, video)
     lines = [line.split("%") for line in output.splitlines()]
     expected = load_model(run_dir / "checkpoints" / "last").predict(video)
-    assert [name.strip() for _, name in lines] == [name for name, _ in expected]
+    assert [name.strip() for _, name in lines] == [name.strip() for name, _ in expected]
     assert [float(percentage) for percentage, _ in lines] == pytest.approx([100 * p for _, p in expected], abs=0.02)
 
 
