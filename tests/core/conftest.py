@@ -1,4 +1,4 @@
-"""Run kernel tests on the CPU and on a GPU if present, with a fixed seed and without environment overrides."""
+"""Run tests on the CPU and on a GPU if present, with a fixed seed and without environment overrides."""
 
 import pytest
 import torch
@@ -6,10 +6,6 @@ import torch
 
 @pytest.fixture(params=["cpu", *(["cuda"] if torch.cuda.is_available() else [])])
 def device(request: pytest.FixtureRequest) -> torch.device:
-    """Each device on which the `backend` of the test runs: kernels use the GPU, or without one, the interpreter."""
-    backend = getattr(request.node, "callspec", None) and request.node.callspec.params.get("backend")
-    if backend == "triton" and request.param == "cpu" and torch.cuda.is_available():
-        pytest.skip("with a GPU, the kernels are not interpreted")
     return torch.device(request.param)
 
 

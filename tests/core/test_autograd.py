@@ -154,20 +154,17 @@ def test_vmap(operator):
         vmap(lambda x: operator.backward(x, None, x, bias, 0.7, False, x, [True, True]))(many)
 
 
-def test_vmap_by_loop_and_refused():
-    for rule, name in (
-        (autograd.loop_over_samples, "test_loop"),
-        (functools.partial(autograd.refuse_vmap, reason="use a loop"), "test_refused"),
-    ):
-        spec = OperatorSpec(**{**SPEC.__dict__, "name": name, "vmap": rule})
-        operator = define_operator(spec, "torch", forward, fake, backward, saved=("y",))
-        autograd.OPERATORS.pop(f"{name}_torch")
-        many = torch.randn(5, 3, 4)
-        if name == "test_loop":
-            found = vmap(lambda x, operator=operator: operator.forward(x, None, 0.7, True), in_dims=1)(
-                many.movedim(0, 1)
-            )
-            torch.testing.assert_close(found, reference(many, None, 0.7, True))
-        else:
-            with pytest.raises(ValueError, match="test_refused: vmap is not supported, use a loop"):
-                vmap(lambda x, operator=operator: operator.forward(x, None, 0.7, True))(many)
+@pytest.mark.parametrize("refused", [False, True])
+def test_vmap_by_loop_and_refused(refused):
+    reason = functools.partial(autograd.refuse_vmap, reason="use a loop")
+    rule = reason if refused else autograd.loop_over_samples
+    spec = OperatorSpec(**{**SPEC.__dict__, "name": f"test_rule_{refused}", "vmap": rule})
+    operator = define_operator(spec, "torch", forward, fake, backward, saved=("y",))
+    autograd.OPERATORS.pop(f"test_rule_{refused}_torch")
+    many = torch.randn(5, 3, 4)
+    mapped = vmap(lambda x: operator.forward(x, None, 0.7, True), in_dims=1)
+    if refused:
+        with pytest.raises(ValueError, match="test_rule_True: vmap is not supported, use a loop"):
+            mapped(many.movedim(0, 1))
+    else:
+        torch.testing.assert_close(mapped(many.movedim(0, 1)), reference(many, None, 0.7, True))

@@ -15,11 +15,8 @@ if find_spec("transformers") is None:
 transformers = import_extra("transformers", extra="transformers", needed_by="these tests")
 
 SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
-OPTIONS = {
-    "videomae": {**SMALL, "patch_size": 8},
-    "vivit": {**SMALL, "tubelet_size": [2, 8, 8]},
-    "timesformer": {**SMALL, "patch_size": 8},
-}
+PATCHES = {"videomae": {"patch_size": 8}, "vivit": {"tubelet_size": [2, 8, 8]}, "timesformer": {"patch_size": 8}}
+OPTIONS = {family: {**SMALL, **patches} for family, patches in PATCHES.items()}
 NAMES = {"videomae": "VideoMAE", "vivit": "Vivit", "timesformer": "Timesformer"}
 FAMILIES = list(NAMES)
 TUBELETS = {"videomae": 2, "vivit": 2, "timesformer": 1}
@@ -32,15 +29,12 @@ MEAN_STD = {
 
 def make(family, **options):
     torch.manual_seed(0)
-    backbone = build_backbone(family, **{"num_frames": 4, "input_size": 24, **OPTIONS[family], **options}).eval()
-    perturb(backbone.model)
-    return backbone
+    options = {"num_frames": 4, "input_size": 24, **OPTIONS[family], **options}
+    return build_backbone(family, **options).eval()
 
 
 def make_from(family, directory, **options):
-    return build_backbone(
-        family, **{"num_frames": 4, "input_size": 24, **OPTIONS[family], "pretrained": directory, **options}
-    ).eval()
+    return make(family, pretrained=directory, **options)
 
 
 def perturb(model):
@@ -93,14 +87,6 @@ def test_features_match_transformers(family, tmp_path, video):
     assert_close(tokens, distinct.repeat_interleave(TUBELETS[family], dim=1))
 
 
-@pytest.mark.parametrize("family", ["videomae", "vivit"])
-@pytest.mark.parametrize("num_frames", [1, 5])
-def test_frames_not_divisible_by_the_tubelet(family, num_frames):
-    valid = {1: "such as 2", 5: "such as 4 or 6"}[num_frames]
-    with pytest.raises(ValueError, match=rf"num_frames is {num_frames}, expected a multiple of the 2 frames.*{valid}"):
-        make(family, num_frames=num_frames)
-
-
 @pytest.mark.parametrize("family", FAMILIES)
 def test_wrong_video_shapes(family):
     backbone = make(family)
@@ -108,18 +94,21 @@ def test_wrong_video_shapes(family):
         backbone(torch.rand(1, 6, 3, 24, 24))
     with pytest.raises(ValueError, match=r"32×24 pixels.*expected 24×24"):
         backbone(torch.rand(1, 4, 3, 32, 24))
-    with pytest.raises(ValueError, match="input_size is 30, expected a multiple of the patch size, 8"):
-        make(family, input_size=30)
 
 
 # Checkpoints.
 
 
-def test_timesformer_positions_are_interpolated_as_in_transformers(tmp_path):
-    reference = make_reference("timesformer")
-    backbone = make_from("timesformer", save(reference, tmp_path), num_frames=6, input_size=40)
-    reference.config.num_frames, reference.config.image_size = 6, 40  # makes it interpolate in each forward pass
-    video = torch.rand(2, 6, 3, 40, 40)
+@pytest.mark.parametrize("attention", ["divided_space_time", "joint_space_time"])
+@pytest.mark.parametrize(("num_frames", "size"), [(4, 24), (6, 40)])
+def test_timesformer_attention_and_interpolated_positions_match_transformers(attention, num_frames, size, tmp_path):
+    reference = make_reference("timesformer", attention_type=attention)
+    options = {"num_frames": num_frames, "input_size": size, "attention_type": attention, "hidden_dropout_prob": 0.1}
+    backbone = make_from("timesformer", save(reference, tmp_path), **options)
+    assert backbone.model.config.hidden_dropout_prob == 0.1, "options of training may differ"
+    # With other sizes than its own, the reference interpolates in each forward pass.
+    reference.config.num_frames, reference.config.image_size = num_frames, size
+    video = torch.rand(2, num_frames, 3, size, size)
     with torch.no_grad():
         expected = reference(normalize("timesformer", video)).logits
         assert_close(reference.classifier(backbone(video).class_token), expected)
@@ -150,17 +139,9 @@ def test_architecture_mismatch(family, options, message, tmp_path):
         make_from(family, directory, **options)
 
 
-def test_training_options_may_differ(tmp_path):
-    directory = save(make_reference("timesformer"), tmp_path)
-    assert make_from("timesformer", directory, hidden_dropout_prob=0.1).model.config.hidden_dropout_prob == 0.1
-
-
-def test_family_mismatch(tmp_path):
+def test_checkpoints_of_another_family_or_with_missing_weights(tmp_path):
     with pytest.raises(ValueError, match="a checkpoint of 'vivit', expected one of 'timesformer'"):
         make_from("timesformer", save(make_reference("vivit"), tmp_path))
-
-
-def test_missing_weights(tmp_path):
     reference = make_reference("timesformer")
     del reference.timesformer.layernorm
     with pytest.raises(ValueError, match=r"2 missing: timesformer\.layernorm\.bias, timesformer\.layernorm\.weight"):
@@ -209,8 +190,11 @@ def test_mean_and_std_of_the_checkpoint(tmp_path):
             "videomae",
             {"hiden_size": 8},
             TypeError,
-            r"VideoMAEConfig has no configurable field 'hiden_size'.*did you mean 'hidden_size'",
+            r"VideoMAEConfig has no .*'hiden_size'.*did you mean 'hidden_size'",
         ),
+        ("videomae", {"num_frames": 1}, ValueError, r"num_frames is 1, expected a multiple of the 2 frames.*such as 2"),
+        ("vivit", {"num_frames": 5}, ValueError, r"num_frames is 5, .* multiple of the 2 frames.*such as 4 or 6"),
+        *((name, {"input_size": 30}, ValueError, r"30, expected a multiple of the patch size, 8") for name in FAMILIES),
         ("videomae", {"image_size": 8}, TypeError, r"no configurable field 'image_size'; did you mean 'input_size'"),
         ("vivit", {"hidden_size": "wide"}, ValueError, r"VivitConfig: .*'hidden_size' expected int, got str"),
         ("vivit", {"hidden_size": 15}, ValueError, r"hidden_size is 15, expected a multiple of num_attention_heads, 2"),
@@ -222,11 +206,3 @@ def test_mean_and_std_of_the_checkpoint(tmp_path):
 def test_invalid_options(family, options, error, message):
     with pytest.raises(error, match=message):
         make(family, **options)
-
-
-def test_timesformer_with_joint_attention(tmp_path, video):
-    reference = make_reference("timesformer", attention_type="joint_space_time")
-    backbone = make_from("timesformer", save(reference, tmp_path), attention_type="joint_space_time")
-    with torch.no_grad():
-        expected = reference(normalize("timesformer", video)).logits
-        assert_close(reference.classifier(backbone(video).class_token), expected)

@@ -517,22 +517,6 @@ def test_few_python_calls_precede_the_kernel(backend, monkeypatch):
     assert len({name for name, _ in calls}) <= 5, calls
 
 
-def test_unsupported_reasons():
-    def reason(dtype, channels=8):
-        tensor = torch.empty(1, 1, channels, dtype=dtype, device=DEVICE)
-        return backends.unsupported_reason("region_attention", "triton", tensor)
-
-    assert reason(torch.float32) is None
-    assert reason(torch.float64) == "the kernels compute in float32"
-    assert "at most 1536 channels, got 1537" in reason(torch.float32, 1537)
-    assert backends.choose("region_attention", torch.empty(1, 1, 8, device=DEVICE)) == "torch", "never the interpreter"
-    if GPU:
-        half = torch.empty(1, 1, 8, device=DEVICE, dtype=torch.bfloat16)
-        assert backends.choose("region_attention", half) == "triton"
-    else:
-        assert "bfloat16" in reason(torch.bfloat16)
-
-
 @requires_gpu
 @pytest.mark.parametrize("backend", FUSED)
 @pytest.mark.parametrize("masked", [False, True])

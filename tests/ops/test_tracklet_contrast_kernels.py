@@ -17,7 +17,6 @@ from torch.func import vmap
 from torch.library import opcheck
 
 from art_kernels import mtc_loss
-from art_kernels._core import backends
 from art_kernels._core.autograd import OPERATORS
 from art_kernels._core.launch import device_spec
 from art_kernels.tracklet_contrast.reference import Arguments
@@ -134,21 +133,6 @@ def test_small_gradients_do_not_underflow_in_16_bits():
         loss = 1e4 * mtc_loss(leaf, backend="triton").total  # like a gradient scaler
         results.append(torch.autograd.grad(loss, [leaf])[0].float())
     torch.testing.assert_close(*results, rtol=1e-2, atol=1e-3 * results[1].abs().max().item())
-
-
-def test_unsupported_tensors(monkeypatch):
-    def reason(count, dtype=torch.float32):
-        tensor = torch.empty(1, 2, count, 8, dtype=dtype, device=DEVICE)
-        return backends.unsupported_reason("mtc_loss", "triton", tensor)
-
-    assert reason(32) is None
-    assert reason(33) == "the kernels compare at most 32 tracklets, responses has 33"
-    assert reason(2, torch.float64) == "the kernels compute in float32"
-    default = "torch" if DEVICE.type == "cpu" else "triton"
-    assert backends.choose("mtc_loss", torch.empty(1, 2, 3, 8, device=DEVICE)) == default
-    monkeypatch.setattr(kernels, "INTERPRETED", False)
-    with pytest.raises(ValueError, match=r"mtc_loss: backend='triton' does not support .* TRITON_INTERPRET=1"):
-        mtc_loss(torch.randn(1, 2, 3, 8), backend="triton")
 
 
 @pytest.mark.parametrize("backend", FUSED)

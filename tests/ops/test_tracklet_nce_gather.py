@@ -1,6 +1,7 @@
 """`tracklet_nce` across two processes vs. the whole batch in one: values, gradients, and errors without deadlocks."""
 
 import datetime
+import itertools
 import re
 
 import pytest
@@ -24,10 +25,20 @@ def batch(counts: tuple[int, int], rows: tuple[int, int]):
     return anchors, candidates, tuple(labels), index, excluded
 
 
-def loss_of(anchors, candidates, labels, index, excluded, form, temperature, symmetric, group=None):
-    positives = index if form == "index" else labels
-    return tracklet_nce(
-        anchors, candidates, positives, temperature=temperature, symmetric=symmetric, excluded=excluded, group=group
+def part_of(tensors, counts, rows, rank):
+    """Return the tensors of `batch` that belong to a process, or all of them if `rank` is None."""
+    if rank is None:
+        return tensors
+    anchors, candidates, labels, index, excluded = tensors
+    anchors, anchor_labels, index, excluded = (
+        tensor.split(rows)[rank].clone() for tensor in (anchors, labels[0], index, excluded)
+    )
+    return (
+        anchors,
+        candidates.split(counts)[rank].clone(),
+        (anchor_labels, labels[1].split(counts)[rank]),
+        index,
+        excluded,
     )
 
 
@@ -36,35 +47,19 @@ SIZES = {"equal": ((5, 5), (5, 5)), "unequal": ((3, 7), (6, 2)), "one has none":
 
 
 def cases():
-    for sizes in SIZES.values():
-        for form in ("index", "labels"):
-            for symmetric in (False, True):
-                for excluding in (False, True):
-                    yield sizes, form, symmetric, excluding
+    return list(itertools.product(SIZES.values(), ("index", "labels"), (False, True), (False, True)))
 
 
-def in_one_process(case) -> list[Tensor]:
+def result(case, rank=None) -> list[Tensor]:
+    """Loss and gradients of the part of the batch in one process, or of the whole batch if `rank` is None."""
     (counts, rows), form, symmetric, excluding = case
-    anchors, candidates, labels, index, excluded = batch(counts, rows)
+    anchors, candidates, labels, index, excluded = part_of(batch(counts, rows), counts, rows, rank)
     leaves = [anchors.requires_grad_(), candidates.requires_grad_(), torch.tensor(0.5).double().requires_grad_()]
-    loss = loss_of(*leaves[:2], labels, index, excluded if excluding else None, form, leaves[2], symmetric)
-    return [loss, *torch.autograd.grad(loss, leaves)]
-
-
-def local_result(case, rank: int) -> list[Tensor]:
-    """Loss and local gradients of one process."""
-    (counts, rows), form, symmetric, excluding = case
-    anchors, candidates, labels, index, excluded = batch(counts, rows)
-    own_anchors = anchors.split(rows)[rank].clone().requires_grad_()
-    own_candidates = candidates.split(counts)[rank].clone().requires_grad_()
-    own_labels = labels[0].split(rows)[rank], labels[1].split(counts)[rank]
-    temperature = torch.tensor(0.5).double().requires_grad_()
-    without = excluded.split(rows)[rank] if excluding else None
-    loss = loss_of(
-        own_anchors, own_candidates, own_labels, index.split(rows)[rank], without, form, temperature, symmetric,
-        dist.group.WORLD,
+    loss = tracklet_nce(
+        *leaves[:2], index if form == "index" else labels, temperature=leaves[2], symmetric=symmetric,
+        excluded=excluded if excluding else None, group=None if rank is None else dist.group.WORLD,
     )  # fmt: skip
-    return [loss.detach(), *torch.autograd.grad(loss, (own_anchors, own_candidates, temperature))]
+    return [loss.detach(), *torch.autograd.grad(loss, leaves)]
 
 
 def message_of(call) -> str:
@@ -86,26 +81,28 @@ def disagreements(rank: int) -> list[str]:
     ]
 
 
-def second_order(rank: int) -> Tensor:
-    """The gradient of the squared local gradients with respect to the local candidates."""
-    anchors, candidates, labels, _, _ = batch(*SIZES["unequal"])
-    rows = anchors.split(SIZES["unequal"][1])[rank].clone().requires_grad_()
-    others = candidates.split(SIZES["unequal"][0])[rank].clone().requires_grad_()
-    own_labels = labels[0].split(SIZES["unequal"][1])[rank], labels[1].split(SIZES["unequal"][0])[rank]
-    loss = tracklet_nce(rows, others, own_labels, temperature=0.5, symmetric=True, group=dist.group.WORLD)
-    first = torch.autograd.grad(loss, (rows, others), create_graph=True)
-    return torch.autograd.grad(sum(gradient.square().sum() for gradient in first), others)[0]
+def second_order(rank=None) -> Tensor:
+    """The gradient of the squared gradients with respect to the candidates, as in `result`."""
+    counts, rows = SIZES["unequal"]
+    anchors, candidates, labels, _, _ = part_of(batch(counts, rows), counts, rows, rank)
+    leaves, group = [anchors.requires_grad_(), candidates.requires_grad_()], None if rank is None else dist.group.WORLD
+    loss = tracklet_nce(*leaves, labels, temperature=0.5, symmetric=True, group=group)
+    loss = RANKS * loss if rank is None else loss
+    first = torch.autograd.grad(loss, leaves, create_graph=True)
+    return torch.autograd.grad(sum(gradient.square().sum() for gradient in first), candidates)[0]
+
+
+@pytest.mark.slow
+def test_second_order_gradients(found):
+    torch.testing.assert_close(torch.cat([second for _, second, _ in found]), second_order())
 
 
 def process(rank: int, directory: str) -> None:
+    timeout = datetime.timedelta(seconds=30)
     dist.init_process_group(
-        "gloo",
-        init_method=f"file://{directory}/store",
-        rank=rank,
-        world_size=RANKS,
-        timeout=datetime.timedelta(seconds=30),
+        "gloo", init_method=f"file://{directory}/store", rank=rank, world_size=RANKS, timeout=timeout
     )
-    results = [local_result(case, rank) for case in cases()]
+    results = [result(case, rank) for case in cases()]
     torch.save((results, second_order(rank), disagreements(rank)), f"{directory}/{rank}.pt")
     dist.destroy_process_group()
 
@@ -118,6 +115,7 @@ def found(tmp_path_factory):
     return [torch.load(directory / f"{rank}.pt") for rank in range(RANKS)]
 
 
+@pytest.mark.slow
 def test_mean_over_processes_is_the_loss_of_the_whole_batch(found):
     for number, case in enumerate(cases()):
         loss, *of_parts, of_temperature = zip(*(results[number] for results, _, _ in found), strict=True)
@@ -126,18 +124,10 @@ def test_mean_over_processes_is_the_loss_of_the_whole_batch(found):
             *(torch.cat(parts) / RANKS for parts in of_parts),
             torch.stack(of_temperature).mean(),
         ]
-        torch.testing.assert_close(mine, in_one_process(case), msg=lambda message, case=case: f"{case}: {message}")
+        torch.testing.assert_close(mine, result(case), msg=lambda message, case=case: f"{case}: {message}")
 
 
-def test_second_order_gradients(found):
-    anchors, candidates, labels, _, _ = batch(*SIZES["unequal"])
-    leaves = [anchors.requires_grad_(), candidates.requires_grad_()]
-    loss = RANKS * tracklet_nce(*leaves, labels, temperature=0.5, symmetric=True)
-    first = torch.autograd.grad(loss, leaves, create_graph=True)
-    (expected,) = torch.autograd.grad(sum(gradient.square().sum() for gradient in first), candidates)
-    torch.testing.assert_close(torch.cat([second for _, second, _ in found]), expected)
-
-
+@pytest.mark.slow
 def test_disagreement_raises_on_every_process(found):
     expected = [
         "the number of channels: [2, 3] by rank",

@@ -293,17 +293,6 @@ def test_configs_support_any_number_of_channels():
                     assert channels <= chunks * config.block_c < channels + config.channel_splits * config.block_c
 
 
-def test_unsupported_tensors(monkeypatch):
-    tensor = torch.empty(1, 8, device=DEVICE)
-    assert kernels.unsupported_reason(tensor) is None
-    assert kernels.opt_in(tensor) == (DEVICE.type == "cpu"), "the interpreter is never chosen automatically"
-    assert kernels.unsupported_reason(tensor.double()) == "the kernels compute in float32"
-    if DEVICE.type == "cpu":
-        assert "bfloat16" in kernels.unsupported_reason(tensor.bfloat16())
-        monkeypatch.setattr(kernels, "INTERPRETED", False)
-        assert "TRITON_INTERPRET=1" in kernels.unsupported_reason(tensor)
-
-
 @pytest.mark.parametrize("backend", FUSED)
 @SYMMETRIC
 @EXCLUDING

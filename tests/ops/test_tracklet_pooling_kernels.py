@@ -17,7 +17,6 @@ from torch.func import vmap
 from torch.library import opcheck
 
 from art_kernels import pool_tracklets
-from art_kernels._core import backends
 from art_kernels._core.autograd import OPERATORS
 from art_kernels._core.launch import DeviceSpec
 from art_kernels.tracklet_pooling import reference
@@ -182,22 +181,6 @@ def test_maximum_number_of_semantics():
     with pytest.raises(ValueError, match=r"pool_tracklets: backend='triton' does not support .* has 65; available"):
         pool_tracklets(*values, backend="triton")
     torch.testing.assert_close(pool_tracklets(*values), pool_tracklets(*values, backend="torch"))
-
-
-def test_unsupported_tensors(monkeypatch):
-    def reason(dtype, semantics=3):
-        tensor = torch.empty(1, semantics, 8, dtype=dtype, device=DEVICE)
-        return backends.unsupported_reason("pool_tracklets", "triton", tensor)
-
-    assert reason(torch.float32) is None
-    assert reason(torch.float64) == "the kernels compute in float32"
-    assert "at most 64 semantics per video, semantics has 65" in reason(torch.float32, 65)
-    default = "torch" if DEVICE.type == "cpu" else "triton"
-    assert backends.choose("pool_tracklets", torch.empty(1, 3, 8, device=DEVICE)) == default
-    if DEVICE.type == "cpu":
-        assert "bfloat16" in reason(torch.bfloat16)
-        monkeypatch.setattr(kernels, "INTERPRETED", False)
-        assert "TRITON_INTERPRET=1" in reason(torch.float32)
 
 
 def operator_inputs(videos=2):
