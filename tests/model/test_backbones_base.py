@@ -11,7 +11,7 @@ from torch.testing import assert_close
 
 from art import build_backbone
 from art.backbones import Backbone, register_backbone
-from art.backbones.base import AdaptedBackbone, Features, is_tag, load_by_name, read_checkpoint
+from art.backbones.base import AdaptedBackbone, Features, load_by_name, read_checkpoint
 
 MEAN, STD = (0.1, 0.2, 0.3), (0.5, 0.25, 2.0)
 
@@ -141,16 +141,6 @@ def test_wrong_frame_size():
         SmallBackbone()(torch.rand(1, 1, 3, 8, 12))
 
 
-def test_is_tag(tmp_path):
-    file = tmp_path / "weights.pt"
-    file.touch()
-    assert is_tag("openai", ["openai", "laion"], "ViT")
-    assert not is_tag(None, ["openai"], "ViT")
-    assert not is_tag(str(file), ["openai"], "ViT")
-    with pytest.raises(FileNotFoundError, match=r"'opneai': expected the path.*a tag of ViT \(openai, laion\)"):
-        is_tag("opneai", ["openai", "laion"], "ViT")
-
-
 # Checkpoints.
 
 
@@ -168,12 +158,8 @@ def test_read_state_dict_with_and_without_wrapper(path, key):
     state = SmallModule().state_dict()
     torch.save(state if key is None else {"epoch": 3, key: state, "optimizer": {"state": {}}}, path)
     assert_close(read_checkpoint(path), dict(state))
-
-
-def test_read_safetensors(tmp_path):
-    state = SmallModule().state_dict()
-    save_file(state, tmp_path / "weights.safetensors")
-    assert_close(read_checkpoint(tmp_path / "weights.safetensors"), dict(state))
+    save_file(state, path.with_suffix(".safetensors"))
+    assert_close(read_checkpoint(path.with_suffix(".safetensors")), dict(state))
 
 
 def test_prefixes_are_removed(path):

@@ -61,8 +61,13 @@ def assert_exports(function, make_inputs, batches=(2, 5)):
 
 
 def assert_captured_in_cuda_graph(function, tensors):
-    """Capture `function` and its gradients in a CUDA graph, and replay it with another first input."""
+    """Capture `function` and its gradients, which never synchronize, in a CUDA graph; replay it with another input."""
     outputs_and_gradients(function, tensors)  # compiles the kernels
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        outputs_and_gradients(function, tensors)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         captured = outputs_and_gradients(function, tensors)
@@ -70,15 +75,6 @@ def assert_captured_in_cuda_graph(function, tensors):
         tensors[0].copy_(torch.randn_like(tensors[0]))
     graph.replay()
     torch.testing.assert_close(captured, outputs_and_gradients(function, tensors), rtol=0, atol=0)
-
-
-def assert_never_synchronizes(function, tensors):
-    outputs_and_gradients(function, tensors)  # compiles the kernels
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        outputs_and_gradients(function, tensors)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
 
 
 def skip_unsupported(operation, backend, tensor):
