@@ -173,7 +173,7 @@ def _target(target: str) -> Any:
 
 
 def _nvidia_resources(cubin: bytes) -> tuple[int, int]:
-    """Registers and bytes of local memory per thread, from the cuobjdump in Triton's wheel."""
+    """Register and bytes of local memory per thread, from the cuobjdump in Triton's wheel."""
     import triton
 
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"

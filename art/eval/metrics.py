@@ -72,7 +72,7 @@ class Evaluation:
 
     @property
     def correct_top1(self) -> int:
-        """Clips whose most probable class is the true one."""
+        """Clip whose most probable class is the true one."""
         return int(np.trace(self.confusion))
 
     @property

@@ -91,7 +91,7 @@ class Table:
 
 
 def ablation_tables(config: Config) -> dict[str, Table]:
-    """Returns every ablation by name; ``config`` is the full method.
+    """Return every ablation by name; ``config`` is the full method.
 
     Examples:
         >>> from art.experiments import ablation_tables
@@ -151,7 +151,7 @@ def _values_table(
 
 
 def _check_table(config: Config, table: Table) -> None:
-    """Raises :class:`ConfigError` if the full method lacks a component that a row removes."""
+    """Raise :class:`ConfigError` if the full method lacks a component that a row removes."""
     if config.kind != "art":
         raise ConfigError(f"kind: got {config.kind!r}, expected art: ablations start from the full method")
     for key in table.needs:
@@ -185,20 +185,20 @@ class Plan:
     of_row = renamed_attribute("of_row", "row_variants")
 
     def variant_runs(self) -> dict[str, list[Config]]:
-        """Returns the runs of each variant, by seed."""
+        """Return the runs of each variant, by seed."""
         return {
             name: [replace(c, seed=seed, output=str(Path(c.output) / f"{name}-seed{seed}")) for seed in self.seeds]
             for name, c in self.variants.items()
         }
 
     def runs(self) -> dict[str, Config]:
-        """Returns all runs by name, the first seed of every variant first, so that tables are available early."""
+        """Return all runs by name, the first seed of every variant first, so that tables are available early."""
         runs = self.variant_runs()
         return {f"{name}, seed {seed}": runs[name][i] for i, seed in enumerate(self.seeds) for name in self.variants}
 
 
 def make_plan(config: Config, seeds: int, only: Sequence[str] = ()) -> Plan:
-    """Plans the runs of the ablations. Rows with the same configuration share one run.
+    """Plan the runs of the ablations. Rows with the same configuration share one run.
 
     A variant is named after the first row of any table that uses it, so that its name does not depend on ``only``.
 
@@ -243,7 +243,7 @@ def make_plan(config: Config, seeds: int, only: Sequence[str] = ()) -> Plan:
 
 
 def format_plan(plan: Plan, num_parallel: int) -> str:
-    """Formats the tables with the run of each row, and the remaining time with ``num_parallel`` concurrent runs."""
+    """Format the tables with the run of each row, and the remaining time with ``num_parallel`` concurrent runs."""
     shown: set[str] = set()
     lines = []
     for table in plan.tables:
@@ -265,7 +265,7 @@ def format_plan(plan: Plan, num_parallel: int) -> str:
 
 
 def _estimate(runs: Mapping[str, Config]) -> tuple[int, float | None, str]:
-    """Returns the number of unfinished runs, the seconds per run (None if there are none), and their source.
+    """Return the number of unfinished runs, the seconds per run (None if there are none), and their source.
 
     The source is the finished runs, else one step of the full method on its device, without reading clips.
     """
@@ -281,7 +281,7 @@ def _estimate(runs: Mapping[str, Config]) -> tuple[int, float | None, str]:
 
 
 def _predict_seconds(config: Config) -> float:
-    """Predicts the time of a run from the measured time of a training step and a forward pass."""
+    """Predict the time of a run from the measured time of a training step and a forward pass."""
     data = config.data
     train, test = (open_split(data, split) for split in (data.train_split, data.test_split))
     validation = test if data.validation_split is None else open_split(data, data.validation_split)
@@ -298,7 +298,7 @@ def _predict_seconds(config: Config) -> float:
 
 
 def ablate(config: Config, seeds: int, only: Sequence[str] = (), devices: Sequence[str] = ()) -> dict[str, Any]:
-    """Trains the runs of the paper's ablations and writes ``ablate.json``, ``ablate.md`` and ``ablate.png``.
+    """Train the runs of the paper's ablations and write ``ablate.json``, ``ablate.md`` and ``ablate.png``.
 
     Runs are in ``<output>/<name>-seed<seed>``. Those that are finished with the same configuration are skipped and
     interrupted ones are resumed.
@@ -332,7 +332,7 @@ def ablate(config: Config, seeds: int, only: Sequence[str] = (), devices: Sequen
 
 
 def collect_results(config: Config, plan: Plan) -> dict[str, Any]:
-    """Returns the result of :func:`ablate` from finished runs."""
+    """Return the result of :func:`ablate` from finished runs."""
     results = {name: [run_results(run) for run in runs] for name, runs in plan.variant_runs().items()}
     tables = []
     for table in plan.tables:
@@ -359,7 +359,7 @@ def collect_results(config: Config, plan: Plan) -> dict[str, Any]:
 
 
 def to_markdown(result: Mapping[str, Any]) -> str:
-    """Formats the result of :func:`ablate` as Markdown: mean ± sample standard deviation, and differences by seed."""
+    """Format the result of :func:`ablate` as Markdown: mean ± sample standard deviation, and differences by seed."""
     source, clips = result["provenance"], result["runs"][0]["clips"]
     seeds = ("seeds " if len(result["seeds"]) > 1 else "seed ") + ", ".join(map(str, result["seeds"]))
     lines = [
@@ -397,7 +397,7 @@ def _table_lines(table: Mapping[str, Any], seeds: Sequence[int]) -> list[str]:
 def ablation_figure(
     tables: Sequence[Mapping[str, Any]], runs: Sequence[Mapping[str, Any]], *, value: str = "top1"
 ) -> Figure:
-    """Draws one panel per table on a common scale: a dot per run and a bar with the mean of each row, in percent.
+    """Draw one panel per table on a common scale: a dot per run and a bar with the mean of each row, in percent.
 
     Args:
         tables: dicts with "title" and "rows"; each row has "title" and "run", the name of its runs.

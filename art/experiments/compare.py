@@ -50,7 +50,7 @@ _KINDS = {"backbone": "backbone alone", "art": "ART on it"}
 
 
 def compare(config: Config, seeds: int, over: str = "kind=backbone,art") -> dict[str, Any]:
-    """Trains with each value of a key and each seed; writes ``compare.json``, ``compare.md`` and ``compare.png``.
+    """Train with each value of a key and each seed; write ``compare.json``, ``compare.md`` and ``compare.png``.
 
     Runs are in ``<output>/<value>-seed<seed>``. Those that are finished with the same configuration are skipped and
     interrupted ones are resumed. Timings are comparable only if the machine had the same load in all runs.
@@ -98,7 +98,7 @@ def compare(config: Config, seeds: int, over: str = "kind=backbone,art") -> dict
 
 
 def _statistics(key: str, runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Returns the summary of each value, and the differences to the first in metrics that all of their runs have."""
+    """Return the summary of each value, and the differences to the first in metrics that all of their runs have."""
     by_value: dict[str, list[Mapping[str, Any]]] = {}
     for run in runs:
         by_value.setdefault(run[key], []).append(run)
@@ -111,7 +111,7 @@ def _statistics(key: str, runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def to_markdown(result: Mapping[str, Any]) -> str:
-    """Formats the result of :func:`compare` as Markdown: means ± sample standard deviations over seeds (min … max)."""
+    """Format the result of :func:`compare` as Markdown: means ± sample standard deviations over seeds (min … max)."""
     source, seeds = result["provenance"], ", ".join(map(str, result["seeds"]))
     first_line = (
         f"Last checkpoint of each run on {result['runs'][0]['clips']} test clips; seeds {seeds}; "
@@ -159,7 +159,7 @@ def _tracklet_table(result: Mapping[str, Any]) -> list[str]:
 def _chance_rows(
     result: Mapping[str, Any], summaries: Mapping[str, Mapping[str, Any]], names: Sequence[str]
 ) -> list[str]:
-    """Returns the metrics of random regions on the body: one row if they are equal for all values of the key."""
+    """Return the metrics of random regions on the body: one row if they are equal for all values of the key."""
     cells = {
         _title(result, value): [format_percent(summary.get(f"{name}_chance")) for name in names]
         for value, summary in summaries.items()
@@ -171,7 +171,7 @@ def _chance_rows(
 
 
 def _pairs(result: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Returns the differences to the first value by the title of their row."""
+    """Return the differences to the first value by the title of their row."""
     first, *others = result["summary"]
     if len(others) == 1:
         return {"difference, paired by seed": result["paired"]}
@@ -187,7 +187,7 @@ class RunsFailed(RuntimeError):
 
 
 def is_finished(config: Config) -> bool:
-    """Returns whether the run directory has the evaluation of a run with this configuration."""
+    """Return whether the run directory has the evaluation of a run with this configuration."""
     path = RunDir(config.output).evaluation
     if not path.is_file():
         return False
@@ -196,7 +196,7 @@ def is_finished(config: Config) -> bool:
 
 
 def check_runs(groups: Mapping[str, Sequence[Config]]) -> None:
-    """Raises the errors that the runs would raise before their first step. Writes nothing.
+    """Raise the errors that the runs would raise before their first step. Writes nothing.
 
     Args:
         groups: runs by title; runs of a group differ in seed and output only.
@@ -217,7 +217,7 @@ def check_runs(groups: Mapping[str, Sequence[Config]]) -> None:
 
 
 def train_all(configs: Mapping[str, Config], devices: Sequence[str] = ()) -> None:
-    """Trains every run that is not finished. A failed run does not stop the others.
+    """Train every run that is not finished. A failed run does not stop the others.
 
     Args:
         configs: runs by name, with distinct output directories.
@@ -257,7 +257,7 @@ def _run_sequential(configs: Mapping[str, Config]) -> dict[str, Exception]:
 
 
 def _run_parallel(configs: Mapping[str, Config], devices: Sequence[str]) -> dict[str, Exception]:
-    """Trains each run in its own process, so that its peak memory can be measured and is released."""
+    """Train each run in its own process, so that its peak memory can be measured and is released."""
     pending, free = list(configs.items()), list(devices)[: len(configs)]
     threads = max(1, available_cores() // len(free))
     active: dict[str, tuple[SpawnProcess, Config]] = {}
@@ -294,7 +294,7 @@ def _run_parallel(configs: Mapping[str, Config], devices: Sequence[str]) -> dict
 
 
 def _run_in_process(config: Config, threads: int) -> None:
-    """Trains in a child process. Ctrl-C goes to the parent only, which terminates its children."""
+    """Train in a child process. Ctrl-C goes to the parent only, which terminates its children."""
     if hasattr(os, "setpgrp"):
         os.setpgrp()
     exit_with_parent()
@@ -309,7 +309,7 @@ def _run_in_process(config: Config, threads: int) -> None:
 
 
 def _terminate(active: Mapping[str, tuple[SpawnProcess, Config]]) -> None:
-    """Sends SIGTERM, on which a training run saves its state, and waits."""
+    """Send SIGTERM, on which a training run saves its state, and wait."""
     for process, _ in active.values():
         process.terminate()
     for process, _ in active.values():
@@ -326,7 +326,7 @@ def _failure(process: SpawnProcess, config: Config) -> RunsFailed:
 
 
 def run_results(config: Config) -> dict[str, Any]:
-    """Returns the results of a finished run: "seed", "output", "clips", the available metrics of :data:`ACCURACY`,
+    """Return the results of a finished run: "seed", "output", "clips", the available metrics of :data:`ACCURACY`,
     :data:`TRACKLETS` and :data:`CHANCE`, and :attr:`art.train.loop.TrainResult.measured`."""
     evaluation = json.loads(RunDir(config.output).evaluation.read_text(encoding="utf-8"))
     metrics = {name: evaluation[name] for name in ("clips", *ACCURACY)}
@@ -341,13 +341,13 @@ def run_results(config: Config) -> dict[str, Any]:
 
 
 def summarize(runs: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float | None]]:
-    """Returns :func:`mean_std` over seeds of each metric that all runs have."""
+    """Return :func:`mean_std` over seeds of each metric that all runs have."""
     names = (*ACCURACY, *TRACKLETS, *CHANCE, *COSTS)
     return {name: mean_std([run[name] for run in runs]) for name in names if all(name in run for run in runs)}
 
 
 def differences(first: Sequence[Mapping[str, Any]], other: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Returns ``other`` minus ``first`` for each metric that all runs have: "by_seed", and its :func:`mean_std`.
+    """Return ``other`` minus ``first`` for each metric that all runs have: "by_seed", and its :func:`mean_std`.
 
     Args:
         first: runs with distinct seeds.
@@ -360,7 +360,7 @@ def differences(first: Sequence[Mapping[str, Any]], other: Sequence[Mapping[str,
 
 
 def mean_std(values: Sequence[float | None]) -> dict[str, float | None]:
-    """Returns "mean", sample standard deviation "std", "min" and "max" of the values that are not None.
+    """Return "mean", sample standard deviation "std", "min" and "max" of the values that are not None.
 
     The deviation of fewer than two values is None, as is everything without values.
     """
@@ -372,17 +372,17 @@ def mean_std(values: Sequence[float | None]) -> dict[str, float | None]:
 
 
 def table_header(*titles: str) -> list[str]:
-    """Returns the first two lines of a Markdown table whose first column has no title."""
+    """Return the first two lines of a Markdown table whose first column has no title."""
     return [table_row("", *titles), table_row(*["---"] * (len(titles) + 1))]
 
 
 def table_row(*cells: str) -> str:
-    """Returns a line of a Markdown table."""
+    """Return a line of a Markdown table."""
     return "|" + "|".join(f" {cell} " if cell else " " for cell in cells) + "|"
 
 
 def format_percent(stats: Mapping[str, float | None] | None, *, signed: bool = False, extremes: bool = True) -> str:
-    """Formats the output of :func:`mean_std` in percent: mean ± deviation (min … max).
+    """Format the output of :func:`mean_std` in percent: mean ± deviation (min … max).
 
     Args:
         stats: fractions; None, or without values, is an empty cell.
@@ -398,5 +398,5 @@ def format_percent(stats: Mapping[str, float | None] | None, *, signed: bool = F
 
 
 def format_seconds(value: float | None) -> str:
-    """Formats a time; "-" for None."""
+    """Format a time; "-" for None."""
     return "-" if value is None else f"{value:.3g}"

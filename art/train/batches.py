@@ -47,7 +47,7 @@ class Batch:
         return self.labels if self.soft_labels is None else self.soft_labels
 
     def split(self, size: int) -> list[Batch]:
-        """Splits the batch into microbatches of ``size`` clips; the last may be smaller."""
+        """Split the batch into microbatches of ``size`` clips; the last may be smaller."""
         values = [getattr(self, attribute.name) for attribute in fields(self)]
         return [
             Batch(*(None if value is None else value[start : start + size] for value in values))  # type: ignore[arg-type]
@@ -56,7 +56,7 @@ class Batch:
 
 
 def open_split(data: DataConfig, split: str) -> ClipSet:
-    """Opens a split of the configured dataset."""
+    """Open a split of the configured dataset."""
     return open_dataset(data.name, Path(data.root), split)
 
 
@@ -70,7 +70,7 @@ class Splits:
 
     @classmethod
     def open(cls, data: DataConfig) -> Splits:
-        """Opens all splits.
+        """Open all splits.
 
         Raises:
             ClassMismatch: the classes of a split differ from those of the training split.
@@ -162,7 +162,7 @@ class TrainingBatches:
         return self._num_batches
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        """Yields decoded batches on the CPU from index ``start``; does not advance the global random generators."""
+        """Yield decoded batches on the CPU from index ``start``; does not advance the global random generators."""
         self._loader.set_epoch(epoch, skip=start)
         batches = iter(self._loader)
         with fork_rng():  # DataLoader draws a seed for its workers, in some epochs only
@@ -172,7 +172,7 @@ class TrainingBatches:
             loaded = next(batches, None)
 
     def prepare(self, batch: Batch) -> Batch:
-        """Moves the batch to the device as uint8 and augments it at the model's input size.
+        """Move the batch to the device as uint8 and augment it at the model's input size.
 
         A flipped clip gets the label of its mirrored class; mixed clips get ``soft_labels``.
         """
@@ -303,7 +303,7 @@ class MicrobatchMetrics:
         self._indices: list[list[int]] = []
 
     def add(self, terms: Mapping[str, Tensor], outputs: Mapping[str, Tensor], microbatch: Batch) -> None:
-        """Adds the loss terms (means over the clips) and outputs of :class:`art.train.parallel.ModelWithLoss`."""
+        """Add the loss terms (means over the clips) and outputs of :class:`art.train.parallel.ModelWithLoss`."""
         self._names = tuple(terms)
         correct = (outputs["logits"].argmax(1) == microbatch.labels).sum()
         self._rows.append(torch.stack([*(term.detach().float() for term in terms.values()), correct.float()]))
@@ -323,7 +323,7 @@ class MicrobatchMetrics:
         return torch.cat(self._latents)
 
     def reduce(self, dist_ctx: DistContext) -> StepMetrics:
-        """Reduces over microbatches and ranks, which have equal numbers of clips. A collective operation."""
+        """Reduce over microbatches and ranks, which have equal numbers of clips. A collective operation."""
         own = torch.stack(self._rows)  # [microbatches, terms + 1]
         own_rows, summed_rows = torch.stack([own, dist_ctx.all_reduce(own)]).tolist()  # one device-to-host copy
         sizes = [len(indices) for indices in self._indices]

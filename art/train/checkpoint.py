@@ -86,16 +86,16 @@ class RunDir:
         self.predictions = self.path / "predictions.npz"
 
     def exists(self) -> bool:
-        """Returns whether a run was started here."""
+        """Return whether a run was started here."""
         return any((self.path / name).exists() for name in self._CONTENTS)
 
     def has_checkpoint(self) -> bool:
-        """Returns whether there is a training state to resume from."""
+        """Return whether there is a training state to resume from."""
         recover(self.last)
         return (self.last / TRAINING_STATE).is_file()
 
     def check(self, config: Config, *, resume: Resume, overwrite: bool) -> bool:
-        """Checks whether this run may start here. Changes nothing.
+        """Check whether this run may start here. Changes nothing.
 
         Returns:
             Whether it resumes; "auto" resumes if a run was started.
@@ -123,7 +123,7 @@ class RunDir:
         return bool(resume)
 
     def check_visible(self) -> None:
-        """Checks that this rank sees what :meth:`begin` wrote on rank 0; a network file system may need a moment.
+        """Check that this rank sees what :meth:`begin` wrote on rank 0; a network file system may need a moment.
 
         Raises:
             ConfigError: it does not.
@@ -150,7 +150,7 @@ class RunDir:
             )
 
     def begin(self, config: Config, class_names: tuple[str, ...], *, resume: bool) -> None:
-        """Removes an earlier run (unless ``resume``) and writes the configuration and the classes."""
+        """Remove an earlier run (unless ``resume``) and write the configuration and the classes."""
         if not resume:
             for name in self._CONTENTS:
                 path = self.path / name
@@ -160,12 +160,12 @@ class RunDir:
         atomic_write(self.classes, lambda path: path.write_text("".join(f"{name}\n" for name in class_names), "utf-8"))
 
     def history(self) -> list[dict[str, Any]]:
-        """Returns the records of ``metrics.jsonl``, without a last line that a crash truncated."""
+        """Return the records of ``metrics.jsonl``, without a last line that a crash truncated."""
         return read_history(self.metrics)
 
 
 def read_history(path: Path) -> list[dict[str, Any]]:
-    """Returns the records of a ``metrics.jsonl`` file, without a last line that a crash truncated.
+    """Return the records of a ``metrics.jsonl`` file, without a last line that a crash truncated.
 
     Raises:
         ValueError: a line other than the last is not valid JSON.
@@ -185,7 +185,7 @@ def read_history(path: Path) -> list[dict[str, Any]]:
 
 
 def differing_keys(saved: dict[str, Any], current: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Returns the dotted keys that differ and change the results of a run, with both values."""
+    """Return the dotted keys that differ and change the results of a run, with both values."""
     one, other = _flatten(saved), _flatten(current)
     keys = sorted({*one, *other} - set(RESUMABLE_KEYS))
     return {key: (one.get(key), other.get(key)) for key in keys if one.get(key) != other.get(key)}
@@ -220,7 +220,7 @@ class CheckpointWriter:
     def save(
         self, write_model: Callable[[Path], None], values: Mapping[str, Any], tensors: Mapping[str, Tensor]
     ) -> None:
-        """Writes a checkpoint. A collective operation.
+        """Write a checkpoint. A collective operation.
 
         Args:
             write_model: writes the model to a directory; called on rank 0, possibly in a thread.
@@ -257,7 +257,7 @@ class CheckpointWriter:
             complete()
 
     def wait(self) -> None:
-        """Waits until all ranks have finished writing in the background.
+        """Wait until all ranks have finished writing in the background.
 
         Raises:
             OSError: the checkpoint could not be written; the previous one is unchanged.
@@ -279,7 +279,7 @@ class CheckpointWriter:
 
 
 def copy_checkpoint(source: Path, target: Path) -> None:
-    """Copies a checkpoint with the same guarantee for ``target``."""
+    """Copy a checkpoint with the same guarantee for ``target``."""
     incoming = _incoming(target)
     _prepare(target, incoming)
     shutil.copytree(source, incoming, dirs_exist_ok=True)
@@ -287,7 +287,7 @@ def copy_checkpoint(source: Path, target: Path) -> None:
 
 
 def load_training_state(directory: Path) -> dict[str, Any]:
-    """Loads the ``values`` of :meth:`CheckpointWriter.save` to the CPU.
+    """Load the ``values`` of :meth:`CheckpointWriter.save` to the CPU.
 
     Raises:
         CheckpointError: the directory has no training state, or it cannot be read.
@@ -305,7 +305,7 @@ def load_training_state(directory: Path) -> dict[str, Any]:
 
 
 def saved_tensors(directory: Path) -> dict[str, torch.Size]:
-    """Returns the names and shapes of the tensors of a checkpoint's training state.
+    """Return the names and shapes of the tensors of a checkpoint's training state.
 
     Raises:
         CheckpointError: they cannot be read.
@@ -315,7 +315,7 @@ def saved_tensors(directory: Path) -> dict[str, torch.Size]:
 
 
 def load_tensors(directory: Path, tensors: Mapping[str, Tensor], dist_ctx: DistContext = _SINGLE) -> None:
-    """Loads saved tensors into ``tensors``, in place, with any sharding. A collective operation.
+    """Load saved tensors into ``tensors``, in place, with any sharding. A collective operation.
 
     Raises:
         CheckpointError: a tensor is missing, has a different shape, or cannot be read.
@@ -370,7 +370,7 @@ class _MetadataUnpickler(pickle.Unpickler):
 
 @contextmanager
 def _convert_errors(to: type[Exception], message: str, others: tuple[type[Exception], ...] = ()) -> Iterator[None]:
-    """Converts PyTorch's CheckpointException (a BaseException) and ``others``, and hides a warning without a group."""
+    """Convert PyTorch's CheckpointException (a BaseException) and ``others``, and hide a warning without a group."""
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
@@ -405,7 +405,7 @@ def _replace(directory: Path, incoming: Path, keep: int | None) -> None:
 
 
 def _retire(previous: Path, keep: int | None) -> None:
-    """Removes a previous checkpoint, or renames it to its step and removes the oldest ones.
+    """Remove a previous checkpoint, or rename it to its step and remove the oldest ones.
 
     ``keep=None`` does not touch numbered checkpoints, which belong to another writer.
     """
@@ -423,7 +423,7 @@ def _retire(previous: Path, keep: int | None) -> None:
 
 
 def _remove(directory: Path) -> None:
-    """Removes a directory that would look like a checkpoint if removed partially."""
+    """Remove a directory that would look like a checkpoint if removed partially."""
     if directory.exists():
         removed = directory.with_name(".removed")
         shutil.rmtree(removed, ignore_errors=True)
@@ -432,7 +432,7 @@ def _remove(directory: Path) -> None:
 
 
 def _fsync(path: Path) -> None:
-    """Flushes a file, or a directory if the system supports it, to disk."""
+    """Flush a file, or a directory if the system supports it, to disk."""
     if path.is_dir() and os.name == "nt":
         return
     handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)

@@ -35,7 +35,7 @@ _ALIASES = {"data.max_bad_share": "data.max_failed_fraction"}
 
 
 def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> Config:
-    """Loads a configuration: the defaults, then included files, the YAML file, and the overrides, in this order.
+    """Load a configuration: the defaults, then included files, the YAML file, and the overrides, in this order.
 
     ``include: [parts/paper.yaml, parts/tea50.yaml]`` in a file reads those files first, relative to the file.
 
@@ -66,7 +66,7 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> Confi
 
 
 def config_from_dict(values: dict[str, Any], source: str) -> Config:
-    """Builds a configuration from the output of :func:`to_dict`, with the checks of :func:`load_config`.
+    """Build a configuration from the output of :func:`to_dict`, with the checks of :func:`load_config`.
 
     Args:
         values: nested containers.
@@ -81,7 +81,7 @@ def config_from_dict(values: dict[str, Any], source: str) -> Config:
 
 
 def variants(config: Config, over: str) -> dict[str, Config]:
-    """Returns one configuration per value of a key, by a name that is valid in a file name.
+    """Return one configuration per value of a key, by a name that is valid in a file name.
 
     Args:
         config: base configuration.
@@ -119,7 +119,7 @@ def variants(config: Config, over: str) -> dict[str, Config]:
 
 
 def with_values(config: Config, values: Mapping[str, Any], source: str) -> Config:
-    """Returns a copy of a configuration with some values replaced.
+    """Return a copy of a configuration with some values replaced.
 
     Args:
         config: base configuration.
@@ -142,7 +142,7 @@ def with_values(config: Config, values: Mapping[str, Any], source: str) -> Confi
 
 
 def to_dict(config: Config) -> dict[str, Any]:
-    """Returns the configuration as plain nested containers.
+    """Return the configuration as plain nested containers.
 
     Examples:
         >>> from art.train.config import Config, to_dict
@@ -153,7 +153,7 @@ def to_dict(config: Config) -> dict[str, Any]:
 
 
 def save_config(config: Config, path: Path) -> None:
-    """Writes all values, defaults included, so that the run does not depend on the defaults of later versions.
+    """Write all values, defaults included, so that the run does not depend on the defaults of later versions.
 
     Examples:
         >>> from pathlib import Path
@@ -166,7 +166,7 @@ def save_config(config: Config, path: Path) -> None:
 
 
 def _read_files(path: Path, parents: tuple[Path, ...] = ()) -> list[tuple[str, dict[str, Any]]]:
-    """Returns (name, content) of a file and its includes; later entries override earlier ones."""
+    """Return (name, content) of a file and its includes; later entries override earlier ones."""
     if not path.is_file():
         hint = f" (included by {parents[-1]})" if parents else "; configs/motion.yaml is an example to start from"
         raise FileNotFoundError(f"config: no file {path}{hint}")
@@ -218,7 +218,7 @@ def _one_line(error: Exception) -> str:
 
 
 def _leaves(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yields dotted keys and values; raises for unknown keys here, where the value as written is available."""
+    """Yield dotted keys and values; raise for unknown keys here, where the value as written is available."""
     for name, value in values.items():
         key = _ALIASES.get(f"{prefix}{name}", f"{prefix}{name}")
         if key not in _KEYS:
@@ -249,7 +249,7 @@ _GROUP = "a mapping"
 
 
 def _schema(kind: type, prefix: str = "") -> dict[str, str]:
-    """Returns a description of the expected type of every dotted key."""
+    """Return a description of the expected type of every dotted key."""
     keys: dict[str, str] = {}
     for name, hint in get_type_hints(kind).items():
         key = f"{prefix}{name}"

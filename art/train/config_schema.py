@@ -282,12 +282,12 @@ _RANGES = (
 
 
 def get_value(config: Config, key: str) -> Any:
-    """Returns the value of a dotted key."""
+    """Return the value of a dotted key."""
     return functools.reduce(getattr, key.split("."), config)
 
 
 def check_values(config: Config) -> None:
-    """Raises :class:`ConfigError` for a value out of range or a combination that is not supported."""
+    """Raise :class:`ConfigError` for a value out of range or a combination that is not supported."""
 
     def check(key: str, valid: object, expected: str) -> None:
         if not valid:

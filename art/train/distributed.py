@@ -76,7 +76,7 @@ class DistContext:
         return self.rank == 0
 
     def all_reduce(self, values: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-        """Returns the sum over all ranks."""
+        """Return the sum over all ranks."""
         if not self.is_distributed:
             return values
         sums = values.clone()
@@ -84,7 +84,7 @@ class DistContext:
         return sums
 
     def gather_objects(self, value: T) -> list[T]:
-        """Returns the values of all ranks, in rank order."""
+        """Return the values of all ranks, in rank order."""
         if not self.is_distributed:
             return [value]
         values: list[Any] = [None] * self.world_size
@@ -92,7 +92,7 @@ class DistContext:
         return values
 
     def run_on_rank0(self, function: Callable[[], T]) -> T:
-        """Calls ``function`` on rank 0 and returns its result on all ranks.
+        """Call ``function`` on rank 0 and return its result on all ranks.
 
         Raises:
             OtherRankError: on the other ranks, if it raised on rank 0 (which raises the original error).
@@ -108,7 +108,7 @@ class DistContext:
 
     @contextmanager
     def sync_errors(self) -> Iterator[None]:
-        """Ends all ranks if the block raises on one of them. The block must not contain collective operations.
+        """End all ranks if the block raises on one of them. The block must not contain collective operations.
 
         Raises:
             OtherRankError: the block raised on another rank. (A rank with an error raises its own.)
@@ -121,7 +121,7 @@ class DistContext:
         self._reduce_max(error)
 
     def next_item(self, items: Iterator[T], stop: Callable[[], int] = lambda: 0) -> tuple[T | None, StepSync]:
-        """Fetches the next item on each rank and synchronizes their states. An error on one rank ends all.
+        """Fetch the next item on each rank and synchronize their states. An error on one rank ends all.
 
         Args:
             items: items of this rank.
@@ -136,7 +136,7 @@ class DistContext:
         return item, StepSync(signal, bool(has_item))
 
     def _reduce_max(self, error: Exception | None, *values: int) -> list[int]:
-        """Returns the maximum of each value over all ranks, or raises on each rank if any has an error.
+        """Return the maximum of each value over all ranks, or raise on each rank if any has an error.
 
         Uses gather and broadcast over rank 0, 2 (n - 1) messages: Gloo's all-reduce and all-gather send n (n - 1).
         """
@@ -158,7 +158,7 @@ class DistContext:
         return [int(value) for value in maxima[1:].tolist()]
 
     def broadcast(self, tensors: Iterable[Tensor]) -> None:
-        """Copies the values of rank 0 to all ranks, in place."""
+        """Copy the values of rank 0 to all ranks, in place."""
         if self.is_distributed:
             for tensor in tensors:
                 target = tensor.detach()
@@ -167,7 +167,7 @@ class DistContext:
                 target.copy_(values)
 
     def num_workers(self, requested: int) -> int:
-        """Returns the number of decoding processes: ``requested``, at most this rank's fraction of the CPU cores."""
+        """Return the number of decoding processes: ``requested``, at most this rank's fraction of the CPU cores."""
         if not self.is_distributed:
             return requested
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -175,13 +175,13 @@ class DistContext:
 
 
 def is_main_process() -> bool:
-    """Returns whether this process is rank 0 according to its launcher, or was started without one."""
+    """Return whether this process is rank 0 according to its launcher, or was started without one."""
     return os.environ.get("RANK", "0") == "0"
 
 
 @contextmanager
 def init_distributed(device: str, timeout: float) -> Iterator[DistContext]:
-    """Joins the process group of torchrun, or of any launcher that sets RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT.
+    """Join the process group of torchrun, or of any launcher that sets RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT.
 
     The group is destroyed at the end of the block. An existing process group is used and left as it is; without a
     launcher, the context is that of a single process.
@@ -223,7 +223,7 @@ def _init_process_group(device_name: str, timeout: timedelta) -> dist.Store:
 
 
 def _open_store(rank: int, world_size: int, timeout: timedelta) -> dist.Store:
-    """Returns the store of the torchrun agent, or the one that rank 0 opens at MASTER_ADDR."""
+    """Return the store of the torchrun agent, or the one that rank 0 opens at MASTER_ADDR."""
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         store, _, _ = next(iter(dist.rendezvous("env://", rank=rank, world_size=world_size, timeout=timeout)))
         return store
@@ -233,7 +233,7 @@ def _open_store(rank: int, world_size: int, timeout: timedelta) -> dist.Store:
 
 
 def _unique_prefix(store: dist.Store, rank: int, world_size: int, timeout: timedelta) -> str:
-    """Returns a prefix shared by all ranks of this start and by no other start: the agent store survives restarts.
+    """Return a prefix shared by all ranks of this start and by no other start: the agent store survives restarts.
 
     The restart count of torchrun cannot be used: it differs between the node that lost a rank and the nodes whose ranks
     are restarted with it. Instead, each rank writes a random id and waits for a reply to that id; rank 0 replies with
@@ -278,7 +278,7 @@ def _local_rank() -> int:
 
 
 def _rank_device(name: str) -> torch.device:
-    """Returns the device of this rank in distributed training."""
+    """Return the device of this rank in distributed training."""
     if name not in ("auto", "cpu", "cuda"):
         raise ConfigError(
             f"device: got {name!r} for several ranks, expected auto, cuda or cpu: with cuda each rank uses the GPU of "
@@ -297,7 +297,7 @@ def _rank_device(name: str) -> torch.device:
 
 
 def _publish_failure(store: dist.Store, error: Exception) -> Exception:
-    """Writes ``error`` to the store and returns it; a connection error is replaced by the published cause, if any."""
+    """Write ``error`` to the store and return it; a connection error is replaced by the published cause, if any."""
     with contextlib.suppress(Exception):  # the machine with the store may have failed too
         deadline = time.monotonic() + (_FAILURE_TIMEOUT if _is_connection_error(error) else 0)
         while not store.check([_FAILURE_KEY]) and time.monotonic() < deadline:
@@ -311,7 +311,7 @@ def _publish_failure(store: dist.Store, error: Exception) -> Exception:
 
 
 def _is_connection_error(error: Exception) -> bool:
-    """Returns whether another process cannot be reached. Gloo has no exception type for it."""
+    """Return whether another process cannot be reached. Gloo has no exception type for it."""
     return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error).lower())
 
 

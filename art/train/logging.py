@@ -31,13 +31,13 @@ class MetricLogger(Protocol):
     name: str
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Logs the metrics of a step, or of the epoch that ended with it; "/" in names separates groups."""
+        """Log the metrics of a step, or of the epoch that ended with it; "/" in names separates groups."""
 
     def histogram(self, step: int, name: str, values: Float32[np.ndarray, " n"]) -> None:
-        """Logs the distribution of values."""
+        """Log the distribution of values."""
 
     def close(self, *, failed: bool) -> None:
-        """Ends the run; ``failed`` if training stopped early."""
+        """End the run; ``failed`` if training stopped early."""
 
 
 class NullLogger:
@@ -96,13 +96,13 @@ class RunLogger:
         self._for_each(lambda logger: logger.close(failed=kind is not None))
 
     def write(self, event: str, epoch: int, step: int, metrics: dict[str, Any]) -> None:
-        """Writes one line and flushes it."""
+        """Write one line and flush it."""
         self._file.write(json.dumps({"event": event, "epoch": epoch, "step": step, **metrics}) + "\n")
         self._file.flush()
         self._for_each(lambda logger: logger.write(step, metrics))
 
     def histograms(self, step: int, histograms: Mapping[str, Float32[np.ndarray, " n"]]) -> None:
-        """Passes histograms to the other loggers."""
+        """Pass histograms to the other loggers."""
 
         def log(logger: MetricLogger) -> None:
             for name, values in histograms.items():
@@ -139,16 +139,16 @@ class TensorBoardLogger:
         self._writer = SummaryWriter(log_dir=str(directory), purge_step=step + 1 if step else None)
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Logs scalars."""
+        """Log scalars."""
         for name, value in metrics.items():
             self._writer.add_scalar(name, value, step)
 
     def histogram(self, step: int, name: str, values: Float32[np.ndarray, " n"]) -> None:
-        """Logs a histogram with TensorBoard's bins."""
+        """Log a histogram with TensorBoard's bins."""
         self._writer.add_histogram(name, values, step)
 
     def close(self, *, failed: bool) -> None:
-        """Flushes the files."""
+        """Flush the files."""
         self._writer.close()
 
 
@@ -182,15 +182,15 @@ class WandbLogger:
         self._run.define_metric("*", step_metric="step")
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Logs metrics over "step"."""
+        """Log metrics over "step"."""
         self._run.log({"step": step, **metrics})
 
     def histogram(self, step: int, name: str, values: Float32[np.ndarray, " n"]) -> None:
-        """Logs a histogram with 64 bins."""
+        """Log a histogram with 64 bins."""
         self._run.log({"step": step, name: self._wandb.Histogram(values)})
 
     def close(self, *, failed: bool) -> None:
-        """Waits for the upload."""
+        """Wait for the upload."""
         self._run.finish(exit_code=int(failed))
 
 
@@ -228,7 +228,7 @@ class MLflowLogger:
             self._client.log_artifact(run_id, str(directory / "config.yaml"))
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Logs metrics."""
+        """Log metrics."""
         now = int(1000 * time.time())
         entities = [self._mlflow.entities.Metric(name, value, now, step) for name, value in metrics.items()]
         self._client.log_batch(self.run_id, metrics=entities)
@@ -237,7 +237,7 @@ class MLflowLogger:
         """Does nothing: MLflow has no histograms, and the metrics include percentiles."""
 
     def close(self, *, failed: bool) -> None:
-        """Sets the status of the run."""
+        """Set the status of the run."""
         self._client.set_terminated(self.run_id, "FAILED" if failed else "FINISHED")
 
     def _log_parameters(self, config: Mapping[str, Any]) -> None:
@@ -260,7 +260,7 @@ def _import_library(name: str) -> Any:
 
 
 def check_loggers(log: LogConfig) -> None:
-    """Checks that the libraries of the enabled loggers are installed.
+    """Check that the libraries of the enabled loggers are installed.
 
     Raises:
         ModuleNotFoundError: one is missing; the message has the install command.
@@ -271,7 +271,7 @@ def check_loggers(log: LogConfig) -> None:
 
 
 def open_loggers(log: LogConfig, run: RunDir, config: Mapping[str, Any], *, step: int) -> list[MetricLogger]:
-    """Opens the enabled loggers; wandb and MLflow continue the runs recorded in ``loggers.json``.
+    """Open the enabled loggers; wandb and MLflow continue the runs recorded in ``loggers.json``.
 
     Args:
         log: enabled loggers.
@@ -297,7 +297,7 @@ def open_loggers(log: LogConfig, run: RunDir, config: Mapping[str, Any], *, step
 
 
 def format_epoch(metrics: Mapping[str, float]) -> str:
-    """Returns the metrics of an epoch in one line for the console."""
+    """Return the metrics of an epoch in one line for the console."""
     seconds = sum(value for name, value in metrics.items() if name.startswith("epoch_seconds/"))
     accuracy = (f"{name.replace('/', ' ')} {100 * value:.1f} %" for name, value in metrics.items() if "top1/" in name)
     return "  ".join([f"loss {metrics['mean_loss/total']:.4g}", *accuracy, f"{seconds:.1f} s"])
@@ -315,14 +315,14 @@ class ThroughputMeter:
         self._data_seconds = self._compute_seconds = 0.0
 
     def update(self, clips: int, *, data_seconds: float, compute_seconds: float) -> None:
-        """Adds a step with the number of clips over all ranks, the time waiting for data, and the compute time."""
+        """Add a step with the number of clips over all ranks, the time waiting for data, and the compute time."""
         self._steps += 1
         self._clips += clips
         self._data_seconds += data_seconds
         self._compute_seconds += compute_seconds
 
     def compute(self) -> dict[str, float]:
-        """Returns the metrics since the previous call, after at least one step, and resets the meter."""
+        """Return the metrics since the previous call, after at least one step, and reset the meter."""
         metrics = {
             "seconds/step": self._compute_seconds / self._steps,
             "seconds/data": self._data_seconds / self._steps,

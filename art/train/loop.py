@@ -64,10 +64,10 @@ class TrainResult:
 
 
 def train(config: Config, *, resume: Resume = False, overwrite: bool = False) -> TrainResult:
-    """Trains, evaluates, and writes the run directory. With torchrun, every rank calls it, and rank 0 writes.
+    """Train, evaluate, and write the run directory. With torchrun, every rank calls it, and rank 0 writes.
 
-    The reported evaluation is that of the *last* checkpoint: nothing is selected on the test split.
-    ``checkpoints/best`` is for datasets with a validation split.
+    The reported evaluation is that of the *last* checkpoint. ``checkpoints/best`` is selected on the validation split;
+    without one it is selected on the test split, and its test accuracy is biased.
 
     Args:
         config: configuration of the run.
@@ -114,7 +114,7 @@ def train(config: Config, *, resume: Resume = False, overwrite: bool = False) ->
 
 
 def check_trainable(config: Config) -> None:
-    """Opens the data and builds or resumes the model as :func:`train` does, without writing anything.
+    """Open the data and build or resume the model as :func:`train` does, without writing anything.
 
     Raises:
         Exception: any error that :func:`train` would raise before its first step.
@@ -125,7 +125,7 @@ def check_trainable(config: Config) -> None:
 
 
 def _write_results(trainer: _Trainer, evaluation: Evaluation, measured: dict[str, Any]) -> None:
-    """Writes the predictions and metrics of the last checkpoint on the test split, and the report."""
+    """Write the predictions and metrics of the last checkpoint on the test split, and the report."""
     config, run, test = trainer.config, trainer.run, trainer.splits.test
     model = trainer.state.model
     sharded = trainer.dist_ctx.is_distributed and config.parallel.strategy == "fsdp"
@@ -159,7 +159,7 @@ class _Trainer:
 
     @classmethod
     def create(cls, config: Config, run: RunDir, dist_ctx: DistContext, *, resume: bool) -> _Trainer:
-        """Opens the data, seeds the global generators, and builds the model or loads the state of ``run``."""
+        """Open the data, seed the global generators, and build the model or load the state of ``run``."""
         allow_tf32(config.tf32)
         with dist_ctx.sync_errors():
             check_loggers(config.log)
@@ -193,7 +193,7 @@ class _Trainer:
             self.validation = EvaluationBatches(validation, *args, single_view=True, dist_ctx=dist_ctx)
 
     def run_epochs(self, log: RunLogger | NullLogger, signals: DeferSignals) -> Evaluation:
-        """Runs the remaining epochs and returns the evaluation of the last checkpoint on the test split."""
+        """Run the remaining epochs and return the evaluation of the last checkpoint on the test split."""
         self.log, self.signals = log, signals
         self._start_time = time.perf_counter() - self.state.position.seconds
         position, epochs = self.state.position, self.config.optim.epochs
@@ -219,7 +219,7 @@ class _Trainer:
         return evaluation
 
     def measured(self) -> dict[str, Any]:
-        """Returns :attr:`TrainResult.measured`."""
+        """Return :attr:`TrainResult.measured`."""
         position, model = self.state.position, self.state.model
         steps = [line for line in self.run.history() if line["event"] == "step"]
         return {
@@ -261,7 +261,7 @@ class _Trainer:
                     self._save()
 
     def _step(self, batch: Batch) -> tuple[dict[str, float], int]:
-        """Runs one optimizer step. Returns its metrics by name and the number of clips over all ranks."""
+        """Run one optimizer step. Returns its metrics by name and the number of clips over all ranks."""
         optim, state, position = self.config.optim, self.state, self.state.position
         rates = set_learning_rates(state.optimizers, learning_rate_factor(optim, position.step, len(self.batches)))
         collected, microbatches = MicrobatchMetrics(), batch.split(self.batches.microbatch_size)
@@ -301,7 +301,7 @@ class _Trainer:
         return every is not None and step % every == 0 and isinstance(self.state.model, ARTModel)
 
     def _log_similarities(self, step: int, collected: MicrobatchMetrics) -> dict[str, float]:
-        """Logs histograms of the similarities of rank 0's clips if due, and returns their percentiles."""
+        """Log histograms of the similarities of rank 0's clips if due, and return their percentiles."""
         if not self._has_histograms(step):
             return {}
         assert isinstance(self.state.model, ARTModel)
@@ -310,7 +310,7 @@ class _Trainer:
         return quantiles(histograms)
 
     def _non_finite_loss(self, non_finite: dict[str, float], indices: list[int]) -> NonFiniteLoss:
-        """Returns the same error on all ranks; ``indices`` are this rank's clips with a non-finite term."""
+        """Return the same error on all ranks; ``indices`` are this rank's clips with a non-finite term."""
         position = self.state.position
         all_indices = [i for own in self.dist_ctx.gather_objects(indices) for i in own]
         clips = ", ".join(str(self.splits.train.clips[i]) for i in all_indices)
@@ -324,7 +324,7 @@ class _Trainer:
         )
 
     def _next_batch(self, batches: Iterator[Batch]) -> Batch:
-        """Returns the next batch; saves and raises if any rank received a signal."""
+        """Return the next batch; save and raise if any rank received a signal."""
         batch, sync = self.dist_ctx.next_item(batches, self.signals.received)
         if sync.signal:
             self._save()

@@ -20,7 +20,7 @@ def build_optimizers(
     optim: OptimConfig,
     backbone_layers: Sequence[Sequence[nn.Parameter]] | None = None,
 ) -> list[torch.optim.Optimizer]:
-    """Builds one optimizer, or two if the backbone uses a different optimizer class.
+    """Build one optimizer, or two if the backbone uses a different optimizer class.
 
     Weight decay applies to matrices of "backbone" and "head" only: not to biases and normalization weights, and not to
     the bank's agent, which enters the losses through cosine similarities. (Our reading; the paper specifies none.)
@@ -64,7 +64,7 @@ def build_optimizers(
 
 
 def _layer_factors(optim: OptimConfig, layers: Sequence[Sequence[nn.Parameter]] | None) -> dict[int, float]:
-    """Returns the learning rate factor of each backbone parameter by its id; it is 1 in the last layer."""
+    """Return the learning rate factor of each backbone parameter by its id; it is 1 in the last layer."""
     assert optim.layer_decay is not None
     if layers is None:
         raise ConfigError(
@@ -84,7 +84,7 @@ def _build_optimizer(kind: str, groups: list[dict[str, object]], optim: OptimCon
 
 
 def learning_rate_factor(optim: OptimConfig, step: int, steps_per_epoch: int) -> float:
-    """Returns the factor of the base learning rates, a function of the step only, so that it needs no saved state.
+    """Return the factor of the base learning rates, a function of the step only, so that it needs no saved state.
 
     "step" divides by 10 every ``step_epochs`` epochs (20 in the paper); "cosine" decays to 0 at the end of training.
     During the first ``warmup_epochs`` (our addition, off by default) the factor also rises linearly from 0.
@@ -112,7 +112,7 @@ def learning_rate_factor(optim: OptimConfig, step: int, steps_per_epoch: int) ->
 
 
 def set_learning_rates(optimizers: Sequence[torch.optim.Optimizer], factor: float) -> dict[str, float]:
-    """Sets every learning rate to ``factor`` times its base and returns the highest rate by group name."""
+    """Set every learning rate to ``factor`` times its base and return the highest rate by group name."""
     rates: dict[str, float] = {}
     for optimizer in optimizers:
         for group in optimizer.param_groups:
@@ -134,7 +134,7 @@ class GradientClipper:
         self._max_norm = max_norm
 
     def clip(self, *, measure: bool) -> dict[str, float]:
-        """Clips the gradients if ``max_norm`` is set. A collective operation.
+        """Clip the gradients if ``max_norm`` is set. A collective operation.
 
         Args:
             measure: also return "gradient_norm/total" and "gradient_norm/<group>" before clipping. If False and
@@ -189,7 +189,7 @@ class EMA:
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
-        """Updates the average. Call it after every optimizer step."""
+        """Update the average. Call it after every optimizer step."""
         average_fn = get_ema_multi_avg_fn(min(self.decay, (1 + self.steps) / (10 + self.steps)))
         grouped: dict[tuple[torch.device, torch.dtype], tuple[list[Tensor], list[Tensor]]] = {}
         for name, current in model.state_dict().items():
@@ -205,12 +205,12 @@ class EMA:
         self.steps += 1
 
     def buffers(self, model: nn.Module) -> list[Tensor]:
-        """Returns the averages of the model's buffers."""
+        """Return the averages of the model's buffers."""
         return [self.values[name] for name, _ in model.named_buffers() if name in self.values]
 
     @contextmanager
     def swap_parameters(self, model: nn.Module) -> Iterator[None]:
-        """Loads the averaged weights and buffers into the model for the block, and restores its own afterwards."""
+        """Load the averaged weights and buffers into the model for the block, and restore its own afterwards."""
         own = {name: value.clone() for name, value in model.state_dict().items()}
         _copy_into(model, self.values)
         try:
@@ -226,5 +226,5 @@ def _copy_into(model: nn.Module, values: Mapping[str, Tensor]) -> None:
 
 
 def _to_local(tensor: Tensor) -> Tensor:
-    """Returns this rank's shard of a DTensor (same memory), or the tensor itself."""
+    """Return this rank's shard of a DTensor (same memory), or the tensor itself."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor

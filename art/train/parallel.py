@@ -36,7 +36,7 @@ class ModelWithLoss(nn.Module):
     def forward(
         self, video: Shaped[Tensor, "b t 3 height width"], targets: Labels | None = None
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Returns the outputs, "logits" [B, Y] and for ART "order" [B, T, K] and "video_latent" [B, d], and the loss
+        """Return the outputs, "logits" [B, Y] and for ART "order" [B, T, K] and "video_latent" [B, d], and the loss
         terms by name (empty without ``targets``)."""
         output = self.model(video)
         outputs = {"logits": output.logits}
@@ -49,7 +49,7 @@ class ModelWithLoss(nn.Module):
 
 
 def parallelize(model: VideoClassifier, dist_ctx: DistContext, parallel: ParallelConfig) -> nn.Module:
-    """Wraps ``model`` in :class:`ModelWithLoss` and DDP or FSDP, with the weights of rank 0 on all ranks.
+    """Wrap ``model`` in :class:`ModelWithLoss` and DDP or FSDP, with the weights of rank 0 on all ranks.
 
     Modifies ``model``: build optimizers afterwards.
     """
@@ -74,12 +74,12 @@ def parallelize(model: VideoClassifier, dist_ctx: DistContext, parallel: Paralle
 
 
 def unwrap_ddp(module: nn.Module) -> nn.Module:
-    """Returns the module to call without gradients. With FSDP all ranks must call it together."""
+    """Return the module to call without gradients. With FSDP all ranks must call it together."""
     return module.module if isinstance(module, DistributedDataParallel) else module
 
 
 def broadcast_buffers(model: nn.Module, dist_ctx: DistContext, extra: Iterable[Tensor] = ()) -> None:
-    """Copies rank 0's buffers and ``extra`` to all ranks if their running batch norm statistics differ."""
+    """Copy rank 0's buffers and ``extra`` to all ranks if their running batch norm statistics differ."""
     if any(isinstance(module, _BatchNorm) and not is_sync_batch_norm(module) for module in model.modules()):
         dist_ctx.broadcast([*model.buffers(), *extra])
 
@@ -93,7 +93,7 @@ def reshard_modules(module: nn.Module) -> None:
 
 @contextmanager
 def no_sync(module: nn.Module) -> Iterator[None]:
-    """Accumulates gradients locally in the block, for all microbatches of a step but the last."""
+    """Accumulate gradients locally in the block, for all microbatches of a step but the last."""
     if isinstance(module, DistributedDataParallel):
         with module.no_sync():
             yield
@@ -108,7 +108,7 @@ def no_sync(module: nn.Module) -> Iterator[None]:
 
 
 def sharded_layers(model: nn.Module, min_parameters: int) -> list[nn.Module]:
-    """Returns the layers that become FSDP units, outer layers first; the rest of ``model`` is one more unit."""
+    """Return the layers that become FSDP units, outer layers first; the rest of ``model`` is one more unit."""
     layers = [
         layer
         for container in model.modules()
@@ -139,7 +139,7 @@ def _shard(model_with_loss: ModelWithLoss, dist_ctx: DistContext, min_parameters
 
 
 def convert_sync_batch_norm(model: nn.Module, device: torch.device) -> None:
-    """Replaces every batch norm layer in ``model``, in place, and keeps its parameters and buffers."""
+    """Replace every batch norm layer in ``model``, in place, and keep its parameters and buffers."""
     if device.type == "cuda":
         nn.SyncBatchNorm.convert_sync_batchnorm(model)
         return
@@ -150,7 +150,7 @@ def convert_sync_batch_norm(model: nn.Module, device: torch.device) -> None:
 
 
 def is_sync_batch_norm(module: nn.Module) -> bool:
-    """Returns whether :func:`convert_sync_batch_norm` created this layer."""
+    """Return whether :func:`convert_sync_batch_norm` created this layer."""
     return isinstance(module, (CPUSyncBatchNorm, nn.SyncBatchNorm))
 
 
@@ -162,7 +162,7 @@ class CPUSyncBatchNorm(_BatchNorm):
 
     @classmethod
     def from_batch_norm(cls, other: _BatchNorm) -> CPUSyncBatchNorm:
-        """Returns a layer that uses the parameters and buffers of ``other`` (not copies)."""
+        """Return a layer that uses the parameters and buffers of ``other`` (not copies)."""
         new = cls(other.num_features, other.eps, other.momentum, other.affine, other.track_running_stats)
         new.train(other.training)
         new._parameters, new._buffers = other._parameters, other._buffers
@@ -172,7 +172,7 @@ class CPUSyncBatchNorm(_BatchNorm):
         """Accepts any number of dimensions from two."""
 
     def forward(self, input: Float[Tensor, "b c ..."]) -> Float[Tensor, "b c ..."]:
-        """Normalizes with the statistics of all ranks in training, where it is a collective operation."""
+        """Normalize with the statistics of all ranks in training, where it is a collective operation."""
         if not self.training:
             return super().forward(input)
         x = input.to(torch.promote_types(input.dtype, torch.float32))  # half precision under autocast

@@ -64,7 +64,7 @@ class DeferSignals:
             signal.signal(number, handler)
 
     def received(self) -> int:
-        """Returns the number of the received signal, 0 if there was none."""
+        """Return the number of the received signal, 0 if there was none."""
         return self._received
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
@@ -84,7 +84,7 @@ class DeferSignals:
 
 @contextlib.contextmanager
 def raise_on_sigterm() -> Iterator[None]:
-    """Raises :class:`Interrupted` on SIGTERM in the block, so that cleanup code runs, as with Ctrl-C.
+    """Raise :class:`Interrupted` on SIGTERM in the block, so that cleanup code runs, as with Ctrl-C.
 
     Outside the main thread, where Python cannot install handlers, it does nothing.
     """
@@ -103,19 +103,19 @@ def raise_on_sigterm() -> Iterator[None]:
 
 
 def seed_everything(seed: int) -> None:
-    """Seeds the global generators of Python, NumPy and PyTorch (on every device)."""
+    """Seed the global generators of Python, NumPy and PyTorch (on every device)."""
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
 
 
 def rank_seed(seed: int, rank: int, step: int = 0) -> int:
-    """Returns the seed of a rank that starts at ``step``, so that dropout masks differ between ranks."""
+    """Return the seed of a rank that starts at ``step``, so that dropout masks differ between ranks."""
     return int(np.random.SeedSequence([seed, rank, step]).generate_state(1, np.uint32)[0])
 
 
 def get_rng_state() -> dict[str, Any]:
-    """Returns the states of the global generators as containers and tensors that ``weights_only=True`` can load."""
+    """Return the states of the global generators as containers and tensors that ``weights_only=True`` can load."""
     version, words, gauss = random.getstate()
     kind, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
     return {
@@ -127,7 +127,7 @@ def get_rng_state() -> dict[str, Any]:
 
 
 def set_rng_state(state: dict[str, Any]) -> None:
-    """Restores the output of :func:`get_rng_state`; CUDA states only if the number of devices is the same."""
+    """Restore the output of :func:`get_rng_state`; CUDA states only if the number of devices is the same."""
     version, words, gauss = state["python"]
     random.setstate((version, tuple(words), gauss))
     kind, keys, position, has_gauss, cached = state["numpy"]
@@ -139,7 +139,7 @@ def set_rng_state(state: dict[str, Any]) -> None:
 
 @contextlib.contextmanager
 def fork_rng() -> Iterator[None]:
-    """Restores the global generators after the block, so that an evaluation does not change a training run."""
+    """Restore the global generators after the block, so that an evaluation does not change a training run."""
     state = get_rng_state()
     try:
         yield
@@ -148,7 +148,7 @@ def fork_rng() -> Iterator[None]:
 
 
 def resolve_device(name: str) -> torch.device:
-    """Returns the device for a name; "auto" is CUDA if available, else the CPU.
+    """Return the device for a name; "auto" is CUDA if available, else the CPU.
 
     Raises:
         ValueError: the device is not available; there is no silent fallback.
@@ -167,7 +167,7 @@ def resolve_device(name: str) -> torch.device:
 
 
 def expand_devices(names: Sequence[str], jobs: int = 1) -> list[str]:
-    """Returns the device of each concurrent process.
+    """Return the device of each concurrent process.
 
     Args:
         names: devices for :func:`resolve_device`; "auto" and "cuda" expand to all CUDA devices ("auto" to the CPU if
@@ -191,28 +191,28 @@ def expand_devices(names: Sequence[str], jobs: int = 1) -> list[str]:
 
 
 def allow_tf32(allowed: bool) -> None:
-    """Sets whether CUDA may use TF32 in float32 matrix products and convolutions, ``art_kernels`` included."""
+    """Set whether CUDA may use TF32 in float32 matrix products and convolutions, ``art_kernels`` included."""
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
-    """Returns an autocast context for "bf16" and "fp16", a null context for "fp32"."""
+    """Return an autocast context for "bf16" and "fp16", a null context for "fp32"."""
     return torch.autocast(device.type, _AUTOCAST[precision]) if precision in _AUTOCAST else nullcontext()
 
 
 def peak_memory_bytes() -> int:
-    """Returns the peak resident set size of this process."""
+    """Return the peak resident set size of this process."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024  # macOS reports bytes, Linux KiB
 
 
 def peak_device_memory_bytes(device: torch.device) -> int | None:
-    """Returns the peak memory allocated by PyTorch on a CUDA device; None for other devices."""
+    """Return the peak memory allocated by PyTorch on a CUDA device; None for other devices."""
     return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
 
 
 def provenance() -> dict[str, str]:
-    """Returns versions, machine and date, for files with measurements."""
+    """Return versions, machine and date, for files with measurements."""
     return {
         "art": __version__,
         "torch": str(torch.__version__),
@@ -240,7 +240,7 @@ class StepProfiler:
         self._first = self._last = 0
 
     def begin_step(self, step: int) -> None:
-        """Starts tracing if the step is in range. Call it before loading the batch of the step."""
+        """Start tracing if the step is in range. Call it before loading the batch of the step."""
         if self._steps is None or self._profile is not None or not self._steps[0] <= step <= self._steps[1]:
             return
         activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (self._device.type == "cuda")
@@ -249,13 +249,13 @@ class StepProfiler:
         self._first = step
 
     def end_step(self, step: int) -> None:
-        """Writes the trace after the last step of the range."""
+        """Write the trace after the last step of the range."""
         self._last = step
         if self._steps is not None and step >= self._steps[1]:
             self.close()
 
     def close(self) -> None:
-        """Writes the steps traced so far, if any."""
+        """Write the steps traced so far, if any."""
         running, self._profile = self._profile, None
         if running is None:
             return

@@ -50,7 +50,7 @@ class Position:
     seconds: float = 0.0
 
     def next_epoch(self) -> None:
-        """Moves to the start of the next epoch."""
+        """Move to the start of the next epoch."""
         self.epoch += 1
         self.batch = self.clips = self.correct = 0
         self.loss_sum = self.epoch_seconds = 0.0
@@ -85,7 +85,7 @@ class TrainingState:
     def create(
         cls, config: Config, class_names: Sequence[str], dist_ctx: DistContext, prompts: Sequence[str] | None = None
     ) -> TrainingState:
-        """Creates the state of a new run. Seed the global generators first: they determine the initial weights.
+        """Create the state of a new run. Seed the global generators first: they determine the initial weights.
 
         Args:
             config: configuration of the run.
@@ -109,7 +109,7 @@ class TrainingState:
     def resume(
         cls, directory: Path, config: Config, class_names: Sequence[str], dist_ctx: DistContext
     ) -> TrainingState:
-        """Loads the state that :meth:`save` wrote, with any number of ranks.
+        """Load the state that :meth:`save` wrote, with any number of ranks.
 
         The global generators are restored later, by :meth:`restore_rng`.
 
@@ -156,27 +156,27 @@ class TrainingState:
         return cls(model, model_with_loss, optimizers, scaler, dist_ctx, ema=ema)
 
     def restore_rng(self) -> None:
-        """Restores the global generators to their saved states; does nothing for a new run."""
+        """Restore the global generators to their saved states; does nothing for a new run."""
         if self._rng_state is not None:
             set_rng_state(self._rng_state)
             self._rng_state = None
 
     def after_optimizer_step(self) -> None:
-        """Updates the semantics bank and the EMA."""
+        """Update the semantics bank and the EMA."""
         self.model.update_bank()
         if self.ema is not None:
             self.ema.update(self.model)
 
     def broadcast_buffers(self) -> None:
-        """Copies rank 0's running batch norm statistics to all ranks if they differ."""
+        """Copy rank 0's running batch norm statistics to all ranks if they differ."""
         broadcast_buffers(self.model, self.dist_ctx, () if self.ema is None else self.ema.buffers(self.model))
 
     def eval_weights(self) -> AbstractContextManager[None]:
-        """Returns a context in which the model has the weights to evaluate: the EMA if there is one."""
+        """Return a context in which the model has the weights to evaluate: the EMA if there is one."""
         return nullcontext() if self.ema is None else self.ema.swap_parameters(self.model)
 
     def save(self, writer: CheckpointWriter) -> None:
-        """Writes a checkpoint: the model for inference and the training state. A collective operation."""
+        """Write a checkpoint: the model for inference and the training state. A collective operation."""
         self.broadcast_buffers()
         weights = self.full_weights(copy=writer.asynchronous)
         values = {
@@ -190,7 +190,7 @@ class TrainingState:
         writer.save(lambda directory: model.save_pretrained(directory, weights), values, self.tensors())
 
     def tensors(self) -> dict[str, Tensor]:
-        """Returns every tensor of the state by a name that does not depend on the number of ranks."""
+        """Return every tensor of the state by a name that does not depend on the number of ranks."""
         tensors = self._weights()
         for name, state in self._optimizer_states().items():
             tensors |= {f"{name}.{key}": value for key, value in state.items() if isinstance(value, Tensor)}
@@ -201,7 +201,7 @@ class TrainingState:
         return weights | ({} if self.ema is None else {f"average.{k}": v for k, v in self.ema.values.items()})
 
     def full_weights(self, *, copy: bool) -> dict[str, Tensor]:
-        """Gathers the unsharded weights for inference on the CPU of rank 0. A collective operation.
+        """Gather the unsharded weights for inference on the CPU of rank 0. A collective operation.
 
         Args:
             copy: never return the model's own memory, which the next step modifies.
@@ -214,7 +214,7 @@ class TrainingState:
         return weights
 
     def _optimizer_states(self) -> dict[str, dict[str, Any]]:
-        """Returns the optimizer state of each trained parameter by name; missing states are created empty."""
+        """Return the optimizer state of each trained parameter by name; missing states are created empty."""
         owner = {id(p): optimizer for optimizer in self.optimizers for g in optimizer.param_groups for p in g["params"]}
         states = {
             f"optimizer.{name}": owner[id(parameter)].state[parameter]
@@ -225,7 +225,7 @@ class TrainingState:
         return states
 
     def _tensors_to_load(self, directory: Path) -> dict[str, Tensor]:
-        """Returns an allocated tensor of the state for each tensor saved in ``directory``."""
+        """Return an allocated tensor of the state for each tensor saved in ``directory``."""
         states, parameters = self._optimizer_states(), dict(self.model.named_parameters())
         tensors = self._weights()
         for saved, shape in saved_tensors(directory).items():

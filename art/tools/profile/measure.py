@@ -318,7 +318,7 @@ _HEADINGS = [
 
 
 def _total(stages: list[dict[str, Any]]) -> dict[str, Any]:
-    """Sums over the stages, and the largest of the peaks."""
+    """Sum over the stages, and the largest of the peaks."""
     total: dict[str, Any] = {
         name: sum(stage[name] for stage in stages)
         for name in ("parameters", "forward_macs", "backward_macs", "activation_bytes")
