@@ -101,7 +101,7 @@ def run_train(options: argparse.Namespace) -> int:
     measured = result.measured
     print(accuracy_table(result.evaluation))
     print(
-        f"last checkpoint: {measured['steps']} steps, {measured['seconds']:.0f} s, peak memory "
+        f"last checkpoint: step {measured['steps']}, {measured['seconds']:.0f} s, peak memory "
         f"{measured['peak_memory_bytes'] / 2**30:.2f} GiB; output directory: {result.output}"
     )
     return 0

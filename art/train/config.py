@@ -231,9 +231,8 @@ def _leaves(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
 
 def _suggest(key: str) -> str:
     def similarity(known: str) -> float:
-        full = difflib.SequenceMatcher(None, key, known).ratio()
         last = difflib.SequenceMatcher(None, key.rsplit(".", 1)[-1], known.rsplit(".", 1)[-1]).ratio()
-        return max(full, last) + 0.01 * full  # breaks ties between equal last parts by the group
+        return last + 0.01 * difflib.SequenceMatcher(None, key, known).ratio()  # the group breaks ties
 
     nearest = max(_KEYS, key=similarity)
     if similarity(nearest) >= 0.6:
