@@ -17,11 +17,16 @@ MOVED = {
     "art.backbones.interface": "art.backbones.base",
     "art.bank": "art.tools.bank",
     "art.baseline": "art.model.pretrained",
+    "art.data.clips": "art.data.dataset",
+    "art.data.motion.classes": "art.data.motion.takes",
+    "art.data.registry": "art.data.datasets.base",
+    "art.data.video": "art.data.decoding.video",
     "art.engine": "art.train",
     "art.engine.compare": "art.experiments.compare",
     "art.engine.config_file": "art.train.config",
     "art.engine.evaluate": "art.eval.evaluate",
     "art.engine.metrics": "art.eval.metrics",
+    "art.engine.observers": "art.train.logging",
     "art.engine.predictions": "art.eval.predictions",
     "art.engine.train": "art.train.loop",
     "art.explain": "art.tools.explain",
@@ -52,8 +57,14 @@ class MovedModules(importlib.abc.MetaPathFinder, importlib.abc.Loader):
             if not old:
                 return None
         new = MOVED[old] + name.removeprefix(old)
+        try:
+            module = importlib.import_module(new)
+        except ModuleNotFoundError as error:
+            if error.name is None or not f"{new}.".startswith(f"{error.name}."):
+                raise  # a missing dependency
+            raise ModuleNotFoundError(f"{name} was removed; see CHANGELOG.md", name=name) from None
         warnings.warn(f"{name} has moved to {new}", DeprecationWarning, stacklevel=2)
-        return importlib.machinery.ModuleSpec(name, self, loader_state=importlib.import_module(new))
+        return importlib.machinery.ModuleSpec(name, self, loader_state=module)
 
     def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType:
         """Return the existing module."""

@@ -88,6 +88,12 @@ def test_moved_modules(old):
     assert moved.__spec__.name == MOVED[old]
 
 
+def test_removed_submodule_of_a_moved_package():
+    with warnings.catch_warnings(), pytest.raises(ModuleNotFoundError, match=r"^art\.engine\.pace was removed; see"):
+        warnings.simplefilter("error")  # nothing claims that it has moved
+        importlib.import_module("art.engine.pace")
+
+
 def test_names_of_moved_modules():
     code = """
 import warnings; warnings.simplefilter("ignore", DeprecationWarning)
@@ -98,6 +104,9 @@ from art.backbones.interface import as_unit_range, layered
 from art.engine.train import train
 from art.engine.config import load_config
 from art.engine.config_file import ConfigError
+from art.engine.observers import Observer, require_observers
+from art.data.video import ShownFrame, read_frames
+from art.data.registry import open_dataset
 from art.engine.evaluate import evaluate_checkpoint
 from art.prediction import find_sources
 from art.hub import push_to_hub

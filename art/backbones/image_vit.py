@@ -114,8 +114,10 @@ class TimmViT(ImageViT):
         model: timm's name of a ViT, DeiT, EVA, BEiT, or ViTamin.
         input_size: height and width of a frame in pixels, a multiple of the patch size. Default: the model's.
         drop_path: stochastic depth rate of the last block, rising linearly from 0 at the first.
-        frozen, gradient_checkpointing: see :class:`~art.backbones.base.AdaptedBackbone`.
-        image_mean, image_std: color normalization. Default: that of the tag, or of the model's first tag.
+        frozen: see :class:`~art.backbones.base.AdaptedBackbone`.
+        gradient_checkpointing: see :class:`~art.backbones.base.AdaptedBackbone`.
+        image_mean: means of the color normalization. Default: those of the tag, or of the model's first tag.
+        image_std: its standard deviations, with the same default.
 
     Raises:
         ModuleNotFoundError: If timm is not installed.
@@ -177,9 +179,11 @@ class ClipViT(ImageViT):
         input_size: height and width of a frame in pixels, a multiple of the patch size. Default: the model's.
         quick_gelu: use QuickGELU, x · sigmoid(1.702 x), as OpenAI's weights do. Default: the model's setting. It must
             match that of the tag.
-        frozen, gradient_checkpointing: see :class:`~art.backbones.base.AdaptedBackbone`.
-        image_mean, image_std: color normalization. Default: that of the tag; without one, that of the model's tags if
-            they agree, otherwise OpenAI's.
+        frozen: see :class:`~art.backbones.base.AdaptedBackbone`.
+        gradient_checkpointing: see :class:`~art.backbones.base.AdaptedBackbone`.
+        image_mean: means of the color normalization. Default: those of the tag; without one, those of the model's tags
+            if they agree, otherwise OpenAI's.
+        image_std: its standard deviations, with the same default.
 
     Raises:
         ModuleNotFoundError: If open_clip is not installed.

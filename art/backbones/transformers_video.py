@@ -116,9 +116,11 @@ class TransformersVideo(AdaptedBackbone):
             ``num_frames`` and ``input_size``; those of VideoMAE support any number of frames of the checkpoint's size;
             those of ViViT support only the checkpoint's number and size.
         input_size: height and width of a frame in pixels, a multiple of the patch size. Default: 224.
-        frozen, gradient_checkpointing: see :class:`~art.backbones.base.AdaptedBackbone`.
-        image_mean, image_std: color normalization. Default: the checkpoint's, if it has a preprocessor configuration,
-            otherwise that of the published training.
+        frozen: see :class:`~art.backbones.base.AdaptedBackbone`.
+        gradient_checkpointing: see :class:`~art.backbones.base.AdaptedBackbone`.
+        image_mean: means of the color normalization. Default: those of the checkpoint, if it has a preprocessor
+            configuration, otherwise those of the published training.
+        image_std: its standard deviations, with the same default.
         config: fields of the family's configuration in transformers, with the defaults there.
 
     Raises:

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from jaxtyping import Float32
 
+from art._deprecated import renamed_names
 from art.data.files import atomic_write
 from art.extras import import_extra
 from art.train.checkpoint import RunDir
@@ -22,6 +23,8 @@ from art.train.runtime import peak_device_memory_bytes, peak_memory_bytes
 
 _MLFLOW_BATCH, _MLFLOW_MAX_VALUE = 100, 500  # MLflow's limits: parameters per request, characters per value
 _GIB = 2**30
+
+__getattr__ = renamed_names(__name__, {"Observer": "MetricLogger", "require_observers": "check_loggers"})
 
 
 class MetricLogger(Protocol):

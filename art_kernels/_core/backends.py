@@ -14,6 +14,7 @@ backend chosen while tracing. ``"native"``, the former name of both ``"torch"`` 
 from __future__ import annotations
 
 import importlib
+import inspect
 import os
 import warnings
 from collections.abc import Callable
@@ -147,8 +148,20 @@ def resolve_native(operation: str, source: str) -> str:
     """Map the deprecated name "native" to "cpp" where the operation has that backend, else to "torch"."""
     backend = "cpp" if "cpp" in _implementations[operation] else "torch"
     if not torch.compiler.is_compiling():
-        warnings.warn(f"{operation}: {source} is deprecated, use {backend!r}", DeprecationWarning, stacklevel=5)
+        message = f"{operation}: {source} is deprecated, use {backend!r}"
+        warnings.warn(message, DeprecationWarning, stacklevel=_caller_stacklevel())
     return backend
+
+
+def _caller_stacklevel() -> int:
+    """Return the ``stacklevel`` of the first frame outside this package and PyTorch, relative to the calling function.
+
+    Python shows a DeprecationWarning by default only if it is attributed to the user's script.
+    """
+    level, frame = 0, inspect.currentframe()
+    while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] in ("art_kernels", "torch"):
+        level, frame = level + 1, frame.f_back
+    return level
 
 
 def _describe(tensor: Tensor) -> str:

@@ -78,8 +78,11 @@ def test_a_failed_import_is_the_reason(operation):
 
 def test_native_is_a_deprecated_name_of_torch_and_cpp(monkeypatch):
     tensor, cost = torch.randn(1, 2, 8), torch.rand(3, 4, 4)
-    with pytest.warns(DeprecationWarning, match="region_attention: backend='native' is deprecated, use 'torch'"):
+    with pytest.warns(
+        DeprecationWarning, match="region_attention: backend='native' is deprecated, use 'torch'"
+    ) as record:
         output = region_attention(tensor, tensor, backend="native")
+    assert record[0].filename == __file__, "attributed to the caller, so that Python shows it"
     torch.testing.assert_close(output, region_attention(tensor, tensor, backend="torch"), rtol=0, atol=0)
     monkeypatch.setenv("ART_KERNELS_BACKEND", "native")
     with pytest.warns(DeprecationWarning, match="linear_assignment: ART_KERNELS_BACKEND=native .* use 'cpp'"):

@@ -26,7 +26,7 @@ FLAGS = (
     "--disable-background-networking", "--disable-component-update", "--disable-sync",
 )  # fmt: skip
 #: Pages with the widest tables, formulas, code and images.
-WIDE = ("index", "choices", "region_attention", "kernels/index", "datasets", "api/train", "repository/README")
+WIDE = ("index", "choices", "region_attention", "kernels/index", "datasets", "api/train", "repository/index")
 
 
 @dataclass

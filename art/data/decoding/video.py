@@ -14,6 +14,7 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
+from art._deprecated import renamed_names
 from art.data.datasets.annotations import FRAME_SUFFIXES
 from art.data.decoding import pyav, torchcodec
 from art.data.decoding.frames import (
@@ -32,6 +33,8 @@ _Path = str | os.PathLike[str]
 
 #: Values of ``data.decoder``.
 DECODERS = ("pyav", "torchcodec", "auto")
+
+__getattr__ = renamed_names(__name__, {"ShownFrame": "TimedFrame"})
 
 
 class VideoError(Exception):

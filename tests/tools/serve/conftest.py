@@ -2,6 +2,7 @@
 
 import http.client
 import json
+import os
 import socket
 import threading
 import time
@@ -91,8 +92,8 @@ class Site:
         return wait_until(lambda: (status := self.request("GET", f"/clips/{id}").json)["state"] in ended and status)
 
     def files(self):
-        """Return the names of the files in its directory."""
-        return sorted(path.name for path in self.directory.rglob("*") if path.is_file())
+        """Return the names of the files in its directory, which the server may be removing."""
+        return sorted(name for _, _, names in os.walk(self.directory) for name in names)
 
 
 def wait_until(condition, seconds=60.0):
