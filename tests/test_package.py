@@ -43,6 +43,7 @@ def test_imports_do_not_load(code, absent):
     assert python("-c", f"import sys; {code}; sys.exit(not sys.modules.keys().isdisjoint({absent}))").returncode == 0
 
 
+@pytest.mark.slow
 def test_backends_report():
     report = python("-m", "art_kernels")
     assert report.returncode == 0
@@ -50,6 +51,7 @@ def test_backends_report():
         assert operation in report.stdout
 
 
+@pytest.mark.slow
 def test_model_and_predict_without_the_train_extra(clips, tmp_path):
     code = f"""{BLOCK_TRAIN_LIBRARIES}
 import torch
@@ -65,6 +67,7 @@ sys.exit(main(["predict", {str(clips / "test_0_0.mp4")!r}, "--checkpoint", {str(
     assert "walk" in result.stdout and "jump" in result.stdout
 
 
+@pytest.mark.slow
 def test_commands_print_how_to_install_the_train_extra():
     commands = (
         ["train", "configs/motion.yaml"],
@@ -94,6 +97,7 @@ def test_removed_submodule_of_a_moved_package():
         importlib.import_module("art.engine.pace")
 
 
+@pytest.mark.slow
 def test_names_of_moved_modules():
     code = """
 import warnings; warnings.simplefilter("ignore", DeprecationWarning)

@@ -35,6 +35,8 @@ from benchmarks.linking_providers import (
     unsupported_reason,
 )
 
+pytestmark = pytest.mark.slow
+
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 PEERS = [name for name in (SCIPY, LAPX, LAPCPP) if unsupported_reason(name, CPU) is None]
 
@@ -64,7 +66,6 @@ def hide(monkeypatch, *packages):
     monkeypatch.setattr(linking_providers, "importlib", SimpleNamespace(import_module=without))
 
 
-@pytest.mark.slow
 def test_every_provider_is_measured_or_named(tiny):
     result = run(settings())
     assert result["failures"] == [] and result["benchmark"] == "linking"
@@ -259,7 +260,6 @@ def test_our_rows_are_never_skipped():
     assert "SciPy" in unsupported_reason(TORCH_LINEAR_ASSIGNMENT, CPU)
 
 
-@pytest.mark.slow
 def test_the_command_writes_results_and_charts(tiny, tmp_path, capsys):
     out, plots = tmp_path / "deep" / "r.json", tmp_path / "plots"
     arguments = ["--sizes", "2,8", "--shapes", "paper", "--quick"]

@@ -9,6 +9,8 @@ import torch
 
 from art_kernels import compile as compiler
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("triton", reason="Triton has no wheel for this platform")
 SMALLEST = r"\.combine\.bf16\.c32$"
 

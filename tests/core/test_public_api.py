@@ -58,6 +58,7 @@ def test_import_is_light():
     assert run_python(f"import sys, art_kernels; print(*{names} & set(sys.modules))").strip() == ""
 
 
+@pytest.mark.slow
 def test_import_requires_only_torch():
     code = (
         ONLY_TORCH
@@ -95,6 +96,7 @@ main([])
         assert fact in report
 
 
+@pytest.mark.slow
 def test_functions_do_not_hide_the_submodules_of_their_packages():
     import art_kernels.region_attention.torch as torch_backend
     import art_kernels.tracklet_nce.reference as reference
@@ -150,6 +152,7 @@ def test_report_shows_the_autotuning_switch(capsys, monkeypatch, value, note):
     assert line.split(maxsplit=1)[1].startswith(note)
 
 
+@pytest.mark.slow
 def test_report_in_a_checkout_is_about_the_installed_package(tmp_path):
     """`python -m` finds the sources in the working directory first, which have no native module after pip install."""
     source = Path(art_kernels.__file__).parent

@@ -16,6 +16,8 @@ from art.experiments.ablate import ablation_figure, collect_results, format_plan
 from art.model.art_model import aggregate
 from art.train.config import ConfigError, save_config, to_dict
 
+pytestmark = pytest.mark.slow
+
 MEAN_OVER_TIME = 1e6  # temperature
 
 
@@ -146,7 +148,6 @@ def test_time_is_estimated_from_finished_runs(full):
     assert format_plan(plan, 1).endswith("4 runs, 0 left\n")
 
 
-@pytest.mark.slow
 def test_tables_share_runs(configured, tmp_path, monkeypatch, capsys):
     config = configured(tmp_path / "ablate", "kind=art", "optim.epochs=1", "seed=4")
     result = ablate(config, 2, ["bank"])

@@ -16,6 +16,8 @@ from art.train.checkpoint import read_history
 from art.train.config import ConfigError
 from art.train.runtime import Interrupted
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def config(configured, tmp_path):
@@ -61,7 +63,6 @@ def test_both_kinds_with_two_seeds(config, tmp_path, monkeypatch):
     assert compare(config, 2)["runs"] == result["runs"]
 
 
-@pytest.mark.slow
 def test_values_of_any_key(art_config, tmp_path, monkeypatch):
     result = compare(art_config, 2, over="model.linking=index,greedy,optimal")
     output, values = tmp_path / "linking", ("index", "greedy", "optimal")
@@ -215,7 +216,6 @@ def test_directory_with_a_different_run(unbroken, configured):
         check_runs({"these": runs})
 
 
-@pytest.mark.slow
 def test_parallel_runs_are_stopped_and_continued(configured, tmp_path):
     long = configured(tmp_path / "long", "optim.epochs=20", "eval_every=20")
     bad = configured(tmp_path / "bad", "optim.lr=1e30")

@@ -143,6 +143,7 @@ def test_frozen(make, name):
     assert not any(parameter.requires_grad for parameter in backbone.parameters())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FROM_LIBRARY)
 def test_compiles_without_graph_breaks(make, name):
     backbone = make(name).eval()

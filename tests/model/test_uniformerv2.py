@@ -456,6 +456,7 @@ def test_art_trains_and_is_saved(variant, video, tmp_path):
         assert_close(ARTModel.from_pretrained(tmp_path)(video).logits, model(video).logits)
 
 
+@pytest.mark.slow
 def test_art_compiles_without_graph_breaks(video):
     torch.manual_seed(0)
     options = {**TINY, "layers": 1, "global_blocks": [0], **SSV2}

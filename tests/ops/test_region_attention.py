@@ -240,6 +240,7 @@ def test_second_order_gradients_of_the_kernels_equal_those_of_the_reference(devi
     torch.testing.assert_close(*results, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", FUSED)
 @pytest.mark.parametrize("position", [False, True], ids=["", "position"])
 @pytest.mark.parametrize("return_map", [False, True], ids=["", "map"])

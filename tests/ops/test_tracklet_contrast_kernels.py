@@ -128,6 +128,7 @@ def test_small_gradients_do_not_underflow_in_16_bits():
     torch.testing.assert_close(*results, rtol=1e-2, atol=1e-3 * results[1].abs().max().item())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", FUSED)
 @pytest.mark.parametrize("aggregated, flattened", [(False, False), (True, False), (False, True)], ids=str)
 @pytest.mark.parametrize("ragged", [False, True], ids=["", "valid"])

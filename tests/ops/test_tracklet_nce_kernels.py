@@ -286,6 +286,7 @@ def test_configs_support_any_number_of_channels():
                     assert channels <= chunks * config.block_c < channels + config.channel_splits * config.block_c
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", FUSED)
 @SYMMETRIC
 @EXCLUDING

@@ -155,6 +155,7 @@ def test_two_runs_return_the_same_bits(device, backend):
     assert_same_bits_twice(lambda *tensors: pool_tracklets(*tensors, backend=backend), tensors)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", FUSED)
 def test_compiles_once_and_exports_for_all_batch_sizes(device, backend):
     def pool(responses, semantics, valid):

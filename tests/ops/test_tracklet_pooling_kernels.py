@@ -180,6 +180,7 @@ def operator_inputs(videos=2):
     return [tensor.requires_grad_() for tensor in tensors(videos, 4, 1, 3, 8)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ragged", [False, True], ids=["", "valid"])
 def test_opcheck(ragged):
     operator = OPERATORS["pool_tracklets_triton"]

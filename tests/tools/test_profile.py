@@ -13,6 +13,8 @@ from art.tools.profile import STAGES, as_table, count_stages, measure_stages, pr
 from art.tools.profile.count import stage_hooks
 from art.train.config import load_config
 
+pytestmark = pytest.mark.slow
+
 FRAMES, PATCHES, WIDTH, DIM, HIDDEN, CLASSES = 3, 9, 12, 8, 10, 5
 BACKBONE = {"width": WIDTH, "layers": 2, "heads": 2, "patch_size": 4, "input_size": 12, "global_blocks": [1]}
 OPTIONS = {

@@ -21,6 +21,8 @@ from art.train.config import ConfigError, save_config
 from art.train.loop import train
 from art.train.runtime import Interrupted
 
+pytestmark = pytest.mark.slow
+
 STEPS = 2  # per epoch: nine clips in batches of four, the incomplete batch dropped
 
 
@@ -114,7 +116,6 @@ def test_resume_requires_a_run_and_starts_over_without_a_checkpoint(unbroken, co
     assert_same_run(tmp_path / "run", unbroken / "backbone")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_signal_to_the_command_saves_and_sets_the_exit_code(configured, recorded, tmp_path, number, code):
     save_config(configured(tmp_path / "run", "optim.epochs=2000", "data.workers=1"), tmp_path / "run.yaml")
@@ -176,7 +177,6 @@ def pause_while_saving(process, incoming):
         time.sleep(0.0005)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("overrides", [(), ("checkpoints.asynchronous=true",)], ids=["synchronous", "asynchronous"])
 def test_killed_run_resumes_bit_for_bit(configured, recorded, start, assert_same_run, tmp_path, overrides):
     """Kills while a checkpoint is being written and, every other time, at a random moment."""
