@@ -31,6 +31,7 @@ def test_public_names():
         _ = art.ARTModell
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "code, absent",
     [

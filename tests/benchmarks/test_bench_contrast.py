@@ -22,6 +22,8 @@ from benchmarks.contrast_providers import (
     pass_call,
 )
 
+pytestmark = pytest.mark.slow
+
 CPU = torch.device("cpu")
 TINY = {
     "tiny": ContrastShape("tiny", "mtc_loss", (9, 4, 3, 8), 4),
@@ -41,7 +43,6 @@ def tiny(monkeypatch, fast_limits):
     monkeypatch.setattr(bench_contrast, "CPU_TIMING", QUICK)
 
 
-@pytest.mark.slow
 def test_every_provider_is_measured_or_named(tiny):
     result = run(Settings(shapes=("tiny", "tiny-pool", "tiny-nce", "large"), passes=("forward", "both")))
     assert result["failures"] == [] and result["benchmark"] == "contrast"
@@ -110,7 +111,6 @@ def test_passes_compute_what_their_names_state(name):
         assert max(errors([value, *pass_call(kind, loss, inputs)()], expected).values()) < 1e-4
 
 
-@pytest.mark.slow
 def test_the_command_writes_results_and_charts(tiny, tmp_path, capsys):
     arguments = ["--shapes", "tiny,tiny-pool,tiny-nce", "--quick", "--passes", "both"]
     assert main([*arguments, "--out", str(tmp_path / "deep" / "r.json"), "--plots", str(tmp_path / "plots")]) == 0

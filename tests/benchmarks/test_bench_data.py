@@ -38,6 +38,8 @@ from benchmarks.data_providers import (
     write_video,
 )
 
+pytestmark = pytest.mark.slow
+
 TINY = VideoCase("tiny", 64, 128, 12)
 SCALED = VideoCase("scaled", 64, 128, 12, 32)
 
@@ -56,7 +58,6 @@ def settings(**changes):
     return Settings(**{"cases": ("tiny", "scaled"), "workers": (0,), "steps": (0.01,), "quick": True, **changes})
 
 
-@pytest.mark.slow
 def test_every_provider_is_measured_or_named(tiny):
     result = run(settings(leak=40))
     assert result["failures"] == [] and result["benchmark"] == "data"
@@ -135,7 +136,6 @@ def test_waiting_time_is_that_of_the_loader(monkeypatch):
     assert measure_loader(empty, shape, 0) == pytest.approx(expected)
 
 
-@pytest.mark.slow
 def test_a_new_process_reports_its_time_and_memory(tmp_path):
     path = write_video(tmp_path / "a.mp4", TINY, 24)
     found = measure_in_new_process(OURS, "read_chosen", path, [0, 12], None)

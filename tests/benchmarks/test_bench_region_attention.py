@@ -41,6 +41,8 @@ from benchmarks.bench_region_attention import (
 from benchmarks.common.measure import OURS, peak_extra_bytes, require_accurate
 from benchmarks.common.results import OUT_OF_TIME, ROOT
 
+pytestmark = pytest.mark.slow
+
 CPU = torch.device("cpu")
 QUICK = Settings(shapes=("tiny",), quick=True)
 COMPILED = {name for name in PROVIDERS if name.endswith("compiled")}
@@ -78,7 +80,6 @@ def test_passes_compute_what_their_names_state(tiny):
                 torch.testing.assert_close(gradient, expected)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "shape",
     [SHAPES["art-256"].sized(CPU), AttentionShape("long clips", 20, 20, 1, 1576, 256, 256, 8, norm_regions=True)],
@@ -139,7 +140,6 @@ def test_sizes_of_a_shape_on_each_device():
         assert all(getattr(quick, name) == getattr(shape, name) for name in kept)
 
 
-@pytest.mark.slow
 def test_the_result_has_a_record_for_each_measurement(tiny):
     result = run(replace(QUICK, dtypes=("bfloat16",)))
     assert not result["failures"] and not result["skipped"] and result["crossing"] is None
@@ -182,7 +182,6 @@ class Wrong(attention_providers.ScaledDotProduct):
         return super().forward(queries, regions) * 1.001
 
 
-@pytest.mark.slow
 def test_a_provider_that_computes_something_else_fails(tiny, monkeypatch, tmp_path, capsys):
     monkeypatch.setitem(attention_providers.MODULES, "sdpa", Wrong)
     out = tmp_path / "result.json"
@@ -221,7 +220,6 @@ def test_no_case_starts_after_the_deadline(tiny):
     assert {entry["reason"] for entry in result["skipped"]} == {OUT_OF_TIME}
 
 
-@pytest.mark.slow
 def test_the_command_writes_result_table_and_charts(tiny, tmp_path, capsys):
     out, plots = tmp_path / "new" / "result.json", tmp_path / "plots"
     arguments = ["--shapes", "tiny", "--quick", "--crossing", "--out", str(out), "--plots", str(plots)]
@@ -246,7 +244,6 @@ def test_committed_results_can_be_drawn(tmp_path):
     assert main(["--draw", str(path), "--plots", str(tmp_path)]) == 0
 
 
-@pytest.mark.slow
 def test_it_runs_as_a_file_from_any_directory(tmp_path):
     script = ROOT / "benchmarks" / "bench_region_attention.py"
     ran = subprocess.run([sys.executable, script, "--passes", "no"], cwd=tmp_path, capture_output=True, text=True)

@@ -53,6 +53,7 @@ def test_every_operation_is_registered_and_has_a_backend_keyword(name):
     assert name in backends.operations()
 
 
+@pytest.mark.slow
 def test_import_is_light():
     names = "{'art', 'jaxtyping', 'omegaconf', 'torch._dynamo'}"
     assert run_python(f"import sys, art_kernels; print(*{names} & set(sys.modules))").strip() == ""

@@ -11,6 +11,8 @@ from art.data.motion.dataset import defining_joints, open_motion, prepare_motion
 from art.data.motion.render import TRACKED, sample_params
 from art.data.motion.takes import CLASSES
 
+pytestmark = pytest.mark.slow
+
 NAMES = [motion_class.name for motion_class in CLASSES]
 SMALL = {"size": 64, "frames": 4, "train_per_class": 1, "test_per_class": 1, "workers": 1, "progress": False}
 COUNT = 2 * len(CLASSES)
@@ -147,7 +149,6 @@ def test_resume_after_an_interruption(prepared, rendered, tmp_path, monkeypatch)
     assert contents(root) == contents(prepared)
 
 
-@pytest.mark.slow
 def test_result_does_not_depend_on_workers(prepared, tmp_path):
     prepare_motion(tmp_path / "motion", **{**SMALL, "workers": 2})
     assert contents(tmp_path / "motion") == contents(prepared)

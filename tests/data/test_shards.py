@@ -127,6 +127,7 @@ def test_order_depends_on_seed_and_epoch(shards):
         assert sorted(flat(order(seed, epoch))) == list(range(40))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("skip", [1, 5, 9, 10])
 def test_resume_within_an_epoch_of_shards(skip, workers, shards):

@@ -20,6 +20,8 @@ from art.train.batches import EvaluationBatches, open_split
 from art.train.config import ConfigError
 from art.train.distributed import DistContext
 
+pytestmark = pytest.mark.slow
+
 CPU = torch.device("cpu")
 
 

@@ -15,6 +15,8 @@ from art.eval.report.report import wilson_interval
 from art.train.batches import open_split
 from art.train.loop import train
 
+pytestmark = pytest.mark.slow
+
 HISTORY = [
     {"event": "epoch", "epoch": e, "step": 10 * e, "top1/test": 0.1 * e, "loss/total": 3 / e, "loss/video": 1 / e}
     for e in range(1, 6)
@@ -273,7 +275,6 @@ def test_wilson_interval():
         wilson_interval(0.5, 0)
 
 
-@pytest.mark.slow
 def test_clips_in_shards_have_samples_but_no_pairs(configured, clips, tmp_path):
     pytest.importorskip("webdataset")
     for split in ("train", "test"):

@@ -161,6 +161,7 @@ def test_art_forward_and_backward(video):
 # Checkpoints.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prefix", ["", "module.", "base_model.", "module.base_model."])
 def test_published_checkpoint_without_its_classifier(tmp_path, prefix):
     state = published(prefix=prefix)

@@ -171,6 +171,7 @@ def test_extreme_scores_stay_finite(device, backend):
     assert regions.grad.tolist() == [[[1.0], [1.0], [0.0]]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rows", [2, 20])
 @pytest.mark.parametrize("backend", FUSED)
 def test_layout_does_not_change_the_result(device, backend, rows):
@@ -186,6 +187,7 @@ def test_layout_does_not_change_the_result(device, backend, rows):
     torch.testing.assert_close(expanded, region_attention(queries, regions[:1].repeat(3, 1, 1), backend=backend))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", FUSED)
 def test_two_runs_are_bitwise_identical(device, backend):
     values = inputs(device, 2, 5, 300, 40)
@@ -206,6 +208,7 @@ def test_gradients_of_some_outputs_to_some_inputs(device, fused, used, needed):
     torch.testing.assert_close(*results, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layer_norm_eps", [None, 1e-3])
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("position", [False, True])

@@ -76,6 +76,7 @@ def triton_cases():
                     yield pytest.param(dtype, size.values, *variant, id=f"{name}-{size.id}-{dtype}", marks=slow)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype, sizes, position, masked, layer_norm_eps", list(triton_cases()))
 def test_accuracy_of_the_kernels(dtype, sizes, position, masked, layer_norm_eps):
     draws = 12 if GPU else 6 if dtype == torch.float32 else 2

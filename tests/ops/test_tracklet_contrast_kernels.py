@@ -14,6 +14,8 @@ from art_kernels._core.autograd import OPERATORS
 from art_kernels._core.launch import device_spec
 from art_kernels.tracklet_contrast.reference import Arguments
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("triton", reason="Triton has no wheel for this platform")
 kernels = pytest.importorskip("art_kernels.tracklet_contrast.triton")
 
@@ -28,7 +30,6 @@ def draws(dtype):
 
 
 #: Each option with and without missing frames where that takes another way through the kernels; aggregated or not.
-@pytest.mark.slow
 @pytest.mark.parametrize("dtype", KERNEL_DTYPES, ids=str)
 @pytest.mark.parametrize(
     "options, aggregated, ragged",
@@ -49,7 +50,6 @@ def test_triton_agrees_with_float64(dtype, options, aggregated, ragged):
     assert_agrees("triton", DEVICE, dtype, sizes, options, aggregated=aggregated, ragged=ragged, draws=draws(dtype))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("dtype", KERNEL_DTYPES, ids=str)
 @pytest.mark.parametrize(
     "sizes", [(2, 10, 2, 72), (2, 1, 5, 33), (2, 5, 1, 96), (1, 3, 19, 40), (1, 2, 32, 130)], ids=str
@@ -128,7 +128,6 @@ def test_small_gradients_do_not_underflow_in_16_bits():
     torch.testing.assert_close(*results, rtol=1e-2, atol=1e-3 * results[1].abs().max().item())
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("backend", FUSED)
 @pytest.mark.parametrize("aggregated, flattened", [(False, False), (True, False), (False, True)], ids=str)
 @pytest.mark.parametrize("ragged", [False, True], ids=["", "valid"])

@@ -15,6 +15,8 @@ from art_kernels._core.autograd import OPERATORS
 from art_kernels._core.launch import DeviceSpec
 from art_kernels.tracklet_nce.reference import Arguments
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("triton", reason="Triton has no wheel for this platform")
 configs = pytest.importorskip("art_kernels.tracklet_nce.configs")
 kernels = pytest.importorskip("art_kernels.tracklet_nce.triton")
@@ -121,7 +123,6 @@ def test_triton_agrees_with_float64(dtype, form, symmetric, sizes):
 
 
 @triton_test
-@pytest.mark.slow
 @pytest.mark.parametrize("dtype", KERNEL_DTYPES, ids=str)
 @pytest.mark.parametrize(
     "sizes, symmetric",
@@ -286,7 +287,6 @@ def test_configs_support_any_number_of_channels():
                     assert channels <= chunks * config.block_c < channels + config.channel_splits * config.block_c
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("backend", FUSED)
 @SYMMETRIC
 @EXCLUDING

@@ -14,6 +14,8 @@ from art_kernels._core.autograd import OPERATORS
 from art_kernels._core.launch import DeviceSpec
 from art_kernels.tracklet_pooling import reference
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("triton", reason="Triton has no wheel for this platform")
 configs = pytest.importorskip("art_kernels.tracklet_pooling.configs")
 kernels = pytest.importorskip("art_kernels.tracklet_pooling.triton")
@@ -105,7 +107,6 @@ def test_gradient_of_one_output_with_respect_to_one_input(used, needed):
     torch.testing.assert_close(*results, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["torch", "triton"])
 def test_layouts_are_read_in_place(backend):
     responses, semantics = tensors(frames=40)
@@ -180,7 +181,6 @@ def operator_inputs(videos=2):
     return [tensor.requires_grad_() for tensor in tensors(videos, 4, 1, 3, 8)]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("ragged", [False, True], ids=["", "valid"])
 def test_opcheck(ragged):
     operator = OPERATORS["pool_tracklets_triton"]

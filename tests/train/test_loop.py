@@ -14,6 +14,8 @@ from art.train.checkpoint import RunExists, load_training_state, read_history
 from art.train.config import ConfigError, load_config
 from art.train.loop import NonFiniteLoss, train
 
+pytestmark = pytest.mark.slow
+
 STEPS = 2  # per epoch: nine clips in batches of four, the incomplete batch dropped
 
 

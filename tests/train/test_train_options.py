@@ -18,6 +18,8 @@ from art.train.config import ConfigError
 from art.train.loop import NonFiniteLoss, train
 from art.train.runtime import Interrupted
 
+pytestmark = pytest.mark.slow
+
 STEPS = 6  # of three epochs
 # A backbone without batch norm, and no dropout, so that microbatches are equivalent to the batch.
 PER_CLIP = [
@@ -42,7 +44,6 @@ def assert_close_runs(one, other, recorded, tolerance):
     assert_close(load_weights(one), load_weights(other), rtol=tolerance, atol=tolerance)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "overrides",
     [
@@ -59,7 +60,6 @@ def test_microbatches_are_equivalent_to_the_batch(configured, recorded, tmp_path
     assert_close_runs(tmp_path / "microbatches", tmp_path / "batch", recorded, 1e-5)
 
 
-@pytest.mark.slow
 def test_gradients_are_unscaled_once_per_step(configured, recorded, tmp_path, monkeypatch):
     # A scale with which no step is skipped.
     monkeypatch.setattr(torch.amp, "GradScaler", functools.partial(torch.amp.GradScaler, init_scale=8.0))
@@ -149,7 +149,6 @@ def test_layer_decay_requires_ordered_layers(configured, tmp_path, monkeypatch):
     assert not (tmp_path / "other").exists()
 
 
-@pytest.mark.slow
 def test_compiled_model_trains_and_saves_plain_weights(configured, recorded, unbroken, tmp_path, monkeypatch):
     compiled = []
     original = nn.Module.compile

@@ -12,6 +12,8 @@ import pytest
 from art.tools.serve.jobs import Limits, Refused, RequestOptions
 from art.tools.serve.server import WorkerProcess
 
+pytestmark = pytest.mark.slow
+
 FILES = ["explanation.json", "film.gif", "film.mp4", "sheet.png"]
 
 
