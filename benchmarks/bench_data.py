@@ -8,7 +8,7 @@ Each provider reads 16 of 300 frames, the centers of equal segments, from H.264 
     torchcodec               VideoDecoder.get_frames_at; the faster of its modes "exact" and "approximate"
     decord                   VideoReader.get_batch
     opencv                   VideoCapture; the faster of reading in order and seeking
-    art                      art.data.read_chosen (PyAV)
+    art                      art.data.decoding.video.read_chosen (PyAV)
     art, decoder=torchcodec  the same with data.decoder=torchcodec
 
 Before timing, the frames are compared with those of a sequential decoder. art returns one tensor [n, 3, h, w]; the
@@ -36,6 +36,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 if not __package__:  # run as a file
@@ -73,7 +74,7 @@ TIMING = TimingConfig(min_rounds=7, min_seconds=1.0, max_seconds=12.0, warmups=1
 SAMPLED = 16
 LOADER_CASE = "320p-12"
 WORKERS = ("0", "1", "2", "4", "8", "16")
-CLASSES = 10
+CLASSES = tuple(f"class {i}" for i in range(10))
 #: A step that does not use the CPU, like one on a GPU.
 IDLE_STEP = "asleep"
 #: A training step of ART on the tiny backbone of configs/motion.yaml, on this device.
@@ -251,7 +252,7 @@ def _measure_loader(results: Results, directory: Path) -> None:
         for name, seconds in [*((IDLE_STEP, seconds) for seconds in lengths), (ART_STEP, None)]:
             what = {"measured": "waiting", "workers": workers, "step": name}
             with results.catch_failure(**what):
-                step = art_step(shape, results.device) if seconds is None else idle_step(seconds)
+                step = art_step(shape, results.device) if seconds is None else lambda _, s=seconds: time.sleep(s)
                 results.records.append({**what, **common, **measure_waiting(clips, shape, workers, step)})
 
 
@@ -261,8 +262,8 @@ def make_clip_set(directory: Path, video: Path, clips: int) -> ClipSet:
     paths = [directory / f"{i}.mp4" for i in range(clips)]
     for path in paths:
         shutil.copyfile(video, path)
-    names = tuple(f"class {i}" for i in range(CLASSES))
-    return ClipSet("bench", "train", directory, tuple(Clip(p, i % CLASSES) for i, p in enumerate(paths)), names)
+    labeled = tuple(Clip(path, i % len(CLASSES)) for i, path in enumerate(paths))
+    return ClipSet("bench", "train", directory, labeled, CLASSES)
 
 
 def measure_loader(clips: ClipSet, shape: LoaderShape, workers: int) -> dict[str, float]:
@@ -291,27 +292,17 @@ def measure_waiting(
     loader = _loader(clips, shape, workers)
     batches = _epoch(loader)
     step(next(batches))
-    waiting = stepping = 0.0
-    count = 0
-    while True:
-        start = time.perf_counter()
-        batch = next(batches, None)
-        received = time.perf_counter()
-        if batch is None:
-            break
+    times = [time.perf_counter()]
+    for batch in batches:
+        times.append(time.perf_counter())
         step(batch)
-        waiting, stepping, count = waiting + received - start, stepping + time.perf_counter() - received, count + 1
+        times.append(time.perf_counter())
     loader.close()
+    durations = np.diff(times)
+    waiting, stepping = float(durations[0::2].mean()), float(durations[1::2].mean())
     return {
-        "step_seconds": stepping / count,
-        "waiting_seconds": waiting / count,
-        "waiting_fraction": waiting / (waiting + stepping),
-    }
-
-
-def idle_step(seconds: float) -> Callable[[dict[str, Any]], None]:
-    """Return a step that leaves the CPU to the workers, as one on a GPU does."""
-    return lambda batch: time.sleep(seconds)
+        "step_seconds": stepping, "waiting_seconds": waiting, "waiting_fraction": waiting / (waiting + stepping),
+    }  # fmt: skip
 
 
 def art_step(shape: LoaderShape, device: torch.device) -> Callable[[dict[str, Any]], None]:
@@ -320,7 +311,7 @@ def art_step(shape: LoaderShape, device: torch.device) -> Callable[[dict[str, An
         backbone="tiny", num_frames=shape.frames, latent_dim=64, num_heads=2, feedforward_dim=128,
         enhancement_layers=0, activation_layers=2,
     )  # fmt: skip
-    model = build_model("art", [f"class {i}" for i in range(CLASSES)], options).to(device).train()
+    model = build_model("art", CLASSES, options).to(device).train()
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
 
     def step(batch: dict[str, Any]) -> None:

@@ -16,7 +16,6 @@ from benchmarks.bench_data import (
     LoaderShape,
     Settings,
     decoders_figure,
-    idle_step,
     main,
     measure_loader,
     measure_waiting,
@@ -131,7 +130,7 @@ def test_waiting_time_is_that_of_the_loader(monkeypatch):
     monkeypatch.setattr(bench_data, "_loader", lambda *_: SimpleNamespace(close=lambda: None))
     shape, empty = LoaderShape(batch=8), ClipSet.__new__(ClipSet)
     expected = {"waiting_seconds": 0.05, "step_seconds": 0.15, "waiting_fraction": 0.25}
-    assert measure_waiting(empty, shape, 0, idle_step(0.15)) == pytest.approx(expected)
+    assert measure_waiting(empty, shape, 0, lambda batch: sleep(0.15)) == pytest.approx(expected)
     expected = {"first_batch_seconds": 0.05, "clips_per_second": 8 / 0.05}
     assert measure_loader(empty, shape, 0) == pytest.approx(expected)
 
