@@ -20,7 +20,6 @@ MAX_CHANNELS = 1536
 #: max_block_c, num_warps, num_stages, keep_in_regs, channel_splits, maxnreg.
 TABLE: dict[tuple[str, str, int], list[ConfigRow]] = {
     ("forward", "nvidia", 2): [
-        ConfigRow(128, 32, 128, 4, 2, True, 1, 255),
         ConfigRow(256, 32, 128, 4, 2, True, 1, 255),
         ConfigRow(512, 16, 128, 4, 2, True, 1, 255),
         ConfigRow(1024, 16, 128, 8, 1, True, 1, 255),
@@ -28,7 +27,6 @@ TABLE: dict[tuple[str, str, int], list[ConfigRow]] = {
         ConfigRow(1536, 16, 128, 8, 1, False, 2, 255),
     ],
     ("forward_extra", "nvidia", 2): [
-        ConfigRow(128, 32, 128, 4, 2, True, 1, 255),
         ConfigRow(256, 32, 128, 4, 2, True, 1, 255),
         ConfigRow(512, 16, 128, 4, 2, True, 1, 255),
         ConfigRow(1536, 16, 128, 8, 1, False, 1, 255),
@@ -55,7 +53,6 @@ TABLE: dict[tuple[str, str, int], list[ConfigRow]] = {
     ],
     ("forward_extra", "nvidia", 4): [
         ConfigRow(128, 16, 128, 4, 2, True, 1, 255),
-        ConfigRow(512, 16, 128, 8, 1, False, 2, 255),
         ConfigRow(1024, 16, 128, 8, 1, False, 2, 255),
         ConfigRow(1536, 16, 128, 8, 1, False, 4, 255),
     ],
