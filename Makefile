@@ -1,5 +1,5 @@
 # make motion       set up, render the embedded dataset, train ART on it, evaluate, write the report
-# make test         set up, lint, check types, run all tests, compile a selection of kernels; CI runs this
+# make test         set up, lint, check types, run all tests, compile a selection of kernels
 # make test-fast    the inner loop: tests that are neither slow nor about the documentation
 # make lint         formatting, lint, types, vocabulary
 # make bench-smoke  a small benchmark regression suite, compared with the previous run

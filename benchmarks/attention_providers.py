@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
 import math
-import os
-import shutil
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,15 +14,13 @@ from torch.nn import functional as F
 
 from art_kernels import RegionCrossAttention
 from art_kernels.region_attention.module import cheaper_route
-from benchmarks.common.measure import OURS, chosen_backend, relative_error
+from benchmarks.common.measure import COMPILERS, OURS, chosen_backend, compiler_unsupported_reason, relative_error
 
 PASSES = ("forward", "backward", "both")
 BASELINE = "nn.MultiheadAttention"
 SDPA, SDPA_COMPILED = "sdpa", "sdpa compiled"
 FOLDED, FOLDED_COMPILED = "folded", "folded compiled"
 PROVIDERS = (BASELINE, SDPA, SDPA_COMPILED, FOLDED, FOLDED_COMPILED, OURS)
-#: Backend of torch.compile, by whether the run is quick: compiling to machine code takes minutes for all shapes.
-COMPILERS = {False: "inductor", True: "aot_eager"}
 _LAYER_NORM_EPS = 1e-5
 
 
@@ -271,16 +265,7 @@ def unsupported_reason(provider: str, device: torch.device) -> str | None:
     """Return why a provider cannot run on this machine, or None if it can."""
     if not provider.endswith("compiled"):
         return None
-    if device.type == "cuda":
-        try:
-            importlib.import_module("triton")
-        except ImportError as error:
-            return f"torch.compile on CUDA requires Triton, which cannot be imported: {error}"
-        return None
-    compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
-    if shutil.which(compiler) is None:
-        return f"torch.compile on a CPU requires a C++ compiler, but {compiler} is not found; install it or set CXX"
-    return None
+    return compiler_unsupported_reason(device)
 
 
 def route_of(shape: AttentionShape, queries: int | None = None) -> str:

@@ -330,7 +330,9 @@ def _crossing_notes(crossing: dict[str, Any]) -> list[str]:
 
 def print_floor(names: Sequence[str], device: str, dtypes: Sequence[str]) -> None:
     """Print a Markdown table of minimum bytes and operations, forward and backward together."""
-    print("| shape | frames | dtype | MB forward | MB backward | GFLOP folded | GFLOP projected | folded FLOP a byte |")
+    print(
+        "| shape | frames | dtype | MB forward | MB backward | GFLOP folded | GFLOP projected | folded FLOP per byte |"
+    )
     print("| --- " * 8 + "|")
     for name in names:
         shape = SHAPES[name].sized(torch.device(device))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -14,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from art_kernels import mtc_loss, pool_tracklets, tracklet_nce
-from benchmarks.common.measure import OURS, chosen_backend, relative_error
+from benchmarks.common.measure import COMPILERS, OURS, chosen_backend, compiler_unsupported_reason, relative_error
 
 PASSES = ("forward", "backward", "both")
 OURS_REPLAYED = "art_kernels, CUDA graph"
@@ -25,8 +24,6 @@ PROVIDERS: dict[str, tuple[str, ...]] = {
     "tracklet_nce": ("materialized", "materialized compiled", "memeff", OURS),
 }
 MARGIN, TEMPERATURE, POOLING_TEMPERATURE = 0.6, 0.07, 0.01
-#: Backend of torch.compile, by whether the run is quick: compiling to machine code takes most of a minute.
-COMPILERS = {False: "inductor", True: "aot_eager"}
 
 Loss = Callable[..., Tensor]
 
@@ -162,8 +159,8 @@ def build(provider: str, shape: ContrastShape, *, quick: bool = False) -> Loss:
 
 def unsupported_reason(provider: str, shape: ContrastShape, device: torch.device) -> str | None:
     """Return why a provider is skipped, or None."""
-    if provider.endswith("compiled") and device.type == "cpu" and shutil.which("c++") is None:
-        return "torch.compile on a CPU requires a C++ compiler, but c++ is not found"
+    if provider.endswith("compiled") and (reason := compiler_unsupported_reason(device)):
+        return reason
     if provider == "memeff":
         if device.type != "cuda":
             return "its kernels require a GPU"

@@ -95,7 +95,7 @@ def linear_assignment() -> str:
         shape = linking_providers.assignment_shape(name, torch.device("cuda"))
         each = shape.moved_bytes(_FLOAT32, 1)
         rows.append([name, f"{each:,}", f"{shape.problems:,}", _mega(shape.moved_bytes(_FLOAT32, shape.problems))])
-    return _table(["rows K", "bytes a problem, float32", "problems on a GPU", "MB"], rows)
+    return _table(["rows K", "bytes per problem, float32", "problems on a GPU", "MB"], rows)
 
 
 def tracklet_pooling() -> str:

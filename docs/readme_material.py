@@ -40,7 +40,7 @@ SHAPES = {
 PROVIDERS = {
     "nn.MultiheadAttention": ("nn.MultiheadAttention", "#b8bec9"),
     "sdpa compiled": ("SDPA, torch.compile", "#7d8696"),
-    "reference": ("folded form in plain PyTorch", "#56B4E9"),
+    "folded": ("folded form in plain PyTorch", "#56B4E9"),
     "art_kernels": ("art_kernels", "#D55E00"),
 }
 
@@ -85,7 +85,12 @@ def draw_attention(results: dict[str, Any], path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    times = {(r["shape"], r["provider"]): r["median_ms"] for r in results["records"] if r["pass"] == "both"}
+    names = {"reference": "folded"}  # the name in results files before 2026-11-29
+    times = {
+        (record["shape"], names.get(record["provider"], record["provider"])): record["median_ms"]
+        for record in results["records"]
+        if record["pass"] == "both"
+    }
     figure = Figure(figsize=(8.2, 4.1), dpi=150, layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
     axes = figure.subplots()

@@ -67,7 +67,7 @@ def encode_prompts(
 class SemanticsBank(nn.Module):
     """The bank S ``[P, Y, C_t]``, its trained agent copy S_a, and the projection of text to the latent width.
 
-    The bank has no gradient; :meth:`ema_update` moves it towards the agent after every optimizer step.
+    The bank has no gradient; :meth:`ema_update` moves it toward the agent after every optimizer step.
 
     Args:
         semantics: S_0 ``[P, Y, C_t]``.

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
+import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -23,6 +26,8 @@ DTYPES = {
     "bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32, "float64": torch.float64,
 }  # fmt: skip
 OURS = "art_kernels"
+#: Backend of torch.compile, by whether the run is quick: compiling to machine code takes minutes for all shapes.
+COMPILERS = {False: "inductor", True: "aot_eager"}
 #: Suffix of providers whose result is copied to the host and awaited there.
 TO_HOST = ", to host"
 COPY_BYTES = {"cpu": 256 << 20, "cuda": 1 << 30}
@@ -55,6 +60,20 @@ class Limits:
             "copy_fraction": copying / seconds,
             "limit_fraction": max(copying, computing) / seconds,
         }
+
+
+def compiler_unsupported_reason(device: torch.device) -> str | None:
+    """Return why torch.compile cannot run on a device, or None if it can."""
+    if device.type == "cuda":
+        try:
+            importlib.import_module("triton")
+        except ImportError as error:
+            return f"torch.compile on CUDA requires Triton, which cannot be imported: {error}"
+        return None
+    compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
+    if shutil.which(compiler) is None:
+        return f"torch.compile on a CPU requires a C++ compiler, but {compiler} is not found; install it or set CXX"
+    return None
 
 
 def measure_limits(device: torch.device, dtypes: Sequence[str], config: TimingConfig, *, quick: bool = False) -> Limits:

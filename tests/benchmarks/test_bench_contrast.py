@@ -8,6 +8,7 @@ import torch
 
 from benchmarks import bench_contrast, contrast_providers
 from benchmarks.bench_contrast import Settings, main, run
+from benchmarks.common import measure
 from benchmarks.common.results import OUT_OF_TIME, ROOT
 from benchmarks.common.timing import QUICK
 from benchmarks.contrast_providers import (
@@ -38,8 +39,8 @@ def tiny(monkeypatch, fast_limits):
     """Shapes that take no time; nothing is compiled to machine code."""
     for name, shape in TINY.items():
         monkeypatch.setitem(SHAPES, name, shape)
-    monkeypatch.setitem(contrast_providers.COMPILERS, False, "aot_eager")
-    monkeypatch.setattr(contrast_providers.shutil, "which", lambda name: f"/usr/bin/{name}")
+    monkeypatch.setitem(measure.COMPILERS, False, "aot_eager")
+    monkeypatch.setattr(measure.shutil, "which", lambda name: f"/usr/bin/{name}")
     monkeypatch.setattr(bench_contrast, "CPU_TIMING", QUICK)
 
 

@@ -38,6 +38,7 @@ from benchmarks.bench_region_attention import (
     run,
     times_figure,
 )
+from benchmarks.common import measure
 from benchmarks.common.measure import OURS, peak_extra_bytes, require_accurate
 from benchmarks.common.results import OUT_OF_TIME, ROOT
 
@@ -51,12 +52,10 @@ COMPILED = {name for name in PROVIDERS if name.endswith("compiled")}
 @pytest.fixture(autouse=True)
 def with_compiler(monkeypatch):
     """Let torch.compile find a compiler; quick runs do not use it."""
-    monkeypatch.setattr(attention_providers.shutil, "which", lambda name: f"/usr/bin/{name}")
+    monkeypatch.setattr(measure.shutil, "which", lambda name: f"/usr/bin/{name}")
 
 
-@pytest.mark.parametrize(
-    "provider", [pytest.param(name, marks=[pytest.mark.slow] if name in COMPILED else []) for name in PROVIDERS]
-)
+@pytest.mark.parametrize("provider", PROVIDERS)
 @pytest.mark.parametrize("region_dim", [8, 6], ids=["joint in_proj_weight", "separate projections"])
 def test_every_provider_computes_the_same(tiny, provider, region_dim):
     shape = replace(tiny, frames=4, region_dim=region_dim)
@@ -195,7 +194,7 @@ def test_a_provider_that_computes_something_else_fails(tiny, monkeypatch, tmp_pa
 
 
 def test_without_a_compiler_the_compiled_providers_are_skipped_with_the_reason(tiny, monkeypatch):
-    monkeypatch.setattr(attention_providers.shutil, "which", lambda name: None)
+    monkeypatch.setattr(measure.shutil, "which", lambda name: None)
     monkeypatch.setenv("CXX", "some-compiler")
     result = run(replace(QUICK, passes=("forward",)))
     assert {record["provider"] for record in result["records"]} == set(PROVIDERS) - COMPILED

@@ -221,6 +221,10 @@ def test_missing_library_names_its_extra(library, monkeypatch):
 
 
 def test_null_logger_has_the_same_methods():
+    def methods(log):
+        return {name for name in vars(log) if not name.startswith("_") and callable(getattr(log, name))}
+
+    assert methods(NullLogger) == methods(RunLogger)
     with NullLogger() as log:
         log.write("step", 1, 1, METRICS)
         log.histograms(1, HISTOGRAM)
