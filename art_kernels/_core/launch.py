@@ -297,6 +297,15 @@ def float32_like(like: Tensor, *shape: int) -> Tensor:
     return torch.empty(shape, dtype=torch.float32, device=like.device)
 
 
+#: Dtypes of the variants that are compiled ahead of time.
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+
+def meta_tensor(dtype: torch.dtype, *shape: int) -> torch.Tensor:
+    """Return a tensor without data, for launches that are compiled but not run."""
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
 def contiguous_last_dim(tensor: Any) -> Any:
     """The tensor itself if its last dimension is contiguous, which is all that kernels require; otherwise a copy."""
     return tensor if tensor is None or tensor.stride(-1) == 1 or tensor.shape[-1] == 1 else tensor.contiguous()

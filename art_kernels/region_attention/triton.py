@@ -14,6 +14,7 @@ import triton
 from torch import Tensor
 
 from art_kernels._core.launch import (
+    DTYPES,
     DeviceSpec,
     KernelLaunch,
     LaunchConfig,
@@ -24,6 +25,7 @@ from art_kernels._core.launch import (
     device_unsupported_reason,
     dot_precision,
     float32_like,
+    meta_tensor,
 )
 from art_kernels.region_attention import backward as backward_kernels
 from art_kernels.region_attention import forward as forward_kernels
@@ -300,7 +302,6 @@ def _tunable(arguments: Arguments, config: LaunchConfig) -> tuple[LaunchConfig, 
 CHANNELS = (32, 96, 256, 512, 768, 1000, 1024, 1408, 1536)
 #: Query rows that fit in one block, and in several.
 ROWS = (16, 64)
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 #: By name: whether a launch has a position, a mask, a LayerNorm and a map.
 OPTIONS = {
     "plain": (False, False, False, False),
@@ -338,10 +339,10 @@ def _meta_arguments(
 ) -> Arguments:
     position, mask, normed, return_map = OPTIONS[option]
     return Arguments(
-        queries=_meta(dtype, frames, rows, channels),
-        regions=_meta(dtype, frames, count, channels),
-        key_position=_meta(dtype, count, channels) if position else None,
-        region_mask=_meta(torch.bool, frames, count) if mask else None,
+        queries=meta_tensor(dtype, frames, rows, channels),
+        regions=meta_tensor(dtype, frames, count, channels),
+        key_position=meta_tensor(dtype, count, channels) if position else None,
+        region_mask=meta_tensor(torch.bool, frames, count) if mask else None,
         scale=1.0,
         layer_norm_eps=1e-5 if normed else None,
         return_map=return_map,
@@ -351,16 +352,16 @@ def _meta_arguments(
 def _forward_variants(arguments: Arguments, device: DeviceSpec) -> list[KernelLaunch]:
     (frames, rows, _), count = arguments.queries.shape, arguments.regions.shape[1]
     config = _select(_forward_config, arguments, device)
-    scores = _meta(torch.float32, frames, rows, count) if arguments.return_map else None
-    return forward_launches(arguments, config, arguments.queries, _meta(torch.float32, frames, rows, 2), scores)
+    scores = meta_tensor(torch.float32, frames, rows, count) if arguments.return_map else None
+    return forward_launches(arguments, config, arguments.queries, meta_tensor(torch.float32, frames, rows, 2), scores)
 
 
 def _backward_variants(arguments: Arguments, device: DeviceSpec) -> tuple[dict[str, KernelLaunch], bool]:
     """Return the launches by kernel, and whether one block holds all rows."""
     (frames, rows, _), count = arguments.queries.shape, arguments.regions.shape[1]
     config, one_block = _select(_backward_config, arguments, device)
-    softmax = _meta(torch.float32, frames, rows, 2)
-    pairs = _meta(arguments.queries.dtype, frames, rows, count)
+    softmax = meta_tensor(torch.float32, frames, rows, 2)
+    pairs = meta_tensor(arguments.queries.dtype, frames, rows, count)
     grad_map = pairs if arguments.return_map else None
     launch, _ = backward_launch(
         arguments, config, one_block, softmax, softmax, arguments.queries, grad_map, arguments.queries,
@@ -370,7 +371,3 @@ def _backward_variants(arguments: Arguments, device: DeviceSpec) -> tuple[dict[s
     if arguments.queries.dtype == torch.float32:
         launches["delta"], _ = delta_launch(arguments, config, softmax, arguments.queries, grad_map)
     return launches, one_block
-
-
-def _meta(dtype: torch.dtype, *shape: int) -> Tensor:
-    return torch.empty(shape, dtype=dtype, device="meta")

@@ -13,6 +13,7 @@ import triton
 from torch import Tensor
 
 from art_kernels._core.launch import (
+    DTYPES,
     ConfigRow,
     DeviceSpec,
     KernelLaunch,
@@ -23,6 +24,7 @@ from art_kernels._core.launch import (
     device_unsupported_reason,
     dot_precision,
     float32_like,
+    meta_tensor,
     num_sms,
 )
 from art_kernels.tracklet_contrast import kernels
@@ -72,6 +74,7 @@ def forward(
     tracklet_grad is [B,K,C] (with respect to the pooled tracklets), or [B,T,K,C] if flattened. Responses are read once,
     and once more if they are pooled here.
     """
+    responses, aggregated = contiguous_last_dim(responses), contiguous_last_dim(aggregated)
     arguments = Arguments(responses, aggregated, valid, margin, absolute, clamp, flattened, gradients)
     terms, scale, *saved = fake(arguments)
     if responses.numel() == 0:
@@ -143,7 +146,7 @@ def _num_frames(responses: Tensor, valid: Tensor | None) -> Float[Tensor, " b"]:
 
 
 class Rows(NamedTuple):
-    """Input of a kernel: responses [B,T,K,C], valid frames [B,T], and the device it is launched on."""
+    """Input of a kernel: responses [B,T,K,C] (last dimension contiguous), valid frames [B,T], and the device."""
 
     responses: Tensor
     valid: Tensor | None
@@ -151,13 +154,12 @@ class Rows(NamedTuple):
 
     def arguments(self) -> dict[str, Any]:
         """Return the arguments that all kernels share."""
-        rows = contiguous_last_dim(self.responses)
-        align = alignment(rows)
-        video, frame, tracklet, _ = (stride // align for stride in rows.stride())
+        align = alignment(self.responses)
+        video, frame, tracklet, _ = (stride // align for stride in self.responses.stride())
         return {
-            "p_responses": rows,
-            "T": rows.shape[1],
-            "K": rows.shape[2],
+            "p_responses": self.responses,
+            "T": self.responses.shape[1],
+            "K": self.responses.shape[2],
             "stride_video": video,
             "stride_frame": frame,
             "stride_tracklet": tracklet,
@@ -172,7 +174,7 @@ class Rows(NamedTuple):
             "C": channels,
             "BLOCK_C": width,
             "CHUNKS": -(-channels // width),
-            "ALIGN": alignment(contiguous_last_dim(self.responses)),
+            "ALIGN": alignment(self.responses),
             "VALID": self.valid is not None,
         }
 
@@ -307,9 +309,9 @@ def _valid_arguments(valid: Tensor | None) -> dict[str, Any]:
 
 def variants(device: DeviceSpec) -> Iterator[tuple[str, KernelLaunch]]:
     """Yield the kernel variants of a device, such as "levels.bf16.c256.k32.plain", as launches on meta tensors."""
-    partial = _meta(torch.float32, 4096, 4)
+    partial = meta_tensor(torch.float32, 4096, 4)
     yield "terms", terms_launch(partial, partial, 2, partial, partial)
-    for dtype_name, dtype in {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}.items():
+    for dtype_name, dtype in DTYPES.items():
         for channels in (96, 256, 1000, 1024):  # with and without partly filled chunks
             for count in (2, 32):  # one per row of the table
                 for option in ("plain", "all"):
@@ -320,13 +322,13 @@ def variants(device: DeviceSpec) -> Iterator[tuple[str, KernelLaunch]]:
 def _variant_launches(
     dtype: torch.dtype, channels: int, count: int, all_options: bool, device: DeviceSpec
 ) -> dict[str, KernelLaunch]:
-    responses = _meta(dtype, 64, 64, count, channels)
-    rows = Rows(responses, _meta(torch.bool, 64, 64) if all_options else None, device)
-    tracklets = _meta(dtype if all_options else torch.float32, 64, 1, count, channels)
-    pooled = Rows(tracklets, _meta(torch.bool, 64, 1) if all_options else None, device)
+    responses = meta_tensor(dtype, 64, 64, count, channels)
+    rows = Rows(responses, meta_tensor(torch.bool, 64, 64) if all_options else None, device)
+    tracklets = meta_tensor(dtype if all_options else torch.float32, 64, 1, count, channels)
+    pooled = Rows(tracklets, meta_tensor(torch.bool, 64, 1) if all_options else None, device)
     options = Arguments(responses, None, rows.valid, 0.6, all_options, all_options, False, True)
-    mean = _meta(torch.float32, 64, count, channels)
-    weight = _meta(torch.float32, 64)
+    mean = meta_tensor(torch.float32, 64, count, channels)
+    weight = meta_tensor(torch.float32, 64)
     launches = {
         "levels": levels_launch(rows, options, responses, responses, temporal=True)[0],
         "values": levels_launch(rows, options, None, None, temporal=True)[0],
@@ -337,7 +339,3 @@ def _variant_launches(
     if count == 2:  # it does not depend on the number of tracklets
         launches["mean"] = mean_launch(rows, mean)
     return launches
-
-
-def _meta(dtype: torch.dtype, *shape: int) -> Tensor:
-    return torch.empty(shape, dtype=dtype, device="meta")

@@ -15,6 +15,7 @@ import triton
 from torch import Tensor
 
 from art_kernels._core.launch import (
+    DTYPES,
     DeviceSpec,
     KernelLaunch,
     LaunchConfig,
@@ -25,6 +26,7 @@ from art_kernels._core.launch import (
     device_unsupported_reason,
     dot_precision,
     float32_like,
+    meta_tensor,
 )
 from art_kernels.tracklet_nce import kernels
 from art_kernels.tracklet_nce.configs import find_config
@@ -60,6 +62,7 @@ def forward(
     symmetric: bool,
 ) -> tuple[Float[Tensor, "3 m"], Float[Tensor, "3 n"]]:
     """Return the statistics described in `Arguments`; the temperature is read on its device."""
+    anchors, candidates = contiguous_last_dim(anchors), contiguous_last_dim(candidates)
     arguments = Arguments(anchors, candidates, anchor_ids, candidate_ids, excluded, temperature, symmetric)
     rows, columns = fake(arguments)
     _fill_statistics(Inputs(arguments, transposed=False), rows)
@@ -88,7 +91,8 @@ def backward(
     grads: Sequence[Tensor | None], arguments: Arguments, saved: Sequence[Tensor], needs: Sequence[bool]
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Return the gradients of anchors, candidates and temperature."""
-    anchors, candidates, *_, temperature, _ = arguments
+    anchors, candidates = contiguous_last_dim(arguments.anchors), contiguous_last_dim(arguments.candidates)
+    arguments, temperature = arguments._replace(anchors=anchors, candidates=candidates), arguments.temperature
     needs_anchors, needs_candidates, needs_temperature = needs
     grad_anchors = torch.empty(anchors.shape, dtype=anchors.dtype, device=anchors.device) if needs_anchors else None
     grad_candidates = None
@@ -145,7 +149,10 @@ def _side(statistics: Tensor, grad: Tensor | None) -> Tensor | None:
 
 
 class Inputs(NamedTuple):
-    """Input of a launch: the anchors are its rows and the candidates its columns, or `transposed` vice versa."""
+    """Input of a launch: the anchors are its rows and the candidates its columns, or `transposed` vice versa.
+
+    The last dimensions of anchors and candidates are contiguous.
+    """
 
     tensors: Arguments
     transposed: bool
@@ -153,12 +160,12 @@ class Inputs(NamedTuple):
     @property
     def rows(self) -> Tensor:
         """[M,C], divided among programs."""
-        return contiguous_last_dim(self.tensors.candidates if self.transposed else self.tensors.anchors)
+        return self.tensors.candidates if self.transposed else self.tensors.anchors
 
     @property
     def columns(self) -> Tensor:
         """[N,C], which each program loops over."""
-        return contiguous_last_dim(self.tensors.anchors if self.transposed else self.tensors.candidates)
+        return self.tensors.anchors if self.transposed else self.tensors.candidates
 
     def arguments(self) -> dict[str, Any]:
         """Return the arguments of both kernels."""
@@ -274,7 +281,7 @@ def variants(device: DeviceSpec) -> Iterator[tuple[str, KernelLaunch]]:
     The numbers of channels cover every row of the table, with and without partly filled chunks.
     """
     yield "combine", _forward_variant(torch.float32, 1, 32, False, False, device)[-1]
-    for dtype_name, dtype in {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}.items():
+    for dtype_name, dtype in DTYPES.items():
         for channels in (32, 64, 100, 128, 192, 256, 512, 1000, 1536):
             for option in ("plain", "all"):
                 name, all_options = f"{dtype_name}.c{channels}.{option}", option == "all"
@@ -283,7 +290,7 @@ def variants(device: DeviceSpec) -> Iterator[tuple[str, KernelLaunch]]:
                     yield f"forward.{rows}.{name}", launches[0]
                 for kernel, (transposed, needs_rows, needs_inner) in _BACKWARD_VARIANTS.items():
                     inputs = _meta_inputs(dtype, 8192, channels, all_options, transposed)
-                    side = _meta(torch.float32, 3, 8192)
+                    side = meta_tensor(torch.float32, 3, 8192)
                     sides = Sides(side, side if all_options else None)
                     grad_rows = torch.empty_like(inputs.rows) if needs_rows else None
                     launch, _, _ = backward_launch(inputs, device, sides, grad_rows, needs_inner=needs_inner)
@@ -294,14 +301,16 @@ def _forward_variant(
     dtype: torch.dtype, rows: int, channels: int, all_options: bool, transposed: bool, device: DeviceSpec
 ) -> list[KernelLaunch]:
     inputs = _meta_inputs(dtype, rows, channels, all_options, transposed)
-    return forward_launches(inputs, device, _meta(torch.float32, 3, inputs.rows.shape[0]))
+    return forward_launches(inputs, device, meta_tensor(torch.float32, 3, inputs.rows.shape[0]))
 
 
 def _meta_inputs(dtype: torch.dtype, rows: int, channels: int, excluding: bool, transposed: bool) -> Inputs:
-    ids, other_ids = _meta(torch.int64, rows), _meta(torch.int64, 8192)
-    tensors = _meta(dtype, rows, channels), _meta(dtype, 8192, channels), ids, other_ids, ids if excluding else None
-    return Inputs(Arguments(*tensors, _meta(torch.float32), excluding), transposed)
-
-
-def _meta(dtype: torch.dtype, *shape: int) -> Tensor:
-    return torch.empty(shape, dtype=dtype, device="meta")
+    ids, other_ids = meta_tensor(torch.int64, rows), meta_tensor(torch.int64, 8192)
+    tensors = (
+        meta_tensor(dtype, rows, channels),
+        meta_tensor(dtype, 8192, channels),
+        ids,
+        other_ids,
+        ids if excluding else None,
+    )
+    return Inputs(Arguments(*tensors, meta_tensor(torch.float32), excluding), transposed)

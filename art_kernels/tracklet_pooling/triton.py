@@ -13,6 +13,7 @@ import triton
 from torch import Tensor
 
 from art_kernels._core.launch import (
+    DTYPES,
     DeviceSpec,
     KernelLaunch,
     LaunchConfig,
@@ -22,6 +23,7 @@ from art_kernels._core.launch import (
     device_unsupported_reason,
     dot_precision,
     float32_like,
+    meta_tensor,
 )
 from art_kernels.tracklet_pooling import kernels
 from art_kernels.tracklet_pooling.configs import MAX_SEMANTICS, find_config, tracklets_per_program
@@ -54,7 +56,7 @@ def forward(
     valid: Bool[Tensor, "b t"] | None,
 ) -> tuple[Float[Tensor, "b k c"], Float[Tensor, "b t k"]]:
     """Return the aggregated tracklets and the saliency, in the dtype of the responses."""
-    arguments = Arguments(responses, semantics, temperature, valid)
+    arguments = Arguments(contiguous_last_dim(responses), contiguous_last_dim(semantics), temperature, valid)
     saliency = responses.new_empty(responses.shape[:3])
     if saliency.numel() == 0:
         return fake(arguments)
@@ -74,7 +76,8 @@ def backward(
     grads: Sequence[Tensor | None], arguments: Arguments, saved: Sequence[Tensor], needs: Sequence[bool]
 ) -> tuple[Tensor | None, Tensor | None]:
     """Return the gradients of responses and semantics."""
-    responses, semantics, _, _ = arguments
+    responses, semantics = contiguous_last_dim(arguments.responses), contiguous_last_dim(arguments.semantics)
+    arguments = arguments._replace(responses=responses, semantics=semantics)
     grad_aggregated, grad_saliency = grads
     needs_responses, needs_semantics = needs
     grad_responses = None
@@ -99,7 +102,7 @@ def _launch_config(kernel: str, inputs: Arguments, device: DeviceSpec) -> Launch
 
 def _shared_arguments(inputs: Arguments) -> dict[str, Any]:
     """Return the arguments of both kernels."""
-    responses, semantics = contiguous_last_dim(inputs.responses), contiguous_last_dim(inputs.semantics)
+    responses, semantics = inputs.responses, inputs.semantics
     align = alignment(responses, semantics)
     valid = inputs.valid
     return {
@@ -130,7 +133,7 @@ def _shared_constants(inputs: Arguments, config: LaunchConfig) -> dict[str, Any]
         "BLOCK_J": config.block_n,
         "BLOCK_C": config.block_c,
         "CHUNKS": chunks,
-        "ALIGN": alignment(contiguous_last_dim(inputs.responses), contiguous_last_dim(inputs.semantics)),
+        "ALIGN": alignment(inputs.responses, inputs.semantics),
         "VALID": inputs.valid is not None,
         "ONE_TILE": one_tile,
         "KEEP_IN_REGS": one_tile and chunks == 1,
@@ -190,21 +193,17 @@ def backward_launch(
 
 def variants(device: DeviceSpec) -> Iterator[tuple[str, KernelLaunch]]:
     """Yield the kernel variants of a device, such as "backward.bf16.c256.j16.t64.all", as launches on meta tensors."""
-    for dtype_name, dtype in {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}.items():
+    for dtype_name, dtype in DTYPES.items():
         for channels in (256, 1000):  # full chunks, and a partly filled last one
             for semantics, frames in ((16, 16), (16, 64), (16, 256), (64, 64)):  # one tile, and several of the largest
                 for option in ("plain", "all"):
                     name = f"{dtype_name}.c{channels}.j{semantics}.t{frames}.{option}"
-                    saliency = _meta(dtype, 1024, frames, 8)
-                    aggregated = _meta(dtype, 1024, 8, channels)
-                    responses = _meta(dtype, 1024, frames, 8, channels)
-                    valid = _meta(torch.bool, 1024, frames) if option == "all" else None
-                    inputs = Arguments(responses, _meta(dtype, 1024, semantics, channels), 0.01, valid)
+                    saliency = meta_tensor(dtype, 1024, frames, 8)
+                    aggregated = meta_tensor(dtype, 1024, 8, channels)
+                    responses = meta_tensor(dtype, 1024, frames, 8, channels)
+                    valid = meta_tensor(torch.bool, 1024, frames) if option == "all" else None
+                    inputs = Arguments(responses, meta_tensor(dtype, 1024, semantics, channels), 0.01, valid)
                     yield f"forward.{name}", forward_launch(inputs, device, saliency)[0]
                     grad_saliency = saliency if option == "all" else None
                     launch, _ = backward_launch(inputs, device, aggregated, grad_saliency, responses, True)
                     yield f"backward.{name}", launch
-
-
-def _meta(dtype: torch.dtype, *shape: int) -> Tensor:
-    return torch.empty(shape, dtype=dtype, device="meta")
