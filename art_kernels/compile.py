@@ -8,11 +8,11 @@ device, or multiplies 16-bit numbers without tensor cores.
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib
 import itertools
 import os
 import re
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -95,7 +95,7 @@ def native_reports(targets: Sequence[str]) -> list[Report]:
     reports = []
     for kernel in resources.kernels():
         if kernel.target in targets:
-            error = f"{kernel.local} bytes of local memory" if kernel.local else ""
+            error = _fault(kernel.target, kernel.local, kernel.shared, products=False, tensor_core=0)
             name = f"tracklet_linking.{kernel.name}"
             reports.append(Report(name, kernel.target, kernel.registers, kernel.local, kernel.shared, error=error))
     return reports
@@ -109,11 +109,17 @@ def all_variants(target: str) -> Iterator[tuple[str, KernelLaunch]]:
             yield f"{operation}.{name}", launch
 
 
+@functools.cache
+def _launches(target: str) -> dict[str, KernelLaunch]:
+    """Return the launches of a target by name, built once per process."""
+    return dict(all_variants(target))
+
+
 def compile_variant(name: str, target: str, out: Path) -> Report:
     """Compile one variant, write `<name>.<target>.cubin` (or `.hsaco`) to `out`, and report its resources."""
     import triton
 
-    launch = dict(all_variants(target))[name]
+    launch = _launches(target)[name]
     if not isinstance(launch.kernel, triton.runtime.JITFunction):
         return Report(name, target, error="TRITON_INTERPRET is set; unset it to compile")
     try:
@@ -173,14 +179,11 @@ def _target(target: str) -> Any:
 
 
 def _nvidia_resources(cubin: bytes) -> tuple[int, int]:
-    """Register and bytes of local memory per thread, from the cuobjdump in Triton's wheel."""
-    import triton
-
-    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    """Registers and bytes of local memory per thread."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        usage = subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
+        usage = resources.resource_usage(file.name)
     found = {key: int(value) for key, value in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", usage)}
     return found["REG"], found["STACK"] + found["LOCAL"]
 

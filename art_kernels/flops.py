@@ -4,8 +4,8 @@
 
 Like PyTorch's formulas, these count matrix products only, a multiplication and an addition as two operations, and in a
 backward pass also the products that are recomputed. They hold for the "torch", "triton" and "cpp" backends, which
-compute the same products. The "reference" backends, and `pool_tracklets` on a CPU, consist of PyTorch operators, which
-the counter covers. A linear assignment contains no products.
+compute the same products. The "reference" backends, and the "torch" backend of `pool_tracklets`, consist of PyTorch
+operators, which the counter covers. A linear assignment contains no products.
 """
 
 from __future__ import annotations

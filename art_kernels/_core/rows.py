@@ -11,6 +11,9 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+#: Below this squared norm, the smallest normal number, a vector counts as zero, because its direction is lost.
+TINY = tl.constexpr(1.1754943508222875e-38)
+
 
 @triton.jit
 def rows_at(p_rows, o_row, m_row, stride_row, ALIGN: tl.constexpr):

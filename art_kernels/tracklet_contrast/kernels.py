@@ -14,15 +14,13 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from art_kernels._core.rows import load_chunk, rows_at, store_chunk
+from art_kernels._core.rows import TINY, load_chunk, rows_at, store_chunk
 
 #: Arguments without value specialization, so that other sizes do not recompile.
 SIZES = [
     "T", "K", "frames_per_block", "stride_video", "stride_frame", "stride_tracklet", "stride_valid_video",
     "stride_valid_frame",
 ]  # fmt: skip
-#: Below this squared norm, the smallest normal number, a vector counts as zero, because its direction is lost.
-TINY = tl.constexpr(1.1754943508222875e-38)
 
 
 @triton.jit

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from art_kernels._core.precision import accumulation_dtype, at_least_float32
+from art_kernels._core.precision import accumulation_dtype, at_least_float32, cosine_norms
 from art_kernels.tracklet_contrast.reference import Arguments
 
 if TYPE_CHECKING:
@@ -141,7 +141,7 @@ def _num_frames(block: Float[Tensor, "b t k c"], exists: Bool[Tensor, "b t"] | N
 
 def _inverse_norms(squares: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
     """Return 1 / norm, and 0 for a zero vector (see `cosine_norms`), whose cosines and gradient become 0."""
-    return squares.masked_fill(squares < torch.finfo(squares.dtype).tiny, float("inf")).sqrt_().reciprocal_()
+    return cosine_norms(squares).reciprocal_()
 
 
 def _repulsion(

@@ -157,8 +157,9 @@ def link_tracklets(
     check_choice(name, "method", method, reference.METHODS)
     if min_similarity is not None:
         check_number(name, "min_similarity", min_similarity, low=-1.0, high=1.0)
+    backend = backends.choose(name, responses, backend)
     if method != "index":
-        _check_matching(responses, method, backends.choose(name, responses, backend))
+        _check_matching(responses, method, backend)
 
     responses = autocast_as_softmax(responses)
     run = backends.implementation(name, responses, backend)

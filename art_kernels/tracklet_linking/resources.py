@@ -35,7 +35,7 @@ class Kernel(NamedTuple):
 def kernels() -> Iterator[Kernel]:
     """Yield every kernel in the module; none if it was built without CUDA."""
     if (module := cpp.module_file()) is not None and cpp.has_cuda():
-        yield from parse(_resource_usage(module))
+        yield from parse(resource_usage(module))
 
 
 def parse(usage: str) -> Iterator[Kernel]:
@@ -60,8 +60,8 @@ def _demangle(mangled: str) -> str:
     return ".".join([found[1], *arguments])
 
 
-def _resource_usage(module: str) -> str:
-    """Run cuobjdump, which Triton's wheel bundles."""
+def resource_usage(module: str) -> str:
+    """Return the output of `cuobjdump -res-usage`, which Triton's wheel bundles."""
     import triton
 
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"

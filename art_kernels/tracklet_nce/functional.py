@@ -95,7 +95,7 @@ def tracklet_nce(
     check_sizes(_NAME, "candidates", candidates, "[N,C]", (candidates.shape[0], anchors.shape[1]))
     check_same_device(_NAME, "candidates", candidates, "anchors", anchors)
     _check_positives(positives, anchors, candidates)
-    _check_temperature(temperature, anchors.device)
+    _check_temperature(temperature, anchors)
     check_flag(_NAME, "symmetric", symmetric)
     if excluded is not None:
         check_ids(_NAME, "excluded", excluded, "[M]", (anchors.shape[0],), anchors.device)
@@ -136,7 +136,7 @@ def _check_positives(positives: object, anchors: Tensor, candidates: Tensor) -> 
         )
 
 
-def _check_temperature(temperature: object, device: torch.device) -> None:
+def _check_temperature(temperature: object, anchors: Tensor) -> None:
     if not isinstance(temperature, Tensor):
         check_number(_NAME, "temperature", temperature, low=0.0, low_is_open=True)
         return
@@ -150,11 +150,7 @@ def _check_temperature(temperature: object, device: torch.device) -> None:
             f"{_NAME}: temperature has dtype {temperature.dtype}, expected float16, bfloat16, float32 or float64; "
             "convert it with temperature.float()"
         )
-    if temperature.device != device:
-        raise ValueError(
-            f"{_NAME}: temperature is on {temperature.device}, expected {device}, where anchors is; "
-            f"move it with temperature.to({str(device)!r})"
-        )
+    check_same_device(_NAME, "temperature", temperature, "anchors", anchors)
 
 
 def positive_rule(function: object) -> NoReturn:

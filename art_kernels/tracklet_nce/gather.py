@@ -57,7 +57,6 @@ def distributed_loss(
     ids = pair_ids(positives, len(candidates))
     rows, columns = run(anchors, candidates, *ids, excluded, temperature, symmetric)
     total, count = loss_sum(rows)
-    count = count.clone()
     dist.all_reduce(count, group=group)
     loss = total * len(counts) / count.clamp(min=1)
     if not symmetric:

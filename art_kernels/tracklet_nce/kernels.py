@@ -8,8 +8,7 @@ loaded once for both of its products. Without it, if registers or shared memory 
 cache. If registers are too few for the gradients of all channels, they are divided among CHANNEL_SPLITS programs: each
 computes the logits over all channels and accumulates its own. The columns are divided among `splits` programs.
 
-Names: `p_` pointer, `o_` offset, `m_` mask, `b_` block value. Row strides are in units of ALIGN elements, which lets
-the compiler emit 16-byte loads.
+Naming and strides: see :mod:`art_kernels._core.rows`.
 """
 
 # mypy: ignore-errors

@@ -1,4 +1,4 @@
-"""Block sizes of the pooling kernels, by kernel, vendor and bytes per element.
+"""Block sizes of the pooling kernels, by kernel and bytes per element.
 
 A block is limited by what a program keeps in registers: scores, weights and factors of [BLOCK_T, BLOCK_J] in float32,
 and a chunk of responses and semantics, [BLOCK_T + BLOCK_J, BLOCK_C], in the backward pass with a float32 gradient of
@@ -25,24 +25,18 @@ class BlockLimits(NamedTuple):
         scores: maximum BLOCK_T · BLOCK_J.
         values: maximum (BLOCK_T + BLOCK_J) · BLOCK_C for BLOCK_C above 16.
         scores_4_warps: maximum BLOCK_T · BLOCK_J for four warps; larger blocks use eight.
-        maxnreg: maximum registers per thread, see `LaunchConfig`.
     """
 
     scores: int
     values: int
     scores_4_warps: int
-    maxnreg: int | None = None
 
 
-TABLE: dict[tuple[str, str, int], BlockLimits] = {
-    ("forward", "nvidia", 2): BlockLimits(2048, 8192, 1024, 255),
-    ("backward", "nvidia", 2): BlockLimits(1024, 2560, 1024, 255),
-    ("forward", "nvidia", 4): BlockLimits(2048, 4608, 1024, 255),
-    ("backward", "nvidia", 4): BlockLimits(1024, 2048, 512, 255),
-    ("forward", "amd", 2): BlockLimits(2048, 8192, 1024),
-    ("backward", "amd", 2): BlockLimits(1024, 2560, 1024),
-    ("forward", "amd", 4): BlockLimits(2048, 4608, 1024),
-    ("backward", "amd", 4): BlockLimits(1024, 2048, 512),
+TABLE: dict[tuple[str, int], BlockLimits] = {
+    ("forward", 2): BlockLimits(2048, 8192, 1024),
+    ("backward", 2): BlockLimits(1024, 2560, 1024),
+    ("forward", 4): BlockLimits(2048, 4608, 1024),
+    ("backward", 4): BlockLimits(1024, 2048, 512),
 }
 #: Not tuned for speed: several tiles and chunks at sizes that the interpreter handles quickly. Chunks are short because
 #: the interpreter's products (NumPy's) sum sequentially, while chunks are summed separately.
@@ -53,12 +47,13 @@ def find_config(
     kernel: str, dtype: torch.dtype, frames: int, semantics: int, channels: int, device: DeviceSpec
 ) -> LaunchConfig:
     """Return the blocks of the "forward" or "backward" kernel: `block_m` frames, `block_n` semantics (all, padded)."""
-    limits = INTERPRETER if device.vendor == "interpreter" else TABLE[kernel, device.vendor, dtype.itemsize]
+    limits = INTERPRETER if device.vendor == "interpreter" else TABLE[kernel, dtype.itemsize]
     block_j = max(16, triton.next_power_of_2(semantics))
     block_t = max(16, min(triton.next_power_of_2(frames), limits.scores // block_j))
     block_c = _block_c(channels, limits.values // (block_t + block_j))
     num_warps = 8 if block_t * block_j > limits.scores_4_warps else 4
-    return LaunchConfig(block_t, block_j, block_c, num_warps, maxnreg=limits.maxnreg)
+    maxnreg = 255 if device.vendor == "nvidia" else None
+    return LaunchConfig(block_t, block_j, block_c, num_warps, maxnreg=maxnreg)
 
 
 def _block_c(channels: int, max_block_c: int) -> int:

@@ -12,7 +12,7 @@ reread from cache for the weighted sum, except that a tile of a single chunk sta
 The forward pass saves nothing: the backward pass recomputes the scores, and so differentiates the softmax of exactly
 the scores whose gradients it writes.
 
-Names: `p_` pointer, `o_` offset, `m_` mask, `b_` block value.
+Naming and strides: see :mod:`art_kernels._core.rows`.
 """
 
 # mypy: ignore-errors
@@ -21,7 +21,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from art_kernels._core.rows import load_chunk, rows_at, store_chunk
+from art_kernels._core.rows import TINY, load_chunk, rows_at, store_chunk
 
 #: Arguments without value specialization, so that other batch sizes and clip lengths do not recompile.
 SIZES = [
@@ -70,7 +70,7 @@ def response(
 @triton.jit
 def _norms(b_squares):
     """Return norms from squared norms; infinite for zero vectors, as in `cosine_norms`."""
-    return tl.sqrt_rn(tl.where(b_squares < 1.1754943508222875e-38, float("inf"), b_squares))
+    return tl.sqrt_rn(tl.where(b_squares < TINY, float("inf"), b_squares))
 
 
 @triton.jit
