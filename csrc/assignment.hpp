@@ -18,6 +18,8 @@ enum class Dtype : int { float32 = 0, float64 = 1, float16 = 2, bfloat16 = 3 };
 enum class Method : int { optimal = 0, greedy = 1 };
 
 constexpr int kMaxSize = 256;
+// Up to this size all matchings are compared.
+constexpr int kMaxEnumerated = 4;
 
 // `count` square problems of `size` (1 to kMaxSize). Row i of problem p goes to columns[p * size + i].
 // Sums and dual variables are in float64, which represents costs of every dtype exactly.
@@ -67,8 +69,8 @@ void link_on_cpu(const Responses& responses, Method method, double min_similarit
 // Most responses per frame that `link_on_cuda` supports; their similarities stay in shared memory.
 constexpr int kMaxLinked = 64;
 
-// Both enqueue work on `stream` (a cudaStream_t) of the current device and return nullptr, or the error message of the
-// CUDA runtime. They neither allocate nor synchronize.
+// All three enqueue work on `stream` (a cudaStream_t) of the current device and return nullptr, or the error message of
+// the CUDA runtime. They neither allocate nor synchronize.
 const char* solve_on_cuda(const Problems& problems, void* stream);
 
 // Like link_on_cpu, for every dtype.

@@ -12,7 +12,7 @@ namespace {
 
 double nanoseconds(const Problems& problems) {
   const double size = problems.size;
-  return problems.count * (size <= 4 ? size * size : 2 * size * size + 20 * size);
+  return problems.count * (size <= kMaxEnumerated ? size * size : 2 * size * size + 20 * size);
 }
 
 void lower(std::atomic<int64_t>& least, int64_t value) {

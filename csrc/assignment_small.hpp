@@ -5,8 +5,6 @@
 
 namespace art::ART_TARGET {
 
-constexpr int kMaxEnumerated = 4;
-
 // In each lane, the minimal sum and the columns of rows 0 to K - 1.
 template <int K>
 struct Matching {

@@ -5,8 +5,6 @@
 
 namespace art {
 
-constexpr int kMaxEnumerated = 4;
-
 // Two bits per row: its column.
 __device__ inline int enumerated_column(int code, int row) { return (code >> (2 * row)) & 3; }
 
@@ -77,7 +75,7 @@ __device__ int enumerate(const Real (&cost)[Size * Size], Method method) {
 // Copies the costs of the problems of a warp, which are contiguous, to shared memory; odd strides there place the
 // lanes, each of which reads its own problem, on different banks.
 template <class Real, int Size>
-__device__ void stage_neighbours(const Problems& problems, int64_t first, int there, Real* staged) {
+__device__ void stage_neighbors(const Problems& problems, int64_t first, int there, Real* staged) {
   constexpr int kNumbers = Size * Size;
   with_type<Real>(problems.dtype, [&](auto type) {
     const auto* source = static_cast<decltype(type)>(problems.cost) + first * kNumbers;
@@ -94,19 +92,17 @@ template <class Real, int Size>
 __device__ int enumerate_staged(const Real* staged, bool maximize, Method method) {
   constexpr int kNumbers = Size * Size;
   Real cost[kNumbers];
-  bool finite = true;
-  bool huge = false;
+  Range range;
 #pragma unroll
   for (int e = 0; e < kNumbers; ++e) {
     cost[e] = maximize ? -staged[e] : staged[e];
-    finite = finite && is_finite(cost[e]);
-    huge = huge || is_huge(cost[e]);
+    range.see(cost[e]);
   }
-  if (huge && method == Method::optimal) {
+  if (range.huge && method == Method::optimal) {
 #pragma unroll
     for (int e = 0; e < kNumbers; ++e) cost[e] *= static_cast<Real>(kShrink);
   }
-  return finite ? enumerate<Real, Size>(cost, method) : -1;
+  return range.finite ? enumerate<Real, Size>(cost, method) : -1;
 }
 
 constexpr int kEnumerateThreads = 128;
@@ -120,7 +116,7 @@ __global__ void __launch_bounds__(kEnumerateThreads) solve_by_enumeration(Proble
   const int64_t left = problems.count - first;
   const int there = left < kWarp ? (left < 0 ? 0 : static_cast<int>(left)) : kWarp;
   Real* staged = reinterpret_cast<Real*>(dynamic_shared_memory()) + warp * kWarp * (kNumbers | 1);
-  stage_neighbours<Real, Size>(problems, first, there, staged);
+  stage_neighbors<Real, Size>(problems, first, there, staged);
 
   int code = 0;
   if (lane < there) {

@@ -1,4 +1,4 @@
-// Adjacent frames on one thread: cosines of all pairs of responses, and the matching with the maximal sum.
+// Adjacent frames on one thread: cosines of all pairs of responses, and their matching.
 #pragma once
 
 #include <cstddef>

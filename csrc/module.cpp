@@ -93,7 +93,6 @@ void define_cuda(py::module_& module) {
 
 PYBIND11_MODULE(_csrc, module) {
   module.doc() = "Batched assignment and linking; see csrc/assignment.hpp.";
-  module.attr("MAX_SIZE") = art::kMaxSize;
   module.attr("CUDA") = "";
   define_structures(module);
   define_cpu(module);

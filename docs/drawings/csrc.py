@@ -30,7 +30,7 @@ def most_rows() -> int:
 
 def enumerated_rows() -> int:
     """Largest number of rows for which one thread compares all matchings."""
-    return _constant("enumeration_cuda.cuh", "kMaxEnumerated")
+    return _constant("assignment.hpp", "kMaxEnumerated")
 
 
 def lanes_of_rows() -> dict[int, int]:
