@@ -239,7 +239,8 @@ def _add_shards(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
         subparsers, "shards", commands.run_shards, "convert a dataset to tar shards",
         "csv --root data/mine --to data/mine-shards --splits train test",
         description="Write the clips of a dataset to tar files of some tens of megabytes each, for training from "
-        "remote storage with data.name=shards data.root=DIR. Original files are never modified.",
+        "remote storage with data.name=shards data.root=DIR or, after copying DIR there, data.root=URL (s3://, gs://, "
+        "hf://, https://). Original files are never modified.",
     )  # fmt: skip
     shards.add_argument("name", metavar="NAME", help="the dataset, as in data.name")
     _add_directory(shards, "--root", "directory of the dataset")
@@ -248,8 +249,8 @@ def _add_shards(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
     _add_number(shards, "--shard-mib", 32.0, "MiB per shard")
     _add_number(shards, "--seed", 0, "seed of the clip order")
     shards.add_argument(
-        "--url", default="", metavar="URL",
-        help="location of the shards for training, if not DIR: https://host/set, or 'pipe:aws s3 cp s3://bucket/{} -'",
+        "--url", metavar="URL",
+        help="where DIR will be copied to; printed with the arguments for training, and not stored in the index",
     )  # fmt: skip
 
 
@@ -301,9 +302,9 @@ def _add_predict(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
         "several devices. Run the command again to resume it after an interruption.",
     )  # fmt: skip
     predict.add_argument(
-        "clips", nargs="+", type=Path, metavar="CLIP",
+        "clips", nargs="+", metavar="CLIP",
         help="a video file; a directory of video files (recursive); a .csv table with a column path; a .txt list of "
-        "paths; or shards: a .tar file, or the .json index of a split",
+        "paths; or shards: a .tar file, or the .json index of a split, also by URL (s3://, gs://, hf://, https://)",
     )  # fmt: skip
     _add_directory(predict, "--checkpoint", _CHECKPOINT_HELP)
     _add_number(predict, "--top-k", 5, "number of classes to report")
@@ -329,7 +330,7 @@ def _add_explain(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
         "its saliency and the class probabilities over time, next to Grad-CAM and attention rollout of the backbone. "
         "Writes film.mp4, film.gif, sheet.png and explanation.json.",
     )  # fmt: skip
-    explain.add_argument("clip", type=Path, metavar="CLIP", help="a video file")
+    explain.add_argument("clip", metavar="CLIP", help="a video file")
     _add_directory(explain, "--checkpoint", _CHECKPOINT_HELP)
     _add_out(explain, "runs/explain-CLIP")
     _add_number(explain, "--top-k", 5, "classes in the chart")
@@ -393,7 +394,7 @@ def _add_export(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
         help="logits, optionally followed by class_token and maps (default: logits)",
     )  # fmt: skip
     export.add_argument(
-        "--clips", nargs="+", type=Path, default=[], metavar="CLIP",
+        "--clips", nargs="+", default=[], metavar="CLIP",
         help="inputs for the comparison, as for art predict (default: clips of the run's test split)",
     )  # fmt: skip
 

@@ -69,20 +69,21 @@ def _prepare_videos(options: argparse.Namespace, max_failed_fraction: float, enc
 def run_shards(options: argparse.Namespace) -> int:
     """Convert a dataset to tar shards."""
     from art.data.datasets.base import dataset_splits, open_dataset
+    from art.data.files import is_url, parse_location
     from art.data.shards import write_shards
 
+    url = parse_location(options.url, "--url", allow_remote=True) if options.url else options.to
     splits = options.splits or dataset_splits(options.name, options.root)
     if not splits:
         raise ValueError(f"--splits: the splits of {options.name} in {options.root} are unknown; pass their names")
     clip_sets = [open_dataset(options.name, options.root, split) for split in splits]
     for clip_set in clip_sets:
-        shards = write_shards(
-            clip_set, options.to, shard_bytes=int(options.shard_mib * 2**20), seed=options.seed, url=options.url
-        )
+        shards = write_shards(clip_set, options.to, shard_bytes=int(options.shard_mib * 2**20), seed=options.seed)
         skipped = len(clip_set) - len(shards)
         suffix = f", {skipped} could not be read" if skipped else ""
         print(f"{clip_set.split}: {len(shards)} clips in {len(shards.shards)} shards{suffix}", flush=True)
-    print(f"use them for training with data.name=shards data.root={options.to}")
+    copy = f"copy {options.to} to {url}, and " if is_url(url) else ""
+    print(f"{copy}use them for training with data.name=shards data.root={url}")
     return 0
 
 
@@ -192,13 +193,15 @@ def _predict_to_parquet(options: argparse.Namespace, settings: Any) -> int:
 
 def run_explain(options: argparse.Namespace) -> int:
     """Show which regions of a video a model uses."""
+    from art.data.files import parse_location
     from art.tools.explain import explain_to_directory
     from art.tools.explain.figures import FILES
 
-    out = options.out or Path("runs") / f"explain-{options.clip.stem}"
+    clip = parse_location(options.clip, "CLIP")
+    out = options.out or Path("runs") / f"explain-{Path(clip).stem}"
     names = ("top_k", "timeline_points", "device")
     explanation = explain_to_directory(
-        options.clip, options.checkpoint, out, **{name: getattr(options, name) for name in names}
+        Path(clip), options.checkpoint, out, **{name: getattr(options, name) for name in names}
     )
     for c in explanation.best(options.top_k):
         print(f"  {100 * float(explanation.probabilities[c]):6.2f} %  {explanation.class_names[c]}")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import logging
 import stat
 import warnings
+from bisect import bisect_left
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -18,8 +20,9 @@ from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
 from art.data.datasets.base import Clip, ClipSet
-from art.data.decoding.frames import StoredClip
-from art.data.decoding.video import VideoError, decoded_bytes, find_decoder, read_clip, read_frames
+from art.data.decoding.frames import StoredClip, scaled_size
+from art.data.decoding.video import VideoError, find_decoder, open_clip, read_clip
+from art.data.files import is_url
 from art.data.shards import ShardSet, read_shard
 from art.data.transforms.augment import check_views, three_squares
 from art.data.transforms.sampling import SPARSE, FrameSampling
@@ -90,30 +93,41 @@ class FrameCache:
         self._rejected: set[int] = set()
 
     def frames(
-        self, index: int, clip: Clip, short_side: int | None, decoder: str = "pyav"
+        self,
+        index: int,
+        clip: Clip,
+        source: Callable[[], Path | StoredClip],
+        short_side: int | None,
+        decoder: str = "pyav",
     ) -> UInt8[Tensor, "n 3 h w"] | None:
-        """All frames of a clip, or None if they do not fit in the cache."""
-        if index in self._frames:
-            return self._frames[index]
-        if index in self._rejected:
-            return None
-        size = decoded_bytes(clip.path, start=clip.start, end=clip.end, short_side=short_side, decoder=decoder)
-        worker = get_worker_info()
-        limit = self._limit // (1 if worker is None else worker.num_workers)
-        if size > CACHED_CLIP_LIMIT or self._bytes + size > limit:
-            if not self._rejected:
-                _log.warning(
-                    "clip %s does not fit in the cache (%.0f MiB; %.0f of %.0f MiB are in use, at most %.0f per clip); "
-                    "clips that do not fit are decoded every time",
-                    clip,
-                    *(value / 2**20 for value in (size, self._bytes, limit, CACHED_CLIP_LIMIT)),
-                )
-            self._rejected.add(index)
-            return None
-        frames = read_frames(clip.path, start=clip.start, end=clip.end, short_side=short_side, decoder=decoder)
+        """All frames of a clip, or None if they do not fit in the cache. ``source`` returns the file or stored clip,
+        which is opened once, and only if the frames are not in the cache."""
+        if index in self._frames or index in self._rejected:
+            return self._frames.get(index)
+        with open_clip(source(), clip.start, clip.end, decoder) as span:
+            height, width = scaled_size(*span.size, short_side)
+            if not self._fits(index, clip, span.count * 3 * height * width):
+                return None
+            frames = span.read(range(span.count), short_side)
         self._frames[index] = frames
         self._bytes += frames.nbytes
         return frames
+
+    def _fits(self, index: int, clip: Clip, size: int) -> bool:
+        """Whether ``size`` more bytes fit in the cache. Otherwise the clip is not tried again."""
+        worker = get_worker_info()
+        limit = self._limit // (1 if worker is None else worker.num_workers)
+        if size <= CACHED_CLIP_LIMIT and self._bytes + size <= limit:
+            return True
+        if not self._rejected:
+            _log.warning(
+                "clip %s does not fit in the cache (%.0f MiB; %.0f of %.0f MiB are in use, at most %.0f per clip); "
+                "clips that do not fit are decoded every time",
+                clip,
+                *(value / 2**20 for value in (size, self._bytes, limit, CACHED_CLIP_LIMIT)),
+            )
+        self._rejected.add(index)
+        return False
 
 
 class ClipDataset(Dataset[Sample]):
@@ -301,8 +315,10 @@ class ClipDataset(Dataset[Sample]):
         return self.clip_set.clips[index].path
 
     def _read(self, index: int, generator: torch.Generator | None) -> UInt8[Tensor, "n 3 h w"]:
-        clip = self.clip_set.clips[index]
-        frames = self._cache.frames(index, clip, self.frame_size, self.decoder) if self._cache else None
+        clip, frames = self.clip_set.clips[index], None
+        if self._cache is not None:
+            source = functools.partial(self._source, index)
+            frames = self._cache.frames(index, clip, source, self.frame_size, self.decoder)
         if frames is not None:
             chosen = self.sampling.indices(len(frames), self.num_frames, views=self.views, generator=generator)
             frames = frames[chosen.flatten()]
@@ -353,18 +369,18 @@ class ShardDataset(ClipDataset):
         super().__init__(clip_set, num_frames, **options)
 
     def _find_missing(self) -> dict[int, str]:
-        """The clips of missing shard files. URLs are not checked before they are opened."""
+        """The clips of missing shard files. Remote ones are not checked before they are opened."""
         return {
             index: f"its shard {place} does not exist"
             for place, members in zip(self.clip_set.shards, self.members, strict=True)
-            if ":" not in place and not Path(place).exists()
+            if not is_url(place) and not Path(place).is_file()
             for index in members
         }
 
     def _candidates(self, index: int) -> Iterable[int]:
         """The clips of the same shard, starting from this one."""
         members = self.members[self.clip_set.shard_of[index]]
-        position = members.index(index)
+        position = bisect_left(members, index)
         return itertools.chain(members[position:], members[:position])
 
     def _source(self, index: int) -> StoredClip:

@@ -1,16 +1,66 @@
-"""Crash-safe files: atomic writes, and a journal from which interrupted work resumes."""
+"""Locations of inputs, and crash-safe files: atomic writes, and a journal from which interrupted work resumes."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TextIO
 
+#: URL schemes of remote shards, which are read through fsspec.
+REMOTE_SCHEMES = ("s3", "gs", "hf", "https")
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):")  # at least two characters: C: is a drive
 #: Suffix of files that are being written.
 PARTIAL = ".partial"
+
+
+def parse_location(location: str | os.PathLike[str], what: str, *, allow_remote: bool = False) -> Path | str:
+    """Check where an input is stored. This is the only function that accepts a URL.
+
+    A URL is a string and never becomes a path, and a path never becomes a URL, because ``Path`` removes one of two
+    slashes. So a location that is derived from the contents of a file, as a path, cannot reach the network.
+
+    Args:
+        location: a local path, or a URL.
+        what: the argument, or the file and field, for the error message.
+        allow_remote: accept a URL of :data:`REMOTE_SCHEMES`. Only for a location that the user passed; False for the
+            contents of a file.
+
+    Returns:
+        a local path, which may not exist, or a URL as a string.
+
+    Raises:
+        ValueError: the location is neither; in particular, it is a command for a shell (``pipe:``).
+    """
+    text = os.fspath(location)
+    match = _SCHEME.match(text)
+    if match is None:
+        return Path(text)
+    if allow_remote and is_url(location):
+        return text
+    with contextlib.suppress(OSError, ValueError):  # a name that no file can have
+        if Path(text).exists():  # a colon in the name of a file
+            return Path(text)
+    shown = text if len(text) <= 80 else f"{text[:77]}..."
+    schemes = ", ".join(f"{scheme}://" for scheme in REMOTE_SCHEMES)
+    if match[1].lower() == "pipe":
+        problem = "is a command, and commands are no longer run"
+    elif is_url(text) and not allow_remote:
+        problem = "is a URL; only shards that are named on the command line can be remote"
+    else:
+        problem = "is neither an existing file or directory nor a supported URL"
+    raise ValueError(
+        f"{what} {shown!r} {problem}. Pass the URL of remote shards ({schemes}) with data.root=URL or art predict URL, "
+        "or use a local path"
+    )
+
+
+def is_url(location: str | os.PathLike[str]) -> bool:
+    """Whether a location is a URL of one of :data:`REMOTE_SCHEMES`."""
+    return isinstance(location, str) and location.lower().startswith(tuple(f"{name}://" for name in REMOTE_SCHEMES))
 
 
 class WriteError(OSError):

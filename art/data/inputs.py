@@ -6,14 +6,16 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Literal
+from urllib.parse import urlsplit
 
 from art._deprecated import renamed_names
 from art.data.datasets.annotations import FRAME_SUFFIXES, VIDEO_SUFFIXES, read_lines, read_table
 from art.data.datasets.custom import time_span
 from art.data.decoding.frames import StoredClip
-from art.data.shards import open_shards, read_shard
+from art.data.files import parse_location
+from art.data.shards import open_index, read_shard
 
 #: Kinds of inputs. "directory" also means a directory of frames.
 InputKind = Literal["video", "directory", "table", "list", "shard", "index"]
@@ -95,16 +97,18 @@ class Source:
             yield Item(f"{self.shard}/{key}", None, problem=problem)
 
 
-def input_kind(path: Path) -> InputKind:
+def input_kind(path: Path | str) -> InputKind:
     """The kind of an input: a directory by looking at the file system, anything else by its suffix. A path with an
-    unknown suffix is a video."""
-    suffix = path.suffix.lower()
+    unknown suffix is a video. Raises ValueError for a URL that is not one of a shard or an index."""
+    suffix = (path if isinstance(path, Path) else PurePosixPath(urlsplit(path).path)).suffix.lower()
     if suffix in (".tar", ".json"):
         return _KIND_OF_SUFFIX[suffix]
+    if isinstance(path, str):
+        raise ValueError(f"clip {path}: only shards (.tar, or the .json index of a split) can be remote; download it")
     return "directory" if path.is_dir() else _KIND_OF_SUFFIX.get(suffix, "video")
 
 
-def open_inputs(paths: Sequence[Path], clips_at_once: int = 512) -> list[Source]:
+def open_inputs(paths: Sequence[str | os.PathLike[str]], clips_at_once: int = 512) -> list[Source]:
     """List the clips of some paths, in order and without duplicates.
 
     A path is a video file; a directory of frames, or a directory with videos or directories of frames at any depth; a
@@ -113,11 +117,13 @@ def open_inputs(paths: Sequence[Path], clips_at_once: int = 512) -> list[Source]
     of a split in shards. Paths in tables and lists are absolute or relative to the file's directory.
 
     Args:
-        paths: the paths. A video that does not exist is listed, too, and reported when it is read.
+        paths: the paths. A video that does not exist is listed, too, and reported when it is read. A shard or an index
+            may be remote: a string with a URL of :data:`art.data.files.REMOTE_SCHEMES`.
         clips_at_once: number of files per source; each shard is one source.
 
     Raises:
-        ValueError: a directory, table or list has no clips, or a line is invalid; the message names file and line.
+        ValueError: a directory, table or list has no clips, or a line is invalid; the message names file and line. Or
+            an argument or an index contains a URL that is not supported there.
         FileNotFoundError: a table, list or index does not exist.
 
     Examples:
@@ -130,14 +136,14 @@ def open_inputs(paths: Sequence[Path], clips_at_once: int = 512) -> list[Source]
         raise ValueError(f"clips_at_once must be at least 1, got {clips_at_once}")
     items: dict[tuple[str, float | None, float | None], Item] = {}
     shards: dict[str, Source] = {}
-    for path in paths:
+    for path in [parse_location(path, "clip", allow_remote=True) for path in paths]:
         kind = input_kind(path)
         if kind == "shard":
             shards.setdefault(str(path), Source(shard=str(path)))
         elif kind == "index":
             shards |= {str(source.shard): source for source in _sources_of_index(path)}
         else:
-            for item in _items_of(path, kind):
+            for item in _items_of(Path(path), kind):
                 items.setdefault((item.name, item.start, item.end), item)
     files = list(items.values())
     parts = [tuple(files[begin : begin + clips_at_once]) for begin in range(0, len(files), clips_at_once)]
@@ -197,8 +203,8 @@ def _items_of_list(path: Path) -> list[Item]:
     return items
 
 
-def _sources_of_index(path: Path) -> list[Source]:
-    split = open_shards(path.parent, path.stem)
+def _sources_of_index(path: Path | str) -> list[Source]:
+    split = open_index(path)
     keys: dict[int, list[str]] = {}
     for clip, shard in zip(split.clips, split.shard_of, strict=True):
         keys.setdefault(shard, []).append(clip.path.name)

@@ -221,8 +221,9 @@ def check_same_classes(model_names: Sequence[str], data_names: Sequence[str]) ->
     if list(model_names) == list(data_names):
         return
     differences = []
-    missing = [name for name in model_names if name not in set(data_names)]
-    extra = [name for name in data_names if name not in set(model_names)]
+    in_model, in_data = set(model_names), set(data_names)
+    missing = [name for name in model_names if name not in in_data]
+    extra = [name for name in data_names if name not in in_model]
     if missing:
         differences.append(f"missing in the data: {_format_names(missing)}")
     if extra:

@@ -8,6 +8,7 @@ import os
 import shutil
 import tempfile
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -333,7 +334,7 @@ def check_class_names(class_names: Sequence[str]) -> list[str]:
         raise ValueError(f"class_names has {len(names)} names, expected at least 2")
     if not all(isinstance(name, str) and name.strip() for name in names):
         raise ValueError("class_names contains an empty name or an element that is not a string")
-    repeated = sorted({name for name in names if names.count(name) > 1})
+    repeated = [name for name, times in Counter(names).items() if times > 1]
     if repeated:
-        raise ValueError(f"class_names contains {repeated[0]!r} more than once; names must be unique")
+        raise ValueError(f"class_names contains {min(repeated)!r} more than once; names must be unique")
     return names

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -57,7 +56,7 @@ class Batch:
 
 def open_split(data: DataConfig, split: str) -> ClipSet:
     """Open a split of the configured dataset."""
-    return open_dataset(data.name, Path(data.root), split)
+    return open_dataset(data.name, data.root, split)
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from art.data.files import is_url
 from art.train.config_schema import (
     CheckpointConfig,
     Config,
@@ -45,7 +46,8 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> Confi
 
     Raises:
         FileNotFoundError: a file does not exist.
-        ConfigError: unknown key, wrong type, value out of range, or a file that is not a valid YAML mapping.
+        ConfigError: unknown key, wrong type, value out of range, a file that is not a valid YAML mapping, or a URL as
+            ``data.root`` that is not in the overrides.
 
     Examples:
         >>> from art.train.config import load_config
@@ -62,7 +64,13 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> Confi
         if not equals or not key.strip():
             raise ConfigError(f"override {override!r}: expected dotted.key=value, such as optim.lr=0.01")
         sources.append(("the command line", _parse_override(override)))
-    return _merge(sources)
+    config = _merge(sources)
+    if is_url(config.data.root) and not any(o.partition("=")[0].strip() in ("data", "data.root") for o in overrides):
+        raise ConfigError(
+            f"data.root: {config.data.root} is a URL in {path}, and files cannot enable remote data; pass "
+            f"data.root={config.data.root} on the command line"
+        )
+    return config
 
 
 def config_from_dict(values: dict[str, Any], source: str) -> Config:

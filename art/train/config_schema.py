@@ -21,7 +21,7 @@ class DataConfig:
 
     Attributes:
         name: name of a registered dataset: "motion", "folder", "csv", ...
-        root: directory of the dataset.
+        root: directory of the dataset. On the command line also the URL of shards: s3://, gs://, hf:// or https://.
         train_split: split to train on.
         test_split: split whose accuracy is reported, once, for the last checkpoint.
         validation_split: split evaluated during training, used to select ``checkpoints/best``. None uses the test

@@ -18,7 +18,7 @@ from art.data.loader import build_loader, dataset_of
 from art.data.shards import open_shards, read_shard, write_shards
 from art.data.transforms.sampling import segment_indices
 
-pytest.importorskip("webdataset")
+
 
 
 @pytest.fixture

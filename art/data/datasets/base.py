@@ -6,9 +6,12 @@ import difflib
 import importlib
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from art.data.files import is_url, parse_location
 
 
 @dataclass(frozen=True)
@@ -111,7 +114,7 @@ class ClipSet:
         if blank:
             raise ValueError(f"{where}: class {blank[0]} has a blank name; expected a name for each class")
         if len(set(names)) != count:
-            repeated = sorted({name for name in names if names.count(name) > 1})
+            repeated = sorted(name for name, times in Counter(names).items() if times > 1)
             raise ValueError(f"{where}: class names must differ, but {_quoted(repeated)} appear more than once")
         for field, values in {"prompts": self.prompts, "groups": self.groups}.items():
             if values and len(values) != count:
@@ -239,6 +242,7 @@ _BUILT_IN = {
     **dict.fromkeys(("something_v1", "something_v2"), "art.data.datasets.something"),
 }
 _MAX_LISTED = 20  # valid names listed in an error
+_MAX_COMPARED, _MAX_LENGTH = 1000, 100  # number and length of names among which a similar one is searched
 _entries: dict[str, DatasetEntry] = {}
 
 
@@ -342,11 +346,13 @@ def open_dataset(name: str, root: str | os.PathLike[str], split: str) -> ClipSet
 
     Args:
         name: one of :func:`dataset_names`, including names registered with :func:`register_dataset`.
-        root: directory of the dataset.
+        root: directory of the dataset. For the dataset "shards" it may also be a string with a URL of
+            :data:`art.data.files.REMOTE_SCHEMES`.
         split: one of :func:`dataset_splits`.
 
     Raises:
-        ValueError: the name or split is unknown, or an annotation is invalid; the message names file and line.
+        ValueError: the name or split is unknown, the root is a URL, or an annotation is invalid; the message names file
+            and line.
         FileNotFoundError: ``root`` or an annotation file does not exist.
 
     Examples:
@@ -358,16 +364,22 @@ def open_dataset(name: str, root: str | os.PathLike[str], split: str) -> ClipSet
     entry = dataset_entry(name)
     if entry.splits and not callable(entry.splits) and split not in entry.splits:
         raise ValueError(f"dataset {name!r} has no split {split!r}; expected one of {', '.join(entry.splits)}")
-    return entry.opener(Path(root), split)
+    if is_url(root) and name != "shards":
+        raise ValueError(f"root {root!s} is a URL, but dataset {name!r} must be local; only 'shards' can be remote")
+    location = parse_location(root, "root", allow_remote=True)
+    return entry.opener(location, split)  # type: ignore[arg-type]  # a string if the shards are remote
 
 
 def suggest(word: str, known: Sequence[str]) -> str:
     """The end of an error message about an unknown word: the closest known word, or else the list of known words."""
-    close = difflib.get_close_matches(word, known, n=1)
-    if close:
-        return f"; did you mean {close[0]!r}?"
+    # Comparing two words takes time that is quadratic in their lengths.
+    if len(known) <= _MAX_COMPARED and len(word) <= _MAX_LENGTH:
+        close = difflib.get_close_matches(word, [name for name in known if len(name) <= _MAX_LENGTH], n=1)
+        if close:
+            return f"; did you mean {close[0]!r}?"
     more = f" and {len(known) - _MAX_LISTED} more" if len(known) > _MAX_LISTED else ""
-    return f"; expected one of {', '.join(known[:_MAX_LISTED])}{more}"
+    listed = (name if len(name) <= _MAX_LENGTH else f"{name[:_MAX_LENGTH]}..." for name in known[:_MAX_LISTED])
+    return f"; expected one of {', '.join(listed)}{more}"
 
 
 def check_root(root: Path) -> None:

@@ -37,12 +37,12 @@ def read_classes(root: Path) -> tuple[str, ...] | None:
     path = root / CLASSES
     if not path.exists():
         return None
-    lines = [line.strip() for line in read_text(path).rstrip().splitlines()]
-    for number, line in enumerate(lines, start=1):
+    lines: dict[str, int] = {}
+    for number, line in enumerate(map(str.strip, read_text(path).rstrip().splitlines()), start=1):
         if not line:
             raise ValueError(f"{path}:{number}: blank line; expected one class name per line")
-        if line in lines[: number - 1]:
-            raise ValueError(f"{path}:{number}: class {line!r} is already listed in line {lines.index(line) + 1}")
+        if lines.setdefault(line, number) != number:
+            raise ValueError(f"{path}:{number}: class {line!r} is already listed in line {lines[line]}")
     if not lines:
         raise ValueError(f"{path} is empty; expected one class name per line")
     return tuple(lines)
@@ -247,7 +247,7 @@ def _read_rows(table: Path) -> list[_Row]:
 def _classes_of(rows: Sequence[_Row]) -> tuple[str, ...]:
     numbers = [row for row in rows if row.label.isascii() and row.label.isdigit()]
     if numbers and len(numbers) < len(rows):
-        named = next(row for row in rows if row not in numbers)
+        named = next(row for row in rows if not (row.label.isascii() and row.label.isdigit()))
         raise ValueError(
             f"{numbers[0].where}: label {numbers[0].label} is an index, but {named.where} has the name "
             f"{named.label!r}; use one kind of label, or add {CLASSES} to the directory of the tables"

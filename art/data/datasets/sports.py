@@ -19,6 +19,7 @@ from beginning to end.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -212,8 +213,9 @@ def _read_categories(categories: Path, sets: Path) -> tuple[tuple[str, ...], tup
     classes = [found[label] for label in range(len(found))]
     groups = tuple(set_names[int(match[2])] for match in classes)
     texts = [match[4] for match in classes]
+    counts = Counter(texts)
     names = tuple(  # the same salto may be in two sets, as it may also be a dismount
-        text if texts.count(text) == 1 else f"{text} [{group}]" for text, group in zip(texts, groups, strict=True)
+        text if counts[text] == 1 else f"{text} [{group}]" for text, group in zip(texts, groups, strict=True)
     )
     return names, tuple(map(_gym_prompt, classes, groups)), groups
 

@@ -145,7 +145,7 @@ def read_chosen(
 ) -> UInt8[Tensor, "n 3 h w"]:
     """Read the frames whose positions ``choose`` returns for the number of frames of the clip. Positions start at 0 and
     may be in any order and repeat. Other arguments and errors are those of :func:`read_clip`."""
-    with _open_span(path, start, end, decoder) as span:
+    with open_clip(path, start, end, decoder) as span:
         return span.read(choose(span.count), short_side)
 
 
@@ -184,7 +184,7 @@ def decoded_bytes(
     decoder: str = "pyav",
 ) -> int:
     """Return the size in bytes of the result of :func:`read_frames`, without decoding."""
-    with _open_span(path, start, end, decoder) as span:
+    with open_clip(path, start, end, decoder) as span:
         height, width = scaled_size(*span.size, short_side)
         return span.count * 3 * height * width
 
@@ -201,12 +201,13 @@ def frame_times(path: _Path, *, start: float | None = None, end: float | None = 
         >>> frame_times("clip.mp4")[:3]
         [0.0, 0.1, 0.2]
     """
-    with _open_span(path, start, end, "pyav") as span:
+    with open_clip(path, start, end, "pyav") as span:
         return list(span.times)
 
 
 @contextlib.contextmanager
-def _open_span(path: _Path | StoredClip, start: float | None, end: float | None, decoder: str) -> Iterator[FrameSpan]:
+def open_clip(path: _Path | StoredClip, start: float | None, end: float | None, decoder: str) -> Iterator[FrameSpan]:
+    """Open a clip to read its frames in several steps. Arguments and errors are those of :func:`read_clip`."""
     open_video = find_decoder(decoder)
     with _naming_path(path.name if isinstance(path, StoredClip) else path):
         if not isinstance(path, StoredClip) and Path(path).parent.suffix == ".tar":

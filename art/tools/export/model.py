@@ -68,7 +68,7 @@ def export_checkpoint(
     file_format: str,
     *,
     outputs: Sequence[str] = ("logits",),
-    clips: Sequence[Path] = (),
+    clips: Sequence[str | Path] = (),
 ) -> Exported:
     """Export a checkpoint to a file that runs without this package; see :func:`export_model`.
 
@@ -93,7 +93,7 @@ def export_checkpoint(
     return export_model(model, torch.cat([read(*clip) for clip in selected]), out, file_format, outputs=outputs)
 
 
-def _input_clips(inputs: Sequence[Path]) -> list[_Clip]:
+def _input_clips(inputs: Sequence[str | Path]) -> list[_Clip]:
     items = [item for source in open_inputs(inputs, 512) for item in source.open()]
     for item in items:
         if item.place is None:
@@ -111,7 +111,7 @@ def _test_clips(checkpoint: Path) -> list[_Clip]:
         )
     data = load_config(run.config, []).data
     try:
-        clips = open_dataset(data.name, Path(data.root), data.test_split).clips
+        clips = open_dataset(data.name, data.root, data.test_split).clips
     except (ValueError, OSError) as error:
         raise ValueError(f"clips: the test split of the run is missing ({error}); pass clips with --clips") from error
     count = min(max(CHECK_BATCH_SIZES), len(clips))

@@ -66,7 +66,7 @@ class _Part:
 
 
 def predict_to_parquet(
-    inputs: Sequence[Path],
+    inputs: Sequence[str | Path],
     settings: PredictionSettings,
     out: Path,
     *,
