@@ -19,6 +19,7 @@ import json
 import os
 import random
 import tarfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,13 +99,14 @@ def write_shards(
                 continue
             key, name = f"{i:08d}", clip_set.class_names[clip.label]
             metadata = {"label": clip.label, "class": name, "path": clip_set.relative_path(i), "files": sorted(files)}
+            metadata["crc32"] = [zlib.crc32(files[name]) for name in sorted(files)]
             shard = writer.add(key, files | {"json": json.dumps(metadata, ensure_ascii=False).encode()})
             clips.append([shard, key, clip.label])
     if not clips:
         raise ValueError(f"{clip_set.name}/{clip_set.split}: none of its {len(clip_set)} clips can be read")
     content = {"format": _FORMAT, "name": clip_set.name, "url": "", "shards": writer.names, "missing": missing}
     content |= {name: getattr(clip_set, name) for name in _STORED_FIELDS} | {"clips": clips}
-    write_text(index, json.dumps(content, ensure_ascii=False))
+    write_text(index, json.dumps(content | {"crc32": _checksum(content)}, ensure_ascii=False))
     return open_shards(directory, clip_set.split)
 
 
@@ -239,11 +241,18 @@ def _read_index(location: Path | str) -> dict[str, Any]:
     try:
         content = json.loads(text)
         if content["format"] != _FORMAT:
-            raise ValueError(f"its format is {content['format']!r}, expected {_FORMAT!r}")
+            raise ValueError(f"its format is {short_repr(content['format'])}, expected {_FORMAT!r}")
+        checksum = content.pop("crc32", None)  # absent in older files
+        if checksum is not None and checksum != _checksum(content):
+            raise ValueError("it is damaged: its checksum differs (if you edited the file, remove the entry crc32)")
         _check_types(content)
     except (KeyError, TypeError, IndexError, ValueError, RecursionError) as error:
         raise _invalid_index(location, error) from error
     return content
+
+
+def _checksum(content: dict[str, Any]) -> int:
+    return zlib.crc32(json.dumps(content, sort_keys=True).encode())
 
 
 def _check_types(content: dict[str, Any]) -> None:
@@ -351,36 +360,45 @@ def read_shard(place: str | os.PathLike[str]) -> Iterator[tuple[str, StoredClip]
         OSError: the shard cannot be opened, is truncated, or contains no clips, or a clip is incomplete; raised after
             the clips that can be read.
     """
-    found, problem = 0, ""
-    try:
-        with _open_file(parse_location(place, "shard", allow_remote=True)) as file:
-            for key, members in itertools.groupby(_read_members(file), key=lambda member: member[0]):
-                stored = [(suffix, content) for _, suffix, content in members]
-                files = dict(stored)
-                metadata = files.pop("json", b"{}")
-                try:
-                    is_clip = _is_clip([suffix for suffix, _ in stored], metadata)
-                except (ValueError, RecursionError) as error:
-                    problem = problem or f"clip {key} is incomplete: {_one_line(error)}"
-                    continue
-                if is_clip:
-                    found += 1
-                    yield key, StoredClip(f"{place}/{key}", files)
-    except Exception as error:  # tarfile and the libraries for remote files have no common base class
-        raise _read_error(f"shard {place}", error) from error
+    found, problem, errors = 0, "", []
+
+    def read_members() -> Iterator[tuple[str, str, bytes]]:
+        try:
+            with _open_file(parse_location(place, "shard", allow_remote=True)) as file:
+                yield from _read_members(file)
+        except Exception as error:  # tarfile and the libraries for remote files have no common base class
+            errors.append(error)  # raised below, after the last clip before it
+
+    for key, members in itertools.groupby(read_members(), key=lambda member: member[0]):
+        stored = [(suffix, content) for _, suffix, content in members]
+        files = dict(stored)
+        metadata = files.pop("json", b"{}")
+        try:
+            is_clip = _is_clip(stored, metadata)
+        except (ValueError, RecursionError) as error:
+            problem = problem or f"clip {key} is incomplete or damaged: {_one_line(error)}"
+            continue
+        if is_clip:
+            found += 1
+            yield key, StoredClip(f"{place}/{key}", files)
+    if errors:
+        raise _read_error(f"shard {place}", errors[0]) from errors[0]
     if problem or not found:
         raise OSError(f"shard {place}: {problem or 'contains no clips; expected a file written by `art shards`'}")
 
 
-def _is_clip(suffixes: list[str], metadata: bytes) -> bool:
-    """Whether the files with the same key are a clip. Raises ValueError if its metadata list other files."""
+def _is_clip(stored: list[tuple[str, bytes]], metadata: bytes) -> bool:
+    """Whether the files with the same key are a clip. Raises ValueError if they are not those in its metadata."""
     content = json.loads(metadata)
     expected = content.get("files") if isinstance(content, dict) else None
     if expected is None:
         return False
-    names = sorted(suffix for suffix in suffixes if suffix != "json")
-    if not names or names != expected or len(suffixes) != len(names) + 1:
+    files = sorted(file for file in stored if file[0] != "json")
+    names = [suffix for suffix, _ in files]
+    if not names or names != expected or len(stored) != len(names) + 1:
         raise ValueError(f"its files are {short_repr(names)}, expected {short_repr(expected)}")
+    if content.get("crc32") not in (None, [zlib.crc32(value) for _, value in files]):  # absent in older files
+        raise ValueError("its checksum differs")
     return True
 
 

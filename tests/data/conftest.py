@@ -11,6 +11,7 @@ import pytest
 
 from art.data.datasets.base import Clip, ClipSet
 from art.data.decoding import torchcodec
+from art.data.shards import write_shards
 
 SQUARE = 16
 HEIGHT, WIDTH = 2 * SQUARE, 4 * SQUARE
@@ -164,3 +165,22 @@ def decoder(request):
     if problem is not None:
         pytest.skip(f"torchcodec {problem}")
     return request.param
+
+
+@pytest.fixture
+def many(tmp_path, numbered):
+    """40 clips of one small video under 40 names, in three classes."""
+    content = numbered(tmp_path / "source.mp4", 8, options={"bf": "0"}).read_bytes()
+    root = tmp_path / "clips"
+    root.mkdir()
+    clips = tuple(Clip(root / f"{i}.mp4", i % 3) for i in range(40))
+    for clip in clips:
+        clip.path.write_bytes(content)
+    return ClipSet("numbers", "train", root, clips, ("a", "b", "c"), ("A", "B", "C"), (1, 0, 2))
+
+
+@pytest.fixture
+def shards(many, tmp_path):
+    """The same clips in ten shards of four."""
+    size = many.clips[0].path.stat().st_size
+    return write_shards(many, tmp_path / "shards", shard_bytes=4 * size)
