@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from art.data.datasets.annotations import short_repr
+from art.data.datasets.annotations import FRAME_SUFFIXES, VIDEO_SUFFIXES, short_repr
 from art.data.datasets.base import Clip, ClipSet, check_root, register_dataset
 from art.data.decoding.frames import StoredClip, Unreadable, numbered_frames
 from art.data.files import PARTIAL, parse_location, write_text
@@ -372,9 +372,8 @@ def read_shard(place: str | os.PathLike[str]) -> Iterator[tuple[str, StoredClip]
     for key, members in itertools.groupby(read_members(), key=lambda member: member[0]):
         stored = [(suffix, content) for _, suffix, content in members]
         files = dict(stored)
-        metadata = files.pop("json", b"{}")
         try:
-            is_clip = _is_clip(stored, metadata)
+            is_clip = _is_clip(stored, files.pop("json", b"{}"))
         except (ValueError, RecursionError) as error:
             problem = problem or f"clip {key} is incomplete or damaged: {_one_line(error)}"
             continue
@@ -391,10 +390,10 @@ def _is_clip(stored: list[tuple[str, bytes]], metadata: bytes) -> bool:
     """Whether the files with the same key are a clip. Raises ValueError if they are not those in its metadata."""
     content = json.loads(metadata)
     expected = content.get("files") if isinstance(content, dict) else None
-    if expected is None:
-        return False
     files = sorted(file for file in stored if file[0] != "json")
     names = [suffix for suffix, _ in files]
+    if expected is None and len(names) == len(stored) and not f".{names[0]}".endswith(VIDEO_SUFFIXES + FRAME_SUFFIXES):
+        return False
     if not names or names != expected or len(stored) != len(names) + 1:
         raise ValueError(f"its files are {short_repr(names)}, expected {short_repr(expected)}")
     if content.get("crc32") not in (None, [zlib.crc32(value) for _, value in files]):  # absent in older files

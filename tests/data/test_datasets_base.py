@@ -1,5 +1,6 @@
 """Clips, clip sets, and the registry of datasets."""
 
+import time
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,9 @@ from art.data.datasets.base import (
     required_files,
     suggest,
 )
+from art.data.datasets.custom import read_classes
+from art.eval.metrics import ClassMismatch, check_same_classes
+from art.model.pretrained import check_class_names
 
 A = Path("root/a.mp4")
 
@@ -145,6 +149,28 @@ def test_name_that_is_already_registered(name, opener):
 
     with pytest.raises(ValueError, match=f"dataset '{name}' is already registered"):
         register_dataset(name)(another)
+
+
+def test_lookups_of_class_names_take_linear_time(tmp_path):
+    names = [f"the class {i:07d}" for i in range(60_000)]
+    twice = [*names, names[0]]
+    (tmp_path / "classes.txt").write_text("\n".join(twice))
+    (tmp_path / "train.csv").write_text("path,label\n" + "".join(f"{i}.mp4,{i}\n" for i in range(9000)) + "z.mp4,z\n")
+    start = time.process_time()
+    with pytest.raises(ValueError, match=r"classes\.txt:60001: .* already listed in line 1"):
+        read_classes(tmp_path)
+    (tmp_path / "classes.txt").unlink()
+    with pytest.raises(ValueError, match=r"label 0 is an index, but .*csv:9002 has the name 'z'"):
+        open_dataset("csv", tmp_path, "train")
+    with pytest.raises(ValueError, match="'the class 0000000' appear more than once"):
+        ClipSet("mine", "train", tmp_path, (Clip(Path("a"), 0),), tuple(twice))
+    with pytest.raises(ValueError, match="'the class 0000000' more than once"):
+        check_class_names(twice)
+    with pytest.raises(ClassMismatch, match=r"missing in the data: 'the class 0000000', .* and 59995 more"):
+        check_same_classes(names, [f"{name}." for name in names])
+    assert "and 59980 more" in suggest("the class 0000000.", names)
+    assert len(suggest("x" * 10**6, ["y" * 10**6])) < 200
+    assert time.process_time() - start < 5
 
 
 def test_splits_and_required_files(opener, tmp_path):

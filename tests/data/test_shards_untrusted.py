@@ -211,7 +211,10 @@ GOOD = (("0.mp4", b"video"), ("0.json", METADATA))
     ("members", "problem"),
     [
         ((), "contains no clips"),
-        ((("readme.txt", b"text"), ("0.mp4", b"video")), "contains no clips"),
+        ((("readme.txt", b"text"), ("0.pdf", b"text")), "contains no clips"),
+        ((("0.mp4", b"video"),), "clip 0 is incomplete"),
+        ((("0.mp4", b"video"), ("0.json", b'{"label": 1}')), "clip 0 is incomplete"),
+        ((("0.json", METADATA),), "clip 0 is incomplete"),
         (
             (("0.mp4", {"type": tarfile.SYMTYPE, "linkname": "/etc/passwd"}), ("0.json", METADATA)),
             "clip 0 is incomplete",
