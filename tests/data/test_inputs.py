@@ -82,7 +82,6 @@ def test_inputs_without_clips(tmp_path):
 
 
 def test_shards(clips, tmp_path):
-    pytest.importorskip("webdataset")
     from art.data.shards import write_shards
 
     split = write_shards(open_dataset("csv", clips, "test"), tmp_path, shard_bytes=5000)

@@ -276,7 +276,6 @@ def test_wilson_interval():
 
 
 def test_clips_in_shards_have_samples_but_no_pairs(configured, clips, tmp_path):
-    pytest.importorskip("webdataset")
     for split in ("train", "test"):
         write_shards(open_split(configured(tmp_path).data, split), tmp_path / "shards")
     pages = {}

@@ -194,7 +194,6 @@ def test_killed_command_resumes(settings, expected, clips, tmp_path, capsys):
 
 @needs_pyarrow
 def test_each_shard_is_a_part(settings, expected, clips, tmp_path):
-    pytest.importorskip("webdataset", reason="the extra for shards is not installed")
     from art.data.datasets.base import open_dataset
     from art.data.shards import write_shards
 

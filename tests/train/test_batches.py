@@ -131,7 +131,6 @@ def test_batch_size_must_be_divisible_by_the_ranks(load_epoch, size, ranks, over
 
 @pytest.mark.slow
 def test_training_from_shards_sees_each_clip_once_per_epoch(clips, configured, tmp_path, monkeypatch):
-    pytest.importorskip("webdataset")
     from art.data.dataset import ShardDataset
     from art.data.shards import write_shards
 
