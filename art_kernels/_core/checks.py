@@ -6,10 +6,10 @@ Every message names the operation and the argument, what was passed, what was ex
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from art_kernels._core.precision import FLOATING
 
@@ -23,6 +23,8 @@ def check_floating(operation: str, name: str, value: object, layout: str) -> Non
     """
     if not isinstance(value, Tensor):
         raise TypeError(f"{operation}: {name} is {_describe(value)}, expected a torch.Tensor of shape {layout}")
+    if value.layout != torch.strided or value.is_nested or type(value) not in (Tensor, nn.Parameter):
+        check_dense(operation, name, value)
     if value.dim() != layout.count(",") + 1:
         _check_leading_dims(operation, name, value, layout)
     if value.dtype not in FLOATING:
@@ -48,6 +50,7 @@ def check_mask(
     """
     if not isinstance(value, Tensor):
         raise TypeError(f"{operation}: {name} is {_describe(value)}, expected a boolean torch.Tensor of shape {layout}")
+    check_dense(operation, name, value)
     if value.dtype != torch.bool:
         raise TypeError(
             f"{operation}: {name} has dtype {value.dtype}, expected torch.bool with True for valid entries; "
@@ -67,11 +70,50 @@ def check_ids(
     """
     if not isinstance(value, Tensor):
         raise TypeError(f"{operation}: {name} is {_describe(value)}, expected an int64 torch.Tensor of shape {layout}")
+    check_dense(operation, name, value)
     if value.dtype != torch.int64:
         raise TypeError(
             f"{operation}: {name} has dtype {value.dtype}, expected torch.int64; convert it with {name}.long()"
         )
     _check_sizes_and_device(operation, name, value, layout, sizes, device)
+
+
+def check_dense(operation: str, name: str, value: Tensor) -> None:
+    """Raise ValueError for a nested, sparse or distributed tensor, whose elements the kernels cannot address."""
+    if value.is_nested:
+        raise ValueError(
+            f"{operation}: {name} is nested, expected a dense tensor; pad it with "
+            f"torch.nested.to_padded_tensor({name}, 0.0) and mask the padding"
+        )
+    if value.layout != torch.strided:
+        raise ValueError(
+            f"{operation}: {name} is sparse (layout {value.layout}), expected torch.strided; "
+            f"convert it with {name}.to_dense()"
+        )
+    if any(base.__name__ == "DTensor" for base in type(value).__mro__):  # without importing torch.distributed
+        raise ValueError(
+            f"{operation}: {name} is a DTensor, expected a plain tensor: DTensor is not supported; pass "
+            f"{name}.to_local() of a sharding over the batch, or wrap the call in "
+            "torch.distributed.tensor.experimental.local_map"
+        )
+
+
+def choose_layout(operation: str, name: str, value: object, layouts: Iterable[str]) -> str:
+    """Return the layout, such as "[N,C]", with the rank of `value`; the first if `value` is not a tensor.
+
+    Raises:
+        ValueError: if no layout has this rank.
+    """
+    candidates = list(layouts)
+    if not isinstance(value, Tensor):
+        return candidates[0]
+    for layout in candidates:
+        if value.dim() == layout.count(",") + 1:
+            return layout
+    raise ValueError(
+        f"{operation}: {name} has shape {list(value.shape)}, expected {' or '.join(candidates)}; "
+        "reshape it, or add the missing dimensions with unsqueeze"
+    )
 
 
 def check_sizes(operation: str, name: str, value: Tensor, layout: str, sizes: Sequence[int]) -> None:

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 
 from art_kernels._core.rows import load_chunk, load_rows, rows_at, store_chunk, zeros
-from art_kernels.region_attention.forward import SIZES, chunk, key, tile_at, value
+from art_kernels.region_attention.forward import SIZES, chunk, key, mask_pairs, tile_at, value
 
 
 @triton.jit
@@ -68,15 +68,23 @@ def _add_products(
 
 @triton.jit
 def _weights(
-    b_scores, b_dox, p_softmax, p_grad_map, row, m_m, m_n, N, o_n, scale, GRAD_MAP: tl.constexpr
+    b_scores, b_dox, p_softmax, p_attn_mask, p_grad_map, frame, o_m, m_m, m_n, M, N, o_n, scale, attn_mask_rows,
+    stride_attn_mask_frame, stride_attn_mask_row, ATTN_MASK: tl.constexpr, GRAD_MAP: tl.constexpr,
 ):  # fmt: skip
     """Return the weights and their gradient, [BLOCK_M, BLOCK_N] in float32."""
+    b_scores = mask_pairs(
+        b_scores * scale, p_attn_mask, frame, o_m, m_m, o_n, m_n, attn_mask_rows, stride_attn_mask_frame,
+        stride_attn_mask_row, ATTN_MASK,
+    )  # fmt: skip
+    row = frame * M + o_m
     # Maximum and sum instead of a log-sum-exp, whose rounding would cost one digit.
     b_highest = tl.load(p_softmax + 2 * row, mask=m_m, other=0.0)
     b_total = tl.load(p_softmax + 2 * row + 1, mask=m_m, other=1.0)
     b_total = tl.where(b_total > 0, b_total, 1.0)  # a fully masked row
+    if ATTN_MASK != 0:
+        b_highest = tl.where(b_highest == float("-inf"), 0.0, b_highest)  # the same row: 0 instead of inf - inf
     m_pair = m_m[:, None] & m_n[None, :]
-    b_weights = tl.where(m_pair, tl.exp(b_scores * scale - b_highest[:, None]) / b_total[:, None], 0.0)
+    b_weights = tl.where(m_pair, tl.exp(b_scores - b_highest[:, None]) / b_total[:, None], 0.0)
     if GRAD_MAP:
         b_dox += tl.load(p_grad_map + row[:, None] * N + o_n[None, :], mask=m_pair, other=0.0).to(tl.float32)
     return b_weights, b_dox
@@ -84,17 +92,27 @@ def _weights(
 
 @triton.jit
 def _weights_and_scores(
-    b_scores, b_dox, p_softmax, p_delta, p_grad_map, p_grad_scores, row, m_m, m_n, N, end, o_n, channel_split, scale,
+    b_scores, b_dox, p_softmax, p_delta, p_attn_mask, p_grad_map, p_grad_scores, frame, o_m, m_m, m_n, M, N, end, o_n,
+    channel_split, scale, attn_mask_rows, stride_attn_mask_frame, stride_attn_mask_row, ATTN_MASK: tl.constexpr,
     GRAD_MAP: tl.constexpr, GRAD_SCORES: tl.constexpr,
 ):  # fmt: skip
-    """Return the weights and the gradient of q (x + position)ᵀ, [BLOCK_M, BLOCK_N] in float32."""
-    b_weights, b_grad = _weights(b_scores, b_dox, p_softmax, p_grad_map, row, m_m, m_n, N, o_n, scale, GRAD_MAP)
+    """Return the weights and the gradient of q (x + position)ᵀ, [BLOCK_M, BLOCK_N] in float32.
+
+    Stores that gradient (GRAD_SCORES=1), or that of the scaled scores (2), which an additive mask requires.
+    """
+    b_weights, b_grad = _weights(
+        b_scores, b_dox, p_softmax, p_attn_mask, p_grad_map, frame, o_m, m_m, m_n, M, N, o_n, scale, attn_mask_rows,
+        stride_attn_mask_frame, stride_attn_mask_row, ATTN_MASK, GRAD_MAP,
+    )  # fmt: skip
+    row = frame * M + o_m
     b_delta = tl.load(p_delta + row, mask=m_m, other=0.0)
-    b_ds = b_weights * (b_grad - b_delta[:, None]) * scale
-    if GRAD_SCORES:
+    b_scaled = b_weights * (b_grad - b_delta[:, None])
+    b_ds = b_scaled * scale
+    if GRAD_SCORES != 0:
         p_pair = p_grad_scores + row[:, None] * N + o_n[None, :]
         m_pair = m_m[:, None] & (o_n < end)[None, :] & (channel_split == 0)
-        tl.store(p_pair, b_ds.to(p_grad_scores.dtype.element_ty), mask=m_pair)
+        b_stored = b_ds if GRAD_SCORES == 1 else b_scaled
+        tl.store(p_pair, b_stored.to(p_grad_scores.dtype.element_ty), mask=m_pair)
     return b_weights, b_ds
 
 
@@ -124,6 +142,7 @@ def delta_kernel(
     p_regions,
     p_position,
     p_mask,
+    p_attn_mask,
     p_softmax,
     p_grad_output,
     p_grad_map,
@@ -138,9 +157,13 @@ def delta_kernel(
     stride_query_row,
     stride_region_frame,
     stride_region,
+    stride_position_frame,
     stride_position,
     stride_mask_frame,
     stride_mask,
+    attn_mask_rows,
+    stride_attn_mask_frame,
+    stride_attn_mask_row,
     C: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -149,6 +172,7 @@ def delta_kernel(
     ALIGN: tl.constexpr,
     POSITION: tl.constexpr,
     MASK: tl.constexpr,
+    ATTN_MASK: tl.constexpr,
     NORMALIZE: tl.constexpr,
     GRAD_MAP: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -176,16 +200,17 @@ def delta_kernel(
     end = tl.minimum(begin + regions_per_split, N)
     for start in range(begin, end, BLOCK_N):
         o_n, m_n, regions, positions, b_x, mean, rstd = tile_at(
-            p_regions, p_position, p_mask, start, end, stride_region, stride_position, stride_mask, eps,
-            C, BLOCK_N, BLOCK_C, CHUNKS, ALIGN, POSITION, MASK, NORMALIZE, False,
+            p_regions, p_position, p_mask, frame, start, end, stride_region, stride_position_frame, stride_position,
+            stride_mask, eps, C, BLOCK_N, BLOCK_C, CHUNKS, ALIGN, POSITION, MASK, NORMALIZE, False,
         )  # fmt: skip
         b_scores, _, b_dox, _, _ = _products(
             queries, grads, regions, positions, (), (), b_x, mean, rstd, C, BLOCK_M, BLOCK_N, BLOCK_C, CHUNKS,
             POSITION, NORMALIZE, False, PRECISION,
         )  # fmt: skip
         b_weights, b_grad = _weights(
-            b_scores, b_dox, p_softmax, p_grad_map, frame * M + o_m, m_m, m_n, N, o_n, scale, GRAD_MAP
-        )
+            b_scores, b_dox, p_softmax, p_attn_mask, p_grad_map, frame, o_m, m_m, m_n, M, N, o_n, scale, attn_mask_rows,
+            stride_attn_mask_frame, stride_attn_mask_row, ATTN_MASK, GRAD_MAP,
+        )  # fmt: skip
         b_delta += tl.sum(b_weights * b_grad, 1)
     tl.store(p_delta + (split * frames + frame) * M + o_m, b_delta, mask=m_m)
 
@@ -196,6 +221,7 @@ def backward_kernel(
     p_regions,
     p_position,
     p_mask,
+    p_attn_mask,
     p_softmax,
     p_delta,
     p_grad_output,
@@ -213,9 +239,13 @@ def backward_kernel(
     stride_query_row,
     stride_region_frame,
     stride_region,
+    stride_position_frame,
     stride_position,
     stride_mask_frame,
     stride_mask,
+    attn_mask_rows,
+    stride_attn_mask_frame,
+    stride_attn_mask_row,
     C: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -225,6 +255,7 @@ def backward_kernel(
     ALIGN: tl.constexpr,
     POSITION: tl.constexpr,
     MASK: tl.constexpr,
+    ATTN_MASK: tl.constexpr,
     NORMALIZE: tl.constexpr,
     GRAD_MAP: tl.constexpr,
     GRAD_REGIONS: tl.constexpr,
@@ -235,7 +266,7 @@ def backward_kernel(
     """Gradients of one frame whose rows fit in one block, over the regions of one split, for one channel split.
 
     Writes the complete gradient of its regions to grad_regions[F,N,C], the contribution of split s to the gradient of
-    the queries to grad_queries[s,F,M,C], and with GRAD_SCORES the gradient of q (x + position)ᵀ to grad_scores[F,M,N].
+    the queries to grad_queries[s,F,M,C], and with GRAD_SCORES the gradient of the scores to grad_scores[F,M,N].
     """
     OWN_CHUNKS: tl.constexpr = CHUNKS // CHANNEL_SPLITS
     channel_split = tl.program_id(0) % CHANNEL_SPLITS
@@ -256,8 +287,8 @@ def backward_kernel(
     end = tl.minimum(begin + regions_per_split, N)
     for start in range(begin, end, BLOCK_N):
         o_n, m_n, regions, positions, b_x, mean, rstd = tile_at(
-            p_regions, p_position, p_mask, start, end, stride_region, stride_position, stride_mask, eps,
-            C, BLOCK_N, BLOCK_C, CHUNKS, ALIGN, POSITION, MASK, NORMALIZE, KEEP_IN_REGS,
+            p_regions, p_position, p_mask, frame, start, end, stride_region, stride_position_frame, stride_position,
+            stride_mask, eps, C, BLOCK_N, BLOCK_C, CHUNKS, ALIGN, POSITION, MASK, NORMALIZE, KEEP_IN_REGS,
         )  # fmt: skip
         b_q, b_do = (), ()
         if KEEP_IN_REGS:
@@ -267,8 +298,9 @@ def backward_kernel(
             POSITION, NORMALIZE, KEEP_IN_REGS, PRECISION,
         )  # fmt: skip
         b_p, b_ds = _weights_and_scores(
-            b_scores, b_dox, p_softmax, p_delta, p_grad_map, p_grad_scores, frame * M + o_m, m_m, m_n, N, end, o_n,
-            channel_split, scale, GRAD_MAP, GRAD_SCORES,
+            b_scores, b_dox, p_softmax, p_delta, p_attn_mask, p_grad_map, p_grad_scores, frame, o_m, m_m, m_n, M, N,
+            end, o_n, channel_split, scale, attn_mask_rows, stride_attn_mask_frame, stride_attn_mask_row, ATTN_MASK,
+            GRAD_MAP, GRAD_SCORES,
         )  # fmt: skip
         b_p, b_ds = b_p.to(p_regions.dtype.element_ty), b_ds.to(p_regions.dtype.element_ty)
         b_sum, b_product = 0.0, 0.0
@@ -303,6 +335,7 @@ def backward_multi_block_kernel(
     p_regions,
     p_position,
     p_mask,
+    p_attn_mask,
     p_softmax,
     p_delta,
     p_grad_output,
@@ -320,9 +353,13 @@ def backward_multi_block_kernel(
     stride_query_row,
     stride_region_frame,
     stride_region,
+    stride_position_frame,
     stride_position,
     stride_mask_frame,
     stride_mask,
+    attn_mask_rows,
+    stride_attn_mask_frame,
+    stride_attn_mask_row,
     C: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -332,6 +369,7 @@ def backward_multi_block_kernel(
     ALIGN: tl.constexpr,
     POSITION: tl.constexpr,
     MASK: tl.constexpr,
+    ATTN_MASK: tl.constexpr,
     NORMALIZE: tl.constexpr,
     GRAD_MAP: tl.constexpr,
     GRAD_REGIONS: tl.constexpr,
@@ -360,8 +398,8 @@ def backward_multi_block_kernel(
     end = tl.minimum(begin + regions_per_split, N)
     for start in range(begin, end, BLOCK_N):
         o_n, m_n, regions, positions, b_x, mean, rstd = tile_at(
-            p_regions, p_position, p_mask, start, end, stride_region, stride_position, stride_mask, eps,
-            C, BLOCK_N, BLOCK_C, CHUNKS, ALIGN, POSITION, MASK, NORMALIZE, False,
+            p_regions, p_position, p_mask, frame, start, end, stride_region, stride_position_frame, stride_position,
+            stride_mask, eps, C, BLOCK_N, BLOCK_C, CHUNKS, ALIGN, POSITION, MASK, NORMALIZE, False,
         )  # fmt: skip
         b_sum, b_product = tl.zeros([BLOCK_N], tl.float32), tl.zeros([BLOCK_N], tl.float32)
         b_dx = zeros(OWN_CHUNKS if GRAD_REGIONS else 0, BLOCK_N, BLOCK_C)
@@ -376,8 +414,9 @@ def backward_multi_block_kernel(
                 POSITION, NORMALIZE, False, PRECISION,
             )  # fmt: skip
             b_p, b_ds = _weights_and_scores(
-                b_scores, b_dox, p_softmax, p_delta, p_grad_map, p_grad_scores, frame * M + o_m, m_m, m_n, N, end, o_n,
-                channel_split, scale, GRAD_MAP, GRAD_SCORES,
+                b_scores, b_dox, p_softmax, p_delta, p_attn_mask, p_grad_map, p_grad_scores, frame, o_m, m_m, m_n, M, N,
+                end, o_n, channel_split, scale, attn_mask_rows, stride_attn_mask_frame, stride_attn_mask_row,
+                ATTN_MASK, GRAD_MAP, GRAD_SCORES,
             )  # fmt: skip
             b_p, b_ds = b_p.to(p_regions.dtype.element_ty), b_ds.to(p_regions.dtype.element_ty)
             if GRAD_REGIONS and NORMALIZE:

@@ -25,7 +25,8 @@ from art_kernels._core.rows import load_chunk, load_rows, rows_at, store_chunk, 
 #: Parameters that do not specialize a compiled variant: a new batch size or clip length needs no recompilation.
 SIZES = [
     "M", "N", "regions_per_split", "splits", "stride_query_frame", "stride_query_row", "stride_region_frame",
-    "stride_region", "stride_position", "stride_mask_frame", "stride_mask",
+    "stride_region", "stride_position_frame", "stride_position", "stride_mask_frame", "stride_mask", "attn_mask_rows",
+    "stride_attn_mask_frame", "stride_attn_mask_row",
 ]  # fmt: skip
 
 
@@ -86,9 +87,10 @@ def _normalized(b_chunk, mean, rstd, k, C: tl.constexpr, BLOCK_C: tl.constexpr, 
 
 @triton.jit
 def tile_at(
-    p_regions, p_position, p_mask, start, end, stride_region, stride_position, stride_mask, eps,
-    C: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr, CHUNKS: tl.constexpr, ALIGN: tl.constexpr,
-    POSITION: tl.constexpr, MASK: tl.constexpr, NORMALIZE: tl.constexpr, KEEP_IN_REGS: tl.constexpr,
+    p_regions, p_position, p_mask, frame, start, end, stride_region, stride_position_frame, stride_position,
+    stride_mask, eps, C: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr, CHUNKS: tl.constexpr,
+    ALIGN: tl.constexpr, POSITION: tl.constexpr, MASK: tl.constexpr, NORMALIZE: tl.constexpr,
+    KEEP_IN_REGS: tl.constexpr,
 ):  # fmt: skip
     """Prepare the tile of regions that begins at `start`.
 
@@ -103,7 +105,7 @@ def tile_at(
     regions = rows_at(p_regions, o_n, m_n, stride_region, ALIGN)
     positions = regions
     if POSITION:
-        positions = rows_at(p_position, o_n, m_n, stride_position, ALIGN)
+        positions = rows_at(p_position + frame * stride_position_frame * ALIGN, o_n, m_n, stride_position, ALIGN)
     kept, mean, rstd = (), 0.0, 0.0
     if KEEP_IN_REGS:
         kept = load_rows(regions, C, BLOCK_C, CHUNKS)
@@ -137,12 +139,33 @@ def key(b_value, positions, k, POSITION: tl.constexpr, C: tl.constexpr, BLOCK_C:
     return b_value
 
 
+@triton.jit
+def mask_pairs(
+    b_scores, p_attn_mask, frame, o_m, m_m, o_n, m_n, attn_mask_rows, stride_attn_mask_frame, stride_attn_mask_row,
+    ATTN_MASK: tl.constexpr,
+):  # fmt: skip
+    """Apply the mask of each pair to scaled scores: none (ATTN_MASK=0), bool (1) or additive (2).
+
+    Pairs that may not be attended get -inf.
+    """
+    if ATTN_MASK != 0:
+        o_row = frame * stride_attn_mask_frame + (o_m % attn_mask_rows).to(tl.int64) * stride_attn_mask_row
+        p_pair = p_attn_mask + o_row[:, None] + o_n[None, :]
+        m_pair = m_m[:, None] & m_n[None, :]
+        if ATTN_MASK == 1:
+            b_scores = tl.where(tl.load(p_pair, mask=m_pair, other=0) != 0, b_scores, float("-inf"))
+        else:
+            b_scores += tl.load(p_pair, mask=m_pair, other=0.0).to(tl.float32)
+    return b_scores
+
+
 @triton.jit(do_not_specialize=SIZES)
 def forward_kernel(
     p_queries,
     p_regions,
     p_position,
     p_mask,
+    p_attn_mask,
     p_output,
     p_softmax,
     p_scores,
@@ -156,9 +179,13 @@ def forward_kernel(
     stride_query_row,
     stride_region_frame,
     stride_region,
+    stride_position_frame,
     stride_position,
     stride_mask_frame,
     stride_mask,
+    attn_mask_rows,
+    stride_attn_mask_frame,
+    stride_attn_mask_row,
     C: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -168,6 +195,7 @@ def forward_kernel(
     ALIGN: tl.constexpr,
     POSITION: tl.constexpr,
     MASK: tl.constexpr,
+    ATTN_MASK: tl.constexpr,
     NORMALIZE: tl.constexpr,
     SCORES: tl.constexpr,
     KEEP_IN_REGS: tl.constexpr,
@@ -205,8 +233,8 @@ def forward_kernel(
     end = tl.minimum((split + 1) * regions_per_split, N)
     for start in range(split * regions_per_split, end, BLOCK_N):
         o_n, m_n, regions, positions, b_x, mean, rstd = tile_at(
-            p_regions, p_position, p_mask, start, end, stride_region, stride_position, stride_mask, eps,
-            C, BLOCK_N, BLOCK_C, CHUNKS, ALIGN, POSITION, MASK, NORMALIZE, KEEP_IN_REGS,
+            p_regions, p_position, p_mask, frame, start, end, stride_region, stride_position_frame, stride_position,
+            stride_mask, eps, C, BLOCK_N, BLOCK_C, CHUNKS, ALIGN, POSITION, MASK, NORMALIZE, KEEP_IN_REGS,
         )  # fmt: skip
         b_scores = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
         if KEEP_IN_REGS:
@@ -219,7 +247,11 @@ def forward_kernel(
                 b_key = key(b_xk, positions, k, POSITION, C, BLOCK_C, CHUNKS)
                 b_qk = load_chunk(queries, k, C, BLOCK_C, CHUNKS)
                 b_scores = tl.dot(b_qk, tl.trans(b_key), b_scores, input_precision=PRECISION)
-        b_scores = tl.where(m_n[None, :], b_scores * scale, float("-inf"))
+        b_scores = mask_pairs(
+            b_scores * scale, p_attn_mask, frame, o_m, m_m, o_n, m_n, attn_mask_rows, stride_attn_mask_frame,
+            stride_attn_mask_row, ATTN_MASK,
+        )  # fmt: skip
+        b_scores = tl.where(m_n[None, :], b_scores, float("-inf"))
         if SCORES:
             p_row = p_scores + (frame * M + o_m[:, None]) * N + o_n[None, :]
             tl.store(p_row, b_scores, mask=m_m[:, None] & (o_n < end)[None, :] & (channel_split == 0))

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from art_kernels._core.precision import accumulation_dtype, at_least_float32
-from art_kernels.region_attention.reference import Arguments
+from art_kernels.region_attention.reference import Arguments, add_position, mask_gradient, masked_softmax
 
 #: Maximum bytes of regions and scores in a block: about the cache size on a CPU, enough to fill the device on a GPU.
 BLOCK_BYTES = {"cpu": 12 << 20, "cuda": 256 << 20}
@@ -24,14 +24,17 @@ BLOCK_BYTES = {"cpu": 12 << 20, "cuda": 256 << 20}
 
 def forward(*fields: Any) -> tuple[Tensor, Tensor, Tensor]:
     """Return output [F,M,C], no softmax statistics, and the map [F,M,N], without elements if it was not requested."""
-    queries, regions, key_position, region_mask, scale, layer_norm_eps, return_map = arguments = Arguments(*fields)
+    arguments = Arguments(*fields)
+    queries, regions, _, region_mask, scale, layer_norm_eps, return_map, attn_mask = arguments
     output, softmax, weights = fake(arguments)
     for frames, row_blocks in _blocks(queries, regions):
         mask = None if region_mask is None else region_mask[frames]
+        frame_mask = None if mask is None else mask[:, None, :]
         values, _, _ = _normalize(regions[frames], mask, layer_norm_eps)
-        keys = values if key_position is None else values + key_position
+        keys = add_position(values, _position_of(arguments, frames), mask)
         for rows in row_blocks:
-            block = _softmax(_scores(queries[frames, rows], keys, scale), mask).to(values.dtype)
+            scores = _scores(queries[frames, rows], keys, scale)
+            block = masked_softmax(scores, frame_mask, _mask_rows(attn_mask, frames, rows)).to(values.dtype)
             output[frames, rows] = torch.bmm(block, values)
             if return_map:
                 weights[frames, rows] = block
@@ -52,13 +55,13 @@ def fake(arguments: Arguments) -> tuple[Tensor, Tensor, Tensor]:
 
 def backward(
     grads: Sequence[Tensor | None], arguments: Arguments, saved: Sequence[Tensor], needs: Sequence[bool]
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Return the gradients of queries, regions and key_position, each in the dtype of its argument."""
-    queries, regions, key_position, region_mask, scale, layer_norm_eps, return_map = arguments
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+    """Return the gradients of queries, regions, key_position and attn_mask, each in the dtype of its argument."""
+    queries, regions, key_position, region_mask, scale, layer_norm_eps, return_map, attn_mask = arguments
     grad_output, grad_map = grads
     if grad_output is None:
         grad_output = torch.zeros_like(queries)
-    _, needs_regions, needs_position = needs
+    _, needs_regions, needs_position, needs_mask = needs
     grad_queries = torch.empty(queries.shape, dtype=queries.dtype, device=queries.device)
     grad_regions = None
     if needs_regions:
@@ -67,22 +70,33 @@ def backward(
             grad_regions.zero_()
     grad_position = None
     if needs_position:
-        grad_position = regions.new_zeros(regions.shape[1:], dtype=accumulation_dtype(queries.dtype))
+        assert key_position is not None
+        grad_position = regions.new_zeros(key_position.shape, dtype=accumulation_dtype(queries.dtype))
+    grad_pairs = None
+    if needs_mask:
+        shape = (*queries.shape[:2], regions.shape[1])
+        grad_pairs = queries.new_empty(shape, dtype=accumulation_dtype(queries.dtype))
     for frames, row_blocks in _blocks(queries, regions):
         mask = None if region_mask is None else region_mask[frames]
+        frame_mask = None if mask is None else mask[:, None, :]
         values, mean, rstd = _normalize(regions[frames], mask, layer_norm_eps)
-        keys = values if key_position is None else values + key_position
+        keys = add_position(values, _position_of(arguments, frames), mask)
         for index, rows in enumerate(row_blocks):
             q, do = queries[frames, rows], grad_output[frames, rows]
-            weights = _softmax(_scores(q, keys, scale), mask)
+            weights = masked_softmax(_scores(q, keys, scale), frame_mask, _mask_rows(attn_mask, frames, rows))
             grad_scores = at_least_float32(torch.bmm(do, values.mT))  # of the weights; below, in place, of the scores
             if grad_map is not None and return_map:
                 grad_scores.add_(grad_map[frames, rows])
             inner = (grad_scores * weights).sum(-1, keepdim=True)
-            grad_scores = grad_scores.sub_(inner).mul_(weights).mul_(scale).to(values.dtype)  # of q · key
+            grad_scores = grad_scores.sub_(inner).mul_(weights)
+            if grad_pairs is not None:
+                grad_pairs[frames, rows] = grad_scores
+            grad_scores = grad_scores.mul_(scale).to(values.dtype)  # of q · key
             grad_queries[frames, rows] = torch.bmm(grad_scores, keys)
-            if grad_position is not None:
+            if grad_position is not None and grad_position.dim() == 2:
                 grad_position += grad_scores.flatten(0, 1).mT @ q.flatten(0, 1)
+            elif grad_position is not None:
+                grad_position[frames] += grad_scores.mT @ q
             if grad_regions is not None:
                 left = torch.cat([grad_scores, weights.to(values.dtype)], 1)  # [frames, 2 rows, N]
                 del grad_scores, weights
@@ -100,7 +114,23 @@ def backward(
             grad_regions[frames].masked_fill_(~mask[:, :, None], 0)
     if grad_position is not None:
         grad_position = grad_position.to(regions.dtype)
-    return grad_queries, grad_regions, grad_position
+    return grad_queries, grad_regions, grad_position, mask_gradient(grad_pairs, attn_mask)
+
+
+def _position_of(arguments: Arguments, frames: slice) -> Tensor | None:
+    """Return the positions of a block of frames, or those that all frames share."""
+    position = arguments.key_position
+    return position if position is None or position.dim() == 2 else position[frames]
+
+
+def _mask_rows(attn_mask: Tensor | None, frames: slice, rows: slice) -> Tensor | None:
+    """Return the rows of the mask that a block of rows uses."""
+    if attn_mask is None or attn_mask.shape[1] == 1:
+        return attn_mask if attn_mask is None else attn_mask[frames]
+    count = attn_mask.shape[1]
+    if rows.stop <= count:
+        return attn_mask[frames, rows]
+    return attn_mask[frames, torch.arange(rows.start, rows.stop, device=attn_mask.device) % count]
 
 
 def _blocks(queries: Tensor, regions: Tensor) -> Iterator[tuple[slice, list[slice]]]:
@@ -115,7 +145,8 @@ def _blocks(queries: Tensor, regions: Tensor) -> Iterator[tuple[slice, list[slic
     frames_per_block = max(1, bound // max(1, bytes_per_frame))
     if 1 < frames_per_block < frames:
         frames_per_block = math.ceil(frames / math.ceil(frames / frames_per_block))  # blocks of equal size
-    row_blocks = [slice(start, start + rows_per_block) for start in range(0, rows, max(1, rows_per_block))]
+    starts = range(0, rows, max(1, rows_per_block))
+    row_blocks = [slice(start, min(start + rows_per_block, rows)) for start in starts]
     for start in range(0, frames, frames_per_block):
         yield slice(start, start + frames_per_block), row_blocks
 
@@ -141,12 +172,3 @@ def _scores(queries: Tensor, keys: Tensor, scale: float) -> Tensor:
         # Scaled inside the product, where the accumulator is float32: the unscaled product could overflow float16.
         return torch.baddbmm(queries.new_empty(1, 1, 1), queries, keys.mT, beta=0, alpha=scale).float()
     return at_least_float32(torch.bmm(queries, keys.mT)).mul_(scale)
-
-
-def _softmax(scores: Tensor, mask: Tensor | None) -> Tensor:
-    """Compute the weights, with zero for masked regions."""
-    if mask is None:
-        return scores.softmax(-1)
-    # The lowest finite number instead of -inf, then zero, so that a fully masked frame is 0 and not 0/0.
-    masked = ~mask[:, None, :]
-    return scores.masked_fill(masked, torch.finfo(scores.dtype).min).softmax(-1).masked_fill_(masked, 0)

@@ -30,7 +30,7 @@ from art_kernels._core.launch import (
 from art_kernels.region_attention import backward as backward_kernels
 from art_kernels.region_attention import forward as forward_kernels
 from art_kernels.region_attention.configs import MAX_CHANNELS, backward_config, candidates, forward_config
-from art_kernels.region_attention.reference import Arguments
+from art_kernels.region_attention.reference import Arguments, mask_gradient
 
 #: Outputs of `forward` that `backward` reads.
 SAVED_OUTPUTS = ("output", "softmax", "map")
@@ -95,8 +95,8 @@ def fake(arguments: Arguments) -> tuple[Tensor, Tensor, Tensor]:
 
 def backward(
     grads: Sequence[Tensor | None], arguments: Arguments, saved: Sequence[Tensor], needs: Sequence[bool]
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Return the gradients of queries, regions and key_position.
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+    """Return the gradients of queries, regions, key_position and attn_mask.
 
     Each region is read once and its gradient is written once. Without atomics, two runs are bitwise identical.
     """
@@ -104,13 +104,22 @@ def backward(
     (frames, rows, _), count = queries.shape, regions.shape[1]
     grad_output, grad_map = grads
     output, softmax, weights = saved
-    _, needs_regions, needs_position = needs
+    _, needs_regions, needs_position, needs_mask = needs
+    position, attn_mask = arguments.key_position, arguments.attn_mask
     grad_queries = torch.empty(queries.shape, dtype=queries.dtype, device=queries.device)
     grad_regions = torch.empty(regions.shape, dtype=regions.dtype, device=regions.device) if needs_regions else None
-    grad_scores = queries.new_empty(frames, rows, count) if needs_position else None
+    grad_scores = None
+    if needs_mask:
+        grad_scores = float32_like(queries, frames, rows, count)
+    elif needs_position:
+        grad_scores = queries.new_empty(frames, rows, count)
     if queries.numel() * count == 0:
-        zero = regions.new_zeros(regions.shape[1:]) if needs_position else None
-        return grad_queries.zero_(), None if grad_regions is None else grad_regions.zero_(), zero
+        return (
+            grad_queries.zero_(),
+            None if grad_regions is None else grad_regions.zero_(),
+            None if position is None else torch.zeros_like(position),
+            None if attn_mask is None else torch.zeros_like(attn_mask),
+        )
     grad_output = torch.zeros_like(queries) if grad_output is None else grad_output.contiguous()
     grad_map = grad_map.contiguous() if grad_map is not None and arguments.return_map else None
     config, one_block = _select(_backward_config, arguments, device_spec(regions.device))
@@ -124,15 +133,23 @@ def backward(
         if grad_map is not None:
             delta += (grad_map.float() * weights.float()).sum(-1)
     launch, partial = backward_launch(
-        arguments, config, one_block, softmax, delta, grad_output, grad_map, grad_queries, grad_regions, grad_scores
-    )
+        arguments, config, one_block, softmax, delta, grad_output, grad_map, grad_queries, grad_regions, grad_scores,
+        unscaled=needs_mask,
+    )  # fmt: skip
     launch.run()
     if partial is not grad_queries:
         grad_queries = partial.sum(0).to(queries.dtype)
-    grad_position = None
-    if grad_scores is not None:
-        grad_position = grad_scores.flatten(0, 1).mT @ queries.flatten(0, 1)
-    return grad_queries, grad_regions, grad_position
+    grad_position = grad_mask = None
+    if needs_mask:
+        grad_mask = mask_gradient(grad_scores, attn_mask)
+    if grad_scores is not None and position is not None and needs_position:
+        if needs_mask:
+            grad_scores = (grad_scores * arguments.scale).to(queries.dtype)
+        if position.dim() == 3:
+            grad_position = grad_scores.mT @ queries
+        else:
+            grad_position = grad_scores.flatten(0, 1).mT @ queries.flatten(0, 1)
+    return grad_queries, grad_regions, grad_position, grad_mask
 
 
 def forward_launches(
@@ -203,11 +220,13 @@ def backward_launch(
     grad_queries: Tensor,
     grad_regions: Tensor | None,
     grad_scores: Tensor | None,
+    unscaled: bool = False,
 ) -> tuple[KernelLaunch, Tensor]:
     """Build the backward launch; returns it and the tensor that receives the gradient of the queries.
 
     That tensor is `grad_queries`, or partial results [splits, F, M, C] to be summed over splits. The launch fills
-    `grad_regions` and, with the gradient of q · key, `grad_scores` [F,M,N], unless they are None.
+    `grad_regions` and `grad_scores` [F,M,N], unless they are None, the latter with the gradient of q · key or, if
+    `unscaled`, that of q · key · scale, which is also that of an additive mask and must be float32.
     """
     frames, rows, channels = grad_queries.shape
     programs = frames * config.channel_splits
@@ -228,7 +247,7 @@ def backward_launch(
         "CHANNEL_SPLITS": config.channel_splits,
         "GRAD_MAP": grad_map is not None,
         "GRAD_REGIONS": grad_regions is not None,
-        "GRAD_SCORES": grad_scores is not None,
+        "GRAD_SCORES": 0 if grad_scores is None else 2 if unscaled else 1,
     }
     kernel = backward_kernels.backward_multi_block_kernel
     if one_block:
@@ -253,9 +272,11 @@ def _shared_values(
 ) -> tuple[dict[str, Any], dict[str, Any], int]:
     """Return the arguments and constants that all kernels share, and the number of splits of the regions."""
     queries, regions = contiguous_last_dim(arguments.queries), contiguous_last_dim(arguments.regions)
-    position, mask = arguments.key_position, arguments.region_mask
+    position, mask, attn_mask = arguments.key_position, arguments.region_mask, arguments.attn_mask
     if position is not None:
         position = contiguous_last_dim(position)
+    if attn_mask is not None:
+        attn_mask = contiguous_last_dim(attn_mask)
     align = alignment(queries, regions, position)
     _, count, channels = regions.shape
     splits, regions_per_split = choose_splits(count, programs, config.block_n, regions.device)
@@ -264,6 +285,7 @@ def _shared_values(
         "p_regions": regions,
         "p_position": position,
         "p_mask": mask,
+        "p_attn_mask": attn_mask,
         "scale": arguments.scale,
         "eps": arguments.layer_norm_eps or 0.0,
         "M": queries.shape[1],
@@ -274,9 +296,13 @@ def _shared_values(
         "stride_query_row": queries.stride(1) // align,
         "stride_region_frame": regions.stride(0) // align,
         "stride_region": regions.stride(1) // align,
-        "stride_position": 0 if position is None else position.stride(0) // align,
+        "stride_position_frame": 0 if position is None or position.dim() == 2 else position.stride(0) // align,
+        "stride_position": 0 if position is None else position.stride(-2) // align,
         "stride_mask_frame": 0 if mask is None else mask.stride(0),
         "stride_mask": 0 if mask is None else mask.stride(1),
+        "attn_mask_rows": 1 if attn_mask is None else attn_mask.shape[1],
+        "stride_attn_mask_frame": 0 if attn_mask is None else attn_mask.stride(0),
+        "stride_attn_mask_row": 0 if attn_mask is None else attn_mask.stride(1),
     }
     constants = {
         "C": channels,
@@ -287,6 +313,7 @@ def _shared_values(
         "ALIGN": align,
         "POSITION": position is not None,
         "MASK": mask is not None,
+        "ATTN_MASK": 0 if attn_mask is None else 1 if attn_mask.dtype == torch.bool else 2,
         "NORMALIZE": arguments.layer_norm_eps is not None,
         "PRECISION": dot_precision(regions.dtype),
     }
@@ -302,12 +329,8 @@ def _tunable(arguments: Arguments, config: LaunchConfig) -> tuple[LaunchConfig, 
 CHANNELS = (32, 96, 256, 512, 768, 1000, 1024, 1408, 1536)
 #: Query rows that fit in one block, and in several.
 ROWS = (16, 64)
-#: By name: whether a launch has a position, a mask, a LayerNorm and a map.
-OPTIONS = {
-    "plain": (False, False, False, False),
-    "normed": (False, False, True, False),
-    "all": (True, True, True, True),
-}
+#: By name: whether a launch has a LayerNorm, and all of: positions and masks of both kinds, and a map.
+OPTIONS = {"plain": (False, False), "normed": (True, False), "all": (True, True)}
 
 
 def variants(device: DeviceSpec) -> Iterator[tuple[str, KernelLaunch]]:
@@ -337,15 +360,16 @@ def variants(device: DeviceSpec) -> Iterator[tuple[str, KernelLaunch]]:
 def _meta_arguments(
     dtype: torch.dtype, rows: int, channels: int, option: str, *, frames: int = 4096, count: int = 196
 ) -> Arguments:
-    position, mask, normed, return_map = OPTIONS[option]
+    normed, masked = OPTIONS[option]
     return Arguments(
         queries=meta_tensor(dtype, frames, rows, channels),
         regions=meta_tensor(dtype, frames, count, channels),
-        key_position=meta_tensor(dtype, count, channels) if position else None,
-        region_mask=meta_tensor(torch.bool, frames, count) if mask else None,
+        key_position=meta_tensor(dtype, frames, count, channels) if masked else None,
+        region_mask=meta_tensor(torch.bool, frames, count) if masked else None,
         scale=1.0,
         layer_norm_eps=1e-5 if normed else None,
-        return_map=return_map,
+        return_map=masked,
+        attn_mask=meta_tensor(torch.float32, frames, rows, count) if masked else None,
     )
 
 
@@ -365,7 +389,7 @@ def _backward_variants(arguments: Arguments, device: DeviceSpec) -> tuple[dict[s
     grad_map = pairs if arguments.return_map else None
     launch, _ = backward_launch(
         arguments, config, one_block, softmax, softmax, arguments.queries, grad_map, arguments.queries,
-        arguments.regions, None if arguments.key_position is None else pairs,
+        arguments.regions, arguments.attn_mask, unscaled=arguments.attn_mask is not None,
     )  # fmt: skip
     launches = {"backward": launch}
     if arguments.queries.dtype == torch.float32:

@@ -33,7 +33,7 @@ def test_region_attention_against_the_torch_backend(position, regions_need):
     q, x, grad = queries.detach(), regions.detach(), torch.ones_like(output)
     p = None if key_position is None else key_position.detach()
     arguments = Arguments(q, x, p, None, 0.3, None, False)
-    needs = (True, regions_need, position)
+    needs = (True, regions_need, position, False)
     assert backward == 2 * 3 * 7 * 8 * (3 + 2 * regions_need + position)
     assert backward == count(lambda: torch_attention.backward((grad, None), arguments, (), needs))
 

@@ -256,7 +256,7 @@ def test_operators_pass_opcheck(device, backend, position, return_map):
     saved = outputs if backend == "triton" else []
     detached = [value.detach() if isinstance(value, Tensor) else value for value in arguments]
     grad_map = torch.randn(3, 2, 7, device=device) if return_map else None
-    for needs in ([True, True, position], [False, False, False]):
+    for needs in ([True, True, position, False], [False] * 4):
         backward = (torch.randn_like(outputs[0]), grad_map, *detached, *saved, needs)
         assert set(opcheck(operator.backward, backward).values()) == {"SUCCESS"}
 
@@ -264,7 +264,7 @@ def test_operators_pass_opcheck(device, backend, position, return_map):
 @pytest.mark.parametrize("backend", FUSED)
 @pytest.mark.parametrize("dim", [0, 1])
 def test_vmap_merges_the_mapped_dimension_into_the_frames(device, backend, dim):
-    queries, regions, position = inputs(device)
+    queries, _, position = inputs(device)
     many = torch.randn(4, 3, 7, 12, device=device)
     mask = torch.rand(4, 3, 7, device=device) > 0.3
 
@@ -276,8 +276,6 @@ def test_vmap_merges_the_mapped_dimension_into_the_frames(device, backend, dim):
     mapped = vmap(call, in_dims=(dim, 0))(many.movedim(0, dim), mask)
     for one, (output, weights) in enumerate(zip(*mapped, strict=True)):
         torch.testing.assert_close((output, weights), call(many[one], mask[one]), rtol=1e-5, atol=1e-6)
-    with pytest.raises(ValueError, match="key_position is mapped over by vmap, expected one for all"):
-        vmap(lambda p: region_attention(queries, regions, key_position=p, backend=backend))(torch.randn(2, 7, 12))
 
 
 @pytest.mark.slow
@@ -409,14 +407,20 @@ ERRORS = [
     ({"queries": QUERIES[..., :0], "regions": REGIONS[..., :0]}, ValueError, r"queries .* at least one channel"),
     ({"queries": QUERIES.to("meta")}, ValueError, r"queries is on meta, expected cpu, the device of regions"),
     ({"key_position": POSITION[1:]}, ValueError, r"key_position .* \[7, 12\]"),
-    ({"key_position": REGIONS}, ValueError, r"key_position has .* \[N,C\]"),
+    ({"key_position": REGIONS[0, 0]}, ValueError, r"key_position has shape \[12\], expected \[N,C\] or \[F,N,C\]"),
+    ({"key_position": REGIONS[:2]}, ValueError, r"key_position has shape \[2, 7, 12\].*\[F,N,C\] = \[3, 7, 12\]"),
     ({"key_position": POSITION.double()}, TypeError, r"key_position has dtype"),
     ({"key_position": POSITION.to("meta")}, ValueError, r"key_position is on"),
     ({"key_position": 1}, TypeError, r"key_position is 1 of type int"),
     ({"region_mask": [True]}, TypeError, r"region_mask is .* expected a boolean"),
-    ({"region_mask": MASK.float()}, TypeError, r"region_mask has dtype torch.float32"),
+    ({"region_mask": MASK.float()}, TypeError, r"region_mask has dtype torch.float32.* additive mask as attn_bias="),
     ({"region_mask": MASK.mT}, ValueError, r"region_mask has shape \[7, 3\].*\[3, 7\]"),
     ({"region_mask": MASK.to("meta")}, ValueError, r"region_mask is on meta"),
+    ({"region_mask": MASK[0]}, ValueError, r"region_mask has shape \[7\], expected \[F,N\] or \[F,M,N\]"),
+    ({"region_mask": MASK[:, None]}, ValueError, r"region_mask has shape \[3, 1, 7\].*\[F,M,N\] = \[3, 2, 7\]"),
+    ({"attn_bias": MASK}, TypeError, r"attn_bias has dtype torch.bool, expected float16"),
+    ({"attn_bias": QUERIES}, ValueError, r"attn_bias has shape \[3, 2, 12\].*\[F,M,N\] = \[3, 2, 7\]"),
+    ({"attn_bias": torch.zeros(3, 7, device="meta")}, ValueError, r"attn_bias is on meta, expected cpu"),
     ({"scale": "big"}, TypeError, r"scale is 'big' of type str, expected a number"),
     ({"scale": math.nan}, ValueError, r"scale is nan, expected a finite number"),
     ({"layer_norm_eps": True}, TypeError, r"layer_norm_eps is True of type bool"),

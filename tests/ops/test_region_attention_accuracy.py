@@ -139,7 +139,7 @@ def test_no_intermediate_tensor_has_the_size_of_the_regions(device, monkeypatch,
             output, _, weights = torch_backend.forward(*arguments)
         assert large.names == [] and weights.numel() == 0
         with LargeResults(regions) as large:
-            torch_backend.backward((torch.ones_like(output), None), arguments, (), (True, True, False))
+            torch_backend.backward((torch.ones_like(output), None), arguments, (), (True, True, False, False))
         assert large.names == ["aten.empty.memory_format"], "only the gradient of the regions"
         with LargeResults(regions) as large:
             reference.region_attention(queries, regions, torch.ones(50, 32, device=device))
