@@ -8,7 +8,8 @@
 Each operation registers its backends. A backend can reject a tensor by returning a reason. With ``backend=None`` the
 first backend in the order above that supports the tensor is used. A backend named by the caller, or by the environment
 variable ART_KERNELS_BACKEND, computes the result or raises; there is no silent fallback. A compiled graph keeps the
-backend chosen while tracing. ``"native"``, the former name of both ``"torch"`` and ``"cpp"``, is deprecated.
+backend chosen while tracing. An export to ONNX, which has no operators for the kernels, uses ``"reference"``.
+``"native"``, the former name of both ``"torch"`` and ``"cpp"``, is deprecated.
 """
 
 from __future__ import annotations
@@ -116,6 +117,13 @@ def choose(operation: str, tensor: Tensor, backend: str | None = None) -> str:
         backend = os.environ.get(ENVIRONMENT_VARIABLE) or None
         source = f"{ENVIRONMENT_VARIABLE}={backend}"
     registered = _implementations[operation]
+    if (torch.compiler.is_exporting() or torch.jit.is_tracing()) and _in_onnx_export():
+        if backend not in (None, "reference"):
+            raise ValueError(
+                f"{operation}: {source} cannot be exported to ONNX, expected backend='reference', which consists of "
+                "PyTorch operators; name it or no backend"
+            )
+        backend = "reference"
     if backend is None:
         for name in BACKENDS:
             candidate = registered.get(name)
@@ -137,6 +145,15 @@ def choose(operation: str, tensor: Tensor, backend: str | None = None) -> str:
             f"available backends: {', '.join(available)}"
         )
     return backend
+
+
+def _in_onnx_export() -> bool:
+    """Return `torch.onnx.is_in_onnx_export()`, which imports the exporter: call this only during an export."""
+    return torch.onnx.is_in_onnx_export()
+
+
+# As `torch.compiler.assume_constant_result`, which imports the compiler: it would trace the function as False.
+_in_onnx_export._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def implementation(operation: str, tensor: Tensor, backend: str | None = None) -> Callable[..., Any]:
