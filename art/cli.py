@@ -11,6 +11,7 @@ from pathlib import Path
 
 from art import commands
 from art.extras import missing_extra_message
+from art.terminal import prepare_output, printable
 
 #: Built-in datasets, as in art.data.datasets.base, which would import torch.
 DATASETS = (
@@ -47,6 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     configuration, data, or files, reported in one line (``--traceback`` prints the traceback). 128 + signal number (130
     or 143): interrupted.
     """
+    prepare_output()
     parser = build_parser()
     options, rest = parser.parse_known_args(arguments)
     # In "train CONFIG --resume key=value", argparse does not assign overrides that follow an option.
@@ -73,7 +75,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             traceback.print_exc()
         if code is not None and _is_printed_here(error):
             message = missing_extra_message(error, f"art {options.command}") or error
-            print(f"art: {'error: ' if code == 2 else ''}{message}", file=sys.stderr)
+            text = "\n".join(map(printable, str(message).splitlines()))
+            print(f"art: {'error: ' if code == 2 else ''}{text}", file=sys.stderr)
         return code or 1
 
 
@@ -289,7 +292,8 @@ def _add_score(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
         description="Print the table of art evaluate from the predictions.npz that art evaluate or art train wrote. "
         "Several files are an ensemble: their probabilities are averaged. They must contain the same clips.",
     )  # fmt: skip
-    score.add_argument("predictions", nargs="+", type=Path, metavar="NPZ", help="a predictions.npz")
+    text = "a predictions.npz, or the directory of a run or report that contains one"
+    score.add_argument("predictions", nargs="+", type=Path, metavar="NPZ", help=text)
     _add_report(score)
 
 
@@ -359,11 +363,9 @@ def _add_serve(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
     _add_directory(serve, "--checkpoint", _CHECKPOINT_HELP)
     serve.add_argument("--host", default="127.0.0.1", help="address (default: 127.0.0.1, this machine only)")
     _add_number(serve, "--port", 8800, "port; 0 selects a free one")
-    serve.add_argument(
-        "--token",
-        help="required in every request, at least 16 characters; other users can see a command line, but not the "
-        "variable ART_SERVE_TOKEN (default: none on this machine only, otherwise one is generated and printed)",
-    )
+    serve.add_argument("--token", help="required in every request, at least 16 characters; other users can see a "
+        "command line, but not the variable ART_SERVE_TOKEN (default: none on this machine only, otherwise one is "
+        "generated and printed)")  # fmt: skip
     _add_number(serve, "--top-k", 5, "number of classes to show")
     _add_timeline_points(serve)
     _add_device(serve)

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from art.terminal import printable
+
 _RENDER_OPTIONS = ("seed", "size", "frames", "fps", "train_per_class", "test_per_class", "force")
 _CHECK_OPTIONS = ("splits", "check", "max_failed_fraction", "out", "to")
 _ENCODE_OPTIONS = ("cut", "short_side", "keyframe_every", "crf")
@@ -158,12 +160,13 @@ def run_predict(options: argparse.Namespace) -> int:
         if prediction.error is not None:
             failed = True
             results.append({"clip": clip, "error": f"{clip}: {prediction.error}"})
-            print(f"art: skipped {clip}: {prediction.error}", file=sys.stderr)
+            print(printable(f"art: skipped {clip}: {prediction.error}"), file=sys.stderr)
             continue
         best = prediction.best(predictor.class_names, options.top_k)
         results.append({"clip": clip, "predictions": [{"class": n, "probability": p} for n, p in best]})
         if not options.json:
-            print(clip, *(f"  {100 * p:6.2f} %  {name}" for name, p in best), sep="\n", flush=True)
+            lines = [clip, *(f"  {100 * p:6.2f} %  {name}" for name, p in best)]
+            print(*map(printable, lines), sep="\n", flush=True)
     if options.json:
         print(json.dumps(results, indent=2, ensure_ascii=False))
     return 1 if failed else 0
@@ -204,7 +207,7 @@ def run_explain(options: argparse.Namespace) -> int:
         Path(clip), options.checkpoint, out, **{name: getattr(options, name) for name in names}
     )
     for c in explanation.best(options.top_k):
-        print(f"  {100 * float(explanation.probabilities[c]):6.2f} %  {explanation.class_names[c]}")
+        print(printable(f"  {100 * float(explanation.probabilities[c]):6.2f} %  {explanation.class_names[c]}"))
     for name, reason in explanation.missing.items():
         print(f"no {name} for this backbone: {reason}")
     print(f"written to {out}: {', '.join(FILES)}")

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from art.model.semantics import SemanticsBank, cosine
+from art.terminal import MAX_COLUMNS, pad, printable, short_names, shorten, text_columns
 
 
 @dataclass(frozen=True)
@@ -242,34 +243,42 @@ def check_same_classes(model_names: Sequence[str], data_names: Sequence[str]) ->
 
 def _format_names(names: Sequence[str], limit: int = 5) -> str:
     rest = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(repr(name) for name in names[:limit]) + rest
+    return ", ".join(f"'{shorten(printable(name), 60)}'" for name in names[:limit]) + rest
+
+
+_COUNT_COLUMNS = 28  # of the counts and the accuracy in a row
+_GROUP_COLUMNS = 22  # of the mean over the classes of a group
 
 
 def accuracy_table(evaluation: Evaluation) -> str:
-    """Format the accuracy of each class, of each group (if the classes have groups), and the totals."""
+    """Format the accuracy of each class, of each group (if the classes have groups), and the totals.
+
+    Lines have at most 120 columns: long names are shortened in the middle. Invisible characters are escaped.
+    """
     titles = [f"{group.name} ({group.classes} class{'es' * (group.classes != 1)})" for group in evaluation.per_group]
-    top1, top5, mean_label = "all clips, top-1", "all clips, top-5", "mean over classes"
-    width = max(map(len, [*evaluation.class_names, *titles, top1, top5, mean_label]))
+    totals = ["all clips, top-1", "all clips, top-5", "mean over classes"]
+    limit = MAX_COLUMNS - _COUNT_COLUMNS - (_GROUP_COLUMNS if titles else 0)
+    classes = short_names(evaluation.class_names, limit)
+    titles = short_names(titles, limit)
+    width = max(map(text_columns, [*classes, *titles, *totals]))
 
     def line(name: str, correct: int, clips: int) -> str:
         accuracy = f"{100 * correct / clips:6.2f} %" if clips else "     - "
-        return f"{name:<{width}}  {correct:>6} of {clips:<6} {accuracy}"
+        return f"{pad(name, width)}  {correct:>6} of {clips:<6} {accuracy}"
 
     counts = evaluation.confusion.sum(axis=1)
-    rule = "-" * (width + 28)
-    lines = [
-        line(name, int(evaluation.confusion[i, i]), int(counts[i])) for i, name in enumerate(evaluation.class_names)
-    ]
+    rule = "-" * (width + _COUNT_COLUMNS)
+    lines = [line(name, int(evaluation.confusion[i, i]), int(counts[i])) for i, name in enumerate(classes)]
     if titles:
         lines += [rule, f"{'group of classes':<{width}}  {'top-1':>16} {'':8}  mean over its classes"]
     for title, group in zip(titles, evaluation.per_group, strict=True):
         mean = "-" if group.mean_class_accuracy is None else f"{100 * group.mean_class_accuracy:.2f} %"
-        lines.append(f"{line(title, group.correct, group.clips):<{width + 27}}  {mean:>21}")
+        lines.append(f"{pad(line(title, group.correct, group.clips), width + _COUNT_COLUMNS - 1)}  {mean:>21}")
     lines += [
         rule,
-        line(top1, evaluation.correct_top1, evaluation.total),
-        line(top5, evaluation.correct_top5, evaluation.total),
-        f"{mean_label:<{width}}  {'':>16} {100 * evaluation.mean_class_accuracy:6.2f} %",
+        line(totals[0], evaluation.correct_top1, evaluation.total),
+        line(totals[1], evaluation.correct_top5, evaluation.total),
+        f"{pad(totals[2], width)}  {'':>16} {100 * evaluation.mean_class_accuracy:6.2f} %",
     ]
     return "\n".join(lines)
 

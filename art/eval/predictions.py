@@ -186,11 +186,23 @@ def _check_compatible(first: Evaluation, other: Evaluation, rows: Sequence[int],
         raise PredictionsError(f"{pair}: labels of {differing} clips differ; expected the same")
 
 
+def _predictions_file(path: Path) -> Path:
+    """Return the file of predictions in a directory of a run or a report; any other path is returned as it is."""
+    if not path.is_dir():
+        return path
+    if (path / "predictions.npz").is_file():
+        return path / "predictions.npz"
+    raise FileNotFoundError(
+        f"{path}: directory without predictions.npz, expected a predictions.npz or a directory that art train or "
+        "art evaluate --report wrote it to"
+    )
+
+
 def score(files: Sequence[Path], *, report: Path | None = None) -> Predictions:
     """Load saved predictions, and average those of several models.
 
     Args:
-        files: files written by :meth:`Predictions.save`, at least one.
+        files: files written by :meth:`Predictions.save`, or directories with a ``predictions.npz``, at least one.
         report: directory to write ``evaluation.json``, ``predictions.npz`` and ``report.html`` to (without curves and
             clips, which require the run and the data); None writes nothing.
 
@@ -199,6 +211,7 @@ def score(files: Sequence[Path], *, report: Path | None = None) -> Predictions:
         PredictionsError: If a file does not contain predictions, is repeated, or would be overwritten by the report, or
             if the files cannot be averaged.
     """
+    files = [_predictions_file(path) for path in files]
     resolved = [file.resolve() for file in files]
     repeated = [file for file, path in zip(files, resolved, strict=True) if resolved.count(path) > 1]
     if repeated:

@@ -20,12 +20,12 @@ from statistics import mean, stdev
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from art.data.dataset import DataError
 from art.data.parallel import available_cores, exit_with_parent
 from art.eval.predictions import write_json
 from art.eval.report import comparison_figure
+from art.terminal import Progress, ProgressLines
 from art.train.checkpoint import RunDir, differing_keys
 from art.train.config import Config, ConfigError, config_from_dict, to_dict, variants
 from art.train.loop import check_trainable, train
@@ -244,14 +244,15 @@ def train_all(configs: Mapping[str, Config], devices: Sequence[str] = ()) -> Non
 
 def _run_sequential(configs: Mapping[str, Config]) -> dict[str, Exception]:
     failures: dict[str, Exception] = {}
+    lines = ProgressLines()
     for number, (name, config) in enumerate(configs.items(), start=1):
-        tqdm.write(f"{name} ({number} of {len(configs)}): {config.output}")
+        lines.print(f"{name} ({number} of {len(configs)}): {config.output}")
         try:
             train(config, resume=RunDir(config.output).exists())
         except Interrupted:
             raise
         except Exception as error:
-            tqdm.write(f"{name} failed: {error}")
+            lines.print(f"{name} failed: {error}", always=True)
             failures[name] = error
     return failures
 
@@ -265,7 +266,7 @@ def _run_parallel(configs: Mapping[str, Config], devices: Sequence[str]) -> dict
     with (
         DeferSignals() as signals,
         contextlib.ExitStack() as stack,
-        tqdm(total=len(configs), desc="runs", unit="run", disable=None) as bar,
+        Progress("runs", len(configs), "run") as bar,
     ):
         stack.callback(_terminate, active)
         while pending or active:
@@ -289,7 +290,7 @@ def _run_parallel(configs: Mapping[str, Config], devices: Sequence[str]) -> dict
                 bar.update()
                 if process.exitcode != 0:
                     failures[name] = _failure(process, config)
-                    tqdm.write(f"{name} failed: {failures[name]}")
+                    ProgressLines().print(f"{name} failed: {failures[name]}", always=True)
     return failures
 
 

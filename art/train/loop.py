@@ -11,8 +11,6 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from tqdm import tqdm
-
 from art.eval.evaluate import EvaluationStopped, evaluate, views_of
 from art.eval.metrics import Evaluation, bank_similarities, quantiles
 from art.eval.predictions import Predictions, write_evaluation
@@ -20,6 +18,7 @@ from art.eval.report.localization import localize
 from art.eval.report.report import report_run
 from art.model.art_model import ARTModel
 from art.model.loading import load_model
+from art.terminal import Progress, ProgressLines
 from art.train.batches import Batch, EvaluationBatches, MicrobatchMetrics, Splits, TrainingBatches
 from art.train.checkpoint import CheckpointWriter, Resume, RunDir, copy_checkpoint
 from art.train.config import Config, to_dict
@@ -196,7 +195,7 @@ class _Trainer:
         """Run the remaining epochs and return the evaluation of the last checkpoint on the test split."""
         self.log, self.signals = log, signals
         self._start_time = time.perf_counter() - self.state.position.seconds
-        position, epochs = self.state.position, self.config.optim.epochs
+        position, epochs, lines = self.state.position, self.config.optim.epochs, ProgressLines()
         evaluation: Evaluation | None = None
         while position.epoch < epochs:
             self._train_epoch()
@@ -210,7 +209,8 @@ class _Trainer:
                 evaluation = self._evaluate_epoch(metrics)
             self.log.write("epoch", position.epoch + 1, position.step, metrics)
             if self.dist_ctx.is_main:
-                tqdm.write(f"epoch {position.epoch + 1}/{epochs}  {format_epoch(metrics)}")
+                line = f"epoch {position.epoch + 1}/{epochs}  {format_epoch(metrics)}"
+                lines.print(line, always=position.epoch + 1 == epochs)
             position.next_epoch()
         self.writer.wait()
         if evaluation is None or self.validation is not self.test:
@@ -239,8 +239,8 @@ class _Trainer:
         batches = self.batches.epoch(position.epoch, start=position.batch)
         self.state.restore_rng()  # not earlier: building the loader may advance the global generators
         title = f"epoch {position.epoch + 1}/{epochs}"
-        hide = None if self.dist_ctx.is_main else True  # None hides the bar if there is no terminal
-        with tqdm(total=len(self.batches), initial=position.batch, desc=title, disable=hide, leave=False) as bar:
+        main, done = self.dist_ctx.is_main, position.batch
+        with Progress(title, len(self.batches), "step", initial=done, show=main, leave=False) as bar:
             while position.batch < len(self.batches):
                 self.profiler.begin_step(position.step + 1)
                 start = time.perf_counter()
@@ -254,8 +254,7 @@ class _Trainer:
                 if self._is_logged(position.step):
                     metrics |= self.meter.compute()
                     self.log.write("step", position.epoch + 1, position.step, metrics)
-                bar.update()
-                bar.set_postfix(loss=f"{metrics['loss/total']:.3f}")
+                bar.update(loss=f"{metrics['loss/total']:.3f}")
                 every = self.config.checkpoints.every_steps
                 if every is not None and position.step % every == 0 and position.batch < len(self.batches):
                     self._save()

@@ -1,3 +1,5 @@
+import unicodedata
+
 import numpy as np
 import pytest
 import torch
@@ -12,6 +14,7 @@ from art.eval.metrics import (
     quantiles,
 )
 from art.model.semantics import SemanticsBank
+from art.terminal import text_columns
 
 NAMES = ("walk", "run", "jump")
 
@@ -139,6 +142,21 @@ def test_class_mismatch_of_many_classes_is_truncated():
     names = [f"class {i}" for i in range(20)]
     with pytest.raises(ClassMismatch, match="and 13 more"):
         check_same_classes(names, names[:2])
+
+
+@pytest.mark.parametrize("groups", [(), ("VT " * 60, "VT " * 60, "走る" * 60, "a\nb")])
+def test_accuracy_table_of_any_names(groups):
+    """Rows are aligned by the columns of a terminal and fit in 120, and a name cannot move the cursor."""
+    names = ("走る" * 80, "e\u0301" * 200, "\x1b[2J\u202e<b>$x$", "x" * 4000)
+    probabilities = np.eye(4, dtype=np.float32)
+    result = compute_metrics(probabilities, np.arange(4), np.arange(4), names, groups=groups)
+    lines = accuracy_table(result).splitlines()
+    rows = [line for line in lines if " of 1 " in line or " of 2 " in line]
+    assert len(rows) == 4 + len(set(groups)) and len(lines) == (13 if groups else 8)
+    assert len({text_columns(row[: row.index(" of ")]) for row in rows}) == 1
+    assert max(map(text_columns, lines)) <= 120
+    assert all(unicodedata.category(letter) not in ("Cc", "Cf") for line in lines for letter in line)
+    assert r"\x1b[2J\u202e<b>$x$" in lines[2]
 
 
 @pytest.mark.parametrize("groups", [(), ("VT", "VT", "FX_leap", "BB")])

@@ -144,6 +144,19 @@ def test_score_reproduces_the_results_of_a_run(unbroken, tmp_path):
     np.testing.assert_array_equal(rescored.evaluation.probabilities, scored.evaluation.probabilities)
 
 
+def test_score_accepts_a_directory_with_predictions(saved, tmp_path):
+    file = saved("predictions", ROWS, [0, 1, 2])
+    run = file.parent
+    assert score([run]).evaluation.top1 == score([file]).evaluation.top1
+    (tmp_path / "checkpoints").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"checkpoints: directory without predictions\.npz, expected"):
+        score([tmp_path / "checkpoints"])
+    with pytest.raises(PredictionsError, match="passed more than once"):
+        score([run, file])
+    with pytest.raises(PredictionsError, match="contains the predictions themselves"):
+        score([run], report=run)
+
+
 def test_score_of_an_ensemble_is_the_mean(unbroken, tmp_path):
     files = [unbroken / kind / "predictions.npz" for kind in ("backbone", "art")]
     both = score(files, report=tmp_path / "both")

@@ -334,12 +334,16 @@ def test_model_too_large_for_onnx():
         FORMATS["onnx"].check(3 * 2**30)
 
 
-def test_files_without_facts_and_facts_of_earlier_versions(tmp_path):
+def test_files_without_facts_and_facts_of_earlier_versions(tmp_path, monkeypatch):
     with pytest.raises(FileNotFoundError, match="no such file"):
         read_facts(tmp_path / "m.pt2")
     (tmp_path / "m.bin").write_text("")
     with pytest.raises(ValueError, match=r"expected a \.pt2 or \.onnx file"):
         read_facts(tmp_path / "m.bin")
+    (tmp_path / "m.onnx").write_text("")
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    with pytest.raises(ModuleNotFoundError, match=r"m\.onnx needs onnx .*: pip install 'art-kernels\[onnx\]'"):
+        read_facts(tmp_path / "m.onnx")
     program = torch.export.export(nn.ReLU(), (torch.zeros(1),))
     torch.export.save(program, tmp_path / "m.pt2")
     with pytest.raises(ValueError, match="contains no facts"):

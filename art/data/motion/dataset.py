@@ -21,7 +21,6 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float
-from tqdm import tqdm
 
 from art.data.datasets.base import ClipSet, mirror_by_words, register_dataset, suggest
 from art.data.datasets.custom import clips_of_table, read_classes
@@ -30,6 +29,7 @@ from art.data.motion.render import SPLITS, TRACKED, ClipJob, clip_poses, render_
 from art.data.motion.takes import CLASSES, recordings_directory
 from art.data.parallel import available_cores, map_processes
 from art.data.prepare.reencode import check_encoder
+from art.terminal import Progress
 
 SETTINGS_FILE, JOINTS_FILE, CLASSES_FILE = "dataset.json", "joints.json", "classes.txt"
 _OUTPUTS = (SETTINGS_FILE, JOINTS_FILE, CLASSES_FILE, "clips", "joints", *(f"{split}.csv" for split in SPLITS))
@@ -155,7 +155,7 @@ def prepare_motion(
         job for job in jobs if not (root / job.path).is_file() or not (job.path in known or job.joints_file.is_file())
     ]
     workers = max(1, min(workers or available_cores(), len(missing)))
-    bar = tqdm(total=len(jobs), initial=len(jobs) - len(missing), desc="motion", unit="clip", disable=not progress)
+    bar = Progress("motion", len(jobs), "clip", initial=len(jobs) - len(missing), show=progress)
     with contextlib.closing(map_processes(render_clip, missing, workers)) as rendered, bar:
         for _ in rendered:
             bar.update()

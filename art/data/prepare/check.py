@@ -11,13 +11,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from art.data.dataset import check_clip_set
 from art.data.datasets.base import Clip, ClipSet, RequiredFile, dataset_splits, open_dataset, required_files
 from art.data.decoding.pyav import TOLERANCE
 from art.data.decoding.video import VideoError, decoded_bytes, frame_times, iterate_frames, read_frames
 from art.data.parallel import Stopped, available_cores, map_processes, stop_requested
+from art.terminal import Progress
 
 #: Levels of a check, with a description for the report.
 LEVELS = {
@@ -190,7 +189,7 @@ def _inspect_files(
     found = {}
     with (
         contextlib.closing(map_processes(_inspect_file, jobs, workers)) as results,
-        tqdm(total=len(jobs), desc="check", unit="file", disable=not progress) as bar,
+        Progress("check", len(jobs), "file", show=progress) as bar,
     ):
         for (path, _, _), problems in results:
             found.update({(path, span): problem for span, problem in problems.items()})

@@ -19,8 +19,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from art.data.datasets.base import Clip, ClipSet, check_root, open_dataset, required_files
 from art.data.datasets.custom import CLASSES
 from art.data.decoding.video import VideoError
@@ -28,6 +26,7 @@ from art.data.files import Journal, WriteError, atomic_write, check_writable, wr
 from art.data.parallel import available_cores, map_processes, stop_requested
 from art.data.prepare.check import DatasetCheck, Problem, check_dataset, open_splits
 from art.data.prepare.reencode import EncodeResult, Encoding, check_encoder, reencode
+from art.terminal import Progress
 
 JOURNAL = "prepared.jsonl"
 
@@ -199,7 +198,7 @@ def _encode_all(
     jobs: Sequence[Job], journal: Journal, to: Path, kept: int, workers: int, progress: bool
 ) -> dict[Job, EncodeResult | str]:
     results: dict[Job, EncodeResult | str] = {}
-    bar = tqdm(total=kept + len(jobs), initial=kept, desc="re-encode", unit="video", disable=not progress)
+    bar = Progress("re-encode", kept + len(jobs), "video", initial=kept, show=progress)
     encoded = contextlib.closing(map_processes(_encode_job, jobs, min(workers, max(1, len(jobs)))))
     try:
         with encoded as done, bar:

@@ -212,8 +212,7 @@ def read_facts(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
     if path.suffix == ".onnx":
-        import onnx
-
+        onnx = import_extra("onnx", extra="onnx", needed_by=f"reading {path}")
         model = onnx.load(path, load_external_data=False)
         text = {entry.key: entry.value for entry in model.metadata_props}.get(FACTS_KEY, "")
     elif path.suffix == ".pt2":

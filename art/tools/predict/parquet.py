@@ -26,13 +26,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from art.data.files import atomic_write, check_writable
 from art.data.inputs import Item, Source, open_inputs
 from art.data.parallel import Stopped, map_processes, stop_requested, worker_slot
 from art.extras import import_extra
 from art.model import CONFIG_FILE, WEIGHTS_FILE, find_checkpoint
+from art.terminal import Progress
 from art.tools.predict.predictor import ClipPredictor, Prediction, PredictionSettings
 from art.train.runtime import raise_on_sigterm
 
@@ -105,7 +105,7 @@ def predict_to_parquet(
     ]
     missing = [part for part in parts if not part.path.exists()]
     workers = min(len(devices), len(missing))
-    with raise_on_sigterm(), tqdm(total=len(missing), desc="predict", unit="part", disable=None) as bar:
+    with raise_on_sigterm(), Progress("predict", len(missing), "part") as bar:
         if missing:
             with closing(map_processes(_predict_part, missing, workers, devices[:workers])) as done:
                 for _ in done:
