@@ -334,7 +334,7 @@ def _add_explain(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
         "its saliency and the class probabilities over time, next to Grad-CAM and attention rollout of the backbone. "
         "Writes film.mp4, film.gif, sheet.png and explanation.json.",
     )  # fmt: skip
-    explain.add_argument("clip", metavar="CLIP", help="a video file")
+    explain.add_argument("clip", metavar="CLIP", help="a video file or a directory of frames")
     _add_directory(explain, "--checkpoint", _CHECKPOINT_HELP)
     _add_out(explain, "runs/explain-CLIP")
     _add_number(explain, "--top-k", 5, "classes in the chart")

@@ -255,6 +255,6 @@ def write_evaluation(directory: Path, predictions: Predictions, details: dict[st
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write a JSON file atomically."""
+    """Write a JSON file atomically. Bytes of a path that are not UTF-8 (surrogates) are written as JSON escapes."""
     text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-    atomic_write(path, lambda partial: partial.write_text(text, encoding="utf-8"))
+    atomic_write(path, lambda partial: partial.write_text(text, "utf-8", "backslashreplace"))

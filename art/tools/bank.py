@@ -21,7 +21,7 @@ from torch import Tensor
 
 from art._deprecated import renamed_names
 from art.data.files import atomic_write, check_writable
-from art.eval.report.style import GRID, INK, MUTED, new_figure, png_bytes
+from art.eval.report.style import GRID, INK, MUTED, figure_text, new_figure, png_bytes
 from art.extras import import_extra
 from art.model import find_checkpoint
 from art.model.art_model import ARTModel
@@ -298,7 +298,7 @@ def similarity_figure(analysis: BankAnalysis) -> Figure:
         bar.ax.tick_params(labelsize=7, colors=MUTED, length=0)
         bar.outline.set_visible(False)
         numbers = [str(number + 1) for number in range(count)] if named else []
-        rows = [f"{name}  {number}" for number, name in zip(numbers, analysis.class_names, strict=False)]
+        rows = [f"{_axis_name(name)}  {number}" for number, name in zip(numbers, analysis.class_names, strict=False)]
         _name_axis(axes, rows if axes is panels[0] else numbers, numbers, horizontal=True)
     return figure
 
@@ -326,7 +326,8 @@ def prompts_figure(analysis: BankAnalysis) -> Figure:
         axes.imshow(((values - low) / np.maximum(high - low, 1e-9)).T, cmap="Greys", vmin=0, vmax=1.4, aspect="auto")
         axes.scatter(best, np.arange(count), s=46, marker="o", c="none", edgecolors="#D55E00", linewidths=1.8)
         axes.set_title(title, fontsize=9.5, color=INK, loc="left")
-        _name_axis(axes, analysis.class_names if named and axes is panels[0] else [], analysis.templates)
+        names = [*map(_axis_name, analysis.class_names)] if named and axes is panels[0] else []
+        _name_axis(axes, names, [figure_text(template, 60) for template in analysis.templates])
     return figure
 
 
@@ -368,7 +369,10 @@ def write_bank_analysis(
         for e in embeddings
     }
     text = json.dumps(analysis.as_json() | {"embeddings": planes}, indent=1, ensure_ascii=False) + "\n"
-    contents = {"bank.json": text.encode(), **{name: png_bytes(figure) for name, figure in figures.items()}}
+    contents = {
+        "bank.json": text.encode("utf-8", "backslashreplace"),
+        **{name: png_bytes(figure) for name, figure in figures.items()},
+    }
     for name, content in contents.items():
         atomic_write(out / name, lambda path, content=content: path.write_bytes(content))  # type: ignore[misc]
     return analysis, [out / name for name in contents]
@@ -433,9 +437,13 @@ def _spread(positions: np.ndarray, min_distance: float) -> np.ndarray:
 def _class_legend(figure: Figure, names: Sequence[str], colors: np.ndarray) -> None:
     dots = [Line2D([], [], marker="o", linestyle="none", markersize=5, color=color) for color in colors]
     figure.legend(
-        dots, [f"{number + 1}  {name}" for number, name in enumerate(names)], loc="outside right upper", fontsize=7.5,
-        frameon=False, labelcolor=INK, handletextpad=0.2, labelspacing=0.35,
+        dots, [f"{number + 1}  {_axis_name(name)}" for number, name in enumerate(names)], loc="outside right upper",
+        fontsize=7.5, frameon=False, labelcolor=INK, handletextpad=0.2, labelspacing=0.35,
     )  # fmt: skip
+
+
+def _axis_name(name: str) -> str:
+    return figure_text(name, 38)
 
 
 def _name_axis(axes: Axes, rows: Sequence[str], columns: Sequence[str], *, horizontal: bool = False) -> None:

@@ -11,7 +11,7 @@ from art.data.datasets.base import Clip, ClipSet
 from art.data.shards import write_shards
 from art.eval.metrics import compute_metrics
 from art.eval.report import SampleClip, collect_pairs, collect_samples, measure_localization, write_report
-from art.eval.report.report import wilson_interval
+from art.eval.report.report import _format_duration, wilson_interval
 from art.train.batches import open_split
 from art.train.loop import train
 
@@ -241,6 +241,14 @@ def test_accuracy_per_group_and_mistakes_per_class(tmp_path):
     assert page.text.count("predicted as:") == 2
     plain = written(tmp_path, evaluation_of([0, 1], [0, 1], NAMES), NAMES, [])
     assert "groups" not in plain.ids and plain.count.get("details", 0) == 0
+
+
+def test_header_has_readable_labels_and_units(tmp_path):
+    facts = {"seconds": 7405.2, "step_seconds": 0.2852, "views": 3, "data": "走る\udce9, test", "epochs": None}
+    page = written(tmp_path, evaluation_of([0], [0], NAMES), NAMES, [], summary=facts)
+    expected = "training time 2 h 3 min median time per step 285 ms views per clip 3 data 走る\\udce9, test"
+    assert expected in page.text and "seconds" not in page.text and "epochs" not in page.text
+    assert [_format_duration(seconds) for seconds in (0.01, 59.96, 61)] == ["10 ms", "60 s", "1 min 1 s"]
 
 
 def test_invalid_arguments_write_nothing(tmp_path):

@@ -1,3 +1,4 @@
+import html
 import re
 from pathlib import Path
 
@@ -7,10 +8,10 @@ import torch
 
 from art.data.datasets.base import Clip, ClipSet
 from art.eval.metrics import compute_metrics
+from art.eval.report import style
 from art.eval.report.confusion import (
     ExampleClip,
     PairExamples,
-    _shorten,
     class_accuracy,
     collect_pairs,
     confusion_figure,
@@ -18,7 +19,7 @@ from art.eval.report.confusion import (
     pair_explorer,
     row_fractions,
 )
-from art.eval.report.style import to_svg
+from art.eval.report.style import name_html, png_bytes, to_svg
 
 SMALL = np.array([[6, 2, 0], [1, 0, 3], [0, 0, 0]])
 
@@ -60,9 +61,43 @@ def test_labels_of_a_large_matrix_do_not_overlap(count, labeled):
 
 def test_long_names_keep_both_ends():
     name = "round-off, flic-flac on, stretched salto backward with 1.5 turn off"
-    short = _shorten(name, 30)
-    assert len(short) <= 30 and short.startswith("round-off") and short.endswith("turn off") and "…" in short
-    assert _shorten("walk", 30) == "walk"
+    svg = to_svg(confusion_figure(SMALL, [name, "walk", "run"]), label="", prefix="x")
+    assert name not in svg and re.search(r">round-off[^<]*…[^<]*turn off  0<", svg)
+
+
+@pytest.mark.parametrize("name", [r"$\frac$", "$$", "$x_1$", r"\$a\$", "a$b", r"\frac{", "x^{"])
+def test_names_are_not_formulas(name):
+    svg = to_svg(confusion_figure(SMALL, [name, "walk", "run"]), label="", prefix="x")
+    assert f">{name}  0<" in svg
+
+
+@pytest.mark.parametrize("name", ["#1f2430", 'id="a"', "url(#b)", 'href="#c"', "<!-- d -->", "e --> f"])
+def test_names_that_look_like_svg(name):
+    text = re.sub("<[^>]*>", "", to_svg(confusion_figure(SMALL, [name, "walk", "run"]), label="", prefix="x"))
+    assert html.unescape(text).count(f"{name}  0") == 1
+
+
+def test_letters_that_the_default_font_lacks(monkeypatch, caplog):
+    letter = "\u210a"  # only in fonts for formulas
+    monkeypatch.setattr(style, "_FAMILIES", {})
+    figure = confusion_figure(SMALL, [letter, "walk", "run"])
+    png_bytes(figure)
+    label = figure.axes[0].get_yticklabels()[0]
+    assert label.get_fontfamily()[0] == "sans-serif" and len(label.get_fontfamily()) == 2 and not caplog.records
+    monkeypatch.setattr(style, "_FAMILIES", {})
+    monkeypatch.setattr(style.fontManager, "ttflist", [])
+    for _ in range(2):
+        png_bytes(confusion_figure(SMALL, [letter, "walk", "run"]))
+    (message,) = [record.getMessage() for record in caplog.records]
+    assert message.startswith(f"figures show boxes instead of {letter}: install a font")
+
+
+def test_html_of_names():
+    assert name_html("<b>") == '<bdi title="&lt;b&gt;">&lt;b&gt;</bdi>'
+    assert name_html("a\u202eb\x00") == r'<bdi title="a\u202eb\x00">a\u202eb\x00</bdi>'
+    long = name_html("start" + "x" * 4000 + "end")
+    assert "x" * 4000 in long and len(re.sub("<[^>]*>", "", long)) == 160
+    assert re.sub("<[^>]*>", "", long).startswith("start") and re.sub("<[^>]*>", "", long).endswith("end")
 
 
 def test_invalid_matrix():
@@ -132,11 +167,15 @@ MATRIX = np.array([[95, 5, 0, 0], [4, 6, 0, 0], [0, 0, 4, 4], [0, 1, 0, 5]])
 GROUPS = ("ground", "ground", "air", "air")
 
 
+def without_isolation(text):
+    return re.sub("</?bdi[^>]*>", "", text)
+
+
 def cards(text):
     """Return true and predicted class, CSS classes, and position in each order, of each card."""
     result = []
     pattern = r'<article class="card pair([^"]*)" style="([^"]*)">\s*<h3>(.*?) <em>predicted as</em> (.*?)</h3>'
-    for kinds, places, true, predicted in re.findall(pattern, text):
+    for kinds, places, true, predicted in re.findall(pattern, without_isolation(text)):
         order = {name: int(place) for name, place in re.findall(r"--(\w+):(\d+);", places)}
         result.append((true, predicted, set(kinds.split()), order))
     return result
@@ -165,7 +204,7 @@ def test_orders_of_the_cards():
 
 
 def test_filters_by_group():
-    text = pair_explorer(MATRIX, NAMES, GROUPS, ())
+    text = without_isolation(pair_explorer(MATRIX, NAMES, GROUPS, ()))
     kinds = {(true[:4], predicted[:4]): kinds for true, predicted, kinds, _ in cards(text)}
     assert kinds == {
         ("walk", "run"): {"within", "g0"}, ("run", "walk"): {"within", "g0"}, ("jump", "hop"): {"within", "g1"},
@@ -185,7 +224,7 @@ def test_clips_of_a_pair():
 
     (pair,) = [pair for pair in most_confused(MATRIX) if (pair.true, pair.predicted) == (2, 3)]
     examples = PairExamples(pair, (clip("a.mp4", 10), clip("b.mp4", 20)), clip("c<.mp4", 30), None)
-    text = pair_explorer(MATRIX, NAMES, GROUPS, [examples])
+    text = without_isolation(pair_explorer(MATRIX, NAMES, GROUPS, [examples]))
     (card,) = [a for a in re.findall(r"<article.*?</article>", text, re.S) if "jump <em>predicted as</em> hop" in a]
     assert text.count("<img") == card.count("<img") == card.count('src="data:image/jpeg;base64,') == 3
     assert card.count('class="strip wrong"') == 2 and card.count('class="strip correct"') == 1

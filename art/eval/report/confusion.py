@@ -29,7 +29,9 @@ from art.eval.report.style import (
     MUTED,
     WRONG,
     bar,
+    figure_text,
     jpeg_uri,
+    name_html,
     new_figure,
     number_cell,
     percent,
@@ -38,9 +40,10 @@ from art.eval.report.style import (
     text_cell,
 )
 from art.eval.report.tracklets import shown_frames
+from art.terminal import printable, text_columns
 
 _ANNOTATED_CLASSES = 25  # up to this number of classes, cells show their percentage
-_NAME_LENGTH = 38  # characters of a class name in the figure
+_NAME_COLUMNS = 38  # width of a class name in the figure, in letters
 
 _CARDS = 36  # pairs shown with clips
 _MISTAKES = 2  # misclassified clips per pair
@@ -127,8 +130,8 @@ def confusion_figure(confusion: Int[np.ndarray, "y y"], class_names: Sequence[st
     count = len(class_names)
     side = float(np.clip(0.34 * count, 3.2, 11.0))  # inches
     font_size = float(np.clip(72 * side / count * 0.62, 5.0, 9.0))  # points
-    labels = [f"{_shorten(name, _NAME_LENGTH)}  {i}" for i, name in enumerate(class_names)]
-    figure = new_figure(side + max(map(len, labels)) * font_size * 0.6 / 72 + 0.5, side + 0.5)
+    labels = [f"{figure_text(name, _NAME_COLUMNS)}  {i}" for i, name in enumerate(class_names)]
+    figure = new_figure(side + max(map(text_columns, labels)) * font_size * 0.6 / 72 + 0.5, side + 0.5)
     axes = figure.add_subplot()
     fractions = np.nan_to_num(row_fractions(confusion))
     diagonal = np.eye(count, dtype=bool)
@@ -162,14 +165,6 @@ def _label_classes(axes: Axes, labels: list[str], font_size: float, cell_size: f
         axes.set_yticks(np.arange(count + 1) - 0.5, minor=True)
         axes.grid(which="minor", color=GRID, linewidth=0.5)
         axes.tick_params(which="minor", length=0)
-
-
-def _shorten(name: str, limit: int) -> str:
-    """Replace the middle of a long name with an ellipsis, as fine-grained classes differ at either end."""
-    if len(name) <= limit:
-        return name
-    tail = (limit - 1) // 2
-    return name[: limit - 1 - tail].rstrip() + "…" + name[-tail:].lstrip()
 
 
 @dataclass(frozen=True)
@@ -288,7 +283,7 @@ def pair_explorer(
             kinds = f" {'within' if own[0] == own[1] else 'across'} {' '.join(sorted({group_keys[g] for g in own}))}"
         order = "".join(f"--{name}:{place};" for name, place in rank.items())
         opposite = int(confusion[pair.predicted, pair.true])
-        true, predicted = escape(class_names[pair.true]), escape(class_names[pair.predicted])
+        true, predicted = name_html(class_names[pair.true]), name_html(class_names[pair.predicted])
         cards.append(
             f'<article class="card pair{kinds}" style="{order}">\n'
             f"<h3>{true} <em>predicted as</em> {predicted}</h3>\n"
@@ -333,7 +328,7 @@ def _radio_buttons(name: str, title: str, choices: Mapping[str, str]) -> str:
     """Return radio buttons, the first of them checked."""
     buttons = "".join(
         f'<label><input type="radio" name="pair-{name}" id="pair-{name}-{key}"{" checked" * (i == 0)}>'
-        f"{escape(label)}</label> "
+        f"{name_html(label)}</label> "
         for i, (key, label) in enumerate(choices.items())
     )
     return f'<p class="choose"><span>{escape(title)}</span>{buttons}</p>'
@@ -354,11 +349,11 @@ def _strip(clip: ExampleClip, kind: str, label: str) -> str:
     height, width = pixels.shape[:2]
     image = (
         f'<img src="{jpeg_uri(pixels, quality=78)}" width="{width}" height="{height}" loading="lazy" '
-        f'alt="{len(clip.frames)} frames of {escape(clip.name)}">'
+        f'alt="{len(clip.frames)} frames of {escape(printable(clip.name))}">'
     )
     return (
         f'<figure class="strip {kind}">{image}<figcaption>{escape(label)} · {percent(clip.probability)}'
-        f'<small title="{escape(clip.name)}">{escape(clip.name)}</small></figcaption></figure>\n'
+        f"<small>{name_html(clip.name)}</small></figcaption></figure>\n"
     )
 
 

@@ -19,7 +19,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from art.eval.report.style import GRID, INK, LINE_COLORS, MUTED, new_figure, quiet_axes
+from art.eval.report.style import GRID, INK, LINE_COLORS, MUTED, figure_text, new_figure, quiet_axes
 
 _TIMES = ("epoch", "step")
 _MAX_LINES = 4  # per chart
@@ -106,7 +106,7 @@ def _draw_chart(axes: Axes, members: list[Series], title: str) -> None:
     quiet_axes(axes)
     for i, series in enumerate(members):
         color = LINE_COLORS[i]
-        label = f"{series.short_name} {series.values[-1]:.3g}" if len(members) > 1 else None
+        label = f"{figure_text(series.short_name)} {series.values[-1]:.3g}" if len(members) > 1 else None
         marker = "o" if len(series.times) <= 12 else "none"
         values = series.values
         if len(values) >= _SMOOTH_FROM and _is_noisy(values):
@@ -118,7 +118,7 @@ def _draw_chart(axes: Axes, members: list[Series], title: str) -> None:
         axes.set_yscale("log")
     axes.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
     axes.set_xlabel(members[0].unit)
-    axes.set_title(title, loc="left", fontsize=9, color=INK)
+    axes.set_title(figure_text(title), loc="left", fontsize=9, color=INK)
     if len(members) > 1:
         axes.legend(frameon=False, fontsize=8, labelcolor=INK, handlelength=1.2, borderaxespad=0.1)
     else:
@@ -233,7 +233,7 @@ def comparison_figure(
         axes.scatter(np.full(len(values), x), values, s=22, color=LINE_COLORS[x % len(LINE_COLORS)], zorder=2)
         axes.hlines(values.mean(), x - 0.22, x + 0.22, color=INK, linewidth=2, zorder=3)
         axes.annotate(f"{values.mean():.1f}", (x + 0.25, values.mean()), va="center", fontsize=9, color=INK)
-    axes.set_xticks(range(len(names)), [f"{name}\n{len(groups[name])} seeds" for name in names])
+    axes.set_xticks(range(len(names)), [f"{figure_text(name, 24)}\n{len(groups[name])} seeds" for name in names])
     axes.set_xlim(-0.5, len(names) - 0.25)
     axes.set_xlabel(key)
     axes.set_ylabel(f"{value}, percent")

@@ -23,6 +23,7 @@ from art.eval.report.samples import SampleClip, clip_reader, collect_samples, sa
 from art.eval.report.style import (
     bar,
     document,
+    name_html,
     number_card,
     number_cell,
     percent,
@@ -35,6 +36,14 @@ from art.eval.report.style import (
 )
 from art.model.pretrained import VideoClassifier
 
+#: Labels of the entries of the header whose names are those of files and configurations.
+_LABELS = {
+    "seconds": "training time",
+    "step_seconds": "median time per step",
+    "sampling": "frame sampling",
+    "views": "views per clip",
+    "crops": "crops per view",
+}
 _Z = 1.959964  # 95 % of a normal distribution is within this number of standard deviations
 
 
@@ -59,7 +68,7 @@ def report_run(
         evaluation: the result.
         localization: output of :func:`art.eval.report.localization.localize`.
         history: lines of ``metrics.jsonl``; empty without training.
-        facts: additional entries for the header of the page, by name.
+        facts: additional entries for the header of the page, by name; times in seconds if the name ends in "seconds".
 
     Returns:
         Path of the file.
@@ -140,11 +149,28 @@ def write_report(
 
 def _header(title: str, summary: Mapping[str, Any]) -> str:
     facts = "".join(
-        f"<div><dt>{escape(str(name))}</dt>"
-        f"<dd>{escape(f'{value:.4g}' if isinstance(value, float) else str(value))}</dd></div>"
+        f"<div><dt>{escape(_LABELS.get(name, name))}</dt><dd>{name_html(_format_fact(name, value))}</dd></div>"
         for name, value in summary.items()
+        if value is not None
     )
     return f'<header>\n<h1>{escape(title)}</h1>\n<dl class="facts">{facts}</dl>\n</header>'
+
+
+def _format_fact(name: str, value: Any) -> str:
+    if name.endswith("seconds"):
+        return _format_duration(value)
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _format_duration(seconds: float) -> str:
+    """Format a time in the units that a reader compares: ``285 ms``, ``12.3 s``, ``4 min 5 s``, ``2 h 10 min``."""
+    if seconds < 1:
+        return f"{1000 * seconds:.3g} ms"
+    if seconds < 60:
+        return f"{seconds:.3g} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
 
 
 def _headline_numbers(evaluation: Evaluation, localization: Localization | None) -> str:
@@ -309,7 +335,7 @@ def _classes(evaluation: Evaluation, class_names: Sequence[str]) -> str:
     order = sorted(range(len(class_names)), key=lambda i: (np.isnan(accuracy[i]), accuracy[i], i))
     items = []
     for i in order:
-        name = f'<span class="name" title="{escape(class_names[i])}">{escape(class_names[i])}</span>'
+        name = f'<span class="name">{name_html(class_names[i])}</span>'
         if clips[i]:
             value = f"{evaluation.confusion[i, i]} of {clips[i]}"
             row = f'{name}{bar(float(accuracy[i]), "correct")}<span class="value">{value}</span>'
@@ -331,6 +357,6 @@ def _mistakes(confusion: Int[np.ndarray, "y y"], index: int, class_names: Sequen
     for title, counts in (("predicted as", confusion[index]), ("mistaken for this class", confusion[:, index])):
         others = [i for i in np.argsort(-counts, kind="stable").tolist() if counts[i] and i != index]
         if others:
-            named = "; ".join(f"{escape(class_names[i])} <b>{counts[i]}</b>" for i in others)
+            named = "; ".join(f"{name_html(class_names[i])} <b>{counts[i]}</b>" for i in others)
             lines.append(f"<p><em>{title}:</em> {named}</p>")
     return "".join(lines)

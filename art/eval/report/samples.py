@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +13,7 @@ from torch import Tensor
 from art.data.datasets.base import Clip, ClipSet
 from art.data.decoding.video import read_clip
 from art.eval.metrics import Evaluation
-from art.eval.report.style import bar, figure_pixels, jpeg_uri, percent, tracklet_color
+from art.eval.report.style import bar, figure_pixels, jpeg_uri, name_html, percent, tracklet_color
 from art.eval.report.tracklets import frame_strip, path_figure, shown_frames, tinted_frames, tracklet_paths
 from art.model.pretrained import VideoClassifier, eval_mode
 
@@ -180,17 +179,17 @@ def sample_card(sample: SampleClip, class_names: Sequence[str]) -> str:
         largest = float(sample.saliency.max())
         tracks = [
             f'<div class="track" style="--color:{tracklet_color(k)}"><p><i class="dot"></i>tracklet {k + 1}, queried '
-            f"by <b>{escape(class_names[int(name)])}</b></p>{_frames(sample, tinted[k], shown, k, paths[:, k])}"
+            f"by <b>{name_html(class_names[int(name)])}</b></p>{_frames(sample, tinted[k], shown, k, paths[:, k])}"
             f"{_saliency_bars(sample.saliency[:, k], largest)}</div>"
             for k, name in enumerate(sample.selected)
         ]
     kind = "correct" if sample.predicted == sample.label else "wrong"
-    name = escape(class_names[sample.label])
+    name = name_html(class_names[sample.label])
     content = "\n".join(tracks)
     return (
         f'<article class="card clip {kind}">\n<div class="prediction">{overview}<div>'
         f"<h3>{name} <em>true class</em></h3>"
-        f'{_top_classes(sample, class_names)}<p class="file">{escape(sample.path.name)}</p></div></div>\n'
+        f'{_top_classes(sample, class_names)}<p class="file">{name_html(sample.path.name)}</p></div></div>\n'
         f"{content}\n</article>"
     )
 
@@ -207,10 +206,9 @@ def _top_classes(sample: SampleClip, class_names: Sequence[str]) -> str:
         rank = order.index(i) + 1
         suffix = f" <em>rank {rank}</em>" if rank > _TOP_CLASSES else ""
         probability = float(sample.probabilities[i])
-        name = escape(class_names[i])
+        name = f'<span class="name">{name_html(class_names[i])}{suffix}</span>'
         items.append(
-            f'<li class="{kind}"><span class="name" title="{name}">{name}{suffix}</span>'
-            f'{bar(probability)}<span class="value">{percent(probability)}</span></li>'
+            f'<li class="{kind}">{name}{bar(probability)}<span class="value">{percent(probability)}</span></li>'
         )
     return f'<ol class="bars">{"".join(items)}</ol>'
 

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import base64
 import io
+import logging
 import re
+import unicodedata
+import warnings
 from collections.abc import Iterable, Sequence
 from html import escape
 from typing import Any
@@ -19,7 +22,14 @@ from jaxtyping import UInt8
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.font_manager import findfont, fontManager
+from matplotlib.ft2font import FT2Font
 from matplotlib.image import imsave
+from matplotlib.text import Text
+
+from art.terminal import printable, shorten
+
+_log = logging.getLogger(__name__)
 
 #: Colors of tracklets: the colorblind-safe palette of Okabe and Ito, brightest first, for drawing on video frames.
 TRACKLET_COLORS = ("#E69F00", "#56B4E9", "#009E73", "#CC79A7", "#F0E442", "#D55E00", "#0072B2")
@@ -45,10 +55,55 @@ def tracklet_color(index: int) -> str:
 
 def new_figure(width: float, height: float, *, dpi: float = 150.0, layout: Any = "constrained") -> Figure:
     """Create an empty transparent figure of ``width`` × ``height`` inches with an Agg canvas."""
-    figure = Figure(figsize=(width, height), dpi=dpi, layout=layout)
+    figure = _Figure(figsize=(width, height), dpi=dpi, layout=layout)
     FigureCanvasAgg(figure)
     figure.patch.set_alpha(0.0)
     return figure
+
+
+class _Figure(Figure):
+    """Draws letters that the default font does not have, such as CJK, with any installed font that has them."""
+
+    def draw(self, renderer: Any) -> None:
+        texts = [text for text in self.findobj(Text) if isinstance(text, Text) and not text.get_text().isascii()]
+        _find_families({letter for text in texts for letter in text.get_text()})
+        for text in texts:
+            families = dict.fromkeys([*text.get_fontfamily(), *filter(None, map(_FAMILIES.get, text.get_text()))])
+            text.set_fontfamily(list(families))
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # reported by _find_families
+            super().draw(renderer)
+
+
+#: For each letter that was drawn, the font family to use; "" for the default font, or if no font has the letter.
+_FAMILIES: dict[str, str] = {}
+
+
+def _find_families(letters: set[str]) -> None:
+    """Add letters to :data:`_FAMILIES`, and warn about those that no installed font has."""
+    new = {letter for letter in letters if letter not in _FAMILIES and not letter.isspace()}
+    default = FT2Font(findfont("DejaVu Sans"))
+    missing = {letter for letter in new if not default.get_char_index(ord(letter))}
+    _FAMILIES.update(dict.fromkeys(new, ""))
+    for entry in sorted(fontManager.ttflist, key=lambda entry: (entry.name, entry.fname)):
+        if not missing:
+            return
+        font = FT2Font(entry.fname)
+        if font.scalable and not entry.name.startswith("Last Resort"):  # bitmap fonts cannot be drawn
+            found = {letter for letter in missing if font.get_char_index(ord(letter))}
+            _FAMILIES.update(dict.fromkeys(found, entry.name))
+            missing -= found
+    if missing:
+        some = "".join(sorted(missing)[:20])
+        _log.warning("figures show boxes instead of %s: install a font with these letters, such as Noto Sans CJK", some)
+
+
+def figure_text(text: str, columns: int | None = None) -> str:
+    """Return a name for a figure: literal (a dollar sign starts no formula), visible, and shortened to ``columns``."""
+    text = printable(text)
+    text = (text if columns is None else shorten(text, columns)).replace("$", r"\$")
+    # Marks keep the direction of letters from right to left inside the name.
+    return f"\u200e{text}\u200e" if any(unicodedata.bidirectional(letter) in ("R", "AL") for letter in text) else text
 
 
 def quiet_axes(axes: Axes, *, grid: bool = True) -> None:
@@ -90,11 +145,15 @@ def to_svg(figure: Figure, *, label: str, prefix: str) -> str:
     box = re.search(r'viewBox="([^"]+)"', head)
     assert box is not None  # matplotlib always writes one
     width = float(box.group(1).split()[2]) * 96 / 72
-    body = re.sub(r'\bid="', f'id="{prefix}-', body)
-    body = re.sub(r'href="#', f'href="#{prefix}-', body)
-    body = re.sub(r"url\(#", f"url(#{prefix}-", body)
-    for color, variable in _THEMED.items():
-        body = body.replace(color, variable)
+    body = re.sub(r"<!--.*?-->", "", body, flags=re.DOTALL)  # they repeat every text
+
+    def adapt(tag: re.Match[str]) -> str:
+        adapted = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{prefix}-", tag[0])
+        for color, variable in _THEMED.items():
+            adapted = adapted.replace(color, variable)
+        return adapted
+
+    body = re.sub(r"<[^>]*>", adapt, body)  # tags only: a class may be named like a color
     return (
         f'<svg viewBox="{box.group(1)}" role="img" aria-label="{escape(label)}" style="--natural:{width:.0f}px">{body}'
     )
@@ -266,6 +325,13 @@ td small { color: var(--muted); font-weight: 400; font-size: 12.5px; }
 """
 
 
+def name_html(name: str, columns: int = 160) -> str:
+    """Return the HTML of a class name or path: isolated from the direction of the text around it, and shortened to
+    ``columns``, with the full name as its tooltip."""
+    full = printable(name)
+    return f'<bdi title="{escape(full)}">{escape(shorten(full, columns))}</bdi>'
+
+
 def document(title: str, body: str) -> str:
     """Return a complete HTML page."""
     return (
@@ -304,7 +370,7 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]], highlight: int | N
 
 def text_cell(text: str, detail: str = "") -> str:
     """Return a table cell of plain text, with a smaller line below it."""
-    return f"<td>{escape(text)}{f'<br><small>{escape(detail)}</small>' if detail else ''}</td>"
+    return f"<td>{name_html(text)}{f'<br><small>{escape(detail)}</small>' if detail else ''}</td>"
 
 
 def number_cell(content: object) -> str:

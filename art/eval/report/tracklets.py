@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from torch.nn import functional
 
-from art.eval.report.style import INK, blank_axes, new_figure, quiet_axes, tracklet_color
+from art.eval.report.style import INK, blank_axes, figure_text, new_figure, quiet_axes, tracklet_color
 
 _SCALES = ("clip", "frame")
 _OUTLINE = "#101318"
@@ -245,13 +245,15 @@ def tracklet_sheet(
     strip_height = width / len(shown) * frames.shape[1] / frames.shape[2]
     figure = new_figure(width, tracklets * (strip_height + 0.85) + 0.4)
     figure.patch.set(facecolor="white", alpha=1.0)
-    figure.suptitle(title, color=INK, fontsize=12, x=0.01, ha="left")
+    figure.suptitle(figure_text(title, 100), color=INK, fontsize=12, x=0.01, ha="left")
     rows = figure.subplots(2 * tracklets, 1, squeeze=False, height_ratios=[strip_height, 0.3] * tracklets)[:, 0]
     largest = max(float(saliency.max()), 1e-9)
     for k in range(tracklets):
         strip, bars = rows[2 * k], rows[2 * k + 1]
         draw_strip(strip, tinted[k], shown, paths[:, k], tracklet_color(k), limb)
-        strip.set_title(f"tracklet {k + 1}, queried by “{texts[k]}”", loc="left", fontsize=10, color=INK)
+        strip.set_title(
+            f"tracklet {k + 1}, queried by “{figure_text(texts[k], 90)}”", loc="left", fontsize=10, color=INK
+        )
         quiet_axes(bars, grid=False)
         bars.bar(np.arange(steps), saliency[:, k], width=0.82, color=tracklet_color(k))
         bars.set(xlim=(-0.5, steps - 0.5), ylim=(0, 1.05 * largest))

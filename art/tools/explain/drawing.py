@@ -16,6 +16,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from art.eval.report.style import GRID, LINE_COLORS, quiet_axes, tracklet_color
 from art.eval.report.tracklets import upsample
+from art.terminal import letter_columns, printable, shorten, text_columns
 from art.tools.explain.explanation import Explanation
 
 MAP_NAMES = {"grad_cam": "Grad-CAM", "rollout": "attention rollout"}
@@ -211,8 +212,11 @@ def percent(probability: float) -> str:
 def prediction_line(explanation: Explanation) -> str:
     """Return a line that names the clip and the classes after the predicted one."""
     e = explanation
-    others = ", ".join(f"{e.class_names[c]} {percent(e.probabilities[c])}" for c in e.best(3)[1:])
-    return f"Prediction for {e.clip.name}" + (f"; next: {others}" if others else "")
+    names = [shorten(printable(name), 48) for name in (e.clip.name, *(e.class_names[c] for c in e.best(3)[1:]))]
+    others = ", ".join(
+        f"{name} {percent(e.probabilities[c])}" for name, c in zip(names[1:], e.best(3)[1:], strict=True)
+    )
+    return f"Prediction for {names[0]}" + (f"; next: {others}" if others else "")
 
 
 def legend_lines(explanation: Explanation, views: Sequence[str]) -> list[str]:
@@ -227,16 +231,27 @@ def legend_lines(explanation: Explanation, views: Sequence[str]) -> list[str]:
 
 
 def truncate_text(text: str, size: int, max_width: float, *, bold: bool = False) -> str:
-    """Shorten a text to ``max_width`` pixels, with an ellipsis if anything is cut."""
-    if text_width(text, size, bold=bold) <= max_width:
+    """Escape invisible characters, and replace the middle with an ellipsis if the text is wider than ``max_width``
+    pixels."""
+    text = printable(text)
+    low, high = 1, min(text_columns(text), int(5 * max_width / size) + 1)  # no letter is narrower than size / 5
+    if text_columns(text) == high and text_width(text, size, bold=bold) <= max_width:
         return text
-    while text and text_width(text + "…", size, bold=bold) > max_width:
-        text = text[:-1]
-    return text.rstrip() + "…"
+    while low < high:
+        middle = (low + high + 1) // 2
+        if text_width(shorten(text, middle), size, bold=bold) <= max_width:
+            low = middle
+        else:
+            high = middle - 1
+    return shorten(text, low)
 
 
 def text_width(text: str, size: int, *, bold: bool = False) -> float:
-    """Measure a line of text in pixels, in Matplotlib's default font."""
+    """Measure a line of text in pixels in Matplotlib's default font, which has no wide letters: these are counted as
+    wide as the boxes that are drawn if no font has them."""
+    text = printable(text)
+    wide = sum(letter_columns(letter) == 2 for letter in text)
+    text = "".join(letter for letter in text if letter_columns(letter) != 2)
     name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
     path = Path(mpl.get_data_path()) / "fonts" / "ttf" / name
-    return float(ImageFont.truetype(str(path), size).getlength(text))
+    return float(ImageFont.truetype(str(path), size).getlength(text)) + 1.15 * size * wide

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Float32, Float64, Int64, UInt8
@@ -18,14 +19,17 @@ from torch import Tensor
 
 from art._deprecated import renamed_attribute
 from art.data.decoding.frames import FrameConverter
-from art.data.decoding.video import VideoError, frame_times, iterate_frames
+from art.data.decoding.video import VideoError, frame_times, iterate_frames, read_chosen
 from art.data.inputs import input_kind
 from art.eval.report.tracklets import map_peak
 from art.model.pretrained import VideoClassifier, eval_mode
 from art.model.semantics import TEMPLATES, cosine
 from art.tools.explain.backbone_maps import MapUnavailable, attention_rollout, grad_cam
 
+#: Frames per second of a directory of frames, which has no presentation times.
+DIRECTORY_RATE = 25.0
 _BATCH_SIZE = 4  # clip prefixes per forward pass
+_FRAMES_AT_ONCE = 32  # read from a directory
 
 
 @dataclass(frozen=True)
@@ -173,7 +177,7 @@ def explain(
 
     Args:
         model: A model on any device. The prediction is that of :meth:`art.VideoClassifier.predict`.
-        clip: Path of the video file.
+        clip: Path of the video file, or of a directory of frames, which are shown at 25 frames per second.
         timeline_points: M, the number of clip prefixes to classify, each in one forward pass; 0 skips them.
         target: The class that Grad-CAM explains; None is the predicted class.
         moments: Deprecated alias of ``timeline_points``.
@@ -311,14 +315,43 @@ class _ClipFrames:
         return torch.stack([self.crops[int(index)] for index in indices])
 
 
+def decode_clip(clip: Path) -> Iterator[av.VideoFrame]:
+    """Decode the frames of a video file or a directory of frames one at a time.
+
+    Raises:
+        art.data.decoding.video.VideoError: The clip cannot be read.
+    """
+    if input_kind(clip) != "directory":
+        yield from (decoded.frame for decoded in iterate_frames(clip))
+        return
+    count = len(_times(clip))
+    for start in range(0, count, _FRAMES_AT_ONCE):
+        indices = range(start, min(start + _FRAMES_AT_ONCE, count))
+        frames = read_chosen(clip, lambda _, indices=indices: indices)  # type: ignore[misc]
+        for frame in frames.permute(0, 2, 3, 1).contiguous().numpy():
+            yield av.VideoFrame.from_ndarray(frame, format="rgb24")
+
+
+def _times(clip: Path) -> Float64[np.ndarray, " f"]:
+    """Return the presentation time of each frame; frames in a directory have none, and are shown at a constant rate."""
+    if input_kind(clip) != "directory":
+        return np.array(frame_times(clip))
+    counts = []
+
+    def first(count: int) -> list[int]:
+        counts.append(count)
+        return [0]
+
+    read_chosen(clip, first)
+    return np.arange(counts[0]) / DIRECTORY_RATE
+
+
 def _read_clip(clip: Path, model: VideoClassifier, num_prefixes: int) -> _ClipFrames:
     """Read the frames in one pass; only frames that are needed are converted, and only their crops are kept.
 
     Prefixes end at equal steps; there are no more of them than frames.
     """
-    if input_kind(clip) == "directory":
-        raise VideoError(clip, "is a directory, expected a video file: separate frames have no presentation times")
-    times = np.array(frame_times(clip))
+    times = _times(clip)
     count = len(times)
     sampled = model.sampling.indices(count, model.num_frames)[0].numpy()
     steps = min(num_prefixes, count)
@@ -330,10 +363,10 @@ def _read_clip(clip: Path, model: VideoClassifier, num_prefixes: int) -> _ClipFr
     crops: dict[int, Tensor] = {}
     size: tuple[int, int] | None = None
     with single_thread():
-        for index, decoded in enumerate(iterate_frames(clip)):
+        for index, decoded in enumerate(decode_clip(clip)):
             if index not in needed:
                 continue
-            rgb = convert(decoded.frame)
+            rgb = convert(decoded)
             if size is not None and rgb.shape[:2] != size:
                 raise VideoError(clip, "changes its frame size; re-encode it with one size")
             size = (rgb.shape[0], rgb.shape[1])

@@ -16,7 +16,7 @@ from matplotlib.patches import Rectangle
 
 from art.data.files import atomic_write, check_writable
 from art.data.prepare.reencode import check_encoder
-from art.eval.report.style import GRID, INK, LINE_COLORS, MUTED, new_figure, png_bytes, tracklet_color
+from art.eval.report.style import GRID, INK, LINE_COLORS, MUTED, figure_text, new_figure, png_bytes, tracklet_color
 from art.eval.report.tracklets import draw_strip, shown_frames, tinted_frames
 from art.model import find_checkpoint
 from art.model.loading import load_model
@@ -47,7 +47,7 @@ def explain_to_directory(
     """Explain the prediction for a clip and write :data:`FILES`, as ``art explain`` does.
 
     Args:
-        clip: Path of the video file.
+        clip: Path of the video file, or of a directory of frames, which are shown at 25 frames per second.
         checkpoint: A checkpoint or a run directory.
         out: Output directory, created if missing. Existing files with these names are replaced atomically.
         top_k: Number of classes in the charts.
@@ -85,7 +85,7 @@ def write_explanation(explanation: Explanation, out: Path, *, top_k: int = 5) ->
     atomic_write(mp4, lambda film: atomic_write(gif, lambda small: write_film(explanation, film, small, top_k=top_k)))
     atomic_write(sheet, lambda path: path.write_bytes(png_bytes(contact_sheet(explanation, top_k=top_k))))
     text = json.dumps(explanation.as_json(), indent=1, ensure_ascii=False) + "\n"
-    atomic_write(numbers, lambda path: path.write_text(text, encoding="utf-8"))
+    atomic_write(numbers, lambda path: path.write_text(text, "utf-8", "backslashreplace"))
 
 
 def contact_sheet(explanation: Explanation, *, count: int = 8, top_k: int = 5) -> Figure:
@@ -195,9 +195,10 @@ class _Sheet:
         """Write a line centered vertically at y, truncated to ``width`` inches, by default to the edge of the sheet."""
         width = _WIDTH - _EDGE - x if width is None else width
         # Text width is proportional to the font size: measure at ten times the size, which is an integer.
-        text = drawing.truncate_text(text, round(size * 10), width * 720, bold=style.get("weight") == "bold")
+        # Matplotlib rounds the width of each letter to pixels, hence the margin.
+        text = drawing.truncate_text(text, round(size * 10), 0.95 * width * 720, bold=style.get("weight") == "bold")
         style = {"color": INK, "va": "center_baseline", **style}
-        self.figure.text(x / _WIDTH, 1 - y / self.height, text, fontsize=size, **style)  # type: ignore[arg-type]
+        self.figure.text(x / _WIDTH, 1 - y / self.height, figure_text(text), fontsize=size, **style)  # type: ignore[arg-type]
 
     def draw_tracklet(self, top: float, k: int) -> None:
         """Draw the strip of tracklet ``k`` with its saliency below."""

@@ -20,13 +20,12 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from art.data.decoding.frames import ONE_THREAD
-from art.data.decoding.video import iterate_frames
 from art.data.prepare.reencode import CODEC, check_encoder
-from art.eval.report.style import INK, LINE_COLORS, MUTED, figure_pixels, new_figure, tracklet_color
+from art.eval.report.style import INK, LINE_COLORS, MUTED, figure_pixels, figure_text, new_figure, tracklet_color
 from art.eval.report.tracklets import prominence
 from art.tools.explain import drawing
 from art.tools.explain.drawing import MAP_NAMES, Frame, available_views, percent, text_width
-from art.tools.explain.explanation import Explanation, single_thread
+from art.tools.explain.explanation import Explanation, decode_clip, single_thread
 
 GIF_WIDTH, GIF_RATE, GIF_FRAMES = 480, 10.0, 150
 _GIF_COLORS = 128
@@ -274,7 +273,8 @@ class Scene:
         bold = style.get("fontweight") == "bold"
         text = drawing.truncate_text(text, size, width, bold=bold)
         style = {"color": INK, "va": "center_baseline", **style}
-        figure.text(x / self.layout.width, 1 - y / self.layout.height, text, fontsize=size * 0.72, **style)  # type: ignore[arg-type]
+        position = x / self.layout.width, 1 - y / self.layout.height
+        figure.text(*position, figure_text(text), fontsize=size * 0.72, **style)  # type: ignore[arg-type]
         return x + text_width(text, size, bold=bold)
 
     def _draw_header(self, figure: Figure) -> None:
@@ -342,8 +342,7 @@ class Scene:
 def _resizable_frames(clip: Path) -> Iterator[tuple[int, Callable[[int, int], Frame]]]:
     """Yield each frame's index and a function that returns the upright frame in a given width and height."""
     reformatter = VideoReformatter()
-    for index, decoded in enumerate(iterate_frames(clip)):
-        frame = decoded.frame
+    for index, frame in enumerate(decode_clip(clip)):
         quarter_turns = round(frame.rotation / 90)
 
         def resized(width: int, height: int, frame: av.VideoFrame = frame, turns: int = quarter_turns) -> Frame:

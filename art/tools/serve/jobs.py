@@ -30,8 +30,7 @@ _MAX_NAME_BYTES = 200  # file systems limit the number of bytes
 _ABANDONED = 30.0  # seconds without a request after which a client is gone; phones throttle pages in the background
 _MAX_RESULTS = 32
 _CLEANUP_INTERVAL = 1.0  # seconds
-#: Replaced in file names: path separators, and the character that starts a Matplotlib formula.
-_UNSAFE = str.maketrans({"/": "_", "\\": "_", "$": "_"})
+_SEPARATORS = str.maketrans({"/": "_", "\\": "_"})
 
 
 class Refused(Exception):
@@ -269,7 +268,7 @@ class JobQueue:
 
 def safe_name(name: str) -> str:
     """Turn a client's file name into a safe one that is as similar as possible."""
-    name = "".join(letter for letter in name.translate(_UNSAFE) if letter.isprintable()).strip(" .")
+    name = "".join(letter for letter in name.translate(_SEPARATORS) if letter.isprintable()).strip(" .")
     stem, dot, suffix = name.rpartition(".")
     max_stem = _MAX_NAME - len(dot + suffix) if len(suffix) <= 5 else 0
     name = f"{stem[:max_stem]}{dot}{suffix}" if stem and max_stem else name[:_MAX_NAME]

@@ -3,12 +3,13 @@ import json
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from art.cli import main
-from art.data.decoding.video import VideoError, read_clip
+from art.data.decoding.video import VideoError, frame_times, read_clip, read_frames
 from art.data.transforms.sampling import FrameSampling
 from art.tools import explain as explain_package
-from art.tools.explain import explain
+from art.tools.explain import explain, write_film
 from art.tools.explain.explanation import response_boxes
 
 FILES = ["explanation.json", "film.gif", "film.mp4", "sheet.png"]
@@ -76,6 +77,20 @@ def test_backbone_has_grad_cam_of_the_target_and_no_tracklets(make_model, clip):
     assert not np.array_equal(e.grad_cam, other.grad_cam)
 
 
+def test_directory_of_frames_is_explained_like_the_video(make_model, clip, tmp_path, monkeypatch):
+    directory, model = tmp_path / "frames", make_model()
+    directory.mkdir()
+    for number, frame in enumerate(read_frames(clip).permute(0, 2, 3, 1).numpy(), start=1):
+        Image.fromarray(frame).save(directory / f"{number:05}.png")
+    monkeypatch.setattr("art.tools.explain.explanation._FRAMES_AT_ONCE", 4)
+    video, frames = explain(model, clip, timeline_points=2), explain(model, directory, timeline_points=2)
+    assert np.array_equal(frames.frames, video.frames) and frames.size == video.size
+    assert np.array_equal(frames.probabilities_over_time, video.probabilities_over_time)
+    assert frames.times == pytest.approx(np.arange(10) / 25)
+    write_film(frames, tmp_path / "film.mp4", tmp_path / "film.gif")
+    assert frame_times(tmp_path / "film.mp4") == pytest.approx(frames.times, abs=1e-4)
+
+
 def test_invalid_arguments_and_files(make_model, clip, tmp_path):
     model = make_model()
     with pytest.raises(ValueError, match="target: got 4, expected a class index from 0 to 3"):
@@ -86,7 +101,7 @@ def test_invalid_arguments_and_files(make_model, clip, tmp_path):
     for path, reason in (
         (tmp_path / "text.mp4", "cannot be read"),
         (tmp_path / "none.mp4", "no such file"),
-        (tmp_path, "is a directory"),
+        (tmp_path, "frames"),
     ):
         with pytest.raises(VideoError, match=reason):
             explain(model, path)

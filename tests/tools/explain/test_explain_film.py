@@ -1,6 +1,7 @@
 """The film, the GIF, the contact sheet, and the drawing code they share."""
 
 import dataclasses
+from pathlib import Path
 
 import av
 import numpy as np
@@ -26,6 +27,7 @@ from art.tools.explain.film import (
     film_layout,
     gif_layout,
     interpolate,
+    layout_for,
     sample_position,
 )
 
@@ -200,8 +202,39 @@ def test_chart_has_the_predicted_class_first(make_model, clip):
     assert chart_classes(e, 3) == [0, 1, 2]
 
 
-def test_truncated_text_ends_in_an_ellipsis():
-    assert truncate_text("short", 12, 100) == "short"
-    text = "a long text that does not fit"
+@pytest.mark.parametrize(
+    "names",
+    [
+        [r"$\frac$", "x" * 4000, "\u05e9\u05dc" * 9, "caf\udce9"],
+        ["走る" * 99, "$$", "a\nb\x1b[0m\x00", "\u202e\ufeff"],
+    ],
+    ids=["formula first", "wide first"],
+)
+def test_pictures_of_any_names(make_model, clip, names):
+    """Each text is one line inside the picture, and no name is a formula."""
+    e = explain(make_model(), clip, timeline_points=1)
+    queries = tuple(
+        dataclasses.replace(query, name=name, prompt=f"a {name}") for query, name in zip(e.queries, names, strict=False)
+    )
+    probabilities = np.array([0.4, 0.3, 0.2, 0.1], np.float32)
+    e = dataclasses.replace(e, class_names=names, queries=queries, clip=Path(names[0]), probabilities=probabilities)
+    sheet = contact_sheet(e)
+    figure_pixels(sheet)
+    assert len(sheet.texts) > 12 and not any("\n" in text.get_text() for text in sheet.texts)
+    boxes = [text.get_window_extent() for text in sheet.texts]
+    assert min(box.x0 for box in boxes) >= 0 and max(box.x1 for box in boxes) <= sheet.bbox.x1
+    scene = Scene(e, layout_for(e), available_views(e))
+    panel = scene.layout.panels[0]
+    page = scene.draw(0, np.zeros((panel.height, panel.width, 3), np.uint8))
+    assert page.shape == (scene.layout.height, scene.layout.width, 3)
+    assert (page[:, -8:] == 255).all(), "no text reaches the edge"
+
+
+@pytest.mark.parametrize("letters", ["a long text that does not fit", "走る" * 20, "i" * 4000, "W" * 4000])
+def test_truncated_text_keeps_both_ends(letters):
+    assert truncate_text("short", 12, 100) == "short" and truncate_text("a\nb", 12, 100) == r"a\nb"
+    text = f"({letters})"
     truncated = truncate_text(text, 12, 100)
-    assert truncated.endswith("…") and text_width(truncated, 12) <= 100 < text_width(text, 12)
+    assert truncated[0] == "(" and truncated[-1] == ")" and truncated.count("…") == 1
+    assert 100 - 2 * 12 < text_width(truncated, 12) <= 100 < text_width(text, 12)
+    assert truncate_text(text, 12, text_width(text, 12)) == text

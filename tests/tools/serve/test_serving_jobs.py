@@ -118,7 +118,7 @@ def test_files_in_use_are_removed_after_the_work(queue, predictor, tmp_path):
         ("..\\x.mp4", "_x.mp4"),
         ("", "clip"),
         ("...", "clip"),
-        ("cost $5 and $6.mp4", "cost _5 and _6.mp4"),
+        ("cost $5 and $6.mp4", "cost $5 and $6.mp4"),
         ("line\nbreak\0.mp4", "linebreak.mp4"),
         ("x" * 300 + ".webm", "x" * 75 + ".webm"),
         ("体" * 300 + ".mp4", "体" * 65 + ".mp4"),
