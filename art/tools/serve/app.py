@@ -6,14 +6,17 @@ import asyncio
 import contextlib
 import hashlib
 import hmac
+import ipaddress
+import re
 import shutil
 import time
 import zipfile
 from base64 import b64encode
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, urlencode, urlsplit
+from urllib.parse import parse_qs, quote, urlencode
 
 from starlette.applications import Starlette
 from starlette.datastructures import MutableHeaders
@@ -63,6 +66,17 @@ p[role] { color: #d55e00; min-height: 1.5em; }
 """
 _LOGIN_STYLE = _LOGIN_PAGE.partition("<style>")[2].partition("</style>")[0]
 _MAX_LOGIN_BYTES = 4096
+
+_FREE_ATTEMPTS = 5  # wrong tokens of a client that are answered at once
+_REFUSED_ATTEMPTS = 10  # wrong tokens of a client after which the status is 429
+_ATTEMPT_INTERVAL = 1.0  # seconds between further attempts
+_MAX_ATTEMPTS_WAITING = 4  # per client
+_FORGET_SECONDS = 300.0
+_RETRY_AFTER = 60  # seconds
+_MAX_CLIENTS = 1024
+
+_HOST = re.compile(r"(\[(?P<address>[0-9a-f:.]+)\]|(?P<name>[\w.~!$&'()*+,;=%-]+))(:(?P<port>[0-9]{0,5}))?", re.ASCII)
+_SCHEME = re.compile(r"[a-z][a-z0-9+.-]*")
 _POLICY = "default-src 'none'; base-uri 'none'; frame-ancestors 'none'; form-action 'self'"
 _PAGE_POLICY = (
     f"{_POLICY}; script-src 'self'; style-src 'self'; img-src 'self' data:; media-src 'self' blob:; connect-src 'self'"
@@ -213,6 +227,64 @@ class _Routes:
         return job
 
 
+class TokenAttempts:
+    """Limits how fast one client can try tokens, without delaying other clients.
+
+    The first wrong tokens are answered at once. Then the attempts of the client are checked one by one at a fixed
+    interval, after more wrong tokens with status 429, and refused without a check while others are waiting. The right
+    token is still accepted, because several users may have one address. Wrong tokens are forgotten after some minutes.
+
+    Args:
+        clock: Time in seconds.
+        sleep: Waits for a number of seconds.
+    """
+
+    def __init__(
+        self,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        self._clock, self._sleep = clock, sleep
+        self._clients: dict[str, _Client] = {}  # the last one that failed is last
+
+    async def admit(self, client: str) -> bool:
+        """Wait until the client may try a token. Returns False if it must be refused without a check."""
+        state = self._clients.get(client)
+        if state is None or state.failures < _FREE_ATTEMPTS or self._clock() - state.last > _FORGET_SECONDS:
+            return True
+        if state.waiting >= _MAX_ATTEMPTS_WAITING:
+            return False
+        now = self._clock()
+        state.next = max(now, state.next + _ATTEMPT_INTERVAL)
+        state.waiting += 1
+        try:
+            await self._sleep(state.next - now)
+        finally:
+            state.waiting -= 1
+        return True
+
+    def fail(self, client: str) -> bool:
+        """Count a wrong token. Returns False if there were too many."""
+        now = self._clock()
+        state = self._clients.pop(client, None)
+        if state is None or now - state.last > _FORGET_SECONDS:
+            state = _Client()
+        self._clients[client] = state
+        if len(self._clients) > _MAX_CLIENTS:
+            del self._clients[next(iter(self._clients))]
+        state.failures, state.last = state.failures + 1, now
+        state.next = max(state.next, now)
+        return state.failures <= _REFUSED_ATTEMPTS
+
+
+@dataclass
+class _Client:
+    failures: int = 0
+    last: float = 0.0  # time of the last wrong token
+    next: float = 0.0  # time of the last attempt that was scheduled
+    waiting: int = 0
+
+
 class Guard:
     """Wraps an application: every request needs the token and an accepted host, and every response security headers.
 
@@ -223,10 +295,18 @@ class Guard:
         app: The application.
         token: The required token, or None.
         hosts: Accepted names in the Host header; None accepts any.
+        attempts: Limits the rate of wrong tokens.
     """
 
-    def __init__(self, app: ASGIApp, *, token: str | None, hosts: frozenset[str] | None) -> None:
-        self._app, self._hosts = app, hosts
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        token: str | None,
+        hosts: frozenset[str] | None,
+        attempts: TokenAttempts | None = None,
+    ) -> None:
+        self._app, self._hosts, self._attempts = app, hosts, attempts or TokenAttempts()
         self._token = None if token is None else token.encode()
         # Pages on other ports of the same host can read the cookie, so it must not contain the token itself.
         self._cookie = "" if token is None else hmac.new(token.encode(), b"cookie", hashlib.sha256).hexdigest()
@@ -243,29 +323,45 @@ class Guard:
 
     async def _reject(self, request: Request) -> Response | None:
         """Return the response to a request that must not reach the application, or None."""
-        if self._hosts is not None and _hostname(f"//{request.headers.get('host', '')}") not in self._hosts:
+        hosts, origins = request.headers.getlist("host"), request.headers.getlist("origin")
+        for name, values in (("Host", map(_hostname, hosts)), ("Origin", map(_netloc, origins))):
+            if list(values).count(None) or len(request.headers.getlist(name)) > 1:
+                return JSONResponse({"message": f"The {name} header is malformed."}, 400)
+        host = hosts[0] if hosts else ""
+        if self._hosts is not None and _hostname(host) not in self._hosts:
             return JSONResponse({"message": "This page is only available as localhost."}, 421)
-        if request.method not in ("GET", "HEAD") and _is_cross_site(request):
+        cross_site = request.headers.get("sec-fetch-site") in ("cross-site", "same-site")
+        cross_site |= bool(origins) and _netloc(origins[0]) != host.lower()
+        if cross_site and request.method not in ("GET", "HEAD"):
             return JSONResponse({"message": "Requests from other sites are not allowed."}, 403)
-        if self._token is None:
-            return None
-        if request.method == "POST" and request.url.path == "/login":
+        return None if self._token is None else await self._authorize(request)
+
+    async def _authorize(self, request: Request) -> Response | None:
+        """Return the response to a request without the token or with a token to store in a cookie, or None."""
+        path = request.scope["path"]
+        if request.method == "POST" and path == "/login":
             return await self._log_in(request)
         token = request.query_params.get("token")
         if token is not None:
             rest = urlencode([item for item in request.query_params.multi_items() if item[0] != "token"])
-            return self._set_cookie(token, request, request.url.path + (f"?{rest}" if rest else ""))
-        return None if self._is_authorized(request) else _require_token(request)
-
-    def _is_authorized(self, request: Request) -> bool:
-        scheme, _, token = request.headers.get("authorization", "").partition(" ")
-        if scheme.lower() == "bearer" and self._is_token(token.strip()):
-            return True
+            return await self._set_cookie(token, request, quote(path) + (f"?{rest}" if rest else ""))
         cookie = request.cookies.get(self._cookie_name(request), "")
-        return hmac.compare_digest(cookie.encode(), self._cookie.encode())
+        if hmac.compare_digest(cookie.encode(), self._cookie.encode()):
+            return None
+        scheme, _, token = request.headers.get("authorization", "").partition(" ")
+        if scheme.lower() != "bearer" or not token.strip():
+            return _require_token(request)
+        return await self._check(token, request)
 
-    def _is_token(self, token: str) -> bool:
-        return self._token is not None and hmac.compare_digest(token.encode(), self._token)
+    async def _check(self, token: str, request: Request) -> Response | None:
+        """Return the response to a request with a wrong token, or None."""
+        client = _client(request)
+        admitted = await self._attempts.admit(client)
+        if admitted and self._token is not None and hmac.compare_digest(token.strip().encode(), self._token):
+            return None
+        if admitted and self._attempts.fail(client):
+            return _require_token(request, "Invalid token.")
+        return _require_token(request, "Too many wrong tokens. Try again later.", 429)
 
     async def _log_in(self, request: Request) -> Response:
         body = b""
@@ -274,16 +370,17 @@ class Guard:
             if len(body) > _MAX_LOGIN_BYTES:
                 return JSONResponse({"message": "The token is too long."}, 413)
         token = parse_qs(body.decode("utf-8", "replace")).get("token", [""])[0]
-        return self._set_cookie(token, request, "/")
+        return await self._set_cookie(token, request, "/")
 
-    def _set_cookie(self, token: str, request: Request, path: str) -> Response:
+    async def _set_cookie(self, token: str, request: Request, path: str) -> Response:
         """Redirect to ``path`` with the cookie, or show the login page again if the token is wrong."""
-        if not self._is_token(token.strip()):
-            return _require_token(request, "Invalid token.")
+        rejection = await self._check(token, request)
+        if rejection is not None:
+            return rejection
         response = RedirectResponse(f"/{path.lstrip('/')}", 303)
         response.set_cookie(
             self._cookie_name(request), self._cookie, httponly=True, samesite="strict",
-            secure=request.url.scheme == "https",
+            secure=request.scope["scheme"] == "https",
         )  # fmt: skip
         return response
 
@@ -293,28 +390,42 @@ class Guard:
         return f"art-serve-{(request.scope.get('server') or ('', 0))[1]}"
 
 
-def _is_cross_site(request: Request) -> bool:
-    origin = request.headers.get("origin")
-    if origin is not None and urlsplit(origin).netloc.lower() != request.headers.get("host", "").lower():
-        return True
-    return request.headers.get("sec-fetch-site") in ("cross-site", "same-site")
-
-
-def _hostname(url: str) -> str | None:
+def _hostname(host: str) -> str | None:
+    """Return the lowercase name or address in a Host header, None if the header is malformed."""
+    match = _HOST.fullmatch(host.lower())
+    if match is None or int(match["port"] or 0) >= 2**16:
+        return None
     try:
-        return urlsplit(url).hostname
+        return str(ipaddress.IPv6Address(match["address"])) if match["address"] else match["name"]
     except ValueError:
         return None
 
 
-def _require_token(request: Request, message: str = "") -> Response:
-    """Return 401, with a login page for browsers and JSON for other clients."""
-    headers = {"WWW-Authenticate": "Bearer"}
+def _netloc(origin: str) -> str | None:
+    """Return the lowercase host and port in an Origin header, "" for an opaque origin, None for a malformed header."""
+    scheme, separator, netloc = origin.lower().partition("://")
+    if origin == "null":
+        return ""
+    return netloc if separator and _SCHEME.fullmatch(scheme) and _hostname(netloc) is not None else None
+
+
+def _client(request: Request) -> str:
+    """Return the address of the client; of IPv6, the network of 64 bits that one client usually has."""
+    address = request.client.host if request.client else ""
+    try:
+        return str(ipaddress.IPv6Network((address.partition("%")[0], 64), strict=False))
+    except ValueError:
+        return address
+
+
+def _require_token(request: Request, message: str = "", status: int = 401) -> Response:
+    """Return 401 or 429, with a login page for browsers and JSON for other clients."""
+    headers = {"WWW-Authenticate": "Bearer"} if status == 401 else {"Retry-After": str(_RETRY_AFTER)}
     if "text/html" not in request.headers.get("accept", ""):
-        return JSONResponse({"message": message or "This page requires a token."}, 401, headers)
+        return JSONResponse({"message": message or "This page requires a token."}, status, headers)
     digest = b64encode(hashlib.sha256(_LOGIN_STYLE.encode()).digest()).decode()
     headers["Content-Security-Policy"] = f"{_POLICY}; style-src 'sha256-{digest}'"
-    return HTMLResponse(_LOGIN_PAGE.replace("{message}", message), 401, headers)
+    return HTMLResponse(_LOGIN_PAGE.replace("{message}", message), status, headers)
 
 
 def _with_headers(send: Send) -> Send:

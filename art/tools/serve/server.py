@@ -8,6 +8,7 @@ import logging
 import multiprocessing
 import os
 import secrets
+import shutil
 import signal
 import socket
 import sys
@@ -25,10 +26,14 @@ from urllib.parse import quote
 from art.extras import import_extra
 from art.tools.serve.jobs import INTERNAL_ERROR, Refused, RequestOptions
 
+_log = logging.getLogger(__name__)
+
 TOKEN_VARIABLE = "ART_SERVE_TOKEN"
 _MIN_TOKEN = 16  # characters; too many to guess over a network
 _MAX_CONNECTIONS = 64
 _SHUTDOWN_SECONDS = 2  # for responses in progress
+_RESPONSE_SECONDS = 10.0  # until a worker process reports its first step
+_SHUTTING_DOWN = "The server is shutting down."
 
 
 @dataclass(frozen=True)
@@ -132,8 +137,12 @@ def _raise_on_sigterm() -> Iterator[None]:
         signal.signal(signal.SIGTERM, previous)
 
 
+class _WorkerLost(Exception):
+    """The worker process exited, or does not respond. The message is the reason."""
+
+
 class WorkerProcess:
-    """Runs the model in a separate process, which is replaced if a clip crashes it or takes too long.
+    """Runs the model in a separate process, which is replaced if it exits, crashes or hangs.
 
     Args:
         checkpoint: A checkpoint or a run directory.
@@ -153,7 +162,8 @@ class WorkerProcess:
     ) -> None:
         self._target, self._arguments = target or _run_worker, (checkpoint.absolute(), device, options)
         self._timeout = timeout
-        self._closed = False
+        self._load_seconds = 0.0
+        self._closed, self._lock = False, threading.Lock()  # no process is started after close()
         self._process: multiprocessing.process.BaseProcess | None = None
         self._connection: Connection | None = None
 
@@ -164,62 +174,103 @@ class WorkerProcess:
             ValueError, OSError, ImportError: The checkpoint or the device is invalid.
             RuntimeError: The process exited.
         """
-        context = multiprocessing.get_context("spawn")
-        self._connection, child = context.Pipe()
-        self._process = context.Process(target=self._target, args=(child, *self._arguments), daemon=True)
-        self._process.start()
-        child.close()
+        start = time.monotonic()
         try:
-            kind, content = self._connection.recv()
-        except EOFError as error:
-            self._stop()
-            raise RuntimeError("the worker process exited while loading the model; see its output above") from error
+            about = self._start(None)
+        except _WorkerLost as lost:
+            raise RuntimeError(f"the worker process exited while loading the model ({lost}); see its output") from lost
+        self._load_seconds = time.monotonic() - start
+        return about
+
+    def predict(self, clip: Path, out: Path, report: Callable[[str], None]) -> dict[str, Any]:
+        """Process one clip, see :func:`.worker.predict_clip`. Blocks.
+
+        If the process exits or does not respond, the clip is processed once more by a new process.
+
+        Raises:
+            Refused: The clip was refused, took too long, or two processes were lost.
+        """
+        if self._process is not None and not self._process.is_alive():  # not the fault of this clip
+            _log.warning("the idle worker process was lost (%s), starting another one", self._stop())
+        for attempt in (1, 2):
+            try:
+                return self._process_clip(clip, out, report)
+            except _WorkerLost as lost:
+                if self._closed:
+                    break
+                shutil.rmtree(out, ignore_errors=True)
+                action = "starting another one for the same clip" if attempt == 1 else "the clip is refused"
+                _log.warning("the worker process was lost (%s), %s", lost, action)
+                report("Restarting the model")
+        raise Refused(_SHUTTING_DOWN if self._closed else INTERNAL_ERROR)
+
+    def _start(self, limit: float | None) -> dict[str, Any]:
+        """Start a process and wait until it has loaded the model, at most ``limit`` seconds."""
+        context = multiprocessing.get_context("spawn")
+        with self._lock:
+            if self._closed:
+                raise Refused(_SHUTTING_DOWN)
+            self._connection, child = context.Pipe()
+            self._process = context.Process(target=self._target, args=(child, *self._arguments), daemon=True)
+            self._process.start()
+        child.close()
+        kind, content = self._receive(limit, _WorkerLost("no response while loading the model"))
         if kind == "error":
             self._stop()
             raise content
         return dict(content)
 
-    def predict(self, clip: Path, out: Path, report: Callable[[str], None]) -> dict[str, Any]:
-        """Process one clip, see :func:`.worker.predict_clip`. Blocks.
-
-        Raises:
-            Refused: The clip was refused, took too long or crashed the process. The next clip gets a new process.
-        """
-        if self._process is None and not self._closed:
-            self.start()
-        connection = self._connection
-        if self._closed or connection is None:
-            raise Refused("The server is shutting down.")
-        end = time.monotonic() + self._timeout
+    def _process_clip(self, clip: Path, out: Path, report: Callable[[str], None]) -> dict[str, Any]:
+        if self._process is None:
+            self._start(max(self._timeout, 10 * self._load_seconds))
+        start = time.monotonic()
         try:
-            connection.send((clip, out))
-            while connection.poll(max(0.0, end - time.monotonic())):
-                kind, content = connection.recv()
-                if kind == "step":
-                    report(content)
-                elif kind == "result":
-                    return dict(content)
-                else:
-                    raise Refused(content)
+            assert self._connection is not None
+            self._connection.send((clip, out))
+        except OSError as error:
+            raise _WorkerLost(self._stop()) from error
+        too_long = Refused(f"Processing your clip took longer than the limit of {self._timeout:g} s.")
+        # A process that does not report its first step at once was hung before it received the clip.
+        kind, content = self._receive(min(_RESPONSE_SECONDS, self._timeout / 2), _WorkerLost("no response"))
+        while kind == "step":
+            report(content)
+            kind, content = self._receive(self._timeout - (time.monotonic() - start), too_long)
+        if kind == "result":
+            return dict(content)
+        raise Refused(content)
+
+    def _receive(self, limit: float | None, late: Exception) -> tuple[str, Any]:
+        """Return the next message. If none arrives within ``limit`` seconds, stop the process and raise ``late``."""
+        assert self._connection is not None
+        try:
+            if self._connection.poll(None if limit is None else max(0.0, limit)):
+                return self._connection.recv()
         except (EOFError, OSError) as error:
-            self._stop()
-            raise Refused(INTERNAL_ERROR) from error
-        self._stop()
-        raise Refused(f"Processing your clip took longer than the limit of {self._timeout:g} s.")
+            raise _WorkerLost(self._stop()) from error
+        self._stop(wait=0)
+        raise late
 
     def close(self) -> None:
         """Kill the process. This method may be called from any thread."""
-        self._closed = True
-        if self._process is not None:
-            self._process.kill()
-            self._process.join()
+        with self._lock:
+            self._closed, process = True, self._process
+        if process is not None:
+            process.kill()
+            process.join()
 
-    def _stop(self) -> None:
-        if self._process is not None and self._connection is not None:
-            self._process.kill()
-            self._process.join()
-            self._connection.close()
+    def _stop(self, wait: float = 1.0) -> str:
+        """Kill the process if it does not exit within ``wait`` seconds, and return how it ended."""
+        process, connection = self._process, self._connection
+        assert process is not None and connection is not None
         self._process = self._connection = None
+        process.join(wait)
+        code = process.exitcode
+        process.kill()
+        process.join()
+        connection.close()
+        if code is None:
+            return "no response"
+        return f"killed by signal {-code}" if code < 0 else f"exit code {code}"
 
 
 def _run_worker(connection: Connection, checkpoint: Path, device: str, options: RequestOptions) -> None:

@@ -24,6 +24,7 @@ from art.eval.report.style import LINE_COLORS, tracklet_color
 from art.model import find_checkpoint
 from art.model.loading import load_model
 from art.model.pretrained import VideoClassifier
+from art.terminal import printable
 from art.tools.explain.drawing import MAP_NAMES, available_views, chart_classes
 from art.tools.explain.explanation import Explanation, explain
 from art.tools.explain.figures import write_explanation
@@ -83,7 +84,7 @@ def describe(model: VideoClassifier, device: object) -> dict[str, Any]:
         "backbone": model.options.backbone,
         "frames": model.num_frames,
         "tracklets": model.options.num_tracklets if model.kind == "art" else 0,
-        "classes": list(model.class_names),
+        "classes": [*map(printable, model.class_names)],
         "device": str(device),
     }
 
@@ -109,6 +110,8 @@ def predict_clip(
     try:
         report("Running the model")
         explanation = explain(model, clip, timeline_points=options.timeline_points)
+        if not np.isfinite(explanation.probabilities).all():
+            raise Refused("The model's probabilities are not finite. Use another checkpoint.")
         if _is_drawable(explanation):
             report("Rendering the film")
             out.mkdir()
@@ -120,13 +123,14 @@ def predict_clip(
 
 
 def result_for_page(explanation: Explanation, top_k: int) -> dict[str, Any]:
-    """Convert an explanation to JSON for the page: times in seconds, positions in the film in pixels."""
-    e = explanation
+    """Convert an explanation to JSON for the page: times in seconds, positions in the film in pixels, and names without
+    invisible characters."""
+    e, names = explanation, [*map(printable, explanation.class_names)]
     return {
         "clip": e.clip.name,
         "frames": len(e.times),
         "seconds": round(float(e.times[-1]), 3),
-        "classes": [{"name": e.class_names[c], "probability": float(e.probabilities[c])} for c in e.best(top_k)],
+        "classes": [{"name": names[c], "probability": float(e.probabilities[c])} for c in e.best(top_k)],
         "film": _film(e) if _is_drawable(e) else None,
         "tracklets": _tracklets(e),
         "timeline": _timeline(e, top_k),
@@ -154,8 +158,8 @@ def _tracklets(e: Explanation) -> list[dict[str, Any]]:
     return [
         {
             "color": tracklet_color(k),
-            "class": query.name,
-            "prompt": query.prompt,
+            "class": printable(query.name),
+            "prompt": printable(query.prompt),
             "saliency": [
                 {"seconds": time, "weight": float(weight)}
                 for time, weight in zip(seconds, e.saliency[:, k], strict=True)
@@ -170,7 +174,7 @@ def _timeline(e: Explanation, top_k: int) -> dict[str, Any] | None:
         return None
     lines = [
         {
-            "name": e.class_names[c],
+            "name": printable(e.class_names[c]),
             "color": LINE_COLORS[i % len(LINE_COLORS)],
             "probabilities": e.probabilities_over_time[:, c].astype(float).tolist(),
         }

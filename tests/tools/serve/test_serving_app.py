@@ -1,5 +1,6 @@
 """The routes of the page, and what the guard rejects, over plain HTTP."""
 
+import asyncio
 import re
 
 import pytest
@@ -179,8 +180,155 @@ def test_login_page(guarded):
 def test_host_header(local):
     for host in ("localhost", "localhost:9999", "127.0.0.1:80", "[::1]:80", "LOCALHOST"):  # any port, for tunnels
         assert local.request("GET", "/about", Host=host).status == 200
-    for host in ("attacker.example", "localhost.attacker.example", "127.0.0.1.attacker.example", "[", ""):
+    for host in ("attacker.example", "localhost.attacker.example", "127.0.0.1.attacker.example"):
         assert local.request("GET", "/about", Host=host).status == 421
+
+
+@pytest.mark.parametrize(
+    "host", ["[", "", "[::1", "[zz]", "[1.2]", "a b", "a/b", "u@localhost", "localhost:99999", "::1"]
+)
+def test_malformed_host(local, guarded, host):
+    for site in (local, guarded):
+        for path in ("/about", f"/?token={TOKEN}"):
+            response = site.request("GET", path, Host=host, Authorization=f"Bearer {TOKEN}")
+            assert (response.status, response.json["message"]) == (400, "The Host header is malformed.")
+
+
+@pytest.mark.parametrize(
+    "origin",
+    ["http://[", "http://[::1", "http://]", "//[", "", "http:", "localhost", "http://a b", "http://a:x", "é"],
+)
+def test_malformed_origin(local, guarded, origin):
+    for site in (local, guarded):
+        for method, path in (("POST", "/clips?sample=dance.mp4"), ("GET", "/about")):
+            response = site.request(method, path, Origin=origin, Authorization=f"Bearer {TOKEN}")
+            assert (response.status, response.json["message"]) == (400, "The Origin header is malformed.")
+
+
+def test_other_malformed_headers_and_paths_are_never_internal_errors(local):
+    headers = [
+        {"Range": value}
+        for value in ("bytes", "bytes=a-b", "bytes=5-1", "items=0-1", f"bytes=0-{'9' * 5000}", "bytes=-")
+    ]
+    headers += [{"Cookie": value} for value in ('a="\\', "=", "\xff=\xfe", '"\\400"')]
+    headers += [{"If_Modified_Since": "Mon, 99 Foo 0000 99:99:99"}, {"Content_Length": "-1"}, {"Content_Length": "x"}]
+    headers += [{"Sec_Fetch_Site": "\xff"}, {"Accept": "\xff"}, {"Authorization": "\xff"}, {"If_Range": "\xff"}]
+    for extra in headers:
+        assert local.request("GET", "/page/style.css", **extra).status < 500, extra
+    for path in (
+        "/page/%00",
+        "/clips/%00",
+        "/clips/x/%ff",
+        "/%ff%fe",
+        "/samples/" + "x" * 5000,
+        "/page/%5c..%5c",
+        "/a%0d%0ab",
+    ):
+        assert local.request("GET", path).status in (400, 404), path
+    assert local.request("POST", "/clips?sample=%00").status == 404
+
+
+class FakeTime:
+    """A clock that sleeping advances."""
+
+    def __init__(self):
+        self.now = 1000.0
+
+    def __call__(self):
+        return self.now
+
+    async def sleep(self, seconds):
+        self.now += seconds
+
+
+def request_status(guard, client, token=None, cookie=None, path="/about"):
+    """Send one request from an address to a guard, without a network."""
+    headers = [(b"host", b"box.example")]
+    headers += [(b"authorization", b"Bearer " + token.encode())] if token else []
+    headers += [(b"cookie", cookie.encode())] if cookie else []
+    path, _, query = path.partition("?")
+    scope = {
+        "type": "http", "method": "GET", "path": path, "query_string": query.encode(), "headers": headers,
+        "client": (client, 1), "server": ("0.0.0.0", 80), "scheme": "http", "root_path": "",
+    }  # fmt: skip
+    sent = []
+
+    async def send(message):
+        sent.append(message)
+
+    asyncio.run(guard(scope, None, send))
+    start = sent[0]
+    return start["status"], dict(start["headers"])
+
+
+@pytest.fixture
+def limited():
+    from starlette.responses import PlainTextResponse
+
+    from art.tools.serve.app import Guard, TokenAttempts
+
+    clock = FakeTime()
+    attempts = TokenAttempts(clock, clock.sleep)
+    return clock, Guard(PlainTextResponse("in"), token=TOKEN, hosts=None, attempts=attempts)
+
+
+def test_wrong_tokens_are_delayed_then_refused(limited):
+    clock, guard = limited
+    _, headers = request_status(guard, "10.0.0.2", path=f"/?token={TOKEN}")
+    cookie = headers[b"set-cookie"].decode().partition(";")[0]
+    start, statuses, times = clock.now, [], []
+    for number in range(14):
+        path = ("/about", "/?token=wrong")[number % 2]
+        statuses.append(request_status(guard, "10.0.0.1", None if number % 2 else f"wrong {number}", path=path)[0])
+        times.append(clock.now - start)
+    assert statuses == [401] * 10 + [429] * 4
+    assert times == [0] * 5 + [1, 2, 3, 4, 5, 6, 7, 8, 9]
+    assert request_status(guard, "10.0.0.1", "wrong")[1][b"retry-after"] == b"60"
+    now = clock.now
+    assert request_status(guard, "10.0.0.2", TOKEN)[0] == 200 and clock.now == now, "another client"
+    assert request_status(guard, "10.0.0.1", cookie=cookie)[0] == 200 and clock.now == now, "a browser at this address"
+    assert request_status(guard, "10.0.0.1")[0] == 401 and clock.now == now, "without a token"
+    assert request_status(guard, "10.0.0.1", TOKEN)[0] == 200 and clock.now == now + 1, "after the delay"
+    clock.now += 301
+    now = clock.now
+    assert request_status(guard, "10.0.0.1", "wrong")[0] == 401 and clock.now == now, "forgotten"
+
+
+def test_addresses_of_one_ipv6_client_count_together(limited):
+    _, guard = limited
+    statuses = [request_status(guard, f"2001:db8::{number:x}", "wrong")[0] for number in range(1, 13)]
+    assert statuses == [401] * 10 + [429] * 2
+    assert request_status(guard, "2001:db8:0:1::1", "wrong")[0] == 401
+
+
+def test_parallel_wrong_tokens_are_refused_without_a_check():
+    from art.tools.serve.app import TokenAttempts
+
+    async def run():
+        clock, released = FakeTime(), asyncio.Event()
+
+        async def sleep(_):
+            await released.wait()
+
+        attempts = TokenAttempts(clock, sleep)
+        for _ in range(5):
+            assert await attempts.admit("a") and attempts.fail("a")
+        waiting = [asyncio.create_task(attempts.admit("a")) for _ in range(20)]
+        await asyncio.sleep(0)
+        refused = [task.result() for task in waiting if task.done()]
+        assert await attempts.admit("b")
+        released.set()
+        return refused, await asyncio.gather(*waiting)
+
+    refused, admitted = asyncio.run(run())
+    assert refused == [False] * 16 and sum(admitted) == 4
+
+
+def test_memory_for_wrong_tokens_is_limited(limited):
+    _, guard = limited
+    for number in range(1030):
+        guard._attempts.fail(str(number))
+    assert len(guard._attempts._clients) == 1024
 
 
 def test_cross_site_uploads_are_rejected(local):

@@ -1,7 +1,9 @@
 """Checking a clip, explaining the prediction for it, and the process that does both."""
 
+import dataclasses
 import json
 import os
+import signal
 import threading
 import time
 from pathlib import Path
@@ -167,6 +169,28 @@ def test_files_that_refer_to_other_files_are_never_opened(refusal, content, monk
     assert "is not a supported video" in refusal(content)
 
 
+def test_names_in_a_result_are_visible_and_can_be_sent(make_model, clip):
+    from art.tools.explain import explain
+    from art.tools.serve.worker import result_for_page
+
+    names = ["a\x00\x1b[0m", "b\u202ec", "caf\udce9", "<b>走る"]
+    e = explain(make_model(), clip, timeline_points=1)
+    queries = tuple(dataclasses.replace(query, name=names[2], prompt=f"a {names[2]}") for query in e.queries)
+    result = result_for_page(dataclasses.replace(e, class_names=names, queries=queries), 4)
+    shown = {r"a\x00\x1b[0m", r"b\u202ec", r"caf\udce9", "<b>走る"}
+    assert {entry["name"] for entry in result["classes"]} == shown
+    assert {line["name"] for line in result["timeline"]["lines"]} == shown
+    assert result["tracklets"][0]["prompt"] == r"a caf\udce9"
+    json.dumps(result, ensure_ascii=False).encode("utf-8")
+
+
+def test_probabilities_that_are_not_finite_are_refused(make_model, relative_clip, tmp_path):
+    model = make_model("backbone")
+    model.video_head.weight.data.fill_(float("nan"))
+    with pytest.raises(Refused, match="probabilities are not finite"):
+        predict(model, relative_clip, tmp_path / "out")
+
+
 def fake_worker(connection, checkpoint, device, options):
     """Replaces the target of the worker process: the name of each clip determines the reply."""
     if checkpoint.name == "invalid":
@@ -176,14 +200,18 @@ def fake_worker(connection, checkpoint, device, options):
         os._exit(3)
     connection.send(("ready", {"pid": os.getpid()}))
     while True:
-        clip, _ = connection.recv()
+        clip, out = connection.recv()
         connection.send(("step", clip.name))
         if clip.name == "crash":
             os._exit(9)
+        if clip.name == "crash once" and not out.with_name("crashed").exists():
+            out.with_name("crashed").touch()
+            out.mkdir()
+            os._exit(9)
         if clip.name == "hang":
             time.sleep(60)
-        kind = {"bad": "refused", "good": "result"}[clip.name]
-        connection.send((kind, {"pid": os.getpid()} if kind == "result" else "It is bad."))
+        message = ("refused", "It is bad.") if clip.name == "bad" else ("result", {"pid": os.getpid()})
+        connection.send(message)
 
 
 @pytest.fixture
@@ -222,6 +250,25 @@ def test_process_is_replaced_after_a_crash_and_a_timeout(make_worker):
         send(worker, "hang")
     pids.add(send(worker, "good")["pid"])
     assert len(pids) == 3
+
+
+def test_clip_is_processed_again_by_a_new_process(make_worker, tmp_path, caplog):
+    worker, steps = make_worker(), []
+    pid = worker.start()["pid"]
+    assert worker.predict(Path("crash once"), tmp_path / "out", steps.append)["pid"] != pid
+    assert steps == ["crash once", "Restarting the model", "crash once"] and "exit code 9" in caplog.text
+    assert not (tmp_path / "out").exists(), "files of the first attempt are removed"
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_idle_process_that_was_killed_or_hangs_does_not_lose_the_next_clip(make_worker, number):
+    worker = make_worker(timeout=4.0)
+    pid = worker.start()["pid"]
+    os.kill(pid, number)
+    other = send(worker, "good")["pid"]
+    assert other != pid and send(worker, "good") == {"pid": other}
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
 
 
 def test_errors_while_loading_the_model(make_worker):

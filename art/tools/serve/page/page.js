@@ -224,12 +224,20 @@ function make(tag, properties = {}, ...children) {
   element.append(...children);
   return element;
 }
+
+// A name in text: isolated from the direction of the text around it, and shortened, with the full name as its tooltip.
+function named(name) {
+  const letters = [...name];
+  const short = letters.length > 120 ? `${letters.slice(0, 60).join("")}…${letters.slice(-59).join("")}` : name;
+  return make("bdi", { title: name, textContent: short });
+}
+
 const percent = (fraction) => `${(100 * fraction).toFixed(fraction > 0.995 || fraction < 0.1 ? 1 : 0)}%`;
 
 // Fill `element`, and return the title, which can be focused.
 function showResult(element, result, id, sample) {
-  const title = make("h2", { tabIndex: -1, textContent: `“${result.classes[0].name}”` });
-  const facts = `${result.clip}: ${result.frames} frames, ${result.seconds.toFixed(1)}\u00a0s, processed in ${result.processing_seconds.toFixed(1)}\u00a0s`;
+  const title = make("h2", { tabIndex: -1 }, "“", named(result.classes[0].name), "”");
+  const facts = `: ${result.frames} frames, ${result.seconds.toFixed(1)}\u00a0s, processed in ${result.processing_seconds.toFixed(1)}\u00a0s`;
   const listeners = []; // called with the time of the film, in seconds
   const left = make("div");
   if (result.film) left.append(...film(result, id, listeners));
@@ -245,7 +253,7 @@ function showResult(element, result, id, sample) {
   const columns = left.childElementCount ? [left, right] : [right];
   element.replaceChildren(
     make("div", { className: "prediction" }, title, make("strong", { textContent: percent(result.classes[0].probability) })),
-    make("p", { className: "muted small", textContent: facts }),
+    make("p", { className: "muted small" }, named(result.clip), facts),
     ...(sample ? [make("p", { className: "muted small", textContent: `True class of the sample: “${sample.title}”` })] : []),
     make("div", { className: `columns${columns.length > 1 ? " two" : ""}` }, ...columns),
     make("ul", { className: "notes" }, ...result.notes.map((note) => make("li", { textContent: note }))),
@@ -258,7 +266,7 @@ function classList(classes) {
   return make("ol", { className: "classes" }, ...classes.map(({ name, probability }) => {
     const bar = make("i");
     bar.style.width = `${100 * probability}%`;
-    return make("li", {}, make("span", { textContent: name }), make("span", { textContent: percent(probability) }),
+    return make("li", {}, make("span", {}, named(name)), make("span", { textContent: percent(probability) }),
       make("span", { className: "track", ariaHidden: "true" }, bar));
   }));
 }
@@ -345,7 +353,8 @@ function saliencyStrip({ color, class: name, prompt, saliency }, k, seconds, lis
   bars.append(cursor);
   listeners.push((now) => (cursor.style.left = `calc(${position(now)} - 1px)`));
   return make("div", { className: "tracklet" },
-    make("p", {}, dot(color), `Tracklet ${k + 1}, query “${name}” `, make("span", { className: "muted", textContent: `(“${prompt}”)` })),
+    make("p", {}, dot(color), `Tracklet ${k + 1}, query “`, named(name), "” ",
+      make("span", { className: "muted" }, "(“", named(prompt), "”)")),
     bars);
 }
 
@@ -380,7 +389,7 @@ function chart({ seconds: times, lines }, seconds, listeners) {
   return make("div", { className: "chart" },
     make("div", { className: "plot" }, drawing, cursor, ...ticks),
     make("div", { className: "axis" }, ...axis),
-    make("ul", {}, ...lines.map(({ name, color }) => make("li", {}, dot(color), name))));
+    make("ul", {}, ...lines.map(({ name, color }) => make("li", {}, dot(color), named(name)))));
 }
 
 function polyline(points, color, width) {
