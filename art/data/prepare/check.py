@@ -16,7 +16,7 @@ from art.data.datasets.base import Clip, ClipSet, RequiredFile, dataset_splits, 
 from art.data.decoding.pyav import TOLERANCE
 from art.data.decoding.video import VideoError, decoded_bytes, frame_times, iterate_frames, read_frames
 from art.data.parallel import Stopped, available_cores, map_processes, stop_requested
-from art.terminal import Progress
+from art.terminal import Progress, printable
 
 #: Levels of a check, with a description for the report.
 LEVELS = {
@@ -271,4 +271,4 @@ def as_table(check: DatasetCheck) -> str:
             lines += [f"    {Clip(Path(p.clip), 0, p.start, p.end)}" for p in problems[:_MAX_NAMES]]
             if len(problems) > _MAX_NAMES:
                 lines.append(f"    and {len(problems) - _MAX_NAMES} more")
-    return "\n".join(lines).rstrip() + "\n"
+    return "\n".join(map(printable, lines)).rstrip() + "\n"
