@@ -1,11 +1,14 @@
 """Names and progress as a terminal and a log receive them."""
 
 import io
+import re
 import sys
 import unicodedata
+from pathlib import Path
 
 import pytest
 
+import art
 from art.terminal import (
     LOG_SECONDS,
     Progress,
@@ -133,3 +136,11 @@ def test_streams_without_the_letters_of_a_name(monkeypatch):
     prepare_output()
     print("走る", flush=True)
     assert buffer.getvalue() == rb"\u8d70\u308b" + b"\n"
+
+
+def test_all_progress_is_shown_by_one_module():
+    package = Path(art.__file__).parent
+    users = {
+        path.name for path in package.rglob("*.py") if re.search(r"^\s*(import|from) tqdm", path.read_text(), re.M)
+    }
+    assert users == {"terminal.py"}

@@ -246,7 +246,7 @@ def test_accuracy_per_group_and_mistakes_per_class(tmp_path):
 def test_header_has_readable_labels_and_units(tmp_path):
     facts = {"seconds": 7405.2, "step_seconds": 0.2852, "views": 3, "data": "走る\udce9, test", "epochs": None}
     page = written(tmp_path, evaluation_of([0], [0], NAMES), NAMES, [], summary=facts)
-    expected = "training time 2 h 3 min median time per step 285 ms views per clip 3 data 走る\\udce9, test"
+    expected = "training time 2 h 3 min median time per step 285 ms views 3 data 走る\\udce9, test"
     assert expected in page.text and "seconds" not in page.text and "epochs" not in page.text
     assert [_format_duration(seconds) for seconds in (0.01, 59.96, 61)] == ["10 ms", "60 s", "1 min 1 s"]
 

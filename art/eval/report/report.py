@@ -41,8 +41,6 @@ _LABELS = {
     "seconds": "training time",
     "step_seconds": "median time per step",
     "sampling": "frame sampling",
-    "views": "views per clip",
-    "crops": "crops per view",
 }
 _Z = 1.959964  # 95 % of a normal distribution is within this number of standard deviations
 
@@ -149,7 +147,7 @@ def write_report(
 
 def _header(title: str, summary: Mapping[str, Any]) -> str:
     facts = "".join(
-        f"<div><dt>{escape(_LABELS.get(name, name))}</dt><dd>{name_html(_format_fact(name, value))}</dd></div>"
+        f"<div><dt>{escape(_LABELS.get(name, name))}</dt><dd>{_format_fact(name, value)}</dd></div>"
         for name, value in summary.items()
         if value is not None
     )
@@ -157,9 +155,12 @@ def _header(title: str, summary: Mapping[str, Any]) -> str:
 
 
 def _format_fact(name: str, value: Any) -> str:
+    """Return the HTML of a value in the header."""
     if name.endswith("seconds"):
         return _format_duration(value)
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    if isinstance(value, (int, float)):
+        return f"{value:.4g}" if isinstance(value, float) else str(value)
+    return name_html(str(value))
 
 
 def _format_duration(seconds: float) -> str:
