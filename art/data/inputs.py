@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -11,8 +10,15 @@ from typing import Literal
 from urllib.parse import urlsplit
 
 from art._deprecated import renamed_names
-from art.data.datasets.annotations import FRAME_SUFFIXES, VIDEO_SUFFIXES, read_lines, read_table
-from art.data.datasets.custom import time_span
+from art.data.datasets.annotations import (
+    COMMON_SUFFIXES,
+    FRAME_SUFFIXES,
+    VIDEO_SUFFIXES,
+    is_hidden,
+    read_lines,
+    read_table,
+)  # fmt: skip
+from art.data.datasets.custom import ClipPaths, split_list_line, time_span, unquoted
 from art.data.decoding.frames import StoredClip
 from art.data.files import parse_location
 from art.data.shards import open_index, read_shard
@@ -20,9 +26,8 @@ from art.data.shards import open_index, read_shard
 #: Kinds of inputs. "directory" also means a directory of frames.
 InputKind = Literal["video", "directory", "table", "list", "shard", "index"]
 _KIND_OF_SUFFIX: dict[str, InputKind] = {
-    ".csv": "table", ".txt": "list", ".list": "list", ".tar": "shard", ".json": "index",
+    ".csv": "table", ".tsv": "table", ".txt": "list", ".list": "list", ".tar": "shard", ".json": "index",
 }  # fmt: skip
-_LABELED = re.compile(r"(.*[^\s,])[\s,]+-?\d+")
 
 
 @dataclass(frozen=True)
@@ -168,37 +173,37 @@ def _clips_in(root: Path) -> list[Path]:
     """Videos at any depth, and directories with images and no videos; sorted, without hidden ones."""
     found: list[Path] = []
     for directory, subdirectories, files in os.walk(root):
-        subdirectories[:] = sorted(name for name in subdirectories if not name.startswith("."))
-        visible = [name for name in sorted(files) if not name.startswith(".")]
+        subdirectories[:] = sorted(name for name in subdirectories if not is_hidden(name))
+        visible = [name for name in sorted(files) if not is_hidden(name)]
         videos = [name for name in visible if name.lower().endswith(VIDEO_SUFFIXES)]
         found += [Path(directory) / name for name in videos]
         if not videos and any(name.lower().endswith(FRAME_SUFFIXES) for name in visible):
             found.append(Path(directory))
     if not found:
         raise ValueError(
-            f"{root} contains no clips; expected video files ({', '.join(VIDEO_SUFFIXES)}) or directories of frames at "
+            f"{root} contains no clips; expected video files ({COMMON_SUFFIXES}) or directories of frames at "
             "any depth (for shards, pass their index: DIR/test.json)"
         )
     return found
 
 
 def _items_of_table(path: Path) -> list[Item]:
-    items = []
+    items, paths = [], ClipPaths(path.parent)
     for line, values in read_table(path, ("path",)):
         where = f"{path}:{line}"
         if not values["path"]:
             raise ValueError(f"{where}: path is empty")
-        clip = path.parent / values["path"]
+        clip = paths(values["path"])
         items.append(Item(str(clip), clip, *time_span(values, where)))
     return items
 
 
 def _items_of_list(path: Path) -> list[Item]:
-    items = []
+    items, paths = [], ClipPaths(path.parent)
     for _, text in read_lines(path):
-        clip, labeled = path.parent / text, _LABELED.fullmatch(text)
-        while labeled is not None and not clip.exists():  # strip a label, and a number of frames before it
-            clip, labeled = path.parent / labeled[1], _LABELED.fullmatch(labeled[1])
+        clip, parts = paths(unquoted(text)), split_list_line(paths, text)
+        if parts is not None and not os.path.lexists(clip):  # a label, which is ignored
+            clip = paths(parts[0])
         items.append(Item(str(clip), clip))
     return items
 

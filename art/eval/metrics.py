@@ -13,6 +13,7 @@ from jaxtyping import Float, Float32, Int64
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from art.data.datasets.annotations import composed
 from art.model.semantics import SemanticsBank, cosine
 from art.terminal import MAX_COLUMNS, pad, printable, short_names, shorten, text_columns
 
@@ -214,12 +215,12 @@ class ClassMismatch(ValueError):
 
 
 def check_same_classes(model_names: Sequence[str], data_names: Sequence[str]) -> None:
-    """Check that column i of the model's logits is label i of the data.
+    """Check that column i of the model's logits is label i of the data. Unicode forms of a name are the same.
 
     Raises:
         ClassMismatch: If the lists differ. The message names the missing, extra, or moved classes.
     """
-    if list(model_names) == list(data_names):
+    if list(map(composed, model_names)) == list(map(composed, data_names)):
         return
     differences = []
     in_model, in_data = set(model_names), set(data_names)

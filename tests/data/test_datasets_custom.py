@@ -1,20 +1,21 @@
-"""Custom datasets: class directories, tables and path lists."""
+"""Custom datasets: tables and path lists."""
 
-import logging
-import os
+import random
+import unicodedata
+from pathlib import Path
 
 import pytest
 
+from art.data.datasets.base import open_dataset
 from art.data.datasets.custom import (
-    directory_splits,
     list_splits,
     open_csv,
-    open_directory,
     open_list,
     read_classes,
     read_mirror,
     table_splits,
 )
+from art.data.inputs import open_inputs
 
 
 @pytest.mark.parametrize(
@@ -38,79 +39,6 @@ def test_mirror_csv(tmp_path, write_files):
     write_files({"mirror.csv": "class,mirror\nturn right,turn lft\n"})
     with pytest.raises(ValueError, match=r"mirror\.csv:2: unknown class 'turn lft'; did you mean 'turn left'\?"):
         read_mirror(tmp_path, names)
-
-
-@pytest.fixture
-def directory(write_files):
-    train = ("train/run/b.mp4", "train/run/a.AVI", "train/long_jump/c.webm")
-    return write_files(*train, "test/run/d.mkv", "test/throw/e.mov")
-
-
-def test_class_directories(directory, relative_paths):
-    train, test = open_directory(directory, "train"), open_directory(directory, "test")
-    assert train.class_names == test.class_names == ("long_jump", "run", "throw")
-    assert train.prompts == ("long jump", "run", "throw")
-    assert relative_paths(train) == ["train/long_jump/c.webm", "train/run/a.AVI", "train/run/b.mp4"]
-    assert relative_paths(test) == ["test/run/d.mkv", "test/throw/e.mov"]
-    assert (train.labels, test.labels) == ((0, 1, 1), (1, 2))
-    assert (train.name, train.split, train.root, train.mirror) == ("folder", "train", directory, None)
-
-
-def test_class_directories_with_classes_and_mirror(directory, write_files):
-    write_files({"classes.txt": "throw\nrun\nlong_jump\n\n"})
-    assert open_directory(directory, "train").class_names == ("throw", "run", "long_jump")
-    assert open_directory(directory, "train").labels == (2, 1, 1)
-    write_files({"mirror.csv": "class,mirror\nrun,throw\n"})
-    assert open_directory(directory, "train").mirror == (1, 0, 2)
-    write_files({"mirror.csv": "class,mirror\nrun,throw\nlong_jump,throw\n"})
-    with pytest.raises(ValueError, match="mirror must be its own inverse"):
-        open_directory(directory, "train")
-    write_files({"classes.txt": "throw\nrun\nlong_jumps\n"})
-    with pytest.raises(ValueError, match=r"train/long_jump: 'long_jump' is not in .*did you mean 'long_jumps'\?"):
-        open_directory(directory, "train")
-
-
-def test_other_files_and_hidden_files(directory, write_files, caplog):
-    write_files("train/run/.DS_Store", "train/run/notes.txt", ".cache/x", "classes.md")
-    with caplog.at_level(logging.WARNING):
-        assert len(open_directory(directory, "train")) == 3
-    assert "skipping 1 files" in caplog.text
-    assert "notes.txt" in caplog.text
-    assert directory_splits(directory) == ("test", "train")
-
-
-def test_directories_of_frames_are_clips(directory, write_files, relative_paths):
-    write_files("train/run/c/00001.jpg", "train/run/c/00002.jpg", "train/throw/d/img_00001.PNG")
-    train = open_directory(directory, "train")
-    assert relative_paths(train)[1:] == ["train/run/a.AVI", "train/run/b.mp4", "train/run/c", "train/throw/d"]
-    assert train.labels == (0, 1, 1, 1, 2)
-
-
-@pytest.mark.parametrize("clips", [3, 30])
-def test_number_of_system_calls_is_independent_of_the_clips(clips, write_files, monkeypatch):
-    root = write_files(*(name for i in range(clips) for name in (f"train/a/{i}.mp4", f"train/b/{i}/00001.jpg")))
-    calls = []
-    for name in ("scandir", "stat", "lstat"):
-        real = getattr(os, name)
-        monkeypatch.setattr(os, name, lambda *path, real=real, **more: calls.append(path) or real(*path, **more))
-    assert len(open_directory(root, "train")) == 2 * clips
-    # The root and the split twice (splits; classes of all), each class once, and the first directory of frames.
-    assert len([path for path in calls if "train" in str(path)]) <= 7
-    assert len(calls) <= 12
-
-
-def test_invalid_class_directories(directory, write_files):
-    with pytest.raises(FileNotFoundError, match="nowhere does not exist"):
-        open_directory(directory / "nowhere", "train")
-    with pytest.raises(FileNotFoundError, match=r"d\.mkv is not a directory"):
-        open_directory(directory / "test/run/d.mkv", "train")
-    with pytest.raises(ValueError, match=r"has no split 'val'; found: test, train; expected .*/val/<class>/<clip>"):
-        open_directory(directory, "val")
-    write_files("deep/run/more/a.mp4", "none/run/readme.txt")
-    with pytest.raises(ValueError, match=r"deep/run/more is a directory without frames \(\.jpg.*expected video files"):
-        open_directory(directory, "deep")
-    with pytest.raises(ValueError, match=r"none has no clips in 1 class directories \(1 other files\)"):
-        open_directory(directory, "none")
 
 
 def test_tables(write_files):
@@ -144,13 +72,21 @@ def test_tables_with_class_indices(tmp_path, write_files):
 INVALID_TABLES = [
     ("", r"train\.csv is empty; expected the header 'path,label'"),
     ("path,label\n", r"train\.csv lists no clips"),
-    ("path;label\na.mp4;x\n", r"train\.csv:1: the header is 'path;label'; expected 'path,label', separated by commas"),
-    ("a.mp4,x\n", r"train\.csv:1: the header is 'a\.mp4,x'"),
+    ("file;label\na.mp4;x\n", r"train\.csv:1: the header is 'file;label'; expected 'path,label', separated by commas"),
+    ("a.mp4,x,1\n", r"train\.csv:1: the header is 'a\.mp4,x,1'"),
+    ("a.mp4 0\n", r"train\.csv:1: the header is 'a\.mp4 0'; .* use the dataset 'list'"),
+    ("path,label,Path\na.mp4,x,b.mp4\n", r"train\.csv: the header has two columns 'path'"),
+    ("path\tlabel\na.mp4\n", r"train\.csv:2: has 1 values, .*; quote values that contain a tab"),
+    ("path,label\na\0.mp4,x\n", r"train\.csv:2: contains a null byte"),
     ("path,label\na.mp4,x\n\nb.mp4\n", r"train\.csv:4: has 1 values, expected 2 \(path,label\)"),
     ("path,label\na,b.mp4,x\n", r"train\.csv:2: has 3 values, expected 2"),
     ("path,label\na.mp4,\n", r"train\.csv:2: label is empty"),
     ("path,label\n,x\n", r"train\.csv:2: path is empty"),
-    ("path,label\na.mp4,x\nb.mp4,y\na.mp4,y\n", r"train\.csv:4: clip a\.mp4 is already listed in line 2"),
+    ("path,label\na.mp4,x\nb.mp4,y\na.mp4,y\n", r"train\.csv:4: clip a\.mp4 is already listed in line 2; remove one$"),
+    ("path,label\na.mp4,x\nc/../a.mp4,x\na.mp4,x\n", r"train\.csv:3: .* in line 2; remove one \(2 rows of this table"),
+    ("path,label\na.mp4,0\nb.mp4,99999\n", r"train\.csv:3: label 99999 is too large for 2 clips"),
+    ("path,label,time_start\na.mp4,x,nan\n", r"train\.csv:2: time_start is 'nan'; expected seconds"),
+    ("path,label,time_end\na.mp4,x,1e999\n", r"train\.csv:2: time_end is '1e999'; expected seconds"),
     ("path,label\na.mp4,x\nb.mp4,3\n", r"train\.csv:3: label 3 is an index, but .*train\.csv:2 has the name 'x'"),
     ("path,label,time_start\na.mp4,x,soon\n", r"train\.csv:2: time_start is 'soon'; expected seconds"),
     ("path,label,time_start,time_end\na.mp4,x,3,2\n", r"train\.csv:2: the clip from 3\.0 s to 2\.0 s has no duration"),
@@ -189,11 +125,149 @@ def test_invalid_root_of_tables(tmp_path, write_files):
         open_csv(tmp_path, "bad")
 
 
+TABLE = "path,label,time_end\na.mp4,run,\n'b, c.mp4',walk,2.5\n".replace("'", '"')
+DIALECTS = {
+    "semicolon": TABLE.replace(",", ";").replace("b; c", "b, c"),
+    "tab": TABLE.replace(",", "\t").replace("b\t c", "b, c"),
+    "vertical bar": TABLE.replace(",", "|").replace("b| c", "b, c"),
+    "Excel": "sep=;\r\n" + TABLE.replace(",", ";").replace("b; c", "b, c").replace("\n", "\r\n"),
+    "capitals and quotes": TABLE.replace("path,label,time_end", '"Path", "LABEL", Time_End '),
+    "mark and CRLF": "\ufeff" + TABLE.replace("\n", "\r\n"),
+    "CR": TABLE.replace("\n", "\r"),
+    "empty columns": TABLE.replace("\n", ",,\n"),
+}
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
+def test_dialects_of_tables(dialect, encoding, tmp_path):
+    (tmp_path / "train.csv").write_bytes(DIALECTS[dialect].encode(encoding))
+    train = open_csv(tmp_path, "train")
+    assert [(clip.path.name, clip.label, clip.end) for clip in train] == [("a.mp4", 0, None), ("b, c.mp4", 1, 2.5)]
+    assert train.class_names == ("run", "walk")
+    (source,) = open_inputs([tmp_path / "train.csv"])
+    assert [(item.place, item.end) for item in source.items] == [(clip.path, clip.end) for clip in train]
+
+
+@pytest.mark.parametrize(
+    "text", ["a.mp4,run\nb.mp4,walk\n", "\n a.mp4 ; run \nb.mp4;walk\n", "frames\trun\nb.mp4\twalk\n"]
+)
+def test_tables_without_header(text, write_files, relative_paths):
+    (write_files({"train.csv": text}) / "frames").mkdir()
+    root = write_files({"prices.csv": "a.mp4,3\n"})
+    train = open_csv(root, "train")
+    assert relative_paths(train)[1] == "b.mp4" and relative_paths(train)[0] in text
+    assert train.class_names == ("run", "walk")
+    assert table_splits(root) == ("train",), "only a table with the name of a split may have no header"
+
+
+def test_every_table_with_the_name_of_a_split_is_one(write_files):
+    root = write_files({"train.csv": "path,label\na.mp4,run\n", "Validation.csv": "file,class\nb.mp4,run\n"})
+    assert table_splits(root) == ("train", "val")
+    for split in ("train", "val"):
+        with pytest.raises(ValueError, match=r"Validation\.csv:1: the header is 'file,class'; expected 'path,label'"):
+            open_csv(root, split)
+
+
+@pytest.mark.parametrize("name", ["Validation.csv", "VAL.CSV", "valid.tsv", "dev.csv"])
+def test_spelling_of_tables(name, write_files):
+    root = write_files({"Training.csv": "path,label\na.mp4,run\n", name: "path,label\nb.mp4,run\n"})
+    assert table_splits(root) == ("train", "val")
+    assert open_csv(root, "train").clips[0].path.name == "a.mp4"
+    for split in ("val", "validation", "test"):
+        clips = open_csv(root, split)
+        assert clips.clips[0].path.name == "b.mp4"
+        assert clips.split in ("val", Path(name).stem), "without a test table"
+
+
+@pytest.mark.parametrize("name", ["csv", "list"])
+def test_paths_of_other_systems(name, tmp_path, write_files, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    stored, listed = (unicodedata.normalize(form, "über/é.mp4") for form in ("NFD", "NFC"))
+    write_files("sub/a.mp4", stored, "home/clips/b.mp4", "back\\slash.mp4")
+    texts = ["sub\\a.mp4", listed, "~/clips/b.mp4", "~\\clips\\gone.mp4", "back\\slash.mp4", "gone\\c.mp4"]
+    expected = ["sub/a.mp4", stored, "home/clips/b.mp4", "home/clips/gone.mp4", "back\\slash.mp4", "gone/c.mp4"]
+    rows = "".join(f"{text}{',' if name == 'csv' else ' '}0\n" for text in texts)
+    file = "train.csv" if name == "csv" else "train.txt"
+    root = write_files({file: ("path,label\n" if name == "csv" else "") + rows})
+    assert [clip.path for clip in open_dataset(name, root, "train")] == [root / path for path in expected]
+    (source,) = open_inputs([root / file])
+    assert [item.place for item in source.items] == [root / path for path in expected]
+
+
+def test_composed_and_decomposed_classes_are_the_same(write_files):
+    composed, decomposed = (unicodedata.normalize(form, "übung") for form in ("NFC", "NFD"))
+    root = write_files(
+        {"train.csv": f"path,label\na.mp4,{composed}\n", "test.csv": f"path,label\nb.mp4,{decomposed}\n"}
+    )
+    assert open_csv(root, "test").class_names == (composed,)
+    write_files({"classes.txt": f"{decomposed}\n", "mirror.csv": f"class,mirror\n{decomposed},{composed}\n"})
+    assert (open_csv(root, "train").class_names, open_csv(root, "train").mirror) == ((composed,), (0,))
+
+
+def test_damaged_tables_and_lists_are_read_or_refused_with_their_name(tmp_path):
+    generator = random.Random(0)
+    pieces = [
+        b",",
+        b";",
+        b"\t",
+        b'"',
+        b"\n",
+        b"\r",
+        b"\0",
+        b"\xff",
+        b" ",
+        b"-1",
+        b"9" * 20,
+        b"nan",
+        b"../",
+        b"~/",
+        b"\\",
+    ]
+    table = "path,label,time_start\na.mp4,run,0.5\n'b, c.mp4',walk,\nü.mp4,run,1\n".replace("'", '"').encode()
+    lines = "a.mp4 0\nb c.mp4 1\nframes/1 58 1\nü.mp4,0\n".encode()
+    counts = {True: 0, False: 0}
+    for seed in range(150):
+        for name, content in {"train.csv": table, "train.txt": lines}.items():
+            at, root = generator.randrange(len(content)), tmp_path / f"{name}{seed}"
+            root.mkdir()
+            (root / name).write_bytes(content[:at] + generator.choice(pieces) + content[at + generator.randrange(4) :])
+            for read in (
+                lambda root=root, name=name: open_dataset("csv" if name == "train.csv" else "list", root, "train"),
+                lambda root=root, name=name: open_inputs([root / name]),
+            ):
+                try:
+                    counts[len(read()) > 0] += 1
+                except ValueError as error:
+                    counts[False] += 1
+                    assert str(root / name) in str(error) and "\n" not in str(error), str(error)
+    assert min(counts.values()) > 100
+
+
+def test_lookups_are_linear(write_files):
+    count = 20_000
+    names = "".join(f"class number {i}\n" for i in range(count))
+    rows = "".join(f"{i}.mp4,class number {i}\n" for i in range(count))
+    root = write_files({"classes.txt": names, "train.csv": f"path,label\n{rows}", "bad/classes.txt": names})
+    assert len(open_csv(root, "train")) == count
+    write_files({"bad/train.csv": "path,label\na.mp4,clas number 3\n"})
+    with pytest.raises(
+        ValueError, match=r"unknown class 'clas number 3'; expected one of class number 0, .* and 19980 more"
+    ):
+        open_csv(root / "bad", "train")
+    write_files({"mixed/train.csv": "path,label\n" + "".join(f"{i}.mp4,{i}\n" for i in range(count)) + "x.mp4,run\n"})
+    with pytest.raises(ValueError, match=r"train\.csv:20002 has the name 'run'"):
+        open_csv(root / "mixed", "train")
+
+
 def test_list_with_spaces_and_commas(write_files, relative_paths):
-    text = "a.mp4 0\n\nair drumming/b.mp4 2\nc.mp4,1\nd, e.mp4,  3\n/abs/f.mp4\t0\n"
+    text = "a.mp4 0\n\nair drumming/b.mp4 2\nc.mp4,1\nd, e.mp4,  3\n/abs/f.mp4\t0\n'g 1.mp4' 1\nh.mp4;2\n".replace(
+        "'", '"'
+    )
     train = open_list(write_files({"train.txt": text}), "train")
-    assert relative_paths(train) == ["a.mp4", "air drumming/b.mp4", "c.mp4", "d, e.mp4", "/abs/f.mp4"]
-    assert train.labels == (0, 2, 1, 3, 0)
+    expected = ["a.mp4", "air drumming/b.mp4", "c.mp4", "d, e.mp4", "/abs/f.mp4", "g 1.mp4", "h.mp4"]
+    assert relative_paths(train) == expected
+    assert train.labels == (0, 2, 1, 3, 0, 1, 2)
     assert (train.name, train.split, train.mirror) == ("list", "train", None)
 
 
@@ -210,8 +284,9 @@ def test_names_of_lists(write_files, relative_paths):
     assert list_splits(root) == ("train", "val")
     assert relative_paths(open_list(root, "train")) == ["a.mp4"]
     assert relative_paths(open_list(root, "val")) == ["b.mp4"], "the exact name takes precedence"
-    with pytest.raises(ValueError, match=r"lists of split 'test': none; expected test\.txt, or one file with 'test'"):
-        open_list(root, "test")
+    assert open_list(root, "test").split == "val", "without a test list"
+    with pytest.raises(ValueError, match=r"lists of split 'fold': none; expected fold\.txt, or one file with 'fold'"):
+        open_list(root, "fold")
     write_files({"sthv2_train_list.txt": "a.mp4 0\n"})
     with pytest.raises(ValueError, match=r"k400_train_list_videos\.txt, sthv2_train_list\.txt; expected train\.txt"):
         open_list(root, "train")

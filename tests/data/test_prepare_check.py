@@ -107,6 +107,19 @@ def test_directories_of_frames(tmp_path):
         ]  # fmt: skip
 
 
+def test_notes_on_splits(tmp_path, numbered):
+    source = numbered(tmp_path / "a.mp4", 6)
+    for name in "bcd":
+        (tmp_path / f"{name}.mp4").write_bytes(source.read_bytes() + name.encode())
+    (tmp_path / "train.csv").write_text("path,label\na.mp4,run\nb.mp4,walk\n")
+    (tmp_path / "test.csv").write_text("path,label\na.mp4,run\nc.mp4,walk\n")
+    result = check(tmp_path, "exist")
+    assert len(result.notes) == 1 and result.failed_fraction == 0
+    assert result.as_json()["notes"] == list(result.notes)
+    assert "note: 1 of 2 clips are in both 'train' and 'test', such as a.mp4: " in as_table(result)
+    assert check(tmp_path, "exist", splits=["test"]).notes == ()
+
+
 def test_split_that_cannot_be_opened(tmp_path, root):
     def files(directory):
         names = {"test.csv": ("test",), "extra.json": ("train", "test"), "test.json": ("test",)}
@@ -186,5 +199,5 @@ def test_invalid_arguments(root, tmp_path):
     with pytest.raises(ValueError, match="did you mean 'csv'"):
         check(root, "open", "cvs")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match="has no split of 'csv'"):
+    with pytest.raises(ValueError, match="has no split 'train'; found: none"):
         open_splits("csv", tmp_path / "empty")

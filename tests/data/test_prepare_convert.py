@@ -160,6 +160,37 @@ def test_list_has_the_new_paths(tmp_path, numbered):
     assert len(open_dataset("list", tmp_path / "new", "val")) == 1
 
 
+def test_lists_and_tables_in_other_dialects_have_the_new_paths(tmp_path, numbered):
+    root = tmp_path / "list"
+    for i in range(5):
+        numbered(root / f"{i}.mov", 12)
+    lines = '0.mov, 0\n1.mov 24 0\n"2.mov" 1\n.\\3.mov;1\n4.mov\t1\n'
+    (root / "train.txt").write_text(f"\ufeff{lines}".replace("\n", "\r\n"))
+    prepare(root, tmp_path / "new", "list")
+    expected = "0.mp4, 0\n1.mp4 24 0\n2.mp4 1\n3.mp4;1\n4.mp4\t1\n"
+    assert (tmp_path / "new/train.txt").read_text() == expected
+    (root / "train.txt").unlink()
+    (root / "Train.csv").write_text("0.mov;a\n1.mov;b\n")
+    (root / "val.tsv").write_text("Label\tPath\na\t2.mov\n")
+    assert prepare(root, tmp_path / "tables").check.failed_fraction == 0
+    assert (tmp_path / "tables/Train.csv").read_text() == "path,label\n0.mp4,a\n1.mp4,b\n"
+    assert (tmp_path / "tables/val.tsv").read_text() == "label,path\na,2.mp4\n"
+
+
+def test_class_directories_keep_the_split_that_was_made(write_files, tmp_path, numbered):
+    names = [f"{name}/{person}/1.mov" for name in ("run", "walk") for person in ("anna", "ben", "carl")]
+    root = write_files({f"clips/{names[0]}": "no video"}) / "clips"
+    for name in names[1:]:
+        numbered(root / name, 12)
+    result = prepare(root, tmp_path / "new", "folder")
+    assert result.made == 5 and "no split directories" in result.check.notes[0]
+    for split in ("train", "test"):
+        old, new = open_dataset("folder", root, split), open_dataset("folder", tmp_path / "new", split)
+        paths = [clip.path.relative_to(root).with_suffix(".mp4") for clip in old]
+        assert [clip.path.relative_to(tmp_path / "new") for clip in new] == paths
+        assert (new.labels, new.class_names) == (old.labels, old.class_names)
+
+
 def test_class_directories_keep_unreadable_classes(write_files, tmp_path, numbered):
     root = write_files({"folder/train/a/broken.mp4": "no video"}) / "folder"
     numbered(root / "train/b/x.mov", 12)

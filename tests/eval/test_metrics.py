@@ -133,6 +133,7 @@ def test_invalid_arguments(probabilities, labels, message):
 )
 def test_class_mismatch(data_names, messages):
     check_same_classes(list(NAMES), NAMES)
+    check_same_classes(["\u00fcbung"], ["u\u0308bung"])  # composed and decomposed
     with pytest.raises(ClassMismatch) as error:
         check_same_classes(NAMES, data_names)
     assert all(message in str(error.value) for message in messages), str(error.value)

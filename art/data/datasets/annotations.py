@@ -2,20 +2,49 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
+import io
+import itertools
 import json
 import os
-from collections.abc import Collection, Mapping, Sequence
+import re
+import unicodedata
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from art.data.datasets.base import Clip, RequiredFile, check_root
+from art.data.datasets.base import Clip, RequiredFile, check_root, suggest
 
-#: Suffixes of video files.
-VIDEO_SUFFIXES = (".mp4", ".avi", ".webm", ".mkv", ".mov")
+#: Optional files in the root of a custom dataset.
+CLASSES, MIRROR = "classes.txt", "mirror.csv"
+#: Suffixes of video files, in lower case; files with capitals are found, too.
+VIDEO_SUFFIXES = (
+    ".mp4", ".avi", ".webm", ".mkv", ".mov", ".m4v", ".wmv", ".flv", ".mpg", ".mpeg", ".mpe", ".m1v", ".m2v", ".ts",
+    ".mts", ".m2ts", ".mod", ".tod", ".vob", ".asf", ".f4v", ".3gp", ".3g2", ".ogv", ".gif", ".divx", ".dv", ".mxf",
+    ".rm", ".rmvb", ".h264", ".264", ".h265", ".265", ".hevc", ".ivf", ".mjpeg", ".mjpg", ".y4m",
+)  # fmt: skip
 #: Suffixes of frames in a directory of frames.
-FRAME_SUFFIXES = (".jpg", ".jpeg", ".png")
+FRAME_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
+#: The most common suffixes, for error messages.
+COMMON_SUFFIXES = ", ".join((*VIDEO_SUFFIXES[:8], "…"))
+#: What operating systems, archives and network drives add to directories.
+_SYSTEM_NAMES = frozenset(
+    ("__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "@eadir", "$recycle.bin", "lost+found",
+     "system volume information", "__pycache__")
+)  # fmt: skip
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file or directory is not part of a dataset: its name begins with a dot (``.DS_Store``, ``._clip.mp4``),
+    or an operating system created it (``Thumbs.db``, ``__MACOSX``)."""
+    return name.startswith((".", "~$")) or name.lower() in _SYSTEM_NAMES
+
+
+def composed(text: str) -> str:
+    """The text in Unicode's composed form (NFC). macOS stores decomposed names, which look the same."""
+    return text if text.isascii() else unicodedata.normalize("NFC", text)
 
 
 @dataclass(frozen=True)
@@ -104,17 +133,26 @@ def labeled_clips(root: Path, directories: Sequence[str], labels: Mapping[str, i
 
 
 def read_text(path: Path) -> str:
-    """Read a UTF-8 file, without a byte order mark. Raises ValueError if it is not UTF-8."""
+    """Read a UTF-8 file, or a UTF-16 file with a byte order mark, without the mark. Line ends become ``\\n``. Raises
+    ValueError if it is not text."""
+    content = path.read_bytes()
+    encoding = "utf-16" if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
     try:
-        return path.read_text(encoding="utf-8-sig")
+        text = content.decode(encoding).lstrip("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}") from None
+        raise ValueError(
+            f"{path} is not UTF-8 text: {error.reason} at byte {error.start}; save the file with the encoding UTF-8"
+        ) from None
+    if "\0" in text:
+        line = text.count("\n", 0, text.index("\0")) + 1
+        raise ValueError(f"{path}:{line}: contains a null byte; expected text")
+    return text
 
 
 def read_lines(path: Path) -> list[tuple[int, str]]:
     """The non-blank lines of a file, stripped, with their line numbers (from 1)."""
-    lines = enumerate(read_text(path).splitlines(), start=1)
-    return [(number, line.strip()) for number, line in lines if line.strip()]
+    lines = enumerate(read_text(path).split("\n"), start=1)
+    return [(number, stripped) for number, line in lines if (stripped := line.strip())]
 
 
 def read_json(path: Path, kind: type) -> Any:
@@ -132,52 +170,156 @@ def read_json(path: Path, kind: type) -> Any:
     return content
 
 
+#: Delimiters of tables, the usual one first, with their names for messages.
+_DELIMITERS = {",": "a comma", ";": "a semicolon", "\t": "a tab", "|": "a vertical bar"}
+
+
+class Table(NamedTuple):
+    """The content of a CSV file: column names, and the line number and values of each row."""
+
+    header: list[str]
+    rows: list[tuple[int, list[str]]]
+
+
 def read_table(path: Path, columns: tuple[str, ...]) -> list[tuple[int, dict[str, str]]]:
-    """Read a CSV file with a header; blank lines are skipped.
+    """The line number of each row of a CSV file, and its values by column; see :func:`parse_table`."""
+    table = parse_table(path, columns)
+    return [(line, dict(zip(table.header, values, strict=True))) for line, values in table.rows]
+
+
+def parse_table(path: Path, columns: tuple[str, ...]) -> Table:
+    """Read a CSV file. Values are stripped, and blank lines are skipped.
+
+    The delimiter is a comma, semicolon, tab or vertical bar. Column names may have capitals. A table of clips (the
+    first of ``columns`` is ``path``) needs no header if its first row begins with the path of a clip.
 
     Args:
         path: the file.
         columns: required columns; the file may have more.
 
-    Returns:
-        the line number of each row, and its values by column.
-
     Raises:
         ValueError: the header is missing or incomplete, or a row does not match it; the message names file and line.
     """
-    reader = csv.reader(read_text(path).splitlines(keepends=True), strict=True)
-    rows: list[tuple[int, dict[str, str]]] = []
-    header: list[str] | None = None
+    text = read_text(path)
+    found = _find_header(path, text, columns)
+    if found is None:
+        raise ValueError(_header_problem(path, text, columns))
+    delimiter, header, has_header = found
+    repeated = next((name for i, name in enumerate(header) if name and name in header[:i]), None)
+    if repeated is not None:
+        raise ValueError(f"{path}: the header has two columns {repeated!r}; rename one")
+    rows: list[tuple[int, list[str]]] = []
+    for number, values in itertools.islice(_rows(path, text, delimiter), 1 if has_header else 0, None):
+        if len(values) != len(header):
+            raise ValueError(
+                f"{path}:{number}: has {len(values)} values, expected {len(header)} "
+                f"({delimiter.join(header)[:80]}); quote values that contain {_DELIMITERS[delimiter]}"
+            )
+        rows.append((number, values))
+    return Table(header, rows)
+
+
+def has_columns(path: Path, columns: tuple[str, ...]) -> bool:
+    """Whether a file is a table with a header that has these columns."""
     try:
-        for values in reader:
-            values = [value.strip() for value in values]
-            if not any(values):
-                continue
-            if header is None:
-                header = values
-                if not set(columns) <= set(header):
-                    raise ValueError(
-                        f"{path}:{reader.line_num}: the header is {','.join(header)!r}; expected "
-                        f"{','.join(columns)!r}, separated by commas"
-                    )
-                continue
-            if len(values) != len(header):
-                raise ValueError(
-                    f"{path}:{reader.line_num}: has {len(values)} values, expected {len(header)} ({','.join(header)}); "
-                    "quote values that contain a comma"
-                )
-            rows.append((reader.line_num, dict(zip(header, values, strict=True))))
+        found = _find_header(path, read_text(path), columns)
+    except (ValueError, OSError):
+        return False
+    return found is not None and found[2]
+
+
+def _find_header(path: Path, text: str, columns: tuple[str, ...]) -> tuple[str, list[str], bool] | None:
+    """The delimiter, the column names, and whether they are the first row; None if the columns are not found."""
+    first = {delimiter: row for delimiter in _DELIMITERS if (row := _first_row(path, text, delimiter))}
+    for delimiter, row in first.items():
+        header = [name if name in columns else name.lower() for name in row]
+        if set(columns) <= set(header):
+            return delimiter, header, True
+    if columns[0] == "path":
+        names = ["path", "label"]
+        for delimiter, row in sorted(first.items(), key=lambda item: -len(item[1])):
+            if len(columns) <= len(row) <= len(names) and _is_clip(path.parent, row):
+                return delimiter, names[: len(row)], False
+    return None
+
+
+def _is_clip(root: Path, row: Sequence[str]) -> bool:
+    if row[0].lower().endswith(VIDEO_SUFFIXES):
+        return True
+    return bool(row[0]) and os.path.lexists(root / row[0]) and not row[-1].lower().endswith(VIDEO_SUFFIXES)
+
+
+def _first_row(path: Path, text: str, delimiter: str) -> list[str] | None:
+    try:
+        return next((values for _, values in _rows(path, text, delimiter)), None)
+    except ValueError:
+        return None
+
+
+def _rows(path: Path, text: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
+    """The number of the last line and the values of each row that is not blank."""
+    text = re.sub(r"\Asep=.\n", "\n", text)  # Excel's way to name the delimiter
+    reader = csv.reader(io.StringIO(text), delimiter=delimiter, skipinitialspace=True, strict=True)
+    try:
+        for row in reader:
+            values = [value.strip() for value in row]
+            if any(values):
+                yield reader.line_num, values
     except csv.Error as error:
         raise ValueError(f"{path}:{reader.line_num}: invalid CSV: {error}") from None
-    if header is None:
-        raise ValueError(f"{path} is empty; expected the header {','.join(columns)!r}")
-    return rows
+
+
+def _header_problem(path: Path, text: str, columns: tuple[str, ...]) -> str:
+    expected = f"{','.join(columns)!r}"
+    number, first = next(((i, line) for i, line in enumerate(text.split("\n"), 1) if line.strip()), (0, ""))
+    if not number:
+        return f"{path} is empty; expected the header {expected}"
+    problem = f"{path}:{number}: the header is {short_repr(first.strip())}; expected {expected}, separated by commas"
+    if columns[0] == "path" and re.fullmatch(r".*\s-?[0-9]+\s*", first):
+        problem += " (for lines 'path label' without a header, use the dataset 'list')"
+    return problem
+
+
+def read_classes(root: Path) -> tuple[str, ...] | None:
+    """The class names in ``root/classes.txt``, or None if there is no such file."""
+    path = root / CLASSES
+    if not path.exists():
+        return None
+    text = read_text(path).rstrip()
+    if not text:
+        raise ValueError(f"{path} is empty; expected one class name per line")
+    lines: dict[str, int] = {}
+    for number, line in enumerate(text.split("\n"), start=1):
+        name = composed(line.strip())
+        if not name:
+            raise ValueError(f"{path}:{number}: blank line; expected one class name per line")
+        if name in lines:
+            raise ValueError(f"{path}:{number}: class {short_repr(name)} is already listed in line {lines[name]}")
+        lines[name] = number
+    return tuple(lines)
+
+
+def read_mirror(root: Path, class_names: Sequence[str]) -> tuple[int, ...] | None:
+    """The mirrored class of each class from ``root/mirror.csv``, or None if there is no such file."""
+    path = root / MIRROR
+    if not path.exists():
+        return None
+    mirror = list(range(len(class_names)))
+    index = {name: i for i, name in enumerate(class_names)}
+    for line, values in read_table(path, ("class", "mirror")):
+        pair = composed(values["class"]), composed(values["mirror"])
+        for name in pair:
+            if name not in index:
+                raise ValueError(f"{path}:{line}: unknown class {short_repr(name)}{suggest(name, class_names)}")
+        first, second = (index[name] for name in pair)
+        mirror[first], mirror[second] = second, first
+    return tuple(mirror)
 
 
 def class_index(value: object, where: str, count: int) -> int:
     """Parse a label, which annotations store as a number or as a string of digits. Raises ValueError, with a message
     that begins with ``where``, if it is neither, or not in 0..count-1."""
-    if isinstance(value, str) and value.strip().lstrip("-").isdecimal():
+    if isinstance(value, str) and re.fullmatch(r"\s*-?[0-9]{1,9}\s*", value):
         value = int(value)
     if not isinstance(value, int) or isinstance(value, bool):
         raise ValueError(f"{where}: label is {short_repr(value)}; expected an integer, 0 to {count - 1}")

@@ -232,7 +232,8 @@ class DatasetEntry:
 #: Module of each dataset in this package; imported when the dataset is first used.
 _BUILT_IN = {
     "motion": "art.data.motion.dataset",
-    **dict.fromkeys(("folder", "csv", "list"), "art.data.datasets.custom"),
+    "folder": "art.data.datasets.directories",
+    **dict.fromkeys(("csv", "list"), "art.data.datasets.custom"),
     "shards": "art.data.shards",
     **dict.fromkeys(
         ("finegym99", "finegym288", "finegym99_v1.0", "finegym288_v1.0", "diving48"), "art.data.datasets.sports"

@@ -1,4 +1,4 @@
-"""Custom datasets in three layouts: class directories ("folder"), CSV tables ("csv"), and path lists ("list").
+"""Custom datasets in CSV tables ("csv") and path lists ("list"); class directories are in :mod:`.directories`.
 
 Two optional files in the root describe the classes. ``classes.txt`` lists the class names in the order of their
 indices, one per line. ``mirror.csv`` with the header ``class,mirror`` enables horizontal flips in training: each row
@@ -8,7 +8,7 @@ enables flips that change no label.
 
 from __future__ import annotations
 
-import logging
+import math
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -16,130 +16,85 @@ from pathlib import Path
 from typing import NamedTuple
 
 from art.data.datasets.annotations import (
-    FRAME_SUFFIXES,
+    CLASSES,
+    MIRROR,
     VIDEO_SUFFIXES,
     class_index,
+    composed,
+    has_columns,
+    is_hidden,
+    read_classes,
     read_lines,
+    read_mirror,
     read_table,
-    read_text,
     short_repr,
 )
 from art.data.datasets.base import Clip, ClipSet, check_root, register_dataset, suggest
+from art.data.datasets.directories import directory_splits, open_directory
+from art.data.datasets.splits import SPLITS, find_split, split_name
 
-CLASSES, MIRROR = "classes.txt", "mirror.csv"
+__all__ = [
+    "CLASSES", "MIRROR", "ClipPaths", "clips_of_table", "directory_splits", "list_splits", "open_csv",
+    "open_directory", "open_list", "read_classes", "read_mirror", "split_list_line", "strip_frame_count",
+    "table_splits", "time_span", "unquoted",
+]  # fmt: skip
+
+_COLUMNS = ("path", "label")
+_TABLE_SUFFIXES = (".csv", ".tsv")
 _LIST_SUFFIXES = (".txt", ".csv", ".list")
-_LIST_LINE = re.compile(r"(.*[^\s,])[\s,]+(-?\d+)")  # a path, which may contain spaces, and a final number
-_log = logging.getLogger(__name__)
+# A path, which may contain spaces, separators, and a final number.
+_LIST_LINE = re.compile(r"(?P<path>.*[^\s,;])[\s,;]+(?P<label>-?[0-9]{1,9})")
 
 
-def read_classes(root: Path) -> tuple[str, ...] | None:
-    """The class names in ``root/classes.txt``, or None if there is no such file."""
-    path = root / CLASSES
-    if not path.exists():
-        return None
-    lines: dict[str, int] = {}
-    for number, line in enumerate(map(str.strip, read_text(path).rstrip().splitlines()), start=1):
-        if not line:
-            raise ValueError(f"{path}:{number}: blank line; expected one class name per line")
-        if lines.setdefault(line, number) != number:
-            raise ValueError(f"{path}:{number}: class {line!r} is already listed in line {lines[line]}")
-    if not lines:
-        raise ValueError(f"{path} is empty; expected one class name per line")
-    return tuple(lines)
+class ClipPaths:
+    """Converts the paths in a table or list to those of files: relative to ``root``, with ``~`` for the home directory.
 
-
-def read_mirror(root: Path, class_names: Sequence[str]) -> tuple[int, ...] | None:
-    """The mirrored class of each class from ``root/mirror.csv``, or None if there is no such file."""
-    path = root / MIRROR
-    if not path.exists():
-        return None
-    mirror = list(range(len(class_names)))
-    index = {name: i for i, name in enumerate(class_names)}
-    for line, values in read_table(path, ("class", "mirror")):
-        for name in (values["class"], values["mirror"]):
-            if name not in index:
-                raise ValueError(f"{path}:{line}: unknown class {name!r}{suggest(name, class_names)}")
-        first, second = index[values["class"]], index[values["mirror"]]
-        mirror[first], mirror[second] = second, first
-    return tuple(mirror)
-
-
-# Class directories: "folder"
-
-
-def directory_splits(root: Path) -> tuple[str, ...]:
-    """The splits of :func:`open_directory`: the directories in ``root`` that are not hidden, sorted."""
-    return tuple(_subdirectories(root))
-
-
-@register_dataset("folder", description="your own clips, one directory per class", splits=directory_splits)
-def open_directory(root: Path, split: str) -> ClipSet:
-    """Open ``root/<split>/<class>/<clip>.{mp4,avi,webm,mkv,mov}``, or directories of frames instead of video files:
-    ``root/<split>/<class>/<clip>/00001.jpg``.
-
-    Without ``classes.txt``, the classes are the sorted names of the class directories of all splits, so that all splits
-    use the same indices. Prompts are class names with underscores replaced by spaces.
+    If there is no such file, backslashes are read as slashes, and names are compared in Unicode's composed form.
     """
-    check_root(root)
-    splits = _subdirectories(root)
-    if split not in splits:
-        listed = ", ".join(splits) or "none"
-        raise ValueError(f"{root} has no split {split!r}; found: {listed}; expected {root}/{split}/<class>/<clip>")
-    directories = _subdirectories(root / split)
-    names = read_classes(root) or tuple(sorted({name for other in splits for name in _subdirectories(root / other)}))
-    index = {name: i for i, name in enumerate(names)}
-    clips: list[Clip] = []
-    skipped: list[Path] = []
-    for name in directories:
-        directory = root / split / name
-        if name not in index:
-            raise ValueError(f"{directory}: {name!r} is not in {root / CLASSES}{suggest(name, names)}")
-        videos, others = _list_class(directory)
-        clips += [Clip(directory / video, index[name]) for video in videos]
-        skipped += [directory / other for other in others]
-    if not clips:
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._directories: dict[Path, Path] = {}
+        self._names: dict[Path, dict[str, str]] = {}
+
+    def __call__(self, text: str) -> Path:
+        """The path of a clip, which may not exist."""
+        path = self._join(text)
+        if ("\\" in text or not text.isascii()) and not os.path.lexists(path):
+            return self._find(self._join(text.replace("\\", "/")))
+        return path
+
+    def _join(self, text: str) -> Path:
+        # Unlike Path.expanduser, this does not raise if there is no home directory.
+        return self._root / (os.path.expanduser(text) if text.startswith("~/") else text)  # noqa: PTH111
+
+    def _find(self, path: Path) -> Path:
+        """The existing path that differs in the form of its letters only; ``path`` if there is none."""
+        if path.parent == path:
+            return path
+        if path.parent not in self._directories:
+            self._directories[path.parent] = self._find(path.parent)
+        directory = self._directories[path.parent]
+        return directory / self._names_in(directory).get(composed(path.name), path.name)
+
+    def _names_in(self, directory: Path) -> dict[str, str]:
+        """The names in a directory by their composed form."""
+        if directory not in self._names:
+            try:
+                self._names[directory] = {composed(entry.name): entry.name for entry in directory.iterdir()}
+            except OSError:
+                self._names[directory] = {}
+        return self._names[directory]
+
+
+def _index_names(largest: int, clips: int, where: str) -> tuple[str, ...]:
+    """The names of classes that are known by their indices only."""
+    if largest > 100 + 10 * clips:
         raise ValueError(
-            f"{root / split} has no clips in {len(directories)} class directories ({len(skipped)} other files); "
-            f"expected {root / split}/<class>/<clip> ending in {', '.join(VIDEO_SUFFIXES)}, or directories of frames"
+            f"{where}: label {largest} is too large for {clips} clips; expected class indices from 0, or a list of the "
+            f"class names in {CLASSES}"
         )
-    if skipped:
-        _log.warning("skipping %d files in %s that are not videos, such as %s", len(skipped), root / split, skipped[0])
-    prompts = tuple(name.replace("_", " ") for name in names)
-    return ClipSet("folder", split, root, tuple(clips), names, prompts, read_mirror(root, names))
-
-
-def _list_class(directory: Path) -> tuple[list[str], list[str]]:
-    """The sorted names of the clips in a class directory, and of its other files.
-
-    The directory is listed once, independent of the number of clips. Only its first subdirectory is opened, to detect
-    an extra directory level; any other one without frames is a clip that cannot be read.
-    """
-    videos, frames, others = [], [], []
-    with os.scandir(directory) as entries:
-        for entry in entries:
-            if entry.name.startswith("."):
-                continue
-            if entry.name.lower().endswith(VIDEO_SUFFIXES):
-                videos.append(entry.name)
-            elif entry.is_dir():
-                frames.append(entry.name)
-            else:
-                others.append(entry.name)
-    if frames:
-        first = directory / min(frames)
-        with os.scandir(first) as entries:
-            has_frames = any(entry.name.lower().endswith(FRAME_SUFFIXES) for entry in entries)
-        if not has_frames:
-            raise ValueError(
-                f"{first} is a directory without frames ({', '.join(FRAME_SUFFIXES)}); expected video files "
-                f"({', '.join(VIDEO_SUFFIXES)}) or directories of frames"
-            )
-    return sorted(videos + frames), sorted(others)
-
-
-def _subdirectories(path: Path) -> list[str]:
-    with os.scandir(path) as entries:
-        return sorted(entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir())
+    return tuple(map(str, range(largest + 1)))
 
 
 # Tables: "csv"
@@ -153,54 +108,76 @@ class _Row(NamedTuple):
     start: float | None
     end: float | None
 
+    @property
+    def number(self) -> int | None:
+        """The label if it is a class index."""
+        return int(self.label) if re.fullmatch("[0-9]{1,9}", self.label) else None
+
 
 def table_splits(root: Path) -> tuple[str, ...]:
-    """The splits of :func:`open_csv`: the tables in ``root`` with the columns ``path`` and ``label``, sorted."""
-    return tuple(name for name, path in _tables(root).items() if _lists_clips(path))
+    """The splits of :func:`open_csv`, sorted: the tables in ``root`` that are named after a split, such as
+    ``train.csv``, or have a header with the columns ``path`` and ``label``."""
+    return tuple(sorted(name for name, path in _tables(root).items() if _lists_clips(path)))
 
 
 @register_dataset("csv", description="your own clips in tables path,label", splits=table_splits)
 def open_csv(root: Path, split: str) -> ClipSet:
-    """Open the clips in ``root/<split>.csv``, a table with the header ``path,label``.
+    """Open the clips in ``root/<split>.csv``, a table with the columns ``path`` and ``label``.
 
-    Paths are absolute or relative to the root; labels are class names or class indices. The optional columns
-    ``time_start`` and ``time_end`` (seconds) select a part of the file; an empty value is the beginning or the end.
-    Other columns are ignored. Without ``classes.txt``, the classes are the sorted labels of all tables with this
-    header in the root, or, if all labels are integers, 0 to the largest.
+    The name may be another spelling of the split, such as ``Validation.csv``; without a test table, "test" opens the
+    validation table. Values are separated by commas, semicolons or tabs. Paths are absolute or relative to the root;
+    labels are class names or class indices. The optional columns ``time_start`` and ``time_end`` (seconds) select a
+    part of the file; an empty value is the beginning or the end. Other columns are ignored. Without ``classes.txt``,
+    the classes are the sorted labels of all tables in the root, or, if all labels are integers, 0 to the largest.
     """
     check_root(root)
     names = read_classes(root)
     tables = _tables(root)
-    if split not in tables:
-        listed = ", ".join(tables) or "none"
+    found = find_split(split, [*tables, *(path.stem for path in tables.values())])
+    if found is None:
+        listed = ", ".join(sorted(tables)[:20]) or "none"
         raise ValueError(f"{root} has no split {split!r}; found: {listed}; expected {root}/{split}.csv")
+    table = tables[found] if found in tables else next(path for path in tables.values() if path.stem == found)
+    rows = _read_rows(table)
     if names is None:
-        lists = [path for path in tables.values() if path == tables[split] or _lists_clips(path)]
-        names = _classes_of([row for path in lists for row in _read_rows(path)])
-    return ClipSet(
-        "csv", split, root, clips_of_table(tables[split], root, names), names, mirror=read_mirror(root, names)
-    )
+        others = [path for path in tables.values() if path != table and _lists_clips(path)]
+        names = _classes_of([*rows, *(row for path in others for row in _read_rows(path))])
+    clips = _clips_of_rows(rows, table, root, names)
+    return ClipSet("csv", found, root, clips, names, mirror=read_mirror(root, names))
 
 
 def clips_of_table(table: Path, root: Path, class_names: Sequence[str]) -> tuple[Clip, ...]:
     """Read the clips of one ``path,label`` table, as in :func:`open_csv`."""
+    return _clips_of_rows(_read_rows(table), table, root, class_names)
+
+
+def _clips_of_rows(rows: Sequence[_Row], table: Path, root: Path, class_names: Sequence[str]) -> tuple[Clip, ...]:
     clips: list[Clip] = []
-    lines: dict[tuple[Path, float | None, float | None], int] = {}
+    lines: dict[tuple[str, float | None, float | None], int] = {}
+    repeated: list[tuple[_Row, int]] = []
     index = {name: i for i, name in enumerate(class_names)}
-    for row in _read_rows(table):
-        if row.label in index:
-            label = index[row.label]
-        elif row.label.isascii() and row.label.isdigit() and int(row.label) < len(class_names):
-            label = int(row.label)
-        elif row.label.lstrip("-").isdigit():
-            raise ValueError(f"{row.where}: label {row.label} is out of range, expected 0 to {len(class_names) - 1}")
-        else:
-            raise ValueError(f"{row.where}: unknown class {row.label!r}{suggest(row.label, class_names)}")
-        key = (root / row.path, row.start, row.end)
+    paths = ClipPaths(root)
+    for row in rows:
+        label = index.get(row.label)
+        label = row.number if label is None else label
+        if label is None and not row.label.lstrip("-").isdigit():
+            raise ValueError(f"{row.where}: unknown class {short_repr(row.label)}{suggest(row.label, class_names)}")
+        if label is None or label >= len(class_names):
+            raise ValueError(
+                f"{row.where}: label {row.label[:20]} is out of range, expected 0 to {len(class_names) - 1}: there are "
+                f"{len(class_names)} classes"
+            )
+        path = paths(row.path)
+        key = (os.path.normpath(path), row.start, row.end)
         if key in lines:
-            raise ValueError(f"{row.where}: clip {row.path} is already listed in line {lines[key]}; remove one")
+            repeated.append((row, lines[key]))
+            continue
         lines[key] = row.line
-        clips.append(Clip(key[0], label, row.start, row.end))
+        clips.append(Clip(path, label, row.start, row.end))
+    if repeated:
+        row, line = repeated[0]
+        more = f" ({len(repeated)} rows of this table are repeated)" if len(repeated) > 1 else ""
+        raise ValueError(f"{row.where}: clip {row.path} is already listed in line {line}; remove one{more}")
     if not clips:
         raise ValueError(f"{table} lists no clips; expected rows 'path,label' below the header")
     return tuple(clips)
@@ -209,7 +186,10 @@ def clips_of_table(table: Path, root: Path, class_names: Sequence[str]) -> tuple
 def time_span(values: Mapping[str, str], where: str) -> tuple[float | None, float | None]:
     """Parse the columns ``time_start`` and ``time_end`` of a table row, in seconds; None if empty or absent. Errors
     begin with ``where``, the file and line."""
-    start, end = (_seconds(values.get(column, ""), f"{where}: {column}") for column in ("time_start", "time_end"))
+    texts = values.get("time_start", ""), values.get("time_end", "")
+    if texts == ("", ""):
+        return None, None
+    start, end = _seconds(texts[0], f"{where}: time_start"), _seconds(texts[1], f"{where}: time_end")
     if (start or 0.0) < 0 or (end is not None and end <= (start or 0.0)):
         raise ValueError(f"{where}: the clip from {start} s to {end} s has no duration; expected 0 <= start < end")
     return start, end
@@ -219,41 +199,51 @@ def _seconds(value: str, where: str) -> float | None:
     if not value:
         return None
     try:
-        return float(value)
+        seconds = float(value)
     except ValueError:
-        raise ValueError(f"{where} is {value!r}; expected seconds, such as 12.5, or an empty value") from None
+        seconds = math.nan
+    if not math.isfinite(seconds):
+        raise ValueError(f"{where} is {short_repr(value)}; expected seconds, such as 12.5, or an empty value")
+    return seconds
 
 
 def _tables(root: Path) -> dict[str, Path]:
-    return {path.stem: path for path in sorted(root.glob("*.csv")) if path.name != MIRROR}
+    """The tables in ``root`` by the split that they are named after, or else by their names."""
+    found = [path for path in root.iterdir() if path.suffix.lower() in _TABLE_SUFFIXES and not is_hidden(path.name)]
+    tables: dict[str, Path] = {}
+    for path in sorted(found, key=lambda path: (path.stem != split_name(path.stem), path)):
+        if path.name not in (MIRROR, SPLITS):
+            split = split_name(path.stem)
+            tables[path.stem if split is None or split in tables else split] = path
+    return tables
 
 
 def _lists_clips(table: Path) -> bool:
-    header = next(iter(read_text(table).splitlines()), "")
-    return {"path", "label"} <= {name.strip() for name in header.split(",")}
+    return split_name(table.stem) is not None or has_columns(table, _COLUMNS)
 
 
 def _read_rows(table: Path) -> list[_Row]:
     rows = []
-    for line, values in read_table(table, ("path", "label")):
+    for line, values in read_table(table, _COLUMNS):
         where = f"{table}:{line}"
-        for column in ("path", "label"):
+        for column in _COLUMNS:
             if not values[column]:
                 raise ValueError(f"{where}: {column} is empty")
-        rows.append(_Row(where, line, values["path"], values["label"], *time_span(values, where)))
+        rows.append(_Row(where, line, values["path"], composed(values["label"]), *time_span(values, where)))
     return rows
 
 
 def _classes_of(rows: Sequence[_Row]) -> tuple[str, ...]:
-    numbers = [row for row in rows if row.label.isascii() and row.label.isdigit()]
+    numbers = [row for row in rows if row.number is not None]
     if numbers and len(numbers) < len(rows):
-        named = next(row for row in rows if not (row.label.isascii() and row.label.isdigit()))
+        named = next(row for row in rows if row.number is None)
         raise ValueError(
             f"{numbers[0].where}: label {numbers[0].label} is an index, but {named.where} has the name "
-            f"{named.label!r}; use one kind of label, or add {CLASSES} to the directory of the tables"
+            f"{short_repr(named.label)}; use one kind of label, or add {CLASSES} to the directory of the tables"
         )
     if numbers:
-        return tuple(str(i) for i in range(max(int(row.label) for row in numbers) + 1))
+        largest = max(numbers, key=lambda row: row.number or 0)
+        return _index_names(largest.number or 0, len(rows), largest.where)
     return tuple(sorted({row.label for row in rows}))
 
 
@@ -270,34 +260,72 @@ def open_list(root: Path, split: str) -> ClipSet:
     """Open the clips in a file of ``path label`` lines, separated by spaces or a comma, as used by other trainers.
 
     The file is ``root/<split>.txt`` (or ``.csv``, ``.list``), or else the only one with the split as a word of its
-    name, such as ``kinetics400_train_list_videos.txt``. Paths are absolute or relative to the root and may contain
-    spaces; labels are class indices. The number of frames may precede the label: ``frames/182040 58 3``.
+    name, such as ``kinetics400_train_list_videos.txt``. Without a test list, "test" opens the validation list. Paths
+    are absolute or relative to the root and may contain spaces; labels are class indices. The number of frames may
+    precede the label: ``frames/182040 58 3``.
 
     Class names come from ``classes.txt`` (one per line), or else from the only table in the root with the header
     ``id,name``. Without either they are the indices, 0 to the largest in the lists of all splits.
     """
     check_root(root)
     lists = _find_lists(root, split)
+    if not lists and split_name(split) == "test":
+        split, lists = ("val", _find_lists(root, "val")) if _find_lists(root, "val") else (split, [])
     if len(lists) != 1:
         found = ", ".join(path.name for path in lists) or "none"
         raise ValueError(
             f"{root}: lists of split {split!r}: {found}; expected {split}.txt, or one file with {split!r} in its name"
         )
-    lines = _read_list(lists[0])
+    paths = ClipPaths(root)
+    lines = _read_list(lists[0], paths)
     names = read_classes(root) or _read_id_names(root)
     if names is None:  # all splits must use the same classes, so all lists are read
         others = {other for name in list_splits(root) for other in _find_lists(root, name)} - {lists[0]}
-        labels = [label for part in (lines, *map(_read_list, sorted(others))) for _, _, label in part]
-        names = tuple(str(label) for label in range(max(labels) + 1)) or ("0",)
+        labeled = {other: _read_list(other, paths) for other in sorted(others)} | {lists[0]: lines}
+        largest, where = max((label, f"{file}:{line}") for file, part in labeled.items() for line, _, label in part)
+        names = _index_names(max(0, largest), sum(map(len, labeled.values())), where)
     clips = []
     seen: dict[str, int] = {}
-    for number, path, label in lines:
-        where = f"{lists[0]}:{number}"
-        if path in seen:
-            raise ValueError(f"{where}: {path} is already listed in line {seen[path]}; remove one")
-        seen[path] = number
-        clips.append(Clip(root / _strip_frame_count(root, path), class_index(label, where, len(names))))
+    repeated: list[tuple[int, str, int]] = []
+    for number, text, label in lines:
+        path = paths(text)
+        where, key = f"{lists[0]}:{number}", os.path.normpath(path)
+        if key in seen:
+            repeated.append((number, text, seen[key]))
+            continue
+        seen[key] = number
+        clips.append(Clip(path, class_index(label, where, len(names))))
+    if repeated:
+        number, text, line = repeated[0]
+        more = f" ({len(repeated)} lines of this list are repeated)" if len(repeated) > 1 else ""
+        raise ValueError(f"{lists[0]}:{number}: {text} is already listed in line {line}; remove one{more}")
     return ClipSet("list", split, root, tuple(clips), names, mirror=read_mirror(root, names))
+
+
+def split_list_line(paths: ClipPaths, text: str) -> tuple[str, str, int] | None:
+    """Split a line of a list: the path, the text after it, and the label; None if the line has no label.
+
+    A number of frames before the label belongs to the text after the path: ``frames/182040 58 3``. The path of a video,
+    or of an existing file, may end in a number.
+    """
+    match = _LIST_LINE.fullmatch(text)
+    if match is None:
+        return None
+    path = strip_frame_count(paths, match["path"])
+    return unquoted(path), text[len(path) :], int(match["label"])
+
+
+def strip_frame_count(paths: ClipPaths, path: str) -> str:
+    """``frames/182040`` from ``frames/182040 58``; a video or an existing path is returned unchanged."""
+    match = _LIST_LINE.fullmatch(path)
+    if match is None or path.lower().endswith(VIDEO_SUFFIXES) or os.path.lexists(paths(path)):
+        return path
+    return match["path"]
+
+
+def unquoted(path: str) -> str:
+    """The path without the quotes around it, if any."""
+    return path[1:-1] if len(path) > 2 and path[0] == path[-1] and path[0] in "\"'" else path
 
 
 def _find_lists(root: Path, split: str) -> list[Path]:
@@ -305,37 +333,41 @@ def _find_lists(root: Path, split: str) -> list[Path]:
     for path in (root / f"{split}{suffix}" for suffix in _LIST_SUFFIXES):
         if path.is_file():
             return [path]
-    files = sorted(path for path in root.iterdir() if path.suffix in _LIST_SUFFIXES)
-    return [path for path in files if split.lower() in re.split(r"[^a-z0-9]+", path.stem.lower())]
+    files = sorted(
+        path for path in root.iterdir()
+        if path.suffix.lower() in _LIST_SUFFIXES and not is_hidden(path.name)
+        and path.name not in (CLASSES, MIRROR, SPLITS)
+    )  # fmt: skip
+    wanted = split_name(split)
+    named = [path for path in files if wanted is not None and split_name(path.stem) == wanted]
+    if named:
+        return named
+
+    def matches(word: str) -> bool:
+        return word == split.lower() or (wanted is not None and split_name(word) == wanted)
+
+    return [path for path in files if any(map(matches, re.split(r"[^a-z0-9]+", path.stem.lower())))]
 
 
-def _read_list(path: Path) -> list[tuple[int, str, int]]:
+def _read_list(file: Path, paths: ClipPaths) -> list[tuple[int, str, int]]:
     """Number, path and label of each line."""
     lines = []
-    for number, text in read_lines(path):
-        match = _LIST_LINE.fullmatch(text)
-        if match is None:
+    for number, text in read_lines(file):
+        parts = split_list_line(paths, text)
+        if parts is None:
             raise ValueError(
-                f"{path}:{number}: got {short_repr(text)}; expected a path and a class index, such as 'clips/a.mp4 3' "
+                f"{file}:{number}: got {short_repr(text)}; expected a path and a class index, such as 'clips/a.mp4 3' "
                 "(for tables with a header path,label, use the dataset 'csv')"
             )
-        lines.append((number, match[1], int(match[2])))
+        lines.append((number, parts[0], parts[2]))
     if not lines:
-        raise ValueError(f"{path} is empty; expected lines such as 'clips/a.mp4 3'")
+        raise ValueError(f"{file} is empty; expected lines such as 'clips/a.mp4 3'")
     return lines
-
-
-def _strip_frame_count(root: Path, path: str) -> str:
-    """``frames/182040`` from ``frames/182040 58``; a video or an existing path is returned unchanged."""
-    match = _LIST_LINE.fullmatch(path)
-    if match is None or path.lower().endswith(VIDEO_SUFFIXES) or (root / path).exists():
-        return path
-    return match[1]
 
 
 def _read_id_names(root: Path) -> tuple[str, ...] | None:
     """The class names of the table ``id,name``, or None if there is no such table."""
-    tables = [path for path in sorted(root.glob("*.csv")) if read_text(path).partition("\n")[0].strip() == "id,name"]
+    tables = [path for path in sorted(root.glob("*.csv")) if has_columns(path, ("id", "name"))]
     if not tables:
         return None
     if len(tables) > 1:
@@ -347,5 +379,5 @@ def _read_id_names(root: Path) -> tuple[str, ...] | None:
         label = class_index(values["id"], f"{tables[0]}:{number}", len(rows))
         if label in names:
             raise ValueError(f"{tables[0]}:{number}: class {label} is already listed, as {names[label]!r}; remove one")
-        names[label] = values["name"]
+        names[label] = composed(values["name"])
     return tuple(names[label] for label in range(len(names)))

@@ -13,6 +13,8 @@ from typing import Any
 
 from art.data.dataset import check_clip_set
 from art.data.datasets.base import Clip, ClipSet, RequiredFile, dataset_splits, open_dataset, required_files
+from art.data.datasets.directories import needs_split, split_directory
+from art.data.datasets.splits import check_splits
 from art.data.decoding.pyav import TOLERANCE
 from art.data.decoding.video import VideoError, decoded_bytes, frame_times, iterate_frames, read_frames
 from art.data.parallel import Stopped, available_cores, map_processes, stop_requested
@@ -68,13 +70,15 @@ class SplitCheck:
 
 @dataclass(frozen=True)
 class DatasetCheck:
-    """The result for a dataset. ``level`` is one of ``LEVELS``; ``annotations`` are the files that its reader needs."""
+    """The result for a dataset. ``level`` is one of ``LEVELS``; ``annotations`` are the files that its reader needs;
+    ``notes`` are facts about several splits, such as how they were made, and clips that are in two of them."""
 
     name: str
     root: Path
     level: str
     annotations: tuple[RequiredFile, ...]
     splits: tuple[SplitCheck, ...]
+    notes: tuple[str, ...] = ()
 
     @property
     def failed_fraction(self) -> float:
@@ -88,6 +92,7 @@ class DatasetCheck:
             "root": str(self.root),
             "check": self.level,
             "annotation_files": [{**asdict(file), "path": str(file.path)} for file in self.annotations],
+            "notes": list(self.notes),
             "splits": {
                 split.split: {
                     "error": split.error,
@@ -111,6 +116,8 @@ def open_splits(name: str, root: Path, splits: Sequence[str] | None = None) -> d
     if name == "shards":
         raise ValueError("shards cannot be checked; check the dataset that they are written from")
     known = dataset_splits(name, root)
+    if not known:
+        open_dataset(name, root, "train")  # raises an error that lists what is missing
     unknown = [split for split in splits or () if split not in known]
     if unknown or not known:
         problem = f"splits: {unknown[0]!r} is not a split of" if unknown else f"{root} has no split of"
@@ -174,7 +181,18 @@ def check_dataset(
             if finding is not None:
                 problems.append(Problem(clips.relative_path(i), clip.start, clip.end, *finding))
         checks.append(SplitCheck(split, len(clips), len({clip.path for clip in clips}), tuple(problems)))
-    return DatasetCheck(name, root, level, required_files(name, root), tuple(checks))
+    notes = _check_across_splits(name, root, clip_sets)
+    return DatasetCheck(name, root, level, required_files(name, root), tuple(checks), tuple(notes))
+
+
+def _check_across_splits(name: str, root: Path, clip_sets: dict[str, ClipSet]) -> list[str]:
+    notes = split_directory(root).notes if name == "folder" and needs_split(root) else []
+    train = clip_sets.get("train")
+    if train is None:
+        return notes
+    others = [clips for split, clips in clip_sets.items() if split != "train"]
+    # A problem of the training split alone is reported for each of the others.
+    return list(dict.fromkeys([*notes, *(problem for other in others for problem in check_splits(train, other))]))
 
 
 def _inspect_files(
@@ -259,6 +277,7 @@ def as_table(check: DatasetCheck) -> str:
             lines.append("  ".join([name.ljust(widths[0]), *padded]))
         lines.append("")
     lines += [f"{split.split} cannot be opened: {split.error}" for split in check.splits if split.error]
+    lines += [f"note: {note}" for note in check.notes]
     errors = " ".join(split.error or "" for split in check.splits)
     absent = [file for file in check.annotations if not file.found and file.splits and file.path.name not in errors]
     lines += [f"missing {file.path} (for {', '.join(file.splits)}), available from {file.source}" for file in absent]

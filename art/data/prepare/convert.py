@@ -19,8 +19,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from art.data.datasets.annotations import CLASSES, parse_table, read_text
 from art.data.datasets.base import Clip, ClipSet, check_root, open_dataset, required_files
-from art.data.datasets.custom import CLASSES
+from art.data.datasets.custom import ClipPaths, split_list_line
+from art.data.datasets.directories import needs_split, split_directory
+from art.data.datasets.splits import SPLITS, write_splits
 from art.data.decoding.video import VideoError
 from art.data.files import Journal, WriteError, atomic_write, check_writable, write_text
 from art.data.parallel import available_cores, map_processes, stop_requested
@@ -32,8 +35,7 @@ JOURNAL = "prepared.jsonl"
 
 _Key = tuple[Path, float | None, float | None]  # original, start, end
 
-_ANNOTATION_SUFFIXES = (".json", ".txt", ".csv", ".list")
-_LIST_LINE = re.compile(r"(?P<path>.*\S)(?P<rest>\s*[\s,]\s*-?\d+\s*)")
+_ANNOTATION_SUFFIXES = (".json", ".txt", ".csv", ".tsv", ".list")
 
 
 @dataclass(frozen=True)
@@ -115,6 +117,9 @@ def prepare_dataset(
             # Without this list, classes whose clips are all unreadable would be missing in the new directory.
             names = next(iter(opened.values())).class_names
             write_text(to / CLASSES, "".join(f"{class_name}\n" for class_name in names))
+        if name == "folder" and needs_split(root):  # a new split would differ if a clip is unreadable
+            made = split_directory(root).splits
+            write_splits(to / SPLITS, {_new_name(clip): split for clip, split in made.items()})
         waiting = [job for job in jobs if not _is_finished(job, journal, to)]
         readable = [job for job in waiting if job.source.exists()]
         missing = {job.key for job in waiting if not job.source.exists()}
@@ -149,9 +154,13 @@ def _plan_jobs(clip_set: ClipSet, to: Path, encoding: Encoding, cut: bool) -> li
             continue
         if not clip.path.is_relative_to(clip_set.root):
             raise ValueError(f"{clip.path} is not in --root {clip_set.root}, so it has no place in --to")
-        target = to / clip.path.relative_to(clip_set.root).with_suffix(".mp4")
+        target = to / _new_name(clip.path.relative_to(clip_set.root))
         jobs.append(Job(clip.path, target, None, None, encoding))
     return jobs
+
+
+def _new_name(path: str | Path) -> str:
+    return Path(path).with_suffix(".mp4").as_posix()
 
 
 def _subaction_ids(clip_set: ClipSet) -> tuple[str, ...]:
@@ -236,29 +245,29 @@ def _copy_annotations(name: str, root: Path, to: Path, targets: dict[Path, Path]
 
 
 def _replace_paths(name: str, table: Path, root: Path, to: Path, targets: dict[Path, Path]) -> str | None:
-    """Return the content of a CSV table or list with the paths of the new files; None for other files."""
+    """Return the content of a CSV table or list with the paths of the new files; None for other files. The new table
+    has a header and commas."""
+    paths = ClipPaths(root)
 
     def new_path(path: str) -> str:
-        target = targets.get(root / path)
+        target = targets.get(paths(path))
         return path if target is None else target.relative_to(to).as_posix()
 
-    if name == "csv" and table.suffix == ".csv":
-        rows = list(csv.reader(io.StringIO(table.read_text(encoding="utf-8-sig"))))
-        header = next((row for row in rows if any(row)), [])
-        columns = [cell.strip() for cell in header]
-        if "path" not in columns:
+    if name == "csv" and table.suffix.lower() in (".csv", ".tsv"):
+        try:
+            header, rows = parse_table(table, ("path", "label"))
+        except ValueError:  # another table
             return None
-        column, text = columns.index("path"), io.StringIO()
-        for row in rows:
-            if row is not header and len(row) > column:
-                row[column] = new_path(row[column].strip())
-        csv.writer(text, lineterminator="\n").writerows(rows)
+        column, text = header.index("path"), io.StringIO()
+        new_rows = [[*row[:column], new_path(row[column]), *row[column + 1 :]] for _, row in rows]
+        csv.writer(text, lineterminator="\n").writerows([header, *new_rows])
         return text.getvalue()
     if name == "list":
         lines = []
-        for line in table.read_text(encoding="utf-8-sig").splitlines():
-            match = _LIST_LINE.fullmatch(line.strip())
-            lines.append(new_path(match["path"]) + match["rest"] if match else line)
+        for line in read_text(table).rstrip("\n").split("\n"):
+            path, rest, _ = split_list_line(paths, line.strip()) or (line, "", 0)
+            new = new_path(path)
+            lines.append(line if new == path else new + rest)
         return "".join(f"{line}\n" for line in lines)
     return None
 
