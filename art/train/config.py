@@ -31,6 +31,7 @@ __all__ = [
     "config_from_dict", "load_config", "save_config", "to_dict", "variants", "with_values",
 ]  # fmt: skip
 
+_MAX_SHOWN = 100  # characters of a key or value in an error message
 #: Former names of keys, still accepted in files, overrides and saved runs.
 _ALIASES = {"data.max_bad_share": "data.max_failed_fraction"}
 
@@ -62,7 +63,7 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> Confi
     for override in overrides:
         key, equals, _ = override.partition("=")
         if not equals or not key.strip():
-            raise ConfigError(f"override {override!r}: expected dotted.key=value, such as optim.lr=0.01")
+            raise ConfigError(f"override {_shorten(override)}: expected dotted.key=value, such as optim.lr=0.01")
         sources.append(("the command line", _parse_override(override)))
     config = _merge(sources)
     if is_url(config.data.root) and not any(o.partition("=")[0].strip() in ("data", "data.root") for o in overrides):
@@ -182,22 +183,26 @@ def _read_files(path: Path, parents: tuple[Path, ...] = ()) -> list[tuple[str, d
         raise ConfigError(f"{path}: include is circular: {', '.join(map(str, (*parents, path)))}")
     try:
         content = OmegaConf.to_container(OmegaConf.load(path))
-    except (yaml.YAMLError, OmegaConfBaseException, OSError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, OmegaConfBaseException, OSError, UnicodeDecodeError, RecursionError) as error:
         raise ConfigError(f"{path}: cannot be read as YAML ({_one_line(error)})") from error
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: holds a {type(content).__name__}, expected a mapping such as 'optim: {{lr: 0.01}}'")
     values = {str(key): value for key, value in content.items()}
     included = values.pop("include", [])
     if not isinstance(included, list) or not all(isinstance(name, str) and name for name in included):
-        raise ConfigError(f"{path}: include is {included!r}, expected a list of files, such as [parts/tea50.yaml]")
+        raise ConfigError(
+            f"{path}: include is {_shorten(included)}, expected a list of files, such as [parts/tea50.yaml]"
+        )
     return [f for name in included for f in _read_files(path.parent / name, (*parents, path))] + [(str(path), values)]
 
 
 def _parse_override(override: str) -> dict[str, Any]:
     try:
         content = OmegaConf.to_container(OmegaConf.from_dotlist([override]))
-    except (yaml.YAMLError, OmegaConfBaseException) as error:
-        raise ConfigError(f"override {override!r}: the value cannot be read as YAML ({_one_line(error)})") from error
+    except (yaml.YAMLError, OmegaConfBaseException, RecursionError) as error:
+        raise ConfigError(
+            f"override {_shorten(override)}: the value cannot be read as YAML ({_one_line(error)})"
+        ) from error
     assert isinstance(content, dict)  # guaranteed by from_dotlist
     return {str(key): value for key, value in content.items()}
 
@@ -205,11 +210,11 @@ def _parse_override(override: str) -> dict[str, Any]:
 def _merge(sources: Sequence[tuple[str, dict[str, Any]]]) -> Config:
     merged = OmegaConf.structured(Config)
     for source, values in sources:
-        for key, value in _leaves(values):
+        for key, value in _leaves(values, source):
             try:
                 OmegaConf.update(merged, key, value, merge=value != {})  # mappings are merged; {} clears
             except OmegaConfBaseException as error:
-                raise ConfigError(f"{key}: got {value!r}, expected {_KEYS[key]} (from {source})") from error
+                raise ConfigError(f"{key}: got {_shorten(value)}, expected {_KEYS[key]} (from {source})") from error
     try:
         config = OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
@@ -222,17 +227,26 @@ def _merge(sources: Sequence[tuple[str, dict[str, Any]]]) -> Config:
 
 
 def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
+    text = " ".join(str(error).split())
+    return text if len(text) <= 3 * _MAX_SHOWN else f"{text[: 3 * _MAX_SHOWN]}..."
 
 
-def _leaves(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def _shorten(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}..."
+
+
+def _leaves(values: dict[str, Any], source: str, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Yield dotted keys and values; raise for unknown keys here, where the value as written is available."""
     for name, value in values.items():
         key = _ALIASES.get(f"{prefix}{name}", f"{prefix}{name}")
         if key not in _KEYS:
-            raise ConfigError(f"{key}: unknown key (got the value {value!r}); {_suggest(key)}")
+            name = " ".join(key.split())[:_MAX_SHOWN]
+            raise ConfigError(
+                f"{name}: unknown key (got the value {_shorten(value)}); {_suggest(name)} (from {source})"
+            )
         if _KEYS[key] == _GROUP and isinstance(value, dict):
-            yield from _leaves(value, f"{key}.")
+            yield from _leaves(value, source, f"{key}.")
         else:
             yield key, value
 

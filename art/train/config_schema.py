@@ -24,6 +24,10 @@ class DataConfig:
         root: directory of the dataset. On the command line also the URL of shards: s3://, gs://, hf:// or https://.
         train_split: split to train on.
         test_split: split whose accuracy is reported, once, for the last checkpoint.
+            Without a test split, "test" is the validation split.
+        test_fraction: fraction (0..1) of the clips of each class for the test, if ``name`` is "folder" and the root has
+            class directories, but no directories of splits. The split is saved as ``splits.csv`` in the run directory.
+        split_seed: seed of that split. It is independent of ``seed``, so that all runs are tested on the same clips.
         validation_split: split evaluated during training, used to select ``checkpoints/best``. None uses the test
             split, in which case the test accuracy of ``best`` is biased and should not be reported.
         workers: number of decoding processes; 0 decodes in the training process.
@@ -60,6 +64,8 @@ class DataConfig:
     root: str = "data/motion"
     train_split: str = "train"
     test_split: str = "test"
+    test_fraction: float = 0.2
+    split_seed: int = 0
     validation_split: str | None = None
     workers: int = 2
     cache: bool = False
@@ -262,11 +268,13 @@ _RANGES = (
     ("eval_every log_every data.frame_size data.stride data.test_views optim.epochs optim.batch_size optim.accumulate "
      "optim.step_epochs log.histograms_every parallel.fsdp_block checkpoints.every_steps checkpoints.keep",
      lambda v: v >= 1, "at least 1"),
-    ("seed data.workers data.rand_augment data.mixup data.cutmix optim.lr optim.backbone_lr optim.bank_lr "
-     "optim.momentum optim.weight_decay optim.backbone_weight_decay optim.warmup_epochs",
+    ("seed data.split_seed", lambda v: 0 <= v < 2**63, "an integer, 0 to 2**63 - 1"),
+    ("data.workers data.rand_augment data.mixup data.cutmix optim.lr optim.backbone_lr "
+     "optim.bank_lr optim.momentum optim.weight_decay optim.backbone_weight_decay optim.warmup_epochs",
      lambda v: 0 <= v < math.inf, "a finite number, 0 or more"),
     ("data.max_failed_fraction data.flip data.brightness data.contrast data.saturation data.permute_channels "
      "data.mix_probability", lambda v: 0 <= v <= 1, "a fraction, 0 to 1"),
+    ("data.test_fraction", lambda v: 0 < v < 1, "a fraction above 0 and below 1"),
     ("parallel.timeout", lambda v: 0 < v < math.inf, "a number of seconds above 0"),
     ("optim.clip_grad_norm", lambda v: 0 < v < math.inf, "a number above 0, or null for no clipping"),
     ("optim.layer_decay optim.ema", lambda v: 0 < v < 1, "a number above 0 and below 1, or null for none"),
@@ -276,7 +284,8 @@ _RANGES = (
     ("data.rand_magnitude", lambda v: 0 <= v <= 10, "a magnitude, 0 to 10"),
     ("data.crop_aspect", lambda v: len(v) == 2 and 0 < v[0] <= v[1] < math.inf, "[smallest, largest] ratios"),
     ("data.crop_scale", lambda v: len(v) == 2 and 0 < v[0] <= v[1] <= 1, "[smallest, largest] fractions in (0, 1]"),
-    ("output", lambda v: v.strip() != "", "the path of the run directory"),
+    ("output", lambda v: v.strip() != "" and "\0" not in v, "the path of the run directory"),
+    ("data.root", lambda v: v.strip() != "" and "\0" not in v, "the path of the directory of the clips"),
     ("device", lambda v: re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", v), "auto, cpu, cuda, cuda:<number> or mps"),
 )  # fmt: skip
 
@@ -291,7 +300,8 @@ def check_values(config: Config) -> None:
 
     def check(key: str, valid: object, expected: str) -> None:
         if not valid:
-            raise ConfigError(f"{key}: got {get_value(config, key)!r}, expected {expected}")
+            shown = repr(get_value(config, key))
+            raise ConfigError(f"{key}: got {shown if len(shown) <= 100 else shown[:100] + '...'}, expected {expected}")
 
     for key, choices in _CHOICES.items():
         value = get_value(config, key)

@@ -1,6 +1,7 @@
 """Configurations: YAML files, includes, overrides, aliases, and the recipes in configs/."""
 
 import json
+import random
 from dataclasses import fields
 from itertools import product
 from pathlib import Path
@@ -160,6 +161,12 @@ def test_frame_sampling():
         ("- 1\n", ["holds a list, expected a mapping"]),
         ("a: [\n", ["cannot be read as YAML"]),
         ("seed: 1\nseed: 2\n", ["cannot be read as YAML", "duplicate key"]),
+        ("seed: 99999999999999999999\n", ["seed: got 99999999999999999999", "2**63 - 1"]),
+        ("data: {root: ' '}\n", ["data.root: got ' '", "the path of the directory of the clips"]),
+        ('output: "a\\0b"\n', ["output: got 'a\\x00b'"]),
+        ("data: {test_fraction: 1}\n", ["data.test_fraction: got 1.0", "above 0 and below 1"]),
+        ('"two\\nlines": ' + "x" * 1000, ["two lines: unknown key", "xxx..."]),
+        ("a: " + "[" * 900 + "]" * 900, ["cannot be read as YAML", "maximum recursion depth"]),
     ],
 )
 def test_invalid_files(tmp_path, text, expected):
@@ -168,6 +175,36 @@ def test_invalid_files(tmp_path, text, expected):
     with pytest.raises(ConfigError) as error:
         load_config(path)
     assert all(part in str(error.value) for part in expected), str(error.value)
+    assert "\n" not in str(error.value) and len(str(error.value)) < 1000
+
+
+def test_damaged_files_are_read_or_refused_in_one_line(tmp_path):
+    content, generator = (CONFIGS / "motion.yaml").read_bytes(), random.Random(0)
+    pieces = [
+        b"\0",
+        b"\xff",
+        b": ",
+        b"- ",
+        b"{",
+        b"]",
+        b"&a ",
+        b"*a",
+        b"!!python/object:os.system",
+        b"${a.b}",
+        b"'",
+        b"\n",
+    ]
+    refused = 0
+    for seed in range(60):
+        at = generator.randrange(len(content))
+        path = tmp_path / f"{seed}.yaml"
+        path.write_bytes(content[:at] + generator.choice(pieces) + content[at + generator.randrange(9) :])
+        try:
+            load_config(path)
+        except ConfigError as error:
+            refused += 1
+            assert "\n" not in str(error) and len(str(error)) < 1000, str(error)
+    assert 10 < refused < 60
 
 
 def test_missing_file(tmp_path):
@@ -232,10 +269,14 @@ def test_errors_name_the_included_file(files):
 
 def test_motion_config_is_valid():
     assert load_config(CONFIGS / "motion.yaml") != load_config(None)
+    clips = load_config(CONFIGS / "clips.yaml").data
+    assert (clips.name, clips.frame_size, clips.cache, clips.train_split, clips.test_split) == (
+        "folder", 128, False, "train", "test",
+    )  # fmt: skip
 
 
 def test_one_recipe_per_backbone_and_benchmark():
-    assert {path.stem for path in CONFIGS.glob("*.yaml")} == {*RECIPES, "motion"}
+    assert {path.stem for path in CONFIGS.glob("*.yaml")} == {*RECIPES, "motion", "clips"}
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
