@@ -145,7 +145,7 @@ def evaluate_checkpoint(
     config = load_config(run_config, [*defaults, *overrides])
     device = resolve_device(config.device)
     allow_tf32(config.tf32)
-    clip_set = open_split(config.data, split or config.data.test_split)
+    clip_set = open_split(config.data, split or config.data.test_split, run.path if run_config else None)
     model.sampling = config.data.frame_sampling
     model = model.to(device)
     batches = EvaluationBatches(clip_set, config.data, config.optim, model, device)

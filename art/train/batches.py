@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,6 +13,8 @@ from jaxtyping import Float, Float32, Int64, Shaped
 from torch import Tensor
 
 from art.data.datasets.base import ClipSet, open_dataset
+from art.data.datasets.directories import MadeSplit, needs_split, open_directory, split_directory
+from art.data.datasets.splits import MADE_SPLITS, SPLITS, check_splits, write_splits
 from art.data.loader import build_loader, dataset_of
 from art.data.transforms.augment import PairMix, TrainAugment
 from art.data.transforms.rand_augment import RandAugment
@@ -20,6 +23,9 @@ from art.model.pretrained import VideoClassifier
 from art.train.config import ConfigError, DataConfig, OptimConfig
 from art.train.distributed import DistContext
 from art.train.runtime import fork_rng
+
+#: Datasets of a user's own clips, whose splits may overlap.
+_OWN_CLIPS = ("folder", "csv", "list")
 
 
 @dataclass(frozen=True)
@@ -54,35 +60,79 @@ class Batch:
         ]
 
 
-def open_split(data: DataConfig, split: str) -> ClipSet:
-    """Open a split of the configured dataset."""
+def open_split(data: DataConfig, split: str, run: Path | None = None) -> ClipSet:
+    """Open a split of the configured dataset. ``run`` is the run directory that may contain the split that was made
+    for class directories; None makes it again."""
+    if data.name == "folder":
+        return open_directory(Path(data.root), split, **_split_options(data, run))
     return open_dataset(data.name, data.root, split)
+
+
+def _split_options(data: DataConfig, run: Path | None) -> dict[str, Any]:
+    table = None if run is None else run / SPLITS
+    return {"table": table, "seed": data.split_seed, "test_fraction": data.test_fraction}
 
 
 @dataclass(frozen=True)
 class Splits:
-    """The splits of a run, which have the same classes."""
+    """The splits of a run, which have the same classes.
+
+    Attributes:
+        train: the clips for training.
+        test: the clips of the reported accuracy.
+        validation: the clips that select the best checkpoint, or None.
+        made: the split that was made for class directories, or None.
+    """
 
     train: ClipSet
     test: ClipSet
     validation: ClipSet | None
+    made: MadeSplit | None = None
 
     @classmethod
-    def open(cls, data: DataConfig) -> Splits:
-        """Open all splits.
+    def open(cls, data: DataConfig, run: Path | None = None) -> Splits:
+        """Open all splits. ``run`` is the directory of a run that is resumed.
 
         Raises:
             ClassMismatch: the classes of a split differ from those of the training split.
+            ConfigError: two splits are the same.
         """
-        train, test = open_split(data, data.train_split), open_split(data, data.test_split)
-        validation = open_split(data, data.validation_split) if data.validation_split is not None else None
+        made = _made_split(data, run)
+        opened = {} if made is None else {clips.split: clips for clips in made.clip_sets}
+        train, test = (opened.get(name) or open_split(data, name, run) for name in (data.train_split, data.test_split))
+        validation = open_split(data, data.validation_split, run) if data.validation_split is not None else None
+        if validation is not None and validation.split == test.split and data.validation_split != data.test_split:
+            raise ConfigError(
+                f"data.test_split: {data.root} has no split {data.test_split!r}, and {test.split!r} is already "
+                "data.validation_split; expected another split, or data.validation_split=null"
+            )
         for other in (test, validation):
             if other is not None and other.class_names != train.class_names:
                 raise ClassMismatch(
                     f"data: split {other.split!r} has the classes {', '.join(other.class_names)}; "
                     f"split {train.split!r} has {', '.join(train.class_names)}; expected the same"
                 )
-        return cls(train, test, validation)
+        return cls(train, test, validation, made)
+
+    def problems(self) -> list[str]:
+        """What a user should know about the splits of own clips: how they were made, and clips in two of them."""
+        others = [clips for clips in (self.test, self.validation) if clips is not None]
+        notes = [] if self.made is None else self.made.notes
+        if self.train.name in _OWN_CLIPS:
+            notes = [*notes, *(problem for other in others for problem in check_splits(self.train, other))]
+        return list(dict.fromkeys(notes))
+
+    def save(self, run: Path) -> None:
+        """Save the split that was made, if any, to a run directory."""
+        if self.made is not None and not (run / SPLITS).exists():
+            write_splits(run / SPLITS, self.made.splits)
+
+
+def _made_split(data: DataConfig, run: Path | None) -> MadeSplit | None:
+    root = Path(data.root)
+    if data.name != "folder" or data.train_split not in MADE_SPLITS or not root.is_dir() or not needs_split(root):
+        return None
+    return split_directory(root, **_split_options(data, run))
 
 
 class TrainingBatches:

@@ -63,11 +63,11 @@ class RunExists(FileExistsError):
 
 class RunDir:
     """Paths of a run: ``config.yaml``, ``classes.txt``, ``metrics.jsonl``, ``tensorboard/``, ``checkpoints/last`` and
-    ``best``, ``evaluation.json``, ``predictions.npz``, ``report.html``, and if enabled ``loggers.json``, ``wandb/`` and
-    ``trace/``."""
+    ``best``, ``evaluation.json``, ``predictions.npz``, ``report.html``, and if enabled ``loggers.json``, ``wandb/``,
+    ``trace/``, and ``splits.csv`` if a split was made."""
 
     _CONTENTS = (
-        "config.yaml", "classes.txt", "metrics.jsonl", "tensorboard", "checkpoints", "evaluation.json",
+        "config.yaml", "classes.txt", "splits.csv", "metrics.jsonl", "tensorboard", "checkpoints", "evaluation.json",
         "predictions.npz", "report.html", "loggers.json", "observers.json", "wandb", "trace",
     )  # fmt: skip
 

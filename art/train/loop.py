@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Iterator
@@ -38,6 +39,8 @@ from art.train.runtime import (
     seed_everything,
 )
 from art.train.state import TrainingState
+
+_log = logging.getLogger(__name__)
 
 
 class NonFiniteLoss(ArithmeticError):
@@ -96,6 +99,7 @@ def train(config: Config, *, resume: Resume = False, overwrite: bool = False) ->
         resuming = dist_ctx.run_on_rank0(lambda: run.check(config, resume=resume, overwrite=overwrite))
         trainer = _Trainer.create(config, run, dist_ctx, resume=resuming)
         dist_ctx.run_on_rank0(lambda: run.begin(config, trainer.splits.train.class_names, resume=resuming))
+        dist_ctx.run_on_rank0(lambda: trainer.splits.save(run.path))
         with dist_ctx.sync_errors():
             run.check_visible()
         position = trainer.state.position
@@ -162,7 +166,9 @@ class _Trainer:
         allow_tf32(config.tf32)
         with dist_ctx.sync_errors():
             check_loggers(config.log)
-            splits = Splits.open(config.data)
+            splits = Splits.open(config.data, run.path if resume else None)
+            for problem in splits.problems() if dist_ctx.is_main else ():
+                _log.warning("data: %s", problem)
         class_names = splits.train.class_names
         seed_everything(config.seed)
         if resume and dist_ctx.run_on_rank0(run.has_checkpoint):

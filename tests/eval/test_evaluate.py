@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from art.data.dataset import DataError
+from art.data.datasets.splits import read_splits
 from art.data.decoding.video import read_clip
 from art.data.transforms.augment import CenterCrop
 from art.data.transforms.sampling import FrameSampling
@@ -19,6 +20,7 @@ from art.model.loading import build_model, load_model
 from art.train.batches import EvaluationBatches, open_split
 from art.train.config import ConfigError
 from art.train.distributed import DistContext
+from art.train.loop import train
 
 pytestmark = pytest.mark.slow
 
@@ -212,6 +214,24 @@ def test_checkpoint_without_a_run(unbroken, clips, tmp_path):
     np.testing.assert_allclose(result.probabilities[0], [first[name] for name in model.class_names], atol=1e-5)
     sparse = evaluate_checkpoint(tmp_path / "dense", overrides=[*overrides, "data.sampling=sparse"])
     assert not np.array_equal(sparse.probabilities, result.probabilities)
+
+
+def test_split_of_class_directories_is_that_of_the_run(clips, configured, tmp_path, caplog):
+    root = tmp_path / "own"
+    for i, source in enumerate(sorted(clips.glob("train_[01]*.mp4"))):
+        target = root / ("run", "walk")[i % 2] / f"{i}.mp4"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(source.read_bytes())
+    own = ["data.name=folder", f"data.root={root}", "data.split_seed=1"]
+    result = train(configured(tmp_path / "run", *own, "optim.epochs=1", "optim.batch_size=2"))
+    assert "data: no split directories: " in caplog.text
+    tested = [path for path, split in read_splits(tmp_path / "run/splits.csv").items() if split == "test"]
+    assert len(tested) == result.evaluation.total == 2
+    root.rename(tmp_path / "moved")
+    (tmp_path / "moved/run/new.mp4").write_bytes(source.read_bytes())
+    moved = [f"data.root={tmp_path / 'moved'}"]
+    again = evaluate_checkpoint(tmp_path / "run", overrides=moved, report=tmp_path / "report")
+    assert again.total == 2 and (again.confusion == result.evaluation.confusion).all()
 
 
 def test_keys_of_the_checkpoint_cannot_be_overridden(unbroken):

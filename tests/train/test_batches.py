@@ -9,7 +9,7 @@ from art.data.dataset import ClipDataset, DataError
 from art.data.datasets.base import open_dataset
 from art.model.loading import build_model
 from art.train import batches as batches_module
-from art.train.batches import EvaluationBatches, TrainingBatches, open_split
+from art.train.batches import EvaluationBatches, Splits, TrainingBatches, open_split
 from art.train.config import ConfigError
 from art.train.distributed import DistContext
 from art.train.loop import train
@@ -176,7 +176,7 @@ def test_unreadable_clips_are_replaced_with_a_warning(broken, configured, tmp_pa
     with caplog.at_level(logging.WARNING):
         result = train(configured(tmp_path / "run", *overrides))
     assert result.evaluation.total == 4
-    warnings = [message for record in caplog.records if "train_" in (message := record.getMessage())]
+    warnings = [message for record in caplog.records if "is replaced" in (message := record.getMessage())]
     assert len(warnings) == 2
     assert "train_07.mp4" in warnings[0] and "no such file" in warnings[0]
     assert "train_23.mp4" in warnings[1]
@@ -187,3 +187,48 @@ def test_too_many_unreadable_clips_stop_the_run(broken, configured, tmp_path):
     with pytest.raises(DataError, match=r"2 of 40 clips \(5\.0%\)") as error:
         train(configured(tmp_path / "run", *overrides))
     assert "train_07.mp4" in str(error.value) and "train_23.mp4" in str(error.value)
+
+
+@pytest.fixture
+def class_directories(tmp_path):
+    """Empty files of three persons and two classes."""
+    for i in range(12):
+        path = tmp_path / "own" / ("run", "walk")[i % 2] / ("anna", "ben", "carl")[i % 3] / f"{i}.mp4"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    return tmp_path / "own"
+
+
+def test_split_of_class_directories_is_saved_and_used_again(configured, class_directories, tmp_path):
+    own = ["data.name=folder", f"data.root={class_directories}"]
+    data = configured(tmp_path, *own, "data.split_seed=5").data
+    splits = Splits.open(data)
+    assert (splits.train.split, splits.test.split, len(splits.train), len(splits.test)) == ("train", "test", 8, 4)
+    assert splits.problems()[0].startswith("no split directories: ")
+    assert open_split(data, "test") == splits.test
+    splits.save(tmp_path)
+    other_seed = configured(tmp_path, *own, "data.split_seed=6", "data.test_fraction=0.5").data
+    resumed = Splits.open(other_seed, tmp_path)
+    assert (resumed.train, resumed.test) == (splits.train, splits.test)
+    assert open_split(other_seed, "test", tmp_path) == splits.test
+    before = (tmp_path / "splits.csv").read_text()
+    resumed.save(tmp_path)
+    assert (tmp_path / "splits.csv").read_text() == before
+    assert resumed.problems() == []
+
+
+def test_problems_of_splits(configured, tmp_path, write_clip):
+    for name in ("a", "b", "c"):
+        write_clip(tmp_path / f"{name}.mp4", 0, ord(name) - ord("a"))
+    (tmp_path / "train.csv").write_text("path,label\na.mp4,run\nb.mp4,walk\n")
+    (tmp_path / "val.csv").write_text("path,label\na.mp4,run\nc.mp4,jump\n")
+    own = configured(tmp_path, f"data.root={tmp_path}").data
+    splits = Splits.open(own)
+    assert (splits.test.split, splits.made) == ("val", None), "there is no test table"
+    splits.save(tmp_path)
+    assert not (tmp_path / "splits.csv").exists()
+    leak, classes = splits.problems()
+    assert leak.startswith("1 of 2 clips are in both 'train' and 'val', such as a.mp4")
+    assert classes == "1 of 3 classes has no training clips: 'jump' (1 in 'val')"
+    with pytest.raises(ConfigError, match=r"data\.test_split: .* has no split 'test', and 'val' is already"):
+        Splits.open(configured(tmp_path, f"data.root={tmp_path}", "data.validation_split=val").data)

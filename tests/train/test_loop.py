@@ -120,8 +120,8 @@ def test_invalid_configuration_writes_nothing(configured, tmp_path, overrides, e
 def test_splits_must_have_the_same_classes(configured, tmp_path, monkeypatch):
     original = batches.open_split
 
-    def open_split(data, split):
-        clip_set = original(data, split)
+    def open_split(data, split, run=None):
+        clip_set = original(data, split, run)
         if split == "test":
             object.__setattr__(clip_set, "class_names", ("move right", "move up", "stand"))
         return clip_set

@@ -15,7 +15,6 @@ from jaxtyping import UInt8
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from art.data.datasets.base import open_dataset
 from art.data.files import atomic_write, check_writable
 from art.data.inputs import open_inputs
 from art.data.transforms.augment import EvalViews
@@ -23,6 +22,7 @@ from art.model import find_checkpoint
 from art.model.loading import load_model
 from art.model.pretrained import VideoClassifier
 from art.tools.export.formats import FORMATS, INPUT, OUTPUTS, FileFormat, Runner, model_facts
+from art.train.batches import open_split
 from art.train.checkpoint import RunDir
 from art.train.config import load_config
 from art_kernels._core.backends import ENVIRONMENT_VARIABLE
@@ -111,7 +111,7 @@ def _test_clips(checkpoint: Path) -> list[_Clip]:
         )
     data = load_config(run.config, []).data
     try:
-        clips = open_dataset(data.name, data.root, data.test_split).clips
+        clips = open_split(data, data.test_split, run.path).clips
     except (ValueError, OSError) as error:
         raise ValueError(f"clips: the test split of the run is missing ({error}); pass clips with --clips") from error
     count = min(max(CHECK_BATCH_SIZES), len(clips))
