@@ -66,7 +66,7 @@ def test_only_requested_frames_are_opened(frame_directory, read_numbers):
     for i in (1, 4, 9):  # positions 0, 3 and 8
         (path / f"{i:02d}.jpg").write_bytes(b"broken")
     assert read_numbers(read_chosen(path, lambda count: [count - 2, 1, 4])) == [7, 1, 4]
-    with pytest.raises(VideoError, match=r"contains 01.jpg, which is not a JPEG or PNG image"):
+    with pytest.raises(VideoError, match=r"contains 01.jpg, which is not a JPEG, PNG, BMP or WebP image"):
         read_frames(path)
 
 
@@ -93,10 +93,10 @@ def test_broken_images(frame_directory, draw_number):
     jpeg, png = originals["1.jpg"], originals["2.png"]
     for name, content, message in (
         ("1.jpg", b"", r"contains 1.jpg, which is empty \(0 bytes\)"),
-        ("1.jpg", b"text", "contains 1.jpg, which is not a JPEG or PNG image"),
+        ("1.jpg", b"text", "contains 1.jpg, which is not a JPEG, PNG, BMP or WebP image"),
         ("1.jpg", jpeg[: len(jpeg) // 2], "contains 1.jpg, which is truncated"),
         ("2.png", png[:-20], "contains 2.png, which is truncated"),
-        ("2.png", png[:60] + png[-12:], "contains 2.png, which (cannot be read|is damaged)"),
+        ("2.png", png[:60] + png[-12:], "contains 2.png, which is truncated"),
     ):
         (path / name).write_bytes(content)
         with pytest.raises(VideoError, match=message):
@@ -108,7 +108,7 @@ def test_broken_images(frame_directory, draw_number):
 
 
 def test_directory_without_frames(tmp_path):
-    with pytest.raises(VideoError, match=r"is a directory without frames \(.jpg, .jpeg, .png\): it contains nothing"):
+    with pytest.raises(VideoError, match=r"is a directory without frames \(.jpg, .*, .webp\): it contains nothing"):
         read_frames(tmp_path)
     for name in "abcd":
         (tmp_path / f"{name}.mp4").touch()

@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from art.data.decoding import pyav
+from art.data.decoding import source as source_module
 from art.data.decoding.frames import FrameConverter
-from art.data.decoding.pyav import VideoSource
+from art.data.decoding.source import VideoSource
 from art.data.decoding.video import decoded_bytes, read_clip
 
 
@@ -139,7 +140,7 @@ def test_missing_frame_falls_back_to_the_safe_reader(tmp_path, numbered, monkeyp
 def test_large_files_are_read_twice_on_one_thread(tmp_path, numbered, monkeypatch):
     path = numbered(tmp_path / "a.mp4", 60, gop=10)
     expected = read_clip(path, 7)
-    monkeypatch.setattr(pyav, "MAX_CACHED_BYTES", 1000)
+    monkeypatch.setattr(source_module, "MAX_CACHED_BYTES", 1000)
     with pyav.open_source(path) as source:
         assert source.index_frames(None, None).cached is None
         context = source.stream.codec_context

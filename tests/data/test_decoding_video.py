@@ -290,7 +290,7 @@ BROKEN = {
     "sound.avi": (lambda path, numbered: write_sound(path), "has no video that can be decoded, only audio"),
     "song.mp4": (lambda path, numbered: write_song(path), "has no video that can be decoded, only audio, cover"),
     "no_index.mp4": (lambda path, numbered: truncate(numbered(path), 0.9), "cannot be read"),
-    "cut.mp4": (lambda path, numbered: truncate(faststart(path, numbered), 0.7), "is truncated or damaged at"),
+    "cut.mp4": (lambda path, numbered: truncate(faststart(path, numbered), 0.7), "is truncated: it ends"),
     "cut.mkv": (lambda path, numbered: truncate(numbered(path, **LOSSLESS), 0.7), "is truncated: .* specifies 2.00 s"),
     "cut.avi": (lambda path, numbered: truncate(numbered(path, 99, codec="mpeg4"), 0.8), "is truncated"),
     "damaged.mp4": (lambda path, numbered: damage(numbered(path, **LOSSLESS)), "cannot be read|is damaged"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import re
+import statistics
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -22,12 +23,14 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from art.data.datasets.annotations import FRAME_SUFFIXES
+from art.data.decoding.images import image_codec, image_end
 
 #: Reformatter option: one thread converts a small frame faster than several. Before PyAV 17 there was only one.
 ONE_THREAD: dict[str, Any] = {"threads": 1} if int(av.__version__.split(".")[0]) >= 17 else {}
 
-#: For each image codec, the bytes a file starts with and the marker near the end of a complete file.
-_IMAGE_MARKERS = {"mjpeg": (b"\xff\xd8\xff", b"\xff\xd9"), "png": (b"\x89PNG\r\n\x1a\n", b"IEND")}
+#: The last number of the name of a frame: an integer, or the decimals of a time.
+_NUMBER = re.compile(r"(?P<before>.*?)((?P<whole>[0-9]+)\.)?(?P<number>[0-9]+)(?P<after>[^0-9]*)$")
+_MIN_ROUNDED_STEP = 10  # at least this step between integers can be a rounded time, for example in milliseconds
 _MAX_NAMES = 3  # file names listed in an error
 
 
@@ -49,18 +52,23 @@ class FrameSpan(ABC):
     @property
     @abstractmethod
     def count(self) -> int:
-        """Number of frames, at least one."""
+        """Return the number of frames, at least one."""
 
     @property
     @abstractmethod
     def times(self) -> Sequence[float]:
-        """Presentation time of each frame, ascending, in seconds since the first frame of the video. Raises Unreadable
-        if the video has no timestamps."""
+        """Return the presentation time of each frame, ascending, in seconds since the first frame of the video. Raises
+        Unreadable if the video has no timestamps."""
 
     @property
     @abstractmethod
     def size(self) -> tuple[int, int]:
-        """Height and width of a frame as stored, before rotation."""
+        """Return height and width of a frame as stored, before rotation."""
+
+    @property
+    def lost(self) -> int:
+        """Return the number of frames at the beginning of the file that cannot be decoded, which are not counted."""
+        return 0
 
     @abstractmethod
     def read(self, positions: Sequence[int], short_side: int | None) -> UInt8[Tensor, "n 3 h w"]:
@@ -117,9 +125,9 @@ def assemble_clip(
         image = converter.convert(frame)
         height, width = image.shape[:2]
         if len(clip) == 0:
-            clip = torch.empty(len(keys), 3, height, width, dtype=torch.uint8)
+            clip = _empty_clip(len(keys), height, width)
         elif clip.shape[2:] != image.shape[:2]:
-            raise Unreadable(f"changes its frame size from {clip.shape[3]}×{clip.shape[2]} to {width}×{height}")
+            raise size_change(clip.shape[3], clip.shape[2], width, height)
         first, *others = positions[key]
         clip.numpy()[first] = image.transpose(2, 0, 1)
         for other in others:
@@ -127,10 +135,24 @@ def assemble_clip(
     return clip
 
 
-# Directories of numbered images (00001.jpg, 00002.jpg, …), the format in which common toolkits extract frames. The
-# number at the end of a name is its position; numbers may start anywhere and have any constant step. A missing or
-# duplicate number or an image without one makes the clip unreadable, like a truncated video file. Files of other types
-# are ignored.
+def _empty_clip(count: int, height: int, width: int) -> UInt8[Tensor, "n 3 h w"]:
+    try:
+        return torch.empty(count, 3, height, width, dtype=torch.uint8)
+    except RuntimeError as error:  # not enough memory
+        gigabytes = count * 3 * height * width / 1e9
+        raise Unreadable(f"needs {gigabytes:.0f} GB of memory for {count} frames of {width}×{height}") from error
+
+
+def size_change(width: int, height: int, new_width: int, new_height: int) -> Unreadable:
+    """Return the error for a clip whose frames differ in size."""
+    sizes = f"{width}×{height} to {new_width}×{new_height}"
+    return Unreadable(f"changes its frame size from {sizes}; use a part with one size, or scale all frames to one")
+
+
+# Directories of numbered images (00001.jpg, 00002.jpg, …), the format in which common toolkits extract frames. The last
+# number of a name is its position, or its time, with or without decimals (0.04.jpg). Numbers may start anywhere and
+# have any constant step, up to rounding. A missing or duplicate number or an image without one makes the clip
+# unreadable, like a truncated video file. Files of other types are ignored.
 
 
 @contextlib.contextmanager
@@ -153,35 +175,74 @@ def numbered_frames(files: Iterable[str]) -> list[str]:
         Unreadable: there are no frames, or their numbers are not a complete series; the message names the files.
     """
     names = sorted(name for name in files if not name.startswith("."))
-    frames: dict[int, str] = {}
+    matches: dict[str, re.Match[str]] = {}
     for name in names:
         stem, dot, suffix = name.rpartition(".")
         if dot + suffix.lower() not in FRAME_SUFFIXES:
             continue
-        match = re.search(r"[0-9]+$", stem)
-        if match is None:
+        match = _NUMBER.search(stem)
+        if match is None or match["after"] != next(iter(matches.values()), match)["after"]:
             raise Unreadable(f"contains {name}, an image without a number at the end of its name")
-        number = int(match.group())
-        if number in frames:
-            raise Unreadable(f"contains frame {number} twice: {frames[number]} and {name}")
-        frames[number] = name
-    if not frames:
+        matches[name] = match
+    if not matches:
         found = ", ".join(names[:_MAX_NAMES]) + (", …" if len(names) > _MAX_NAMES else "")
         raise Unreadable(
             f"is a directory without frames ({', '.join(FRAME_SUFFIXES)}): it contains {found or 'nothing'}"
         )
-    _check_steps(sorted(frames))
+    error = None
+    for decimals in _possible_decimals(list(matches.values())):
+        try:
+            return _sort_frames(matches, decimals)
+        except Unreadable as problem:
+            error = error or problem
+    assert error is not None
+    raise error
+
+
+def _possible_decimals(matches: Sequence[re.Match[str]]) -> list[int]:
+    """Return how many decimals the numbers can have: 0 for integers, also after other numbers (shot1.0004); more for
+    times (0.04, 1.00). If all have the same whole part, they can be either."""
+    wholes = {match["whole"] for match in matches}
+    if wholes == {None} or len({match["before"] for match in matches}) > 1:
+        return [0]
+    decimals = max(len(match["number"]) for match in matches if match["whole"])
+    return [decimals] if len(wholes) > 1 else [0, decimals]
+
+
+def _sort_frames(matches: Mapping[str, re.Match[str]], decimals: int) -> list[str]:
+    frames: dict[int, str] = {}
+    for name, match in matches.items():
+        number = int(match["number"])
+        if decimals:
+            whole, part = (match["whole"], match["number"]) if match["whole"] else (match["number"], "")
+            number = int(whole + part.ljust(decimals, "0"))
+        if number in frames:
+            raise Unreadable(f"contains frame {_as_name(number, decimals)} twice: {frames[number]} and {name}")
+        frames[number] = name
+    _check_steps(sorted(frames), decimals)
     return [frames[number] for number in sorted(frames)]
 
 
-def _check_steps(numbers: Sequence[int]) -> None:
-    steps = [after - before for before, after in itertools.pairwise(numbers)]
-    step = min(steps, default=0)
-    gap = next((i for i, found in enumerate(steps) if found != step), None)
+def _as_name(number: int, decimals: int) -> str:
+    return f"{number / 10**decimals:.{decimals}f}" if decimals else str(number)
+
+
+def _check_steps(numbers: Sequence[int], decimals: int) -> None:
+    """Raise Unreadable if a series with a constant step has gaps. Steps of times are rounded, so that they may differ
+    by one; if they differ by more, the frame rate varies."""
+    steps = [after - before for before, after in itertools.pairwise(numbers)] or [1]
+    step = statistics.median_low(steps) if decimals else min(steps)
+    rounding = int(step >= (2 if decimals else _MIN_ROUNDED_STEP))
+    lengths = [max(1, round(found / step)) for found in steps]
+    regular = all(abs(found - n * step) <= n * rounding for found, n in zip(steps, lengths, strict=True))
+    if rounding and not regular:
+        return
+    gap = next((i for i, n in enumerate(lengths) if n > 1 or steps[i] - step > rounding), None)
     if gap is not None:
+        before, lost, after = (_as_name(n, decimals) for n in (numbers[gap], numbers[gap] + step, numbers[gap + 1]))
         missing = round((numbers[-1] - numbers[0]) / step) + 1 - len(numbers)
         raise Unreadable(
-            f"is missing frame {numbers[gap] + step}, between {numbers[gap]} and {numbers[gap + 1]}"
+            f"is missing frame {lost}, between {before} and {after}"
             + (f" ({missing} frames are missing in total)" if missing > 1 else "")
         )
 
@@ -194,17 +255,17 @@ class ImageSpan(FrameSpan):
 
     @property
     def count(self) -> int:
-        """Number of frames."""
+        """Return the number of frames."""
         return len(self._names)
 
     @property
     def times(self) -> list[float]:
-        """Always raises Unreadable."""
+        """Raise Unreadable."""
         raise Unreadable("is a directory of frames, which has no timestamps")
 
     @property
     def size(self) -> tuple[int, int]:
-        """Height and width of the first frame."""
+        """Return height and width of the first frame."""
         first = self._decode(self._names[0])
         return first.height, first.width
 
@@ -215,11 +276,14 @@ class ImageSpan(FrameSpan):
 
     def _decode(self, name: str) -> VideoFrame:
         content = self._load(name)
-        codec = next((codec for codec, (head, _) in _IMAGE_MARKERS.items() if content.startswith(head)), None)
+        codec = image_codec(content)
         if codec is None:
-            raise Unreadable(f"contains {name}, which is {'not a JPEG or PNG image' if content else 'empty (0 bytes)'}")
-        if _IMAGE_MARKERS[codec][1] not in content[-1024:]:
+            kind = "not a JPEG, PNG, BMP or WebP image" if content else "empty (0 bytes)"
+            raise Unreadable(f"contains {name}, which is {kind}")
+        end = image_end(codec, content)
+        if end is None:
             raise Unreadable(f"contains {name}, which is truncated")
+        content = content[:end]
         context = VideoCodecContext.create(codec, "r")
         assert isinstance(context, VideoCodecContext)
         context.thread_count = 1

@@ -24,7 +24,8 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from art.data.decoding.frames import Unreadable, scaled_size
-from art.data.decoding.pyav import FrameIndex, IndexedSpan, VideoSource, open_source
+from art.data.decoding.pyav import IndexedSpan
+from art.data.decoding.source import FrameIndex, VideoSource, open_source
 
 _ADVICE = "use data.decoder=pyav for it"
 _PROBE_SIZE = 64
@@ -51,7 +52,7 @@ def probe() -> str | None:
 
 
 def _probe_video() -> bytes:
-    """A small MPEG-4 video, which every FFmpeg build can write and read, with one gray level per frame."""
+    """Return a small MPEG-4 video, which every FFmpeg build can write and read, with one gray level per frame."""
     file = io.BytesIO()
     with av.open(file, "w", format="mp4") as container:
         stream = container.add_stream("mpeg4", rate=10)
@@ -68,13 +69,17 @@ def _probe_video() -> bytes:
 def open_span(file: Path | bytes, start: float | None, end: float | None) -> Iterator[TorchcodecSpan]:
     """Open a span of the first video stream, located with PyAV and decoded with torchcodec."""
     with open_source(file) as source:
-        if source.no_timestamps and source.stream.codec_context.has_b_frames:
-            raise Unreadable(f"is an AVI file with reordered frames, whose times torchcodec cannot know: {_ADVICE}")
-        index = source.index_frames(start, end)
-        skipped = 0
-        if start is not None:
-            skipped = bisect.bisect_left(source.index_frames(None, end).times, index.times[0])
-        yield TorchcodecSpan(file, source, index, skipped)
+        index = source.index_frames(None, end)
+        is_avi = source.container.format.name == "avi"
+        if source.no_timestamps and (not is_avi or source.stream.codec_context.has_b_frames):
+            kind = "an AVI file with reordered frames" if is_avi else "a raw stream or joined files"
+            raise Unreadable(f"is {kind}, whose times torchcodec cannot know: {_ADVICE}")
+        if source.stream.codec_context.pix_fmt == "pal8":
+            raise Unreadable(f"has a palette, which torchcodec may not receive: {_ADVICE}")
+        if index.lost:
+            raise Unreadable(f"starts before a keyframe, and torchcodec may number its frames differently: {_ADVICE}")
+        times = source.select_times(index.times, start, end)
+        yield TorchcodecSpan(file, source, index._replace(times=times), bisect.bisect_left(index.times, times[0]))
 
 
 class TorchcodecSpan(IndexedSpan):
@@ -90,7 +95,9 @@ class TorchcodecSpan(IndexedSpan):
         wanted = sorted(set(positions))
         try:
             decoder = importlib.import_module("torchcodec.decoders").VideoDecoder(
-                self._file, num_ffmpeg_threads=1, stream_index=self._source.stream.index
+                self._file if isinstance(self._file, bytes) else self._file.absolute(),  # otherwise parsed as a URL
+                num_ffmpeg_threads=1,
+                stream_index=self._source.stream.index,
             )
             found = decoder.get_frames_at([self._skipped + position for position in wanted])
         except (RuntimeError, IndexError, ValueError) as error:

@@ -6,6 +6,7 @@ import contextlib
 import functools
 import logging
 import os
+import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -171,7 +172,8 @@ def iterate_frames(path: _Path, *, start: float | None = None, end: float | None
     """Yield the frames of :func:`read_frames` one at a time, without conversion. Raises VideoError for a directory of
     frames, which has no timestamps."""
     with _naming_path(path):
-        _check_file(Path(path))
+        if _is_directory(Path(path)):
+            raise Unreadable("is a directory of frames, which has no timestamps")
         yield from pyav.iterate_span(Path(path), start, end)
 
 
@@ -216,14 +218,15 @@ def open_clip(path: _Path | StoredClip, start: float | None, end: float | None, 
             path = find_stored_clip(Path(path))
         if isinstance(path, StoredClip):
             opened = _open_stored(path.files, start, end, open_video)
-        elif Path(path).is_dir():
+        elif _is_directory(Path(path)):
             directory = Path(path)
             names = (entry.name for entry in directory.iterdir())
             opened = open_images(names, lambda name: (directory / name).read_bytes(), start, end)
         else:
-            _check_file(Path(path))
             opened = open_video(Path(path), start, end)
         with opened as span:
+            if span.lost:
+                _warn_lost_frames(path.name if isinstance(path, StoredClip) else os.fspath(path), span.lost)
             yield span
 
 
@@ -249,10 +252,22 @@ def _naming_path(path: _Path) -> Iterator[None]:
         raise VideoError(path, f"cannot be read: {error.strerror or error}") from error
 
 
-def _check_file(file: Path) -> None:
-    if not file.exists():
-        raise Unreadable("there is no such file")
-    if not file.is_file():
+def _is_directory(path: Path) -> bool:
+    """Return whether a path is a directory and not a file. Raises Unreadable if it is neither, or the file is empty."""
+    try:
+        status = path.stat()
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: the path contains a null character
+        raise Unreadable("there is no such file") from None
+    if stat.S_ISDIR(status.st_mode):
+        return True
+    if not stat.S_ISREG(status.st_mode):
         raise Unreadable("is not a file")
-    if file.stat().st_size == 0:
+    if status.st_size == 0:
         raise Unreadable("is empty (0 bytes)")
+    return False
+
+
+@functools.cache
+def _warn_lost_frames(path: str, count: int) -> None:
+    frames = "frame is" if count == 1 else f"{count} frames are"
+    _log.warning("%s: the first %s skipped, because decoding has to start at a keyframe", path, frames)

@@ -15,7 +15,7 @@ from art.data.dataset import check_clip_set
 from art.data.datasets.base import Clip, ClipSet, RequiredFile, dataset_splits, open_dataset, required_files
 from art.data.datasets.directories import needs_split, split_directory
 from art.data.datasets.splits import check_splits
-from art.data.decoding.pyav import TOLERANCE
+from art.data.decoding.source import TOLERANCE
 from art.data.decoding.video import VideoError, decoded_bytes, frame_times, iterate_frames, read_frames
 from art.data.parallel import Stopped, available_cores, map_processes, stop_requested
 from art.terminal import Progress, printable
@@ -255,6 +255,8 @@ def _compare_with_times(times: Sequence[float], span: _Span) -> _Finding | None:
     last = len(times) if end is None else bisect.bisect_left(times, end - TOLERANCE)
     if first >= last:
         return "broken", f"has no video frame from {start or 0:g} s to {'its end' if end is None else f'{end:g} s'}"
+    if (start or 0.0) < times[0] - TOLERANCE:
+        return "doubtful", f"the first {times[0]:.2f} s cannot be decoded, because they precede the first keyframe"
     length = times[-1] + (times[-1] - times[0]) / max(len(times) - 1, 1)
     if end is not None and end > length + _END_MARGIN:
         return "doubtful", f"the video ends at {length:.2f} s, {end - length:.2f} s before the clip does"

@@ -16,7 +16,7 @@ import numpy as np
 from av import time_base as AV_TIME_BASE
 
 from art.data.decoding.frames import Unreadable
-from art.data.decoding.pyav import VideoSource, open_source
+from art.data.decoding.source import VideoSource, open_source
 from art.data.decoding.video import VideoError
 from art.data.parallel import exit_with_parent
 from art.data.prepare.reencode import check_encoder

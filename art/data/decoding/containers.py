@@ -1,0 +1,238 @@
+"""Containers: which ones are opened, and how many bytes a file must have according to the sizes stored in it."""
+
+from __future__ import annotations
+
+import io
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO
+
+from art.data.decoding.frames import Unreadable
+
+#: FFmpeg's demuxers of files that contain all of their data. The others are scripts, playlists, file name patterns and
+#: devices, which make FFmpeg read other files or open connections, and text formats that it renders.
+_DEMUXERS = """
+    3dostr 4xm aac ac3 aiff amr amv anm apng apv asf au av1 avi avs2 avs3 bfi bink bmp_pipe bmv c93 caf cavsvideo
+    cdxl cine dhav dirac dnxhd dpx_pipe dts dv dxa ea eac3 evc exr_pipe film_cpk flac flic flv frm gdv gem_pipe gif
+    gif_pipe gxf h261 h263 h264 hdr_pipe hevc hnm idcin iff ifv ingenient ipmovie ipu ivf ivr j2k_pipe jpeg_pipe
+    jpegls_pipe jpegxl_anim jpegxl_pipe jv kux lmlm4 lvf lxf m4v matroska mgsts mjpeg mjpeg_2000 mm moflex mov mp3
+    mpeg mpegts mpegvideo mtv mv mvi mxf mxg nsv nut nuv obu ogg pam_pipe paf pbm_pipe pcx_pipe pgm_pipe pgmyuv_pipe
+    png_pipe pmp ppm_pipe psd_pipe psxstr pva qoi_pipe r3d rl2 rm roq rpl sgi_pipe siff simbiosis_imx smk smush
+    sunrast_pipe swf thp tiertexseq tiff_pipe tmv truehd tta ty usm vc1 vc1test vivo vmd vpk vvc w64 wav wc3movie
+    webp webp_pipe wtv wv xa xbm_pipe xmv xwd_pipe yop yuv4mpegpipe
+"""
+
+#: Options of FFmpeg for every file that is opened.
+OPEN_OPTIONS = {"format_whitelist": ",".join(_DEMUXERS.split()), "protocol_whitelist": "file"}
+
+_NOT_A_CONTAINER = (
+    "is not a video file but {}; only files that contain their own frames are read: expected a container such as MP4, "
+    "MKV, WebM, AVI or TS"
+)
+_SCRIPTS = ((b"ffconcat", "an ffconcat script"), (b"#extm3u", "an M3U playlist"), (b"v=0", "an SDP description"))
+_HEAD_BYTES = 2**16
+
+_Read = Callable[[int, int], bytes]  # position and number of bytes; fewer at the end of the file
+
+
+def open_bytes(file: Path | bytes) -> BinaryIO:
+    """Open a file given as a path or as its content."""
+    return io.BytesIO(file) if isinstance(file, bytes) else file.open("rb")
+
+
+def check_not_script(file: Path | bytes) -> None:
+    """Raise Unreadable if a file is a script or a playlist, by its content, whatever its name.
+
+    PyAV opens only the demuxers above. torchcodec opens any, so that this check is its only protection.
+    """
+    with open_bytes(file) as opened:
+        head = opened.read(_HEAD_BYTES)
+    text = head.split(b"\0", 1)[0].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    kind = next((kind for start, kind in _SCRIPTS if text.startswith(start)), None)
+    if kind is None and b"<mpd" in text:
+        kind = "a DASH manifest"
+    if kind is not None:
+        raise Unreadable(_NOT_A_CONTAINER.format(kind + ", which names other files"))
+
+
+def not_allowed() -> Unreadable:
+    """Return the error for a format that FFmpeg recognizes but that is not one of the allowed demuxers."""
+    return Unreadable(_NOT_A_CONTAINER.format("a script, a pattern of file names, or a text format"))
+
+
+def complete_size(file: Path | bytes, size: int, container: str, packets_end: Callable[[], int]) -> int | None:
+    """Return the number of bytes that a file must have so that none of its packets is missing.
+
+    Args:
+        file: path or content.
+        size: actual number of bytes.
+        container: FFmpeg's name of the demuxer.
+        packets_end: returns the end of the last packet in the index of an MP4 file; 0 if there is no index.
+
+    Returns:
+        At most ``size`` if the file is complete; None if the container stores no sizes, or they are not filled in, as
+        in files that were written to a pipe.
+    """
+    names = container.split(",")
+    with open_bytes(file) as opened:
+
+        def read(position: int, count: int) -> bytes:
+            opened.seek(position)
+            return opened.read(count)
+
+        if "mov" in names:
+            return _mp4_size(read, size, packets_end)
+        find = next((find for name, find in _FINDERS.items() if name in names), None)
+        return None if find is None else find(read, size)
+
+
+_BOXES = (b"ftyp", b"styp", b"moov", b"moof", b"mdat", b"free", b"skip", b"wide", b"uuid", b"sidx", b"meta", b"pdin")
+
+
+def _mp4_size(read: _Read, size: int, packets_end: Callable[[], int]) -> int | None:
+    """Return for MP4 the end of the last box, or of the fragments that a segment index (sidx) lists."""
+    position, fragments_end, kind = 0, 0, b""
+    while position + 8 <= size:
+        head = read(position, 16)
+        length, kind, first = int.from_bytes(head[:4], "big"), head[4:8], 8
+        if length == 1:
+            length, first = int.from_bytes(head[8:], "big"), 16
+        if kind == b"mdat" and (length == 0 or position + length > size):  # some writers reserve space at its end
+            return max(packets_end() or position + length, fragments_end)
+        if length < first or (kind not in _BOXES and position + length > size):  # other bytes after the last box
+            break
+        if kind == b"sidx":
+            fragments_end = position + length + _referenced_bytes(read(position + first, min(length, 2**20)))
+        position += length
+    return max(position if position <= size or kind in (b"moov", b"moof") else size, fragments_end)
+
+
+def _referenced_bytes(sidx: bytes) -> int:
+    wide = 8 if sidx[:1] == b"\x01" else 4
+    start = 12 + 2 * wide
+    offset, count = int.from_bytes(sidx[12 + wide : start], "big"), int.from_bytes(sidx[start + 2 : start + 4], "big")
+    entries = (sidx[start + 4 + 12 * i :][:4] for i in range(min(count, len(sidx) // 12)))
+    return offset + sum(int.from_bytes(entry, "big") & 0x7FFFFFFF for entry in entries)
+
+
+def _avi_size(read: _Read, size: int) -> int | None:
+    """Return for AVI the end of the list of frames. A lost index at the end of the file loses no frame."""
+    position, known = 0, None
+    while (head := read(position, 12))[:4] == b"RIFF" and len(head) == 12:
+        limit, child = position + 8 + int.from_bytes(head[4:8], "little"), position + 12
+        while child + 8 <= min(limit, size):
+            chunk = read(child, 12)
+            length = int.from_bytes(chunk[4:8], "little")
+            if chunk[:4] == b"LIST" and not 0 < length < 0xFFFFFFFF:
+                return None
+            child += 8 + length
+            if chunk[8:12] == b"movi":
+                known = max(known or 0, child)
+            child += length % 2
+        if child > size or child <= position + 12:
+            break
+        position = child
+    return known
+
+
+_EBML, _SEGMENT, _CLUSTER = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67", b"\x1f\x43\xb6\x75"
+
+
+def _matroska_size(read: _Read, size: int) -> int | None:
+    """Return for Matroska the end of the segment, or of its last element if it has no size (a live recording)."""
+    position = 0
+    while position < size:
+        kind, length, first = _ebml_element(read(position, 12))
+        if kind == _SEGMENT and length is not None:
+            return position + first + length
+        if kind in (_SEGMENT, _CLUSTER) and length is None:
+            length = 0  # its elements follow
+        if length is None:
+            return None  # damaged
+        position += first + length
+    return position
+
+
+def _ebml_element(head: bytes) -> tuple[bytes, int | None, int]:
+    """Return ID, size (None if unknown) and length of the header of an element; an empty ID if it is damaged."""
+    id_bytes = 9 - head[0].bit_length() if head else 9
+    if id_bytes > 4 or len(head) <= id_bytes or head[id_bytes] == 0:
+        return b"", None, 0
+    size_bytes = 9 - head[id_bytes].bit_length()
+    value, unknown = int.from_bytes(head[id_bytes : id_bytes + size_bytes], "big"), (1 << 7 * size_bytes) - 1
+    value &= unknown
+    return head[:id_bytes], None if value == unknown else value, id_bytes + size_bytes
+
+
+_ASF_DATA = bytes.fromhex("3626b2758e66cf11a6d900aa0062ce6c")
+
+
+def _asf_size(read: _Read, size: int) -> int | None:
+    """Return for ASF and WMV the end of the data object."""
+    position = 0
+    while position + 24 <= size:
+        head = read(position, 24)
+        length = int.from_bytes(head[16:], "little")
+        if length < 24:
+            return None
+        position += length
+        if head[:16] == _ASF_DATA:
+            return position
+    return position
+
+
+def _flv_size(read: _Read, size: int) -> int | None:
+    """Return for FLV the size in its metadata."""
+    head = read(0, _HEAD_BYTES)
+    start = head.find(b"\0\x08filesize\0")
+    value = head[start + 11 : start + 19]
+    if start < 0 or len(value) < 8:
+        return None
+    stored = struct.unpack(">d", value)[0]
+    return int(stored) if 0 < stored < 2**62 else None
+
+
+def _ogg_size(read: _Read, size: int) -> int | None:
+    """Return for Ogg the end of the last page, which must end its stream."""
+    tail_start = max(0, size - 2 * 65307)  # the largest page has 65307 bytes
+    tail = read(tail_start, size - tail_start)
+    start = tail.rfind(b"OggS\0")
+    if start < 0:
+        return None
+    page = tail[start:]
+    segments = page[27 : 27 + page[26]] if len(page) > 27 else b""
+    end = tail_start + start + 27 + len(segments) + sum(segments)
+    if len(page) < 28 or len(segments) < page[26]:
+        return size + 1
+    return end if page[5] & 4 else max(end, size) + 1
+
+
+def _gif_size(read: _Read, size: int) -> int | None:
+    """Return for GIF the end of the trailer."""
+    content = read(0, size)
+    position = 13 + _color_table_bytes(content[10:11])
+    while content[position : position + 1] in (b"\x21", b"\x2c"):  # an extension or an image
+        if content[position] == 0x21:
+            position += 2
+        else:
+            position += 11 + _color_table_bytes(content[position + 9 : position + 10])
+        while position < size and content[position]:
+            position += 1 + content[position]
+        position += 1
+    complete = content[position : position + 1] == b"\x3b"
+    return position + 1 if complete or position >= size else None  # None: damaged
+
+
+def _color_table_bytes(flags: bytes) -> int:
+    return 6 << (flags[0] & 7) if flags and flags[0] & 0x80 else 0
+
+
+_FINDERS: dict[str, Callable[[_Read, int], int | None]] = {
+    "avi": _avi_size,
+    "matroska": _matroska_size,
+    "asf": _asf_size,
+    "flv": _flv_size,
+    "ogg": _ogg_size,
+    "gif": _gif_size,
+}
