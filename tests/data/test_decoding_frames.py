@@ -16,14 +16,17 @@ from art.data.decoding.video import (
 )
 from art.data.transforms.sampling import segment_indices
 
+CODECS = {".png": ("png", "rgb24"), ".bmp": ("bmp", "bgr24"), ".webp": ("libwebp", "yuv420p")}
+
 
 def save(path, array):
     """Write an image of the type given by the suffix."""
-    codec, pixels = ("png", "rgb24") if path.suffix.lower() == ".png" else ("mjpeg", "yuvj420p")
+    codec, pixels = CODECS.get(path.suffix.lower(), ("mjpeg", "yuvj420p"))
     context = av.CodecContext.create(codec, "w")
     context.width, context.height, context.pix_fmt = array.shape[1], array.shape[0], pixels
     context.time_base = Fraction(1)
     frame = av.VideoFrame.from_ndarray(array, format="rgb24").reformat(format=pixels)
+    frame.pts = 0
     path.write_bytes(b"".join(bytes(packet) for packet in [*context.encode(frame), *context.encode(None)]))
 
 
@@ -41,7 +44,22 @@ def frame_directory(tmp_path, draw_number):
     return write
 
 
-@pytest.mark.parametrize("pattern", ["{:05d}.jpg", "img_{:05d}.JPG", "{}.png", "frame{:03d}.jpeg", "a.b-{}.png"])
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        "{:05d}.jpg",
+        "img_{:05d}.JPG",
+        "{}.png",
+        "frame{:03d}.jpeg",
+        "a.b-{}.png",
+        "{}.bmp",
+        "{:03d}.webp",
+        "shot1.{:04d}.jpg",
+        "v1.2_{}.jpg",
+        "img ({}).jpg",
+        "{:04d}_rgb.png",
+    ],
+)
 def test_frames_are_sorted_by_number(pattern, frame_directory, read_numbers):
     path = frame_directory(*[pattern.format(i) for i in range(1, 13)])
     assert read_numbers(read_frames(path)) == list(range(12))
@@ -68,6 +86,54 @@ def test_only_requested_frames_are_opened(frame_directory, read_numbers):
     assert read_numbers(read_chosen(path, lambda count: [count - 2, 1, 4])) == [7, 1, 4]
     with pytest.raises(VideoError, match=r"contains 01.jpg, which is not a JPEG, PNG, BMP or WebP image"):
         read_frames(path)
+
+
+TIMES = {
+    "integers in decimals": ("{:.2f}", [i / 25 for i in range(30)]),
+    "rounded": ("{:.3f}", [i / 30 for i in range(31)]),
+    "coarse": ("{:.2f}", [i / 24 for i in range(30)]),
+    "one decimal": ("{:.1f}", [1.7 + i / 10 for i in range(10)]),
+    "variable width": ("{}", [0.0, 0.04, 0.08, 0.12, 0.16, 0.2, 0.24, 0.28]),
+    "prefix": ("frame_{:.2f}", [8 + i / 2 for i in range(6)]),
+    "milliseconds": ("{:.0f}", [1000 * i / 30 for i in range(40)]),
+    "variable rate": ("{:.6f}", [1305031102.175304 + t for t in (0, 0.036, 0.068, 0.1, 0.143, 0.175)]),
+}
+
+
+@pytest.mark.parametrize("kind", TIMES)
+def test_names_are_times(kind, frame_directory, read_numbers):
+    pattern, times = TIMES[kind]
+    path = frame_directory(*[pattern.format(time) + ".jpg" for time in times])
+    assert read_numbers(read_frames(path)) == list(range(len(times)))
+
+
+@pytest.mark.parametrize(
+    ("pattern", "step", "lost"), [("{:.2f}", 0.04, "0.20"), ("{:.3f}", 1 / 30, "0.16."), ("{:.0f}", 33.4, "16[67]")]
+)
+def test_missing_time(pattern, step, lost, frame_directory):
+    names = [pattern.format(step * i) + ".jpg" for i in range(12) if i != 5]
+    with pytest.raises(VideoError, match=f"is missing frame {lost}, between"):
+        read_frames(frame_directory(*names))
+
+
+TAILS = [b"", bytes(16), bytes(3000), bytes(range(256)) * 8, b"\xff\xd9" * 1000]
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "bmp"])
+def test_bytes_after_the_end_and_truncated_images(suffix, frame_directory, read_numbers):
+    path = frame_directory(f"1.{suffix}", f"2.{suffix}")
+    image = path / f"2.{suffix}"
+    content = image.read_bytes()
+    for tail in TAILS:
+        image.write_bytes(content + tail)
+        assert read_numbers(read_frames(path)) == [0, 1]
+    for length in (len(content) // 2, len(content) - 40):
+        for tail in TAILS[:2] if suffix in ("jpg", "png") else TAILS[:1]:
+            image.write_bytes(content[:length] + tail)
+            with pytest.raises(
+                VideoError, match=rf"contains 2.{suffix}, which (is truncated|is damaged|cannot be read)"
+            ):
+                read_frames(path)
 
 
 BROKEN = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -47,7 +48,9 @@ def check_not_script(file: Path | bytes) -> None:
     PyAV opens only the demuxers above. torchcodec opens any, so that this check is its only protection.
     """
     with open_bytes(file) as opened:
-        head = opened.read(_HEAD_BYTES)
+        head = opened.read(512)
+        if b"\0" not in head:  # text, or one of few binary formats
+            head += opened.read(_HEAD_BYTES)
     text = head.split(b"\0", 1)[0].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     kind = next((kind for start, kind in _SCRIPTS if text.startswith(start)), None)
     if kind is None and b"<mpd" in text:
@@ -93,6 +96,7 @@ _BOXES = (b"ftyp", b"styp", b"moov", b"moof", b"mdat", b"free", b"skip", b"wide"
 def _mp4_size(read: _Read, size: int, packets_end: Callable[[], int]) -> int | None:
     """Return for MP4 the end of the last box, or of the fragments that a segment index (sidx) lists."""
     position, fragments_end, kind = 0, 0, b""
+    fragmented = False
     while position + 8 <= size:
         head = read(position, 16)
         length, kind, first = int.from_bytes(head[:4], "big"), head[4:8], 8
@@ -105,6 +109,9 @@ def _mp4_size(read: _Read, size: int, packets_end: Callable[[], int]) -> int | N
         if kind == b"sidx":
             fragments_end = position + length + _referenced_bytes(read(position + first, min(length, 2**20)))
         position += length
+        fragmented = fragmented or kind == b"moof"
+    if kind == b"moof" or (fragmented and position < size < position + 8):
+        return position + 8  # the header of the next box is incomplete
     return max(position if position <= size or kind in (b"moov", b"moof") else size, fragments_end)
 
 
@@ -228,6 +235,32 @@ def _color_table_bytes(flags: bytes) -> int:
     return 6 << (flags[0] & 7) if flags and flags[0] & 0x80 else 0
 
 
+def _program_stream_size(read: _Read, size: int) -> int | None:
+    """Return for MPEG-PS the end of the last packet of the last pack."""
+    start = max(0, size - _HEAD_BYTES)
+    tail = read(start, size - start)
+    position = tail.rfind(b"\0\0\1\xba")
+    while 0 <= position < len(tail) - 5 and tail[position : position + 3] == b"\0\0\1":
+        kind = tail[position + 3]
+        if kind == 0xBA:  # a pack header has 12 bytes in MPEG-1, and 14 and padding in MPEG-2
+            padded = tail[position + 4] & 0xC0 == 0x40 and position + 13 < len(tail)
+            position += 14 + (tail[position + 13] & 7) if padded else 12
+        elif kind in (0xB9, 0xBE):  # the end code, or padding
+            return size
+        else:
+            position += 6 + int.from_bytes(tail[position + 4 : position + 6], "big")
+    return start + position if position > 0 else None
+
+
+def _transport_stream_size(read: _Read, size: int) -> int | None:
+    """Return for MPEG-TS the end of the last packet."""
+    head = read(0, 1024)
+    for length, start in itertools.product((188, 192, 204), range(204)):
+        if set(head[start::length]) == {0x47}:  # every packet starts with this byte
+            return start + -(-(size - start) // length) * length
+    return None
+
+
 _FINDERS: dict[str, Callable[[_Read, int], int | None]] = {
     "avi": _avi_size,
     "matroska": _matroska_size,
@@ -235,4 +268,6 @@ _FINDERS: dict[str, Callable[[_Read, int], int | None]] = {
     "flv": _flv_size,
     "ogg": _ogg_size,
     "gif": _gif_size,
+    "mpeg": _program_stream_size,
+    "mpegts": _transport_stream_size,
 }

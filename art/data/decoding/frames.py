@@ -194,7 +194,7 @@ def numbered_frames(files: Iterable[str]) -> list[str]:
         try:
             return _sort_frames(matches, decimals)
         except Unreadable as problem:
-            error = error or problem
+            error = problem
     assert error is not None
     raise error
 

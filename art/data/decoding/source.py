@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import io
 import itertools
+import math
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -29,8 +30,7 @@ MAX_CACHED_BYTES = 32 * 2**20
 #: Seconds. Matroska rounds times to 1 ms, so a frame may start up to half of that before its true time.
 TOLERANCE = 6e-4
 
-#: Containers that remain readable when files are joined by concatenation; the packets of the parts may be flagged as
-#: corrupt where they meet.
+#: Containers that remain readable when files are joined by concatenation.
 _JOINABLE = ("mpegts", "mpeg")
 
 _DISCARD = getattr(av.stream, "Discard", None)  # None before PyAV 18
@@ -115,7 +115,8 @@ class VideoSource:
         self._early = max(self.origin - int(10 / self.time_base), -_MAX_TICKS)
         self._fresh = True  # no packet was read yet
         self._strict = False
-        self.no_timestamps = False
+        self.no_timestamps = stream.start_time is None  # a raw stream, for which FFmpeg's parser may guess times
+        self._raw = self.no_timestamps
         self._slots: list[int] = []  # slot of each frame; filled by index_frames
         self._interval = 1  # of two slots, according to the frame rate
         rate = stream.average_rate or stream.guessed_rate
@@ -207,9 +208,14 @@ class VideoSource:
         packets: list[PacketInfo] = []
         cached: list[av.Packet] | None = []
         stamps: list[tuple[int | None, int | None, bool]] = []
-        total_bytes, latest, damaged = 0, None, False
+        total_bytes, latest, suspect, damaged = 0, None, 0, False
+        is_ts = self.container.format.name == "mpegts"
+        stop = None
+        if end is not None and math.isfinite(end) and not self.no_timestamps:
+            stop = self.origin + math.ceil(Fraction(end) / self.time_base)
+        first = int(start / self.time_base) if math.isfinite(start) else 0
         intra_only = self.stream.codec_context.codec.intra_only
-        for packet in self.packets_from(min(self.origin + int(start / self.time_base), _MAX_TICKS)):
+        for packet in self.packets_from(min(self.origin + first, _MAX_TICKS)):
             if packet.size == 0:
                 continue
             pts, keyframe = packet.pts, packet.is_keyframe or intra_only
@@ -219,27 +225,34 @@ class VideoSource:
                 self.no_timestamps = True
                 return self._read_packets(start, end)
             latest = pts if latest is None or (pts is not None and pts > latest) else latest
-            dts = None if self.no_timestamps else packet.dts
-            if end is not None and dts is not None and self.seconds(dts) >= end:
+            dts = packet.dts
+            if stop is not None and dts is not None and dts >= stop:
                 return packets, cached  # no frame is shown before it is decoded
-            if packet.is_corrupt and self.container.format.name in _JOINABLE:
+            if packet.is_corrupt and is_ts:
+                # Either data is missing, or a part of joined files ends: then a keyframe follows this packet or the
+                # next one (FFmpeg's parser sets the flag one packet early).
+                suspect = 2
                 self._be_strict()
-            elif packet.is_corrupt:
+            elif suspect:
+                suspect = 0 if keyframe else suspect - 1
+                damaged = not keyframe and not suspect
+            if damaged or (packet.is_corrupt and not is_ts):
                 damaged = True
                 break
             time = len(packets) if self.no_timestamps or pts is None else pts
-            stamps.append((pts, packet.dts, keyframe))
+            stamps.append((pts, dts, keyframe))
             packets.append(PacketInfo(time, keyframe, not packet.is_discard))
             total_bytes += packet.size
             if cached is not None:
                 cached.append(packet)
                 cached = None if total_bytes > MAX_CACHED_BYTES else cached
         self._slots = self._assign_slots(stamps) if self.no_timestamps else []
-        found_end = max((self.seconds(packet.time) for packet in packets), default=0.0)
+        found_end = self.seconds(max(packet.time for packet in packets)) if packets else 0.0
         if end is None or found_end < end - TOLERANCE:
             self._check_complete(found_end)
             if damaged:
-                raise Unreadable(f"is truncated or damaged after {found_end:.2f} s")
+                problem = "damaged: data is missing" if is_ts else "truncated or damaged"
+                raise Unreadable(f"is {problem} after {found_end:.2f} s")
         return packets, cached
 
     def _assign_slots(self, stamps: Sequence[tuple[int | None, int | None, bool]]) -> list[int]:
@@ -251,7 +264,7 @@ class VideoSource:
         latest = -self._interval
         offset = 0  # of this part of a joined file
         for pts, _, keyframe in stamps:
-            slot = latest + self._interval if pts is None else pts + offset
+            slot = latest + self._interval if pts is None or self._raw else pts + offset
             if keyframe and slots and slot <= latest:
                 offset += latest + self._interval - slot
                 slot = latest + self._interval
@@ -302,7 +315,7 @@ class VideoSource:
         if specified > end + float(self._interval * self.time_base) / 2:
             frames = f"it ends after {end:.2f} s, but its header specifies {specified:.2f} s"
         else:
-            frames = f"its frames end at {end:.2f} s, and other data, such as sound, is incomplete"
+            frames = f"it ends after {end:.2f} s, inside a frame or other data, such as sound"
         raise Unreadable(f"is truncated: {frames} ({size:,} of at least {expected:,} bytes)")
 
     def _indexed_end(self) -> int:

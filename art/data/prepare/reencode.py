@@ -134,16 +134,10 @@ def _encode(
     source: Path, target: Path, encoding: Encoding, start: float | None, end: float | None, stop: Callable[[], bool]
 ) -> list[float]:
     """Write the frames and return the time of each, in seconds since the first."""
-    size = None
     with contextlib.closing(_Writer(target, encoding)) as writer:
         for item in iterate_frames(source, start=start, end=end):
             if stop():
                 raise Stopped
-            new_size = item.frame.width, item.frame.height
-            size = size or new_size
-            if new_size != size:
-                sizes = " to ".join(f"{width}×{height}" for width, height in (size, new_size))
-                raise VideoError(source, f"changes its frame size from {sizes}")
             writer.add(item)
         writer.flush()
     return writer.times
