@@ -32,7 +32,9 @@ def resize_matrix(size, new):
 def main(model, clip):
     session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
     facts = json.loads(session.get_modelmeta().custom_metadata_map["art"])
-    with av.open(clip) as container:
+    # Only containers that do not make FFmpeg read other files, as playlists do.
+    allowed = {"format_whitelist": "mov,matroska,avi,mpegts", "protocol_whitelist": "file"}
+    with av.open(clip, container_options=allowed) as container:
         frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
     video = np.stack([frames[i] for i in sample(len(frames), facts["num_frames"], facts["sampling"])])
     side = max(1, round(min(video.shape[1:3]) * facts["crop"]["share"]))

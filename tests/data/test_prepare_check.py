@@ -80,6 +80,22 @@ def test_clips_of_a_damaged_file_are_checked_separately(tmp_path, numbered):
         assert "truncated" in found[None, None].reason
 
 
+def test_frames_before_the_first_keyframe_are_doubtful(tmp_path, numbered):
+    with (
+        av.open(str(numbered(tmp_path / "whole.mp4", 36, gop=12))) as old,
+        av.open(str(tmp_path / "a.mp4"), "w") as new,
+    ):
+        stream = new.add_stream_from_template(old.streams.video[0])
+        for packet in [packet for packet in old.demux(video=0) if packet.size][1:]:
+            packet.stream = stream
+            new.mux(packet)
+    (tmp_path / "train.csv").write_text("path,label,time_start,time_end\na.mp4,0,,\na.mp4,0,2,3\n")
+    for level in ("open", "decode"):
+        ((problem,),) = (split.problems for split in check(tmp_path, level).splits)
+        assert (problem.start, problem.kind) == (None, "doubtful")
+        assert "cannot be decoded, because they precede the first keyframe" in problem.reason
+
+
 def test_selected_splits_open_each_file_once(root, monkeypatch):
     (root / "val.csv").write_text((root / "test.csv").read_text())
     opened, times = [], check_module.frame_times

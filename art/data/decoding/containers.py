@@ -43,7 +43,7 @@ def open_bytes(file: Path | bytes) -> BinaryIO:
 
 
 def check_not_script(file: Path | bytes) -> None:
-    """Raise Unreadable if a file is a script or a playlist, by its content, whatever its name.
+    """Raise Unreadable if the content of a file is a script or a playlist, regardless of its name.
 
     PyAV opens only the demuxers above. torchcodec opens any, so that this check is its only protection.
     """
