@@ -134,6 +134,7 @@ CONTAINERS = {
     "a.gif": {"codec": "gif", "count": 8},
     "a.ogv": {"codec": "libvpx", "format": "ogg"},
     "a.ts": {"sound": 1.0},
+    "a.m2ts": {"format": "mpegts"},
     "a.mpg": {"codec": "mpeg2video", "format": "mpeg"},
 }
 

@@ -256,8 +256,10 @@ def _transport_stream_size(read: _Read, size: int) -> int | None:
     """Return for MPEG-TS the end of the last packet."""
     head = read(0, 1024)
     for length, start in itertools.product((188, 192, 204), range(204)):
-        if set(head[start::length]) == {0x47}:  # every packet starts with this byte
-            return start + -(-(size - start) // length) * length
+        # Every packet starts with this byte, in M2TS (192 bytes) after a time of 4 bytes.
+        if set(head[start::length]) == {0x47}:
+            first = start - 4 if length == 192 else start
+            return first + -(-(size - first) // length) * length
     return None
 
 
