@@ -23,7 +23,8 @@ ABLATIONS = ("components", "mtc", "bank", "tracklets", "margin")
 _CHECKPOINT_HELP = "directory of a checkpoint or a run"
 _EXIT_CODES = """exit codes:
   0         success
-  1         predict: a clip could not be read; prepare: clips are missing or broken
+  1         predict: a clip could not be read; prepare: clips are missing or broken; the weights of a model, or its
+            output, are not finite
   2         invalid usage, configuration, data or files
   130, 143  stopped by Ctrl-C or SIGTERM (training saves its state; continue with --resume)"""
 
@@ -36,6 +37,7 @@ _USER_ERRORS = (
     ("art.train.distributed", "OtherRankError"),
     ("art.train.loop", "NonFiniteLoss"),
 )
+_NON_FINITE = ("art.model.files", "NonFiniteError")
 _INTERRUPTED = ("art.train.runtime", "Interrupted")
 
 Subparsers = argparse._SubParsersAction
@@ -44,9 +46,9 @@ Subparsers = argparse._SubParsersAction
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return the exit code of the process.
 
-    0: success. 1: ``predict`` could not read a clip, or ``prepare`` found missing or broken clips. 2: invalid usage,
-    configuration, data, or files, reported in one line (``--traceback`` prints the traceback). 128 + signal number (130
-    or 143): interrupted.
+    0: success. 1: ``predict`` could not read a clip, ``prepare`` found missing or broken clips, or the weights or
+    outputs of a model are not finite. 2: invalid usage, configuration, data, or files, reported in one line
+    (``--traceback`` prints the traceback). 128 + signal number (130 or 143): interrupted.
     """
     prepare_output()
     parser = build_parser()
@@ -95,6 +97,8 @@ def _is_instance(error: Exception, *types: tuple[str, str]) -> bool:
 
 def _exit_code(error: Exception) -> int | None:
     """Return the exit code of an interruption or a user error, None for any other exception."""
+    if _is_instance(error, _NON_FINITE):
+        return 1
     if _is_instance(error, _INTERRUPTED):
         return 128 + int(getattr(error, "signal_number", 0))
     return 2 if isinstance(error, (ValueError, OSError, ImportError)) or _is_instance(error, *_USER_ERRORS) else None
@@ -270,6 +274,10 @@ def _add_train(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
         "--auto-resume", action="store_true",
         help="resume the run in the output directory if there is one, otherwise start one: for launchers and "
         "schedulers that repeat the same command",
+    )  # fmt: skip
+    train.add_argument(
+        "--allow-changed-data", action="store_true",
+        help="resume even if clips, labels or files of the dataset have changed since the run was started",
     )  # fmt: skip
     train.add_argument("--overwrite", action="store_true", help="replace the run in the output directory")
 

@@ -98,7 +98,7 @@ def run_train(options: argparse.Namespace) -> int:
 
     config = load_config(options.config, options.overrides)
     resume: bool | Literal["auto"] = "auto" if options.auto_resume else options.resume
-    result = train(config, resume=resume, overwrite=options.overwrite)
+    result = train(config, resume=resume, overwrite=options.overwrite, allow_changed_data=options.allow_changed_data)
     if not is_main_process():
         return 0
     measured = result.measured

@@ -328,7 +328,8 @@ def read_checkpoint(path: str | os.PathLike[str], *, prefixes: Sequence[str] = (
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"pretrained is {str(path)!r}: no such file; expected the path of a checkpoint")
+        problem = "is a directory without a checkpoint" if path.is_dir() else "no such file"
+        raise FileNotFoundError(f"pretrained is {str(path)!r}: {problem}; expected the path of a checkpoint")
     state: dict[str, Tensor] = {}
     for name, tensor in _read_state_dict(path).items():
         for prefix in prefixes:
@@ -389,13 +390,13 @@ def _read_state_dict(path: Path) -> dict[str, Tensor]:
         try:
             return load_file(path)
         except SafetensorError as error:
-            raise ValueError(f"{path} is not a safetensors file: {error}") from error
+            raise ValueError(f"pretrained: {path} is not a safetensors file: {error}") from error
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # invalid bytes can raise any exception
         raise ValueError(
-            f"{path} cannot be read with torch.load(weights_only=True), and unpickling anything else could execute "
-            "arbitrary code; if you trust the file, save its state dict separately with torch.save. "
+            f"pretrained: {path} cannot be read with torch.load(weights_only=True), and unpickling anything else could "
+            "execute arbitrary code; if you trust the file, save its state dict separately with torch.save. "
             f"{type(error).__name__}: {(str(error) or 'unexpected end of file').splitlines()[0]}"
         ) from error
     nested = [saved[key] for key in _STATE_DICT_KEYS if key in saved] if isinstance(saved, Mapping) else []
@@ -404,7 +405,7 @@ def _read_state_dict(path: Path) -> dict[str, Tensor]:
             return dict(state)
     keys = f" with the keys {_join_names([str(key) for key in saved])}" if isinstance(saved, Mapping) else ""
     raise ValueError(
-        f"{path} contains a {type(saved).__name__}{keys}; expected a state dict, or a dict with one under "
+        f"pretrained: {path} contains a {type(saved).__name__}{keys}; expected a state dict, or a dict with one under "
         f"{', '.join(_STATE_DICT_KEYS)}"
     )
 

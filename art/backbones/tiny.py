@@ -12,6 +12,8 @@ from art.backbones.base import (
     Features,
     convolve_over_time,
     group_params_by_layer,
+    load_by_name,
+    read_checkpoint,
     register_backbone,
     to_float01,
 )
@@ -48,7 +50,7 @@ class Tiny(Backbone):
 
     Args:
         num_frames: frames per clip; any number works.
-        pretrained: path of a ``.safetensors`` file with this module's state dict, or None.
+        pretrained: path of this module's state dict, as ``.safetensors`` or written by ``torch.save``, or None.
         width: channels of the first stage; the second and third stages have 2 · width and 4 · width, tokens 6 · width.
         depth: blocks in each of the three stages.
 
@@ -85,9 +87,8 @@ class Tiny(Backbone):
         self.norm = nn.LayerNorm(self.channels)
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if pretrained is not None:
-            from safetensors.torch import load_file
-
-            self.load_state_dict(load_file(pretrained))
+            state = read_checkpoint(pretrained, prefixes=("module.", "backbone."))
+            load_by_name(self, state, source=pretrained, expected="the state dict of this backbone")
 
     def forward(self, video: Shaped[Tensor, "b t 3 height width"]) -> Features:
         """Return the features of ``video``; ``class_token`` is the normalized mean of both stages."""

@@ -279,7 +279,7 @@ def _checkpoint_mean_std(pretrained: str) -> tuple[Sequence[float], Sequence[flo
 
     for name in ("preprocessor_config.json", "video_preprocessor_config.json"):
         path = cached_file(pretrained, name, _raise_exceptions_for_missing_entries=False)
-        config = {} if path is None else json.loads(Path(path).read_text())
+        config = {} if path is None else json.loads(Path(path).read_text(encoding="utf-8"))
         if "image_mean" in config and "image_std" in config:
             return config["image_mean"], config["image_std"]
     return None

@@ -86,7 +86,7 @@ def select_labels(head: dict[str, Tensor], labels: Sequence[int] | str | None, s
             "pass a checkpoint with a head, or keep_head=False for a new head"
         )
     count = len(head["weight"])
-    indices = json.loads(Path(labels).read_text()) if isinstance(labels, str) else labels
+    indices = json.loads(Path(labels).read_text(encoding="utf-8")) if isinstance(labels, str) else labels
     if indices is None:
         return head
     invalid = [index for index in indices if not (type(index) is int and 0 <= index < count)]

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -14,11 +15,12 @@ from art.eval.predictions import Predictions, write_evaluation
 from art.eval.report.localization import localize
 from art.eval.report.report import report_run
 from art.model import find_checkpoint
+from art.model.files import NonFiniteError
 from art.model.loading import load_model
 from art.model.pretrained import VideoClassifier
 from art.train.batches import Batch, EvaluationBatches, open_split
 from art.train.checkpoint import RunDir
-from art.train.config import ConfigError, DataConfig, load_config
+from art.train.config import ConfigError, DataConfig, load_config, load_saved_config
 from art.train.distributed import DistContext
 from art.train.parallel import ModelWithLoss, reshard_modules
 from art.train.runtime import allow_tf32, autocast, fork_rng, resolve_device
@@ -68,7 +70,8 @@ def evaluate(
 
     Raises:
         EvaluationStopped: If ``should_stop`` returned a signal on one of the ranks.
-        ValueError: If there are no clips, their numbers of views differ, or a probability is not finite.
+        NonFiniteError: If a probability is not finite.
+        ValueError: If there are no clips, or their numbers of views differ.
     """
     dist_ctx, model_with_loss = dist_ctx or DistContext(device), model_with_loss or ModelWithLoss(model)
     outputs: list[tuple[Tensor, ...]] = []
@@ -101,6 +104,9 @@ def evaluate(
     if dist_ctx.is_distributed:
         by_index = indices.argsort(kind="stable")
         probabilities, labels, indices, *order = (array[by_index] for array in (probabilities, labels, indices, *order))
+    if not np.isfinite(probabilities).all():
+        count = len(np.unique(indices[~np.isfinite(probabilities).all(axis=1)]))
+        raise NonFiniteError(f"the model's output is not finite for {count} of {len(np.unique(indices))} clips")
     per_clip = average_views(probabilities, labels, indices)
     return compute_metrics(*per_clip, model.class_names, order[0] if order else None, groups)
 
@@ -121,6 +127,8 @@ def evaluate_checkpoint(
     Raises:
         ConfigError: If another key is overridden.
         ClassMismatch: If the data and the checkpoint have different classes; raised before the first batch.
+        NonFiniteError: If weights or outputs of the model are not finite.
+        ValueError: If a file of the checkpoint, or the configuration of its run, is damaged.
 
     Examples:
         >>> from pathlib import Path
@@ -142,7 +150,8 @@ def evaluate_checkpoint(
     defaults = [] if run_config else [f"data.sampling={model.sampling.kind}", f"data.stride={model.sampling.stride}"]
     if any(override.startswith("optim.batch_size=") for override in overrides):
         defaults.append("optim.accumulate=1")  # the batch size is the number of clips per forward pass
-    config = load_config(run_config, [*defaults, *overrides])
+    overrides = [*defaults, *overrides]
+    config = load_config(None, overrides) if run_config is None else load_saved_config(run_config, overrides)
     device = resolve_device(config.device)
     allow_tf32(config.tf32)
     clip_set = open_split(config.data, split or config.data.test_split, run.path if run_config else None)

@@ -25,9 +25,10 @@ def find_checkpoint(path: Path) -> Path:
         FileNotFoundError: If it is neither.
     """
     for directory in (path, path / "checkpoints" / "last"):
-        recover(directory)
-        if (directory / CONFIG_FILE).is_file():
-            return directory
+        # Not recover(): a training that is replacing the checkpoint must remain the only writer.
+        for candidate in (directory, previous_directory(directory)):
+            if (candidate / CONFIG_FILE).is_file():
+                return candidate
     raise FileNotFoundError(f"checkpoint: no {CONFIG_FILE} in {path}, expected the directory of a checkpoint or a run")
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import shutil
 import tempfile
@@ -18,8 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Shaped
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from art._deprecated import renamed_attribute
@@ -28,6 +26,15 @@ from art.backbones.base import Backbone
 from art.data.transforms.augment import CenterCrop
 from art.data.transforms.sampling import SPARSE, FrameSampling
 from art.model import CONFIG_FILE, WEIGHTS_FILE
+from art.model.files import (
+    DamagedFile,
+    NonFiniteError,
+    check_finite,
+    file_sha256,
+    read_config,
+    read_weights,
+    write_config,
+)
 from art.model.losses import Labels, LossTerms
 from art.model.options import ARTOptions
 
@@ -129,6 +136,8 @@ class VideoClassifier(nn.Module, ABC):
     def save_pretrained(self, directory: str | os.PathLike[str], weights: Mapping[str, Tensor] | None = None) -> None:
         """Write ``config.json`` and ``model.safetensors``, each to a temporary file that then replaces the old one.
 
+        ``config.json`` has the checksums of both, see :mod:`art.model.files`.
+
         Args:
             directory: created if it does not exist.
             weights: the state dict to save; None saves the model's own.
@@ -148,7 +157,7 @@ class VideoClassifier(nn.Module, ABC):
         staging = Path(tempfile.mkdtemp(prefix=".saving-", dir=directory))
         try:
             save_file(state, staging / WEIGHTS_FILE, metadata={"format": "pt"})
-            (staging / CONFIG_FILE).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n")
+            write_config(staging / CONFIG_FILE, config, file_sha256(staging / WEIGHTS_FILE))
             for name in (WEIGHTS_FILE, CONFIG_FILE):
                 (staging / name).replace(directory / name)
         finally:
@@ -174,7 +183,8 @@ class VideoClassifier(nn.Module, ABC):
 
         Raises:
             FileNotFoundError: If one of the two files, or the repository, does not exist.
-            ValueError: If the model is of another kind, or its weights have other names or shapes.
+            ValueError: If a file is damaged, the model is of another kind, or its weights have other names or shapes,
+                or are not finite.
             OSError: If the Hub cannot be reached.
         """
         from art.tools.hub import download, is_repository
@@ -184,32 +194,41 @@ class VideoClassifier(nn.Module, ABC):
             path = download(str(directory), revision=revision)
         elif revision is not None:
             raise ValueError(f"revision is {revision!r}, but {directory} is a local path; omit revision")
-        for name in (CONFIG_FILE, WEIGHTS_FILE):
-            if not (path / name).is_file():
-                raise FileNotFoundError(
-                    f"{path / name} does not exist; expected a directory written by save_pretrained"
-                )
-        config = json.loads((path / CONFIG_FILE).read_text())
+        config = read_config(path)
         loadable = {kind: subclass for kind, subclass in VideoClassifier.kinds.items() if issubclass(subclass, cls)}
         if config.get("kind") not in loadable:
             raise ValueError(
                 f"{directory} holds a model of kind {config.get('kind')!r}, expected {' or '.join(sorted(loadable))}; "
                 "art.load_model loads all known kinds"
             )
-        options = ARTOptions(**config["options"])
-        with safe_open(path / WEIGHTS_FILE, "pt") as file:
-            shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118 - not a mapping
-        # The saved weights replace the pretrained ones of the backbone, which may no longer exist.
-        unset = dataclasses.replace(options, pretrained=None)
-        model = loadable[config["kind"]]._from_shapes(config["class_names"], unset, shapes)
+        state = read_weights(path, config)
+        model = loadable[config["kind"]]._from_config(config, state, path)
         try:
-            model.load_state_dict(load_file(path / WEIGHTS_FILE))
+            model.load_state_dict(state)
         except RuntimeError as error:
-            raise ValueError(f"{path / WEIGHTS_FILE} does not match its {CONFIG_FILE}: {error}") from error
+            details = " ".join(str(error).split())
+            raise ValueError(f"{path / WEIGHTS_FILE} does not match its {CONFIG_FILE}: {details}") from error
+        check_finite(model, path / WEIGHTS_FILE)
+        return model.eval()
+
+    @classmethod
+    def _from_config(cls: type[C], config: dict[str, Any], state: Mapping[str, Tensor], path: Path) -> C:
+        """Return a model with the options and attributes of ``config.json``, and any weights."""
+        shapes = {name: list(value.shape) for name, value in state.items()}
+        try:
+            options = ARTOptions.from_kwargs(config["options"])
+            # The saved weights replace the pretrained ones of the backbone, which may no longer exist.
+            unset = dataclasses.replace(options, pretrained=None)
+            model = cls._from_shapes(config["class_names"], unset, shapes)
+            model.sampling = FrameSampling(**config.get("sampling", {}))  # absent in files from before it was an option
+        except ImportError:
+            raise
+        except Exception as error:  # invalid values can raise any exception
+            details = " ".join(f"{type(error).__name__}: {error}".split())
+            raise DamagedFile(f"{path / CONFIG_FILE}: no model can be built from it ({details})") from error
         model.options = options
         model.prompts = config.get("prompts")
-        model.sampling = FrameSampling(**config.get("sampling", {}))  # absent in files from before it was an option
-        return model.eval()
+        return model
 
     def predict(
         self, clip: str | os.PathLike[str], top_k: int = 5, *, views: int = 1, crops: int = 1
@@ -224,7 +243,7 @@ class VideoClassifier(nn.Module, ABC):
 
         Raises:
             art.data.VideoError: If the file cannot be decoded.
-            ValueError: If ``views`` is below 1, or ``crops`` is neither 1 nor 3.
+            ValueError: If ``views`` is below 1, ``crops`` is neither 1 nor 3, or the output is not finite.
         """
         from art.data.transforms.augment import EvalViews
 
@@ -232,6 +251,8 @@ class VideoClassifier(nn.Module, ABC):
         with eval_mode(self) as device:
             per_view = [self(view[None].to(device)).logits[0].float().softmax(0) for view in shown]
             probabilities = torch.stack(per_view).mean(0)
+        if not probabilities.isfinite().all():
+            raise NonFiniteError(f"{clip}: the model's output is not finite")
         best = probabilities.topk(min(top_k, len(self.class_names)))
         return [(self.class_names[i], p) for p, i in zip(best.values.tolist(), best.indices.tolist(), strict=True)]
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from art.extras import import_extra
 from art.model import CONFIG_FILE, WEIGHTS_FILE, find_checkpoint
+from art.model.files import write_config
 from art.model.options import ARTOptions
 
 if TYPE_CHECKING:
@@ -285,4 +286,4 @@ def _remove_local_path(config: Path) -> None:
     content = json.loads(config.read_text(encoding="utf-8"))
     if content["options"]["pretrained"] is not None:
         content["options"]["pretrained"] = Path(content["options"]["pretrained"]).name
-        config.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_config(config, content)

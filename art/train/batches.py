@@ -134,6 +134,11 @@ def _made_split(data: DataConfig, run: Path | None) -> MadeSplit | None:
         return None
     return split_directory(root, **_split_options(data, run))
 
+    def all(self) -> list[ClipSet]:
+        """Return every split once."""
+        splits = [self.train, self.test, *([] if self.validation is None else [self.validation])]
+        return list({clip_set.split: clip_set for clip_set in splits}.values())
+
 
 class TrainingBatches:
     """Augmented batches of the training split.

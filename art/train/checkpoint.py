@@ -3,38 +3,48 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import json
+import logging
 import os
-import pickle
 import shutil
 import time
-import warnings
-from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
-from pathlib import Path, PurePath
+from pathlib import Path
 from types import TracebackType
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 import torch.distributed.checkpoint as dcp
-import yaml
 from torch import Tensor
-from torch.distributed.checkpoint import metadata as dcp_metadata
-from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
-from art.data.files import atomic_write
+from art.data.files import atomic_write, write_text
 from art.model import previous_directory, recover
-from art.train.config import Config, ConfigError, config_from_dict, save_config, to_dict
+from art.train.checkpoint_io import (
+    SINGLE,
+    TENSORS,
+    TRAINING_STATE,
+    CheckpointError,
+    DamagedCheckpoint,
+    convert_errors,
+    load_tensors,
+    load_training_state,
+    saved_tensors,
+    verify_checkpoint,
+    write_checksums,
+)
+from art.train.config import Config, ConfigError, load_saved_config, save_config, to_dict
+from art.train.data_record import check_unchanged, format_record, read_record
 from art.train.distributed import DistContext
 
-#: File of a checkpoint with the training state other than tensors, next to ``config.json`` and ``model.safetensors``.
-TRAINING_STATE = "training_state.pt"
-#: Directory of a checkpoint with the tensors of the training state, written by all ranks.
-TENSORS = "training_state"
+__all__ = [
+    "RESUMABLE_KEYS", "TENSORS", "TRAINING_STATE", "CheckpointError", "CheckpointWriter", "DamagedCheckpoint",
+    "Resume", "RunDir", "RunExists", "copy_checkpoint", "differing_keys", "load_tensors", "load_training_state",
+    "read_history", "saved_tensors",
+]  # fmt: skip
+
+_log = logging.getLogger(__name__)
+
 #: Keys that may differ between a run and its continuation: they do not change what a step computes, except for rounding
 #: (and, for ``optim.accumulate``, the batches that batch norm sees, as with a different number of devices).
 RESUMABLE_KEYS = (
@@ -49,12 +59,7 @@ RESUMABLE_KEYS = (
 #: Whether to continue a run; "auto": if there is one.
 Resume = bool | Literal["auto"]
 
-_SINGLE = DistContext(torch.device("cpu"))
 _VISIBILITY_TIMEOUT = 10.0  # seconds
-
-
-class CheckpointError(ValueError):
-    """A directory without a valid checkpoint."""
 
 
 class RunExists(FileExistsError):
@@ -62,12 +67,13 @@ class RunExists(FileExistsError):
 
 
 class RunDir:
-    """Paths of a run: ``config.yaml``, ``classes.txt``, ``metrics.jsonl``, ``tensorboard/``, ``checkpoints/last`` and
-    ``best``, ``evaluation.json``, ``predictions.npz``, ``report.html``, and if enabled ``loggers.json``, ``wandb/``,
-    ``trace/``, and ``splits.csv`` if a split was made."""
+    """Paths of a run: ``config.yaml``, ``classes.txt``, ``data.json``, ``metrics.jsonl``, ``tensorboard/``,
+    ``checkpoints/last`` and ``best``, ``evaluation.json``, ``predictions.npz``, ``report.html``, and if enabled
+    ``loggers.json``, ``wandb/``, ``trace/``, and ``splits.csv`` if a split was made."""
 
     _CONTENTS = (
-        "config.yaml", "classes.txt", "splits.csv", "metrics.jsonl", "tensorboard", "checkpoints", "evaluation.json",
+        "config.yaml", "classes.txt", "splits.csv", "data.json", "metrics.jsonl", "tensorboard", "checkpoints",
+        "evaluation.json",
         "predictions.npz", "report.html", "loggers.json", "observers.json", "wandb", "trace",
     )  # fmt: skip
 
@@ -75,6 +81,7 @@ class RunDir:
         self.path = Path(path)
         self.config = self.path / "config.yaml"
         self.classes = self.path / "classes.txt"
+        self.data = self.path / "data.json"
         self.metrics = self.path / "metrics.jsonl"
         self.tensorboard = self.path / "tensorboard"
         former = self.path / "observers.json"  # the name in runs of earlier versions
@@ -83,16 +90,52 @@ class RunDir:
         self.last = self.path / "checkpoints" / "last"
         self.best = self.path / "checkpoints" / "best"
         self.evaluation = self.path / "evaluation.json"
-        self.predictions = self.path / "predictions.npz"
 
     def exists(self) -> bool:
         """Return whether a run was started here."""
         return any((self.path / name).exists() for name in self._CONTENTS)
 
     def has_checkpoint(self) -> bool:
-        """Return whether there is a training state to resume from."""
-        recover(self.last)
+        """Return whether ``checkpoints/last`` has a training state."""
         return (self.last / TRAINING_STATE).is_file()
+
+    def find_checkpoint(self) -> tuple[Path | None, dict[Path, DamagedCheckpoint]]:
+        """Return the newest intact checkpoint to resume from, None if none was saved, and newer ones that are damaged.
+
+        Changes nothing: :meth:`adopt` makes it ``checkpoints/last``.
+
+        Raises:
+            CheckpointError: all of them are damaged, or the last one has no training state.
+        """
+        numbered = sorted(self.last.parent.glob("step-*"), reverse=True)
+        damaged: dict[Path, DamagedCheckpoint] = {}
+        for directory in (self.last, previous_directory(self.last), *numbered):
+            if directory.is_dir():
+                try:
+                    verify_checkpoint(directory)
+                    return directory, damaged
+                except DamagedCheckpoint as error:
+                    damaged[directory] = error
+        if damaged:
+            best = f"; to continue from {self.best}, copy it to {self.last}" if self.best.is_dir() else ""
+            raise CheckpointError(
+                f"{next(iter(damaged.values()))}. There is no older checkpoint to resume from (checkpoints.keep saves "
+                f"several){best}, or start over with --overwrite"
+            )
+        return None, {}
+
+    def adopt(self, checkpoint: Path, damaged: Mapping[Path, DamagedCheckpoint]) -> None:
+        """Make the result of :meth:`find_checkpoint` the last checkpoint, and keep damaged ones as ``damaged-<name>``.
+
+        A crash in between is harmless: the checkpoint is found again.
+        """
+        for directory, error in damaged.items():
+            kept = directory.with_name(f"damaged-{directory.name.lstrip('.')}")
+            _remove(kept)
+            directory.rename(kept)
+            _log.warning(f"{error}. Resuming from {checkpoint} instead; the damaged checkpoint is kept as {kept}")
+        if checkpoint != self.last:
+            checkpoint.rename(self.last)
 
     def check(self, config: Config, *, resume: Resume, overwrite: bool) -> bool:
         """Check whether this run may start here. Changes nothing.
@@ -138,7 +181,7 @@ class RunDir:
             time.sleep(0.1)
 
     def _check_same(self, config: Config) -> None:
-        saved = config_from_dict(dict(yaml.safe_load(self.config.read_text(encoding="utf-8"))), str(self.config))
+        saved = load_saved_config(self.config)
         changed = differing_keys(to_dict(saved), to_dict(config))
         if config.optim.schedule == "step":  # learning rates so far do not depend on the number of epochs
             changed.pop("optim.epochs", None)
@@ -149,15 +192,34 @@ class RunDir:
                 "or start another run with output=..."
             )
 
-    def begin(self, config: Config, class_names: tuple[str, ...], *, resume: bool) -> None:
-        """Remove an earlier run (unless ``resume``) and write the configuration and the classes."""
+    def check_data(self, record: Mapping[str, Any], *, allow_changes: bool) -> None:
+        """Compare the data of a run to resume with the result of :func:`art.train.data_record.record_data`.
+
+        Raises:
+            DataChanged: they differ, unless ``allow_changes``, which logs the difference.
+            ValueError: ``data.json`` cannot be read, unless ``allow_changes``.
+        """
+        if self.data.is_file():  # runs of earlier versions do not have it
+            try:
+                check_unchanged(read_record(self.data), record, str(self.path))
+            except ValueError as error:
+                if not allow_changes:
+                    raise
+                _log.warning(f"{error} Continuing with the data as it is now (--allow-changed-data)")
+
+    def begin(
+        self, config: Config, class_names: tuple[str, ...], *, resume: bool, record: Mapping[str, Any] | None = None
+    ) -> None:
+        """Remove an earlier run (unless ``resume``) and write the configuration, the classes and the data record."""
         if not resume:
             for name in self._CONTENTS:
                 path = self.path / name
                 shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
         self.path.mkdir(parents=True, exist_ok=True)
         atomic_write(self.config, lambda path: save_config(config, path))  # first: its presence marks a started run
-        atomic_write(self.classes, lambda path: path.write_text("".join(f"{name}\n" for name in class_names), "utf-8"))
+        write_text(self.classes, "".join(f"{name}\n" for name in class_names))
+        if record is not None:
+            write_text(self.data, format_record(record))
 
     def history(self) -> list[dict[str, Any]]:
         """Return the records of ``metrics.jsonl``, without a last line that a crash truncated."""
@@ -211,7 +273,7 @@ class CheckpointWriter:
     """
 
     def __init__(
-        self, directory: Path, dist_ctx: DistContext = _SINGLE, *, keep: int = 1, asynchronous: bool = False
+        self, directory: Path, dist_ctx: DistContext = SINGLE, *, keep: int = 1, asynchronous: bool = False
     ) -> None:
         self._directory, self._dist_ctx, self._keep, self.asynchronous = directory, dist_ctx, keep, asynchronous
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
@@ -239,14 +301,15 @@ class CheckpointWriter:
             if self._dist_ctx.is_main:
                 write_model(incoming)
                 torch.save(dict(values), incoming / TRAINING_STATE)
+                write_checksums(incoming)
                 _replace(self._directory, incoming, self._keep)
 
         def complete_later(staged: Future[Any]) -> None:
-            with _convert_errors(OSError, f"{self._directory}: the checkpoint could not be written"):
+            with convert_errors(OSError, f"{self._directory}: the checkpoint could not be written"):
                 staged.result()  # on rank 0, when all ranks have written
             complete()
 
-        with _convert_errors(OSError, f"{self._directory}: the checkpoint could not be written"):
+        with convert_errors(OSError, f"{self._directory}: the checkpoint could not be written"):
             if self.asynchronous:
                 staged = dcp.async_save(dict(tensors), process_group=self._dist_ctx.background, **options)
                 assert isinstance(staged, Future)
@@ -284,102 +347,6 @@ def copy_checkpoint(source: Path, target: Path) -> None:
     _prepare(target, incoming)
     shutil.copytree(source, incoming, dirs_exist_ok=True)
     _replace(target, incoming, keep=None)
-
-
-def load_training_state(directory: Path) -> dict[str, Any]:
-    """Load the ``values`` of :meth:`CheckpointWriter.save` to the CPU.
-
-    Raises:
-        CheckpointError: the directory has no training state, or it cannot be read.
-    """
-    path = directory / TRAINING_STATE
-    if not path.is_file():
-        raise CheckpointError(f"{directory}: no {TRAINING_STATE}, so there is nothing to resume; omit --resume")
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise CheckpointError(f"{path}: cannot be read as a training state ({error})") from error
-    if not isinstance(state, dict):
-        raise CheckpointError(f"{path}: contains a {type(state).__name__}, expected a dict of the training state")
-    return state
-
-
-def saved_tensors(directory: Path) -> dict[str, torch.Size]:
-    """Return the names and shapes of the tensors of a checkpoint's training state.
-
-    Raises:
-        CheckpointError: they cannot be read.
-    """
-    entries = _Reader(directory / TENSORS).read_metadata().state_dict_metadata
-    return {name: entry.size for name, entry in entries.items() if isinstance(entry, TensorStorageMetadata)}
-
-
-def load_tensors(directory: Path, tensors: Mapping[str, Tensor], dist_ctx: DistContext = _SINGLE) -> None:
-    """Load saved tensors into ``tensors``, in place, with any sharding. A collective operation.
-
-    Raises:
-        CheckpointError: a tensor is missing, has a different shape, or cannot be read.
-    """
-    with _convert_errors(CheckpointError, f"{directory / TENSORS}: cannot be read", (RuntimeError, KeyError, OSError)):
-        dcp.load(
-            dict(tensors),
-            storage_reader=_Reader(directory / TENSORS),
-            process_group=dist_ctx.control,
-            no_dist=not dist_ctx.is_distributed,
-        )
-
-
-class _Reader(dcp.FileSystemReader):
-    """Reads saved tensors without executing code in the file: PyTorch unpickles the metadata without restrictions."""
-
-    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-        path = Path(self.path) / ".metadata"
-        try:
-            metadata = _MetadataUnpickler(io.BytesIO(path.read_bytes())).load()
-        except Exception as error:
-            raise CheckpointError(f"{path}: cannot be read as tensors of a training state ({error})") from error
-        if not isinstance(metadata, Metadata):
-            raise CheckpointError(f"{path}: contains a {type(metadata).__name__}, expected checkpoint metadata")
-        if metadata.storage_meta is None:
-            metadata.storage_meta = dcp_metadata.StorageMeta()
-        metadata.storage_meta.load_id = self.load_id
-        return metadata
-
-
-class _MetadataUnpickler(pickle.Unpickler):
-    """Creates only the types that checkpoint metadata consists of."""
-
-    _ALLOWED: ClassVar[dict[tuple[str, str], Any]] = {
-        ("torch", "Size"): torch.Size,
-        ("collections", "OrderedDict"): OrderedDict,
-        ("torch.serialization", "_get_layout"): torch.serialization._get_layout,
-        **{(f"pathlib{part}", f"{kind}Path"): PurePath for part in ("", "._local") for kind in ("Posix", "Windows")},
-    }
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) in self._ALLOWED:
-            return self._ALLOWED[module, name]
-        if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
-            return getattr(torch, name)
-        if module == dcp_metadata.__name__ and isinstance(found := getattr(dcp_metadata, name, None), type):
-            return found
-        if (module, name) == ("torch.distributed.checkpoint.filesystem", "_StorageInfo"):
-            return super().find_class(module, name)
-        raise pickle.UnpicklingError(f"{module}.{name} is not allowed in checkpoint metadata")
-
-
-@contextmanager
-def _convert_errors(to: type[Exception], message: str, others: tuple[type[Exception], ...] = ()) -> Iterator[None]:
-    """Convert PyTorch's CheckpointException (a BaseException) and ``others``, and hide a warning without a group."""
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
-            yield
-    except CheckpointException as error:
-        rank, (cause, _) = next(iter(error.failures.items()))
-        raise to(f"{message} (rank {rank}: {cause})") from error
-    except others as error:
-        raise to(f"{message} ({error})") from error
 
 
 def _prepare(directory: Path, incoming: Path) -> None:

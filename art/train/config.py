@@ -28,7 +28,7 @@ from art.train.config_schema import (
 
 __all__ = [
     "CheckpointConfig", "Config", "ConfigError", "DataConfig", "LogConfig", "OptimConfig", "ParallelConfig",
-    "config_from_dict", "load_config", "save_config", "to_dict", "variants", "with_values",
+    "config_from_dict", "load_config", "load_saved_config", "save_config", "to_dict", "variants", "with_values",
 ]  # fmt: skip
 
 _MAX_SHOWN = 100  # characters of a key or value in an error message
@@ -87,6 +87,21 @@ def config_from_dict(values: dict[str, Any], source: str) -> Config:
         True
     """
     return _merge([(source, values)])
+
+
+def load_saved_config(path: Path, overrides: Sequence[str] = ()) -> Config:
+    """Load the configuration that :func:`save_config` wrote, and overrides as in :func:`load_config`.
+
+    Raises:
+        ConfigError: the file is empty, incomplete or not valid; the message names it.
+    """
+    groups = _read_files(path)[0][1]
+    # The groups of all versions, in the order of the file: a truncated file would be read as one with defaults.
+    missing = [name for name in ("data", "model", "optim", "log") if not isinstance(groups.get(name), dict)]
+    if missing:
+        state = "is empty" if not groups else f"has no {missing[0]}"
+        raise ConfigError(f"{path}: {state}, so it is damaged; expected the configuration of a run; restore it")
+    return load_config(path, overrides)
 
 
 def variants(config: Config, over: str) -> dict[str, Config]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
@@ -51,7 +52,6 @@ class DistContext:
         device: device of this rank.
         rank: global rank.
         world_size: number of ranks.
-        local_rank: rank on this machine.
         local_world_size: number of ranks on this machine.
         control: Gloo group for CPU tensors and objects; None for a single process.
         background: Gloo group for use in another thread; None for a single process.
@@ -60,7 +60,6 @@ class DistContext:
     device: torch.device
     rank: int = 0
     world_size: int = 1
-    local_rank: int = 0
     local_world_size: int = 1
     control: dist.ProcessGroup | None = None
     background: dist.ProcessGroup | None = None
@@ -192,7 +191,7 @@ def init_distributed(device: str, timeout: float) -> Iterator[DistContext]:
 
     Raises:
         ConfigError: several ranks cannot share ``device``.
-        OtherRankError: replaces the connection error of a rank when another rank has failed.
+        OtherRankError: replaces the connection error of a rank when another rank has failed or does not respond.
     """
     world_size = int(os.environ.get("WORLD_SIZE", "1")) if "RANK" in os.environ else 1
     limit = timedelta(seconds=timeout)
@@ -201,11 +200,18 @@ def init_distributed(device: str, timeout: float) -> Iterator[DistContext]:
     elif world_size == 1:
         yield DistContext(resolve_device(device))
     else:
-        store = _init_process_group(device, limit)
+        try:
+            store = _init_process_group(device, limit)
+        except (dist.DistError, TimeoutError) as error:
+            details = " ".join(str(error).split())[:300]
+            raise OtherRankError(
+                f"the {world_size} ranks did not connect within parallel.timeout ({timeout:g} s): expected all of them "
+                f"at {os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')} ({details})"
+            ) from error
         try:
             yield _context(device, limit)
         except Exception as error:  # the others fail when this rank exits, and read the cause from the store
-            raise _publish_failure(store, error) from None
+            raise _explain_failure(store, error, timeout) from None
         dist.destroy_process_group()
 
 
@@ -270,7 +276,7 @@ def _context(device_name: str, timeout: timedelta) -> DistContext:
     control, background = (dist.new_group(backend="gloo", timeout=timeout) for _ in range(2))
     local_world_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     device = _rank_device(device_name)
-    return DistContext(device, rank, world_size, _local_rank(), local_world_size, control, background)
+    return DistContext(device, rank, world_size, local_world_size, control, background)
 
 
 def _local_rank() -> int:
@@ -296,21 +302,49 @@ def _rank_device(name: str) -> torch.device:
     return torch.device("cuda", _local_rank())
 
 
-def _publish_failure(store: dist.Store, error: Exception) -> Exception:
-    """Write ``error`` to the store and return it; a connection error is replaced by the published cause, if any."""
+def _explain_failure(store: dist.Store, error: Exception, timeout: float) -> Exception:
+    """Publish ``error`` to the other ranks and return it. A connection error, which is a consequence, is replaced by
+    the published cause, or by an error that names the ranks that do not respond."""
+    rank = dist.get_rank() if dist.is_initialized() else int(os.environ.get("RANK", "0"))
+    world_size = int(os.environ["WORLD_SIZE"])
+    answers: list[tuple[str | None, list[int]]] = []
+    # In a thread: the store does not answer if the process or the machine that hosts it has stopped.
+    thread = threading.Thread(target=lambda: answers.append(_exchange(store, rank, world_size, error)), daemon=True)
+    thread.start()
+    thread.join(_FAILURE_TIMEOUT + 1)
+    if not is_connection_error(error):
+        return error
+    cause, silent = answers[0] if answers else (None, [0])  # rank 0 hosts the store, or is not known to respond
+    if cause is not None:
+        return OtherRankError(cause)
+    details = " ".join(str(error).split())
+    if "timed out" not in details.lower() and "timeout" not in details.lower():
+        return OtherRankError(f"another rank ended without an error message (killed, or out of memory?): {details}")
+    names = f"rank{'s' * (len(silent) > 1)} {', '.join(map(str, silent[:10]))}" if silent else "another rank"
+    return OtherRankError(
+        f"{names} did not respond within parallel.timeout ({timeout:g} s): a process hangs or was stopped, or its "
+        "machine cannot be reached; increase parallel.timeout if a step may take that long"
+    )
+
+
+def _exchange(store: dist.Store, rank: int, world_size: int, error: Exception) -> tuple[str | None, list[int]]:
+    """Publish that this rank has failed. Returns the cause, if a rank has published one, and the silent ranks."""
+    others = {other for other in range(world_size) if other != rank}
     with contextlib.suppress(Exception):  # the machine with the store may have failed too
-        deadline = time.monotonic() + (_FAILURE_TIMEOUT if _is_connection_error(error) else 0)
-        while not store.check([_FAILURE_KEY]) and time.monotonic() < deadline:
-            time.sleep(0.1)
-        if not store.check([_FAILURE_KEY]):
-            rank = dist.get_rank() if dist.is_initialized() else int(os.environ.get("RANK", "0"))
+        if not is_connection_error(error) and not store.check([_FAILURE_KEY]):
             store.set(_FAILURE_KEY, _format_failure(rank, error))
-        elif _is_connection_error(error):
-            return OtherRankError(store.get(_FAILURE_KEY).decode())
-    return error
+        store.set(f"{_FAILURE_KEY}/{rank}", "")
+        deadline = time.monotonic() + _FAILURE_TIMEOUT
+        # Also on the rank that hosts the store, so that the others can read it before the process ends.
+        while others and time.monotonic() < deadline:
+            others = {other for other in others if not store.check([f"{_FAILURE_KEY}/{other}"])}
+            time.sleep(0.05)
+        cause = store.get(_FAILURE_KEY).decode() if store.check([_FAILURE_KEY]) else None
+        return cause, sorted(others)
+    return None, []
 
 
-def _is_connection_error(error: Exception) -> bool:
+def is_connection_error(error: BaseException) -> bool:
     """Return whether another process cannot be reached. Gloo has no exception type for it."""
     return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error).lower())
 

@@ -17,6 +17,7 @@ from jaxtyping import Float32
 from art._deprecated import renamed_names
 from art.data.files import atomic_write
 from art.extras import import_extra
+from art.model.files import read_json_mapping
 from art.train.checkpoint import RunDir
 from art.train.config import LogConfig
 from art.train.runtime import peak_device_memory_bytes, peak_memory_bytes
@@ -50,13 +51,13 @@ class NullLogger:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Does nothing."""
+        """Close nothing: there is no file."""
 
     def write(self, event: str, epoch: int, step: int, metrics: dict[str, Any]) -> None:
-        """Does nothing."""
+        """Discard the metrics, which rank 0 logs."""
 
     def histograms(self, step: int, histograms: Mapping[str, Float32[np.ndarray, " n"]]) -> None:
-        """Does nothing."""
+        """Discard the histograms, which rank 0 logs."""
 
 
 class RunLogger:
@@ -83,7 +84,10 @@ class RunLogger:
 
     def __init__(self, run: RunDir, *, epochs: int, step: int, loggers: Sequence[MetricLogger] = ()) -> None:
         reached = {"epoch": epochs, "step": step}
-        kept = [line for line in run.history() if line[line["event"]] <= reached[line["event"]]]
+        try:
+            kept = [line for line in run.history() if line[line["event"]] <= reached[line["event"]]]
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"{run.metrics}: a line has no valid event, epoch or step; the file is damaged") from error
         text = "".join(json.dumps(line) + "\n" for line in kept)
         atomic_write(run.metrics, lambda path: path.write_text(text, encoding="utf-8"))
         self._file = run.metrics.open("a", encoding="utf-8")
@@ -237,7 +241,7 @@ class MLflowLogger:
         self._client.log_batch(self.run_id, metrics=entities)
 
     def histogram(self, step: int, name: str, values: Float32[np.ndarray, " n"]) -> None:
-        """Does nothing: MLflow has no histograms, and the metrics include percentiles."""
+        """Discard the values: MLflow has no histograms, and the metrics include percentiles."""
 
     def close(self, *, failed: bool) -> None:
         """Set the status of the run."""
@@ -285,7 +289,7 @@ def open_loggers(log: LogConfig, run: RunDir, config: Mapping[str, Any], *, step
     loggers: list[MetricLogger] = []
     if log.tensorboard:
         loggers.append(TensorBoardLogger(run.tensorboard, step=step))
-    run_ids: dict[str, str] = json.loads(run.loggers.read_text()) if run.loggers.is_file() else {}
+    run_ids: dict[str, str] = read_json_mapping(run.loggers) if run.loggers.is_file() else {}
     if log.wandb is not None:
         wandb = WandbLogger(log.wandb, run.path, config, run_ids.get("wandb"))
         run_ids["wandb"] = wandb.run_id
@@ -295,7 +299,7 @@ def open_loggers(log: LogConfig, run: RunDir, config: Mapping[str, Any], *, step
         run_ids["mlflow"] = mlflow.run_id
         loggers.append(mlflow)
     if run_ids:
-        run.loggers.write_text(json.dumps(run_ids, indent=2) + "\n")
+        run.loggers.write_text(json.dumps(run_ids, indent=2) + "\n", encoding="utf-8")
     return loggers
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,12 +18,15 @@ from art.eval.predictions import Predictions, write_evaluation
 from art.eval.report.localization import localize
 from art.eval.report.report import report_run
 from art.model.art_model import ARTModel
+from art.model.files import NonFiniteError, list_names
 from art.model.loading import load_model
 from art.terminal import Progress, ProgressLines
 from art.train.batches import Batch, EvaluationBatches, MicrobatchMetrics, Splits, TrainingBatches
-from art.train.checkpoint import CheckpointWriter, Resume, RunDir, copy_checkpoint
+from art.train.checkpoint import CheckpointWriter, DamagedCheckpoint, Resume, RunDir, copy_checkpoint
 from art.train.config import Config, to_dict
+from art.train.data_record import record_data
 from art.train.distributed import DistContext, init_distributed
+from art.train.lock import RunInUse, RunLock
 from art.train.logging import NullLogger, RunLogger, ThroughputMeter, check_loggers, format_epoch, open_loggers
 from art.train.optim import GradientClipper, learning_rate_factor, set_learning_rates
 from art.train.parallel import no_sync, unwrap_ddp
@@ -41,10 +44,11 @@ from art.train.runtime import (
 from art.train.state import TrainingState
 
 _log = logging.getLogger(__name__)
+_MAX_CLIPS = 20  # in a message
 
 
 class NonFiniteLoss(ArithmeticError):
-    """A loss term is NaN or infinite; the message names the term, the step and the clips."""
+    """A loss term, a gradient norm, a weight or an output is NaN or infinite. The message names it and the step."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +69,9 @@ class TrainResult:
     measured: dict[str, Any]
 
 
-def train(config: Config, *, resume: Resume = False, overwrite: bool = False) -> TrainResult:
+def train(
+    config: Config, *, resume: Resume = False, overwrite: bool = False, allow_changed_data: bool = False
+) -> TrainResult:
     """Train, evaluate, and write the run directory. With torchrun, every rank calls it, and rank 0 writes.
 
     The reported evaluation is that of the *last* checkpoint. ``checkpoints/best`` is selected on the validation split;
@@ -73,16 +79,21 @@ def train(config: Config, *, resume: Resume = False, overwrite: bool = False) ->
 
     Args:
         config: configuration of the run.
-        resume: continue the run in ``config.output`` from its last checkpoint (from the start if there is none). On the
-            CPU, with the same number of threads, losses are bitwise equal to those of an uninterrupted run. "auto"
-            resumes if a run was started there, else starts one.
+        resume: continue the run in ``config.output`` from its last checkpoint (from the start if there is none; from an
+            earlier one if it is damaged). On the CPU, with the same number of threads, losses are bitwise equal to
+            those of an uninterrupted run. "auto" resumes if a run was started there, else starts one.
         overwrite: replace the run in ``config.output``.
+        allow_changed_data: resume even if the clips are not those that the run was started with.
 
     Raises:
         RunExists, FileNotFoundError, ConfigError: see :meth:`art.train.checkpoint.RunDir.check`.
+        RunInUse: another training writes to ``config.output``.
+        CheckpointError: every checkpoint of the run to resume is damaged.
+        DataChanged: the clips of the run to resume have changed.
         Interrupted: SIGINT or SIGTERM on any rank; raised after the current step, with the state saved.
         OtherRankError: another rank failed.
-        NonFiniteLoss: raised before the optimizer step; ``checkpoints/last`` is unchanged.
+        NonFiniteLoss: training diverged. Losses are checked in every step, before the optimizer step, and weights and
+            optimizer states before every save, so that ``checkpoints/last`` is never overwritten with such values.
 
     Examples:
         >>> from art.train.config import load_config
@@ -95,18 +106,39 @@ def train(config: Config, *, resume: Resume = False, overwrite: bool = False) ->
         1
     """
     run = RunDir(config.output)
+    with RunLock(run.path) as lock:
+        return _train(config, run, lock, resume, overwrite, allow_changed_data)
+
+
+def _train(
+    config: Config, run: RunDir, lock: RunLock, resume: Resume, overwrite: bool, allow_changed_data: bool
+) -> TrainResult:
+    def check() -> bool:
+        if run.path.is_dir():
+            lock.acquire()
+        return run.check(config, resume=resume, overwrite=overwrite)
+
+    def begin() -> None:
+        run.path.mkdir(parents=True, exist_ok=True)
+        if check() != resuming:
+            raise RunInUse(f"{run.path}: another training has started a run here in the meantime")
+        if trainer.adopted is not None:
+            run.adopt(*trainer.adopted)
+        run.begin(config, trainer.splits.train.class_names, resume=resuming, record=trainer.record)
+        trainer.splits.save(run.path)
+
     with init_distributed(config.device, config.parallel.timeout) as dist_ctx:
-        resuming = dist_ctx.run_on_rank0(lambda: run.check(config, resume=resume, overwrite=overwrite))
-        trainer = _Trainer.create(config, run, dist_ctx, resume=resuming)
-        dist_ctx.run_on_rank0(lambda: run.begin(config, trainer.splits.train.class_names, resume=resuming))
-        dist_ctx.run_on_rank0(lambda: trainer.splits.save(run.path))
+        resuming = dist_ctx.run_on_rank0(check)
+        trainer = _Trainer.create(config, run, dist_ctx, resume=resuming, allow_changed_data=allow_changed_data)
+        dist_ctx.run_on_rank0(begin)
         with dist_ctx.sync_errors():
             run.check_visible()
         position = trainer.state.position
         log: RunLogger | NullLogger = NullLogger()
-        if dist_ctx.is_main:
-            loggers = open_loggers(config.log, run, to_dict(config), step=position.step)
-            log = RunLogger(run, epochs=position.epoch, step=position.step, loggers=loggers)
+        with dist_ctx.sync_errors():
+            if dist_ctx.is_main:
+                loggers = open_loggers(config.log, run, to_dict(config), step=position.step)
+                log = RunLogger(run, epochs=position.epoch, step=position.step, loggers=loggers)
         with DeferSignals() as signals, log, trainer.writer, closing(trainer.profiler):
             evaluation = trainer.run_epochs(log, signals)
     if not dist_ctx.is_main:
@@ -160,8 +192,15 @@ def _write_results(trainer: _Trainer, evaluation: Evaluation, measured: dict[str
 class _Trainer:
     """The components of a run, the loop over epochs, and the loop over batches."""
 
+    #: The checkpoint that was loaded, and newer ones that are damaged; None: a new run.
+    adopted: tuple[Path, dict[Path, DamagedCheckpoint]] | None = None
+    #: Record of the clips; None on ranks other than 0.
+    record: dict[str, Any] | None = None
+
     @classmethod
-    def create(cls, config: Config, run: RunDir, dist_ctx: DistContext, *, resume: bool) -> _Trainer:
+    def create(
+        cls, config: Config, run: RunDir, dist_ctx: DistContext, *, resume: bool, allow_changed_data: bool = False
+    ) -> _Trainer:
         """Open the data, seed the global generators, and build the model or load the state of ``run``."""
         allow_tf32(config.tf32)
         with dist_ctx.sync_errors():
@@ -169,14 +208,21 @@ class _Trainer:
             splits = Splits.open(config.data, run.path if resume else None)
             for problem in splits.problems() if dist_ctx.is_main else ():
                 _log.warning("data: %s", problem)
-        class_names = splits.train.class_names
+            class_names = splits.train.class_names
+            record = record_data(splits.all()) if dist_ctx.is_main else None
+            if resume and record is not None:
+                run.check_data(record, allow_changes=allow_changed_data)
         seed_everything(config.seed)
-        if resume and dist_ctx.run_on_rank0(run.has_checkpoint):
-            state = TrainingState.resume(run.last, config, class_names, dist_ctx)
+        checkpoint, damaged = dist_ctx.run_on_rank0(run.find_checkpoint) if resume else (None, {})
+        if checkpoint is not None:
+            state = TrainingState.resume(checkpoint, config, class_names, dist_ctx)
         else:
             state = TrainingState.create(config, class_names, dist_ctx, splits.train.prompts)
         with dist_ctx.sync_errors():
-            return cls(config, run, splits, state)
+            trainer = cls(config, run, splits, state)
+        trainer.record = record
+        trainer.adopted = None if checkpoint is None else (checkpoint, damaged)
+        return trainer
 
     def __init__(self, config: Config, run: RunDir, splits: Splits, state: TrainingState) -> None:
         self.config, self.run, self.splits, self.state = config, run, splits, state
@@ -197,6 +243,9 @@ class _Trainer:
         if validation is not splits.test or self.test.views > 1:
             self.validation = EvaluationBatches(validation, *args, single_view=True, dist_ctx=dist_ctx)
 
+        self._rates: dict[str, float] = {}  # of the last step, like the losses
+        self._losses: dict[str, float] = {}
+
     def run_epochs(self, log: RunLogger | NullLogger, signals: DeferSignals) -> Evaluation:
         """Run the remaining epochs and return the evaluation of the last checkpoint on the test split."""
         self.log, self.signals = log, signals
@@ -207,8 +256,8 @@ class _Trainer:
             self._train_epoch()
             self._save()
             metrics = {
-                "mean_loss/total": position.loss_sum / position.clips,
-                "top1/train": position.correct / position.clips,
+                "mean_loss/total": position.loss_sum / max(1, position.clips),
+                "top1/train": position.correct / max(1, position.clips),
                 "epoch_seconds/train": position.epoch_seconds,
             }
             if (position.epoch + 1) % self.config.eval_every == 0 or position.epoch + 1 == epochs:
@@ -242,7 +291,7 @@ class _Trainer:
     def _train_epoch(self) -> None:
         position, epochs = self.state.position, self.config.optim.epochs
         self.state.model.train()
-        batches = self.batches.epoch(position.epoch, start=position.batch)
+        batches = self.batches.epoch(position.epoch, start=min(position.batch, len(self.batches)))
         self.state.restore_rng()  # not earlier: building the loader may advance the global generators
         title = f"epoch {position.epoch + 1}/{epochs}"
         main, done = self.dist_ctx.is_main, position.batch
@@ -279,13 +328,16 @@ class _Trainer:
                 state.scaler.scale(terms["total"] * (len(microbatch.labels) / len(batch.labels))).backward()
             collected.add(terms, outputs, microbatch)
         reduced = collected.reduce(self.dist_ctx)
-        non_finite = {name: value for name, value in reduced.losses.items() if not math.isfinite(value)}
-        if non_finite:
-            raise self._non_finite_loss(non_finite, reduced.non_finite_clips)
+        self._rates, self._losses = rates, reduced.losses
+        if non_finite := _non_finite(reduced.losses):
+            raise self._diverged(f"{non_finite} at", position.step + 1, reduced.non_finite_clips)
         for optimizer in state.optimizers:
             state.scaler.unscale_(optimizer)
         measure = self.config.log.gradient_norms and self._is_logged(position.step + 1)
-        extra = self.clipper.clip(measure=measure) | self._log_similarities(position.step + 1, collected)
+        norms = self.clipper.clip(measure=measure)
+        if not state.scaler.is_enabled() and (non_finite := _non_finite(norms)):  # the scaler skips such steps
+            raise self._diverged(f"{non_finite} at", position.step + 1)
+        extra = norms | self._log_similarities(position.step + 1, collected)
         for optimizer in state.optimizers:
             state.scaler.step(optimizer)
             optimizer.zero_grad(set_to_none=True)
@@ -314,18 +366,20 @@ class _Trainer:
         self.log.histograms(step, histograms)
         return quantiles(histograms)
 
-    def _non_finite_loss(self, non_finite: dict[str, float], indices: list[int]) -> NonFiniteLoss:
-        """Return the same error on all ranks; ``indices`` are this rank's clips with a non-finite term."""
-        position = self.state.position
-        all_indices = [i for own in self.dist_ctx.gather_objects(indices) for i in own]
-        clips = ", ".join(str(self.splits.train.clips[i]) for i in all_indices)
+    def _diverged(self, problem: str, step: int, indices: Sequence[int] = ()) -> NonFiniteLoss:
+        """Return the same error on all ranks; ``indices`` are this rank's clips with a non-finite loss term."""
+        position, rate = self.state.position, max(self._rates.values(), default=0.0)
+        all_indices = [i for own in self.dist_ctx.gather_objects(list(indices)) for i in own]
+        clips = ", ".join(str(self.splits.train.clips[i]) for i in all_indices[:_MAX_CLIPS])
+        more = f" and {len(all_indices) - _MAX_CLIPS} more" if len(all_indices) > _MAX_CLIPS else ""
         self.writer.wait()
         saved = self.dist_ctx.run_on_rank0(self.run.has_checkpoint)
         kept = f"{self.run.last} has the last valid state" if saved else "nothing has been saved yet"
-        terms = ", ".join(f"{name} is {value}" for name, value in non_finite.items())
+        terms = "" if _non_finite(self._losses) else f", loss/total {self._losses.get('loss/total', math.nan):.4g}"
         return NonFiniteLoss(
-            f"{terms} at step {position.step + 1} (epoch {position.epoch + 1}), clips: {clips}. {kept}; a smaller "
-            "optim.lr, optim.clip_grad_norm=1 or precision=fp32 may help"
+            f"{problem} step {step} (epoch {position.epoch + 1}), learning rate {rate:g}, "
+            f"optim.lr={self.config.optim.lr:g}{terms}{f', clips: {clips}{more}' if clips else ''}. {kept}; a smaller "
+            "optim.lr, optim.warmup_epochs, optim.clip_grad_norm=1 or precision=fp32 may help, in a new run"
         )
 
     def _next_batch(self, batches: Iterator[Batch]) -> Batch:
@@ -370,10 +424,15 @@ class _Trainer:
                     dist_ctx=self.dist_ctx,
                     model_with_loss=unwrap_ddp(self.state.model_with_loss),
                 )
+        except NonFiniteError as error:  # the same on all ranks
+            raise self._diverged(f"evaluation: {error}, after", self.state.position.step) from error
         except EvaluationStopped as stopped:  # the epoch has been saved; a resumed run evaluates it again
             raise self._interrupted(stopped.signal_number) from None
 
     def _save(self) -> None:
+        if names := self.state.non_finite():
+            step = self.state.position.step
+            raise self._diverged(f"the weights or optimizer states ({list_names(names)}) are not finite after", step)
         self.state.position.seconds = time.perf_counter() - self._start_time
         self.state.save(self.writer)
 
@@ -385,3 +444,8 @@ class _Trainer:
             f"stopped by signal {number} after step {position.step}, {position.batch} of {len(self.batches)} batches "
             f"into epoch {position.epoch + 1}; saved to {self.run.last}, continue with --resume",
         )
+
+
+def _non_finite(values: Mapping[str, float]) -> str:
+    """Return the values that are NaN or infinite as text, empty if there are none."""
+    return ", ".join(f"{name} is {value}" for name, value in values.items() if not math.isfinite(value))

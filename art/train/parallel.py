@@ -85,7 +85,7 @@ def broadcast_buffers(model: nn.Module, dist_ctx: DistContext, extra: Iterable[T
 
 
 def reshard_modules(module: nn.Module) -> None:
-    """Frees parameters that FSDP gathered in a forward pass without gradients; does nothing for other modules."""
+    """Free the parameters that FSDP gathered in a forward pass without gradients. Other modules are not changed."""
     for child in module.modules():
         if (reshard := getattr(child, "reshard", None)) is not None:
             reshard()
@@ -169,7 +169,7 @@ class CPUSyncBatchNorm(_BatchNorm):
         return new
 
     def _check_input_dim(self, input: Tensor) -> None:
-        """Accepts any number of dimensions from two."""
+        """Accept inputs with at least two dimensions, unlike the layers of PyTorch, which accept a fixed number."""
 
     def forward(self, input: Float[Tensor, "b c ..."]) -> Float[Tensor, "b c ..."]:
         """Normalize with the statistics of all ranks in training, where it is a collective operation."""

@@ -10,11 +10,19 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from art.eval.metrics import check_same_classes
 from art.model.loading import build_model, load_model
 from art.model.pretrained import VideoClassifier
-from art.train.checkpoint import CheckpointError, CheckpointWriter, load_tensors, load_training_state, saved_tensors
+from art.train.checkpoint import (
+    TRAINING_STATE,
+    CheckpointError,
+    CheckpointWriter,
+    load_tensors,
+    load_training_state,
+    saved_tensors,
+)
 from art.train.config import Config, ConfigError
 from art.train.distributed import DistContext
 from art.train.optim import EMA, build_optimizers
@@ -100,7 +108,7 @@ class TrainingState:
             try:
                 model = build_model(config.kind, class_names, config.model, prompts).to(dist_ctx.device)
             except (ValueError, TypeError) as error:
-                raise ConfigError(f"model: {error}") from error
+                raise ConfigError(f"model: {' '.join(str(error).split())}") from error
         if not dist_ctx.is_main:  # rank 0 keeps the generators that created the weights, like a single process
             seed_everything(rank_seed(config.seed, dist_ctx.rank))
         return cls._build(model, config, dist_ctx)
@@ -129,8 +137,14 @@ class TrainingState:
         with dist_ctx.sync_errors():
             tensors = state._tensors_to_load(directory)
         load_tensors(directory, tensors, dist_ctx)
-        state.scaler.load_state_dict(saved["scaler"])
-        state.position = Position(**saved["position"])
+        try:
+            state.scaler.load_state_dict(saved["scaler"])
+            state.position = Position(**saved["position"])
+            random_states = list(saved["random"])
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise CheckpointError(
+                f"{directory / TRAINING_STATE}: lacks values of a training state ({error})"
+            ) from error
         if state.ema is not None:
             state.ema.steps = state.position.step
         if state.position.epoch >= config.optim.epochs:
@@ -138,8 +152,8 @@ class TrainingState:
                 f"optim.epochs: got {config.optim.epochs}, but {directory} is already in epoch "
                 f"{state.position.epoch + 1}"
             )
-        if dist_ctx.rank < len(saved["random"]):
-            state._rng_state = saved["random"][dist_ctx.rank]
+        if dist_ctx.rank < len(random_states):
+            state._rng_state = random_states[dist_ctx.rank]
         else:  # there were fewer ranks
             seed_everything(rank_seed(config.seed, dist_ctx.rank, state.position.step))
         return state
@@ -195,6 +209,24 @@ class TrainingState:
         for name, state in self._optimizer_states().items():
             tensors |= {f"{name}.{key}": value for key, value in state.items() if isinstance(value, Tensor)}
         return tensors
+
+    @torch.no_grad()
+    def non_finite(self) -> list[str]:
+        """Return the names of tensors of the state that are not finite, on any rank. A collective operation.
+
+        Weights and optimizer states count as not finite if their norm overflows: the next step would. Buffers may
+        contain -inf. Read from the device once, because it is called before each save and not in each step.
+        """
+        buffers = {f"{prefix}.{name}" for name, _ in self.model.named_buffers() for prefix in ("model", "average")}
+        checks: dict[str, Tensor] = {}
+        for name, value in self.tensors().items():
+            local = value.to_local() if isinstance(value, DTensor) else value
+            if local.is_floating_point() and local.numel() and local.device.type == self.dist_ctx.device.type:
+                norm = local.amax() if name in buffers else torch.linalg.vector_norm(local, dtype=torch.float32)
+                checks[name] = norm.float()
+        finite = torch.stack(list(checks.values())).isfinite().tolist()
+        own = [name for name, is_finite in zip(checks, finite, strict=True) if not is_finite]
+        return list(dict.fromkeys(name for names in self.dist_ctx.gather_objects(own) for name in names))
 
     def _weights(self) -> dict[str, Tensor]:
         weights = {f"model.{name}": value for name, value in self.model.state_dict().items()}

@@ -73,8 +73,8 @@ class Prediction:
 
     Attributes:
         item: the clip.
-        probabilities: ``[Y]``, in the order of the model's classes; None if the clip could not be read.
-        error: why the clip could not be read.
+        probabilities: ``[Y]``, in the order of the model's classes; None after an error.
+        error: why there are none: the clip could not be read, or the model's output is not finite.
 
     Examples:
         >>> import numpy as np
@@ -102,7 +102,8 @@ class ClipPredictor:
 
     Raises:
         FileNotFoundError: there is no checkpoint.
-        ValueError: the device does not exist.
+        NonFiniteError: the weights are not finite.
+        ValueError: the device does not exist, or a file of the checkpoint is damaged.
 
     Examples:
         >>> from pathlib import Path
@@ -142,7 +143,12 @@ class ClipPredictor:
             read = [views for views in batch if not isinstance(views, str)]
             results = iter(self._probabilities(torch.stack(read)) if read else ())
             for item, views in zip(itertools.islice(remaining, len(batch)), batch, strict=True):
-                yield Prediction(item, None, views) if isinstance(views, str) else Prediction(item, next(results))
+                if isinstance(views, str):
+                    yield Prediction(item, None, views)
+                elif np.isfinite(probabilities := next(results)).all():
+                    yield Prediction(item, probabilities)
+                else:
+                    yield Prediction(item, None, f"the model's output is not finite with {self.settings.precision}")
 
     def _probabilities(self, clips: Tensor) -> Float32[np.ndarray, "b y"]:
         """Return the mean over the views of ``clips`` [B, V, T, 3, S, S]."""

@@ -1,0 +1,148 @@
+"""The files of a saved model, ``config.json`` and ``model.safetensors``, and their checksums.
+
+``config.json`` has the key "sha256" with the SHA-256 digest of each of the two files: that of ``model.safetensors`` is
+the digest of the file, that of ``config.json`` of its other content as canonical JSON, so that reformatting is not an
+error. Files of earlier versions have no such key and are not checked.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from art.model import CONFIG_FILE, WEIGHTS_FILE
+
+_KEY = "sha256"
+_BLOCK = 2**20  # bytes
+_MAX_LISTED = 3
+
+
+class DamagedFile(ValueError):
+    """A file that cannot be read, or that differs from its checksum."""
+
+
+class NonFiniteError(ValueError):
+    """The weights or the outputs of a model are NaN or infinite."""
+
+
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 digest of a file in hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def write_config(path: Path, config: Mapping[str, Any], weights_sha256: str | None = None) -> None:
+    """Write ``config.json`` with checksums.
+
+    Args:
+        path: the file.
+        config: its content. An existing checksum of the weights is kept.
+        weights_sha256: digest of ``model.safetensors``, if it is new.
+    """
+    checksums = {name: value for name, value in config.get(_KEY, {}).items() if name != CONFIG_FILE}
+    if weights_sha256 is not None:
+        checksums[WEIGHTS_FILE] = weights_sha256
+    content = json.loads(json.dumps({**config, _KEY: checksums}))  # as it will be read: tuples become lists
+    content[_KEY] = {**checksums, CONFIG_FILE: _content_sha256(content)}
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def read_json_mapping(path: Path) -> dict[str, Any]:
+    """Return the content of a JSON file that contains an object.
+
+    Raises:
+        DamagedFile: If the file is empty, is not JSON, or contains something else.
+    """
+    data = path.read_bytes()
+    if not data.strip(b" \t\r\n\0"):
+        raise DamagedFile(f"{path}: the file is empty ({len(data)} bytes); restore it from a copy")
+    try:
+        content = json.loads(data.decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise DamagedFile(f"{path}: cannot be read as JSON ({error}); the file is damaged, restore it") from error
+    if not isinstance(content, dict):
+        raise DamagedFile(f"{path}: contains a {type(content).__name__}, expected a JSON object")
+    return content
+
+
+def read_config(directory: Path) -> dict[str, Any]:
+    """Return the content of ``config.json``, with the weights' checksum, if any, under "sha256".
+
+    Raises:
+        FileNotFoundError: If the file does not exist.
+        DamagedFile: If it cannot be read or differs from its checksum.
+    """
+    path = _existing(directory / CONFIG_FILE)
+    config = read_json_mapping(path)
+    if _KEY not in config:
+        return config
+    checksums = config[_KEY]
+    if not isinstance(checksums, dict) or checksums.pop(CONFIG_FILE, None) != _content_sha256(config):
+        raise DamagedFile(
+            f"{path}: does not match its checksum: the file is damaged or was edited; restore it, or remove the key "
+            f'"{_KEY}" from it if the change is intended'
+        )
+    return config
+
+
+def read_weights(directory: Path, config: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Return the tensors of ``model.safetensors`` on the CPU, checked against the result of :func:`read_config`.
+
+    Raises:
+        FileNotFoundError: If the file does not exist.
+        DamagedFile: If it cannot be read or differs from its checksum.
+    """
+    path = _existing(directory / WEIGHTS_FILE)
+    expected = config.get(_KEY, {}).get(WEIGHTS_FILE)
+    if expected is not None and file_sha256(path) != expected:
+        raise DamagedFile(
+            f"{path}: does not match its checksum in {CONFIG_FILE}: the file is damaged or incomplete, or belongs to "
+            "another checkpoint; copy it again, or use another checkpoint"
+        )
+    try:
+        return load_file(path)
+    except Exception as error:  # invalid bytes can raise any exception
+        raise DamagedFile(f"{path}: cannot be read as safetensors ({error}); the file is damaged") from error
+
+
+def check_finite(model: nn.Module, source: Path) -> None:
+    """Raise :class:`NonFiniteError` if weights of ``model``, loaded from ``source``, are NaN or infinite."""
+    if names := non_finite_names(model.named_parameters(), model.named_buffers()):
+        raise NonFiniteError(
+            f"{source}: the weights are not finite ({list_names(names)}): the training that saved them diverged; use "
+            "an earlier checkpoint, or train again with a smaller learning rate"
+        )
+
+
+def non_finite_names(parameters: Iterable[tuple[str, Tensor]], buffers: Iterable[tuple[str, Tensor]] = ()) -> list[str]:
+    """Return the names of tensors with values that are NaN or infinite. Buffers may contain -inf (attention masks)."""
+    found = [name for name, value in parameters if value.is_floating_point() and not value.isfinite().all()]
+    for name, value in buffers:
+        if value.is_floating_point() and value.numel() and not value.amax().isfinite():
+            found.append(name)
+    return found
+
+
+def list_names(names: list[str]) -> str:
+    """Return the first names, and the number of the others."""
+    more = len(names) - _MAX_LISTED
+    return ", ".join(names[:_MAX_LISTED]) + (f" and {more} more" if more > 0 else "")
+
+
+def _existing(path: Path) -> Path:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist; expected a directory written by save_pretrained")
+    return path
+
+
+def _content_sha256(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
