@@ -215,7 +215,7 @@ class TestCommands:
 
     def test_train_writes_all_files(self, workspace):
         assert {path.name for path in (workspace / "run").iterdir()} == {
-            "config.yaml", "classes.txt", "metrics.jsonl", "tensorboard", "checkpoints", "evaluation.json",
+            "config.yaml", "classes.txt", "data.json", "metrics.jsonl", "tensorboard", "checkpoints", "evaluation.json",
             "predictions.npz", "report.html",
         }  # fmt: skip
         content = json.loads((workspace / "run" / "evaluation.json").read_text())

@@ -201,7 +201,7 @@ class RunDir:
         """
         if self.data.is_file():  # runs of earlier versions do not have it
             try:
-                check_unchanged(read_record(self.data), record, str(self.path))
+                check_unchanged(read_record(self.data), record, str(self.data))
             except ValueError as error:
                 if not allow_changes:
                     raise
@@ -230,11 +230,14 @@ def read_history(path: Path) -> list[dict[str, Any]]:
     """Return the records of a ``metrics.jsonl`` file, without a last line that a crash truncated.
 
     Raises:
-        ValueError: a line other than the last is not valid JSON.
+        ValueError: the file is not UTF-8 text, or a line other than the last is not valid JSON.
     """
     if not path.is_file():
         return []
-    lines = path.read_text(encoding="utf-8").splitlines()
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: is not UTF-8 text ({error}); the file is damaged") from error
     history = []
     for number, line in enumerate(lines, start=1):
         try:

@@ -75,8 +75,8 @@ def read_record(path: Path) -> dict[str, Any]:
     return record
 
 
-def check_unchanged(saved: Mapping[str, Any], current: Mapping[str, Any], run: str) -> None:
-    """Compare two records.
+def check_unchanged(saved: Mapping[str, Any], current: Mapping[str, Any], source: str) -> None:
+    """Compare two records; ``source`` is the file of the first one.
 
     Raises:
         DataChanged: they differ; the message describes how.
@@ -87,8 +87,8 @@ def check_unchanged(saved: Mapping[str, Any], current: Mapping[str, Any], run: s
             differences.append(f"{name} split: {', '.join(found)}")
     if differences:
         raise DataChanged(
-            f"{run}: the data has changed since the run was started: {'; '.join(differences)}. Restore the data, start "
-            "another run with output=..., or accept the change with --allow-changed-data."
+            f"{source}: the data has changed since the run was started: {'; '.join(differences)}. Restore the data, "
+            "start another run with output=..., or accept the change with --allow-changed-data."
         )
 
 

@@ -14,6 +14,7 @@ import yaml
 
 from art import ARTModel, BackboneClassifier, load_model
 from art.data.transforms.sampling import FrameSampling
+from art.model.files import read_config
 from art.tools.hub import is_repository, model_card, push_to_hub
 
 if find_spec("huggingface_hub") is None:
@@ -136,7 +137,10 @@ def test_upload_and_download(model, hub, uploads):
 def test_revision(model, hub, uploads):
     model.push_to_hub("me/kicks")
     files = uploads[0][2]
-    hub.files["me/kicks", "v2"] = {**files, "config.json": files["config.json"].replace(b'"jump"', b'"hop"')}
+    config = json.loads(files["config.json"])
+    del config["sha256"]  # the file is edited
+    config["class_names"][0] = "hop"
+    hub.files["me/kicks", "v2"] = {**files, "config.json": json.dumps(config).encode()}
     hub.files["me/kicks", "main"] = files
     assert load_model("me/kicks", revision="v2").class_names[0] == "hop"
     assert load_model("me/kicks").class_names[0] == "jump"
@@ -227,18 +231,20 @@ def test_model_card(model):
     assert "`latent_dim`" not in text  # has its default value
 
 
-def test_local_paths_are_not_uploaded(model, uploads, monkeypatch):
+def test_local_paths_are_not_uploaded(model, uploads, monkeypatch, tmp_path):
     monkeypatch.setattr(model.options, "pretrained", "/home/somebody/k400.pth")
     model.push_to_hub("me/kicks")
     files = uploads[0][2]
     assert "- `pretrained`: `k400.pth`" in files["README.md"].decode()
     assert json.loads(files["config.json"])["options"]["pretrained"] == "k400.pth"
     assert all(b"somebody" not in content for content in files.values())
+    (tmp_path / "config.json").write_bytes(files["config.json"])
+    assert read_config(tmp_path)["options"]["pretrained"] == "k400.pth"  # its checksum is that of the new content
 
 
 def test_model_card_of_a_checkpoint_of_an_earlier_version(model, tmp_path):
     model.save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
-    del config["input_size"], config["num_parameters"]
+    del config["input_size"], config["num_parameters"], config["sha256"]
     (tmp_path / "config.json").write_text(json.dumps(config))
     assert "3 classes, 3 frames per clip (dense sampling, stride 4)." in model_card(tmp_path, "me/kicks")

@@ -2,6 +2,7 @@
 
 import os
 import socket
+import time
 
 import pytest
 import ranks_program
@@ -13,9 +14,10 @@ from torch.testing import assert_close
 
 from art.eval.evaluate import evaluate_checkpoint
 from art.model.loading import load_model
+from art.train import distributed
 from art.train.checkpoint import load_training_state, read_history
 from art.train.config import ConfigError, load_config, save_config
-from art.train.distributed import DistContext, init_distributed
+from art.train.distributed import DistContext, OtherRankError, init_distributed
 from art.train.loop import train
 
 CPU = torch.device("cpu")
@@ -259,3 +261,74 @@ def test_workers_are_limited_by_the_cores_of_a_rank(monkeypatch):
     assert DistContext(CPU, 0, 4, local_world_size=2).num_workers(3) == 3
     assert DistContext(CPU, 0, 16, local_world_size=16).num_workers(3) == 1
     assert DistContext(CPU, 0, 16, local_world_size=16).num_workers(0) == 0
+
+
+TIMED_OUT = RuntimeError("[gloo/transport/tcp/unbound_buffer.cc:78] Timed out waiting 10000ms for recv operation")
+CLOSED = RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed by peer")
+
+
+class SilentStore:
+    """A store on a machine that has stopped."""
+
+    def set(self, *_):
+        time.sleep(5)
+
+
+def test_failures_of_other_ranks_are_explained(monkeypatch):
+    monkeypatch.setattr(distributed, "_FAILURE_TIMEOUT", 0.2)
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    monkeypatch.setenv("RANK", "0")
+
+    def explain(error, *waiting, store=None, cause=None):
+        store = store or dist.HashStore()
+        for rank in waiting:
+            store.set(f"{distributed._FAILURE_KEY}/{rank}", "")
+        if cause is not None:
+            store.set(distributed._FAILURE_KEY, cause)
+        return store, distributed._explain_failure(store, error, 10.0)
+
+    _, error = explain(TIMED_OUT, 2)
+    assert isinstance(error, OtherRankError)
+    assert "rank 1 did not respond within parallel.timeout (10 s)" in str(error)
+    assert "ranks 1, 2 did not respond" in str(explain(TIMED_OUT)[1])
+    assert "another rank did not respond" in str(explain(TIMED_OUT, 1, 2)[1])
+    assert "rank 0 did not respond" in str(explain(TIMED_OUT, store=SilentStore())[1])
+    assert "another rank ended without an error message" in str(explain(CLOSED, 1, 2)[1])
+    for consequence in (TIMED_OUT, CLOSED):
+        assert str(explain(consequence, 1, 2, cause="rank 2 failed with E: e")[1]) == "rank 2 failed with E: e"
+    store, error = explain(LookupError("this clip"), 1, 2)
+    assert isinstance(error, LookupError)  # a rank reports its own error, and the others report it too
+    assert store.get(distributed._FAILURE_KEY) == b"rank 0 failed with LookupError: this clip"
+
+
+def train_with_a_hung_rank(rank, port, config, results):
+    """Trains on one of two ranks; rank 1 hangs in its second step."""
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2")
+    os.environ.update(MASTER_ADDR="localhost", MASTER_PORT=str(port))
+    with ranks_program.in_step(2, lambda _: rank == 1 and time.sleep(120)):
+        try:
+            train(load_config(config))
+        except Exception as error:
+            results.put(f"{type(error).__name__}: {error}")
+
+
+@pytest.mark.slow
+def test_hung_rank_ends_the_other_one_in_time(configured, tmp_path):
+    save_config(configured(tmp_path / "run", "parallel.timeout=4"), tmp_path / "run.yaml")
+    with socket.create_server(("localhost", 0)) as free:
+        port = free.getsockname()[1]
+    context = mp.get_context("spawn")
+    results = context.Queue()
+    arguments = (port, tmp_path / "run.yaml", results)
+    ranks = [context.Process(target=train_with_a_hung_rank, args=(rank, *arguments)) for rank in range(2)]
+    for process in ranks:
+        process.start()
+    try:
+        message = results.get(timeout=90)
+        assert message.startswith("OtherRankError: rank 1 did not respond within parallel.timeout (4 s)")
+        ranks[0].join(10)
+        assert ranks[0].exitcode == 0
+    finally:
+        for process in ranks:
+            process.kill()
+            process.join()

@@ -22,12 +22,12 @@ STEPS = 2  # per epoch: nine clips in batches of four, the incomplete batch drop
 def test_contents_of_the_run_directory(unbroken, clips):
     run = unbroken / "art"
     assert {path.name for path in run.iterdir()} == {
-        "config.yaml", "classes.txt", "metrics.jsonl", "tensorboard", "checkpoints", "evaluation.json",
+        "config.yaml", "classes.txt", "data.json", "metrics.jsonl", "tensorboard", "checkpoints", "evaluation.json",
         "predictions.npz",
     }  # fmt: skip
     for name in ("last", "best"):
         files = {path.name for path in (run / "checkpoints" / name).iterdir()}
-        assert files == {"config.json", "model.safetensors", "training_state.pt", "training_state"}
+        assert files == {"config.json", "model.safetensors", "training_state.pt", "training_state", "SHA256SUMS"}
     assert (run / "classes.txt").read_text() == (clips / "classes.txt").read_text()
     assert load_config(run / "config.yaml").output == str(run)
     assert any(path.name.startswith("events") for path in (run / "tensorboard").iterdir())

@@ -17,6 +17,7 @@ import torch
 from art.model.loading import load_model
 from art.train import loop
 from art.train.checkpoint import CheckpointError, RunDir, load_tensors, load_training_state, saved_tensors
+from art.train.checkpoint_io import write_checksums
 from art.train.config import ConfigError, save_config
 from art.train.loop import train
 from art.train.runtime import Interrupted
@@ -101,6 +102,7 @@ def test_resume_requires_the_same_configuration(configured, tmp_path):
         train(configured(tmp_path / "run"), resume=True, overwrite=True)
     path = tmp_path / "run" / "checkpoints" / "last" / "training_state.pt"
     torch.save(torch.load(path, weights_only=True) | {"format": 99}, path)
+    write_checksums(path.parent)
     with pytest.raises(CheckpointError, match="format 99"):
         train(configured(tmp_path / "run", "optim.epochs=1"), resume=True)
 
