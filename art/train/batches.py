@@ -114,6 +114,11 @@ class Splits:
                 )
         return cls(train, test, validation, made)
 
+    def all(self) -> list[ClipSet]:
+        """Return every split once."""
+        splits = [self.train, self.test, *([] if self.validation is None else [self.validation])]
+        return list({clip_set.split: clip_set for clip_set in splits}.values())
+
     def problems(self) -> list[str]:
         """What a user should know about the splits of own clips: how they were made, and clips in two of them."""
         others = [clips for clips in (self.test, self.validation) if clips is not None]
@@ -133,11 +138,6 @@ def _made_split(data: DataConfig, run: Path | None) -> MadeSplit | None:
     if data.name != "folder" or data.train_split not in MADE_SPLITS or not root.is_dir() or not needs_split(root):
         return None
     return split_directory(root, **_split_options(data, run))
-
-    def all(self) -> list[ClipSet]:
-        """Return every split once."""
-        splits = [self.train, self.test, *([] if self.validation is None else [self.validation])]
-        return list({clip_set.split: clip_set for clip_set in splits}.values())
 
 
 class TrainingBatches:
