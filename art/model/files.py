@@ -53,7 +53,9 @@ def write_config(path: Path, config: Mapping[str, Any], weights_sha256: str | No
         checksums[WEIGHTS_FILE] = weights_sha256
     content = json.loads(json.dumps({**config, _KEY: checksums}))  # as it will be read: tuples become lists
     content[_KEY] = {**checksums, CONFIG_FILE: _content_sha256(content)}
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+    # A class name from a directory that is not UTF-8 has lone surrogates, which JSON can escape.
+    path.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def read_json_mapping(path: Path) -> dict[str, Any]:

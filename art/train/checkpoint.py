@@ -20,6 +20,7 @@ from torch import Tensor
 
 from art.data.files import atomic_write, write_text
 from art.model import previous_directory, recover
+from art.terminal import printable
 from art.train.checkpoint_io import (
     SINGLE,
     TENSORS,
@@ -217,7 +218,7 @@ class RunDir:
                 shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
         self.path.mkdir(parents=True, exist_ok=True)
         atomic_write(self.config, lambda path: save_config(config, path))  # first: its presence marks a started run
-        write_text(self.classes, "".join(f"{name}\n" for name in class_names))
+        write_text(self.classes, "".join(f"{printable(name)}\n" for name in class_names))
         if record is not None:
             write_text(self.data, format_record(record))
 
