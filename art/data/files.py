@@ -81,8 +81,9 @@ def atomic_write(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file atomically."""
-    atomic_write(path, lambda partial: partial.write_text(text, encoding="utf-8"))
+    """Write a text file atomically, in UTF-8. Lone surrogates, from file names in another encoding, are escaped as in
+    JSON."""
+    atomic_write(path, lambda partial: partial.write_text(text, encoding="utf-8", errors="backslashreplace"))
 
 
 def check_writable(directory: Path, argument: str) -> None:

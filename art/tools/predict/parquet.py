@@ -123,7 +123,7 @@ def _manifest(sources: Sequence[Source], settings: PredictionSettings, all_proba
         with (checkpoint / name).open("rb") as file:
             while block := file.read(2**20):
                 digest.update(block)
-    listed = hashlib.sha256("\0".join("\n".join(source.names) for source in sources).encode())
+    listed = hashlib.sha256("\0".join("\n".join(source.names) for source in sources).encode(errors="surrogateescape"))
     decisive = {name: value for name, value in asdict(settings).items() if name in _DECISIVE_SETTINGS}
     return {
         "format": _FORMAT,
@@ -187,7 +187,9 @@ def write_part(
     kinds = {"clip": pa.string(), "start": pa.float64(), "end": pa.float64(), "class": pa.string()}
     kinds |= {"probability": pa.float32(), "top_classes": texts, "top_probabilities": numbers}
     kinds |= {"probabilities": numbers} if all_probabilities else {}
-    schema = pa.schema([*kinds.items(), ("error", pa.string())], {"art.class_names": json.dumps([*class_names])})
+    schema = pa.schema(
+        [*kinds.items(), ("error", pa.string())], {"art.class_names": json.dumps([*map(_as_utf8, class_names)])}
+    )
     rows = columns(predictions, class_names, top_k)
     table = pa.table({name: rows[name] for name in schema.names}, schema=schema)
     partial = path.with_name(f"_{path.name}")
@@ -197,9 +199,10 @@ def write_part(
 
 def columns(predictions: Sequence[Prediction], class_names: Sequence[str], top_k: int) -> dict[str, list[Any]]:
     """Return every column of :func:`predict_to_parquet`."""
-    best = [prediction.best(class_names, top_k) for prediction in predictions]
+    names = [_as_utf8(name) for name in class_names]
+    best = [prediction.best(names, top_k) for prediction in predictions]
     return {
-        "clip": [p.item.name for p in predictions],
+        "clip": [_as_utf8(p.item.name) for p in predictions],
         "start": [p.item.start for p in predictions],
         "end": [p.item.end for p in predictions],
         "class": [pairs[0][0] if pairs else None for pairs in best],
@@ -209,6 +212,11 @@ def columns(predictions: Sequence[Prediction], class_names: Sequence[str], top_k
         "probabilities": [p.probabilities for p in predictions],
         "error": [p.error for p in predictions],
     }
+
+
+def _as_utf8(name: str) -> str:
+    """Escape the bytes of a file name that is not UTF-8."""
+    return name.encode(errors="backslashreplace").decode()
 
 
 def predict_dataset(
