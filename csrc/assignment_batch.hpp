@@ -15,7 +15,7 @@ constexpr double kLarge = 0x1p1000, kShrink = 0x1p-40;
 
 // Statistics of the costs read so far.
 struct Seen {
-  Numbers undefined{};  // NaN after a non-finite number
+  Numbers undefined{};  // NaN after a number that is not finite
   Numbers largest{};
 
   void see(Numbers costs) {
@@ -33,60 +33,103 @@ struct Seen {
   bool large() const { return -least(-largest) > kLarge; }
 };
 
+enum class Content { finite, forbidden, invalid };  // forbidden: some are +inf; invalid: some are NaN or -inf
+
 // Up to eight costs, padded with 0.
 template <class Cost>
-Numbers some_costs(const Cost* cost, int count, double sign) {
+Numbers some_costs(const Cost* cost, int count, int64_t step, double sign) {
   double lanes[kLanes] = {};
   if (count >= kLanes)
-    for (int lane = 0; lane < kLanes; ++lane) lanes[lane] = widened(cost[lane]);
+    for (int lane = 0; lane < kLanes; ++lane) lanes[lane] = widened(cost[lane * step]);
   else
-    for (int lane = 0; lane < count; ++lane) lanes[lane] = widened(cost[lane]);
+    for (int lane = 0; lane < count; ++lane) lanes[lane] = widened(cost[lane * step]);
   return load(lanes) * sign;
 }
 
-// Loads one problem into `solver`; returns false if a number is not finite.
-template <class Cost, class Solver>
-bool read(const Cost* cost, int size, double sign, Solver& solver) {
+// The content of costs of which one is not finite, and whether a finite one is large.
+template <class Solver>
+Content examine(const Solver& solver, int rows, int cols, bool& large) {
+  large = false;
+  for (int i = 0; i < rows; ++i) {
+    for (int j = 0; j < cols; ++j) {
+      const double cost = solver.row(i)[j];
+      if (!(cost > -kInfinity)) return Content::invalid;
+      large = large || (cost < kInfinity && (cost > kLarge || cost < -kLarge));
+    }
+  }
+  return Content::forbidden;
+}
+
+// Loads one problem into `solver`, transposed if it has more rows than columns.
+template <bool Tall, class Cost, class Solver>
+Content read(const Cost* cost, const Problems& problems, Solver& solver) {
+  const int rows = Tall ? problems.cols : problems.rows, cols = Tall ? problems.rows : problems.cols;
+  const int64_t row_step = Tall ? 1 : problems.cols, step = Tall ? problems.cols : 1;
+  const double sign = problems.maximize ? -1.0 : 1.0;
   Seen seen;
-  for (int i = 0; i < size; ++i, cost += size) {
+  for (int i = 0; i < rows; ++i, cost += row_step) {
     double* row = solver.row(i);
     int j = 0;
-    for (; j + kLanes <= size; j += kLanes) {
-      const Numbers costs = some_costs(cost + j, kLanes, sign);
+    for (; j + kLanes <= cols; j += kLanes) {
+      const Numbers costs = some_costs(cost + j * step, kLanes, step, sign);
       seen.see(costs);
       store(row + j, costs);
     }
-    if (j < size) {
-      const Numbers costs = some_costs(cost + j, size - j, sign);
+    if (j < cols) {
+      const Numbers costs = some_costs(cost + j * step, cols - j, step, sign);
       seen.see(costs);
-      for (int lane = 0; j + lane < size; ++lane) row[j + lane] = costs[lane];
+      for (int lane = 0; j + lane < cols; ++lane) row[j + lane] = costs[lane];
     }
   }
-  if (!seen.all_finite()) return false;
-  if (seen.large())
-    for (int i = 0; i < size; ++i)
-      for (int j = 0; j < size; ++j) solver.row(i)[j] *= kShrink;
-  return true;
+  bool large = seen.large();
+  const Content content = seen.all_finite() ? Content::finite : examine(solver, rows, cols, large);
+  if (large)
+    for (int i = 0; i < rows; ++i)
+      for (int j = 0; j < cols; ++j) solver.row(i)[j] *= kShrink;
+  if (problems.tie != 0)
+    for (int i = 0; i < rows; ++i) solver.row(i)[i] -= problems.tie;
+  return content;
 }
 
-template <class Solver, class Cost>
+template <bool Tall, class Solver, class Cost>
 int64_t solve_each(const Problems& problems, int64_t begin, int64_t end, void* memory) {
-  const int size = problems.size;
-  const int64_t numbers = static_cast<int64_t>(size) * size;
+  const int rows = problems.rows, cols = problems.cols;
+  const int64_t numbers = static_cast<int64_t>(rows) * cols;
   const Cost* cost = static_cast<const Cost*>(problems.cost);
-  Solver solver(size, memory);
+  Solver solver(Tall ? cols : rows, Tall ? rows : cols, memory);
   int64_t bad = -1;
   for (int64_t problem = begin; problem < end; ++problem) {
-    int64_t* columns = problems.columns + problem * size;
-    const bool good = read(cost + problem * numbers, size, problems.maximize ? -1.0 : 1.0, solver);
-    if (good) solver.solve();
-    for (int i = 0; i < size; ++i) columns[i] = good ? solver.columns()[i] : -1;
+    int64_t* columns = problems.columns + problem * rows;
+    const Content content = read<Tall>(cost + problem * numbers, problems, solver);
+    const bool good = content != Content::invalid && solver.solve(content == Content::forbidden);
+    for (int i = 0; i < rows; ++i) columns[i] = good && !Tall ? solver.columns()[i] : -1;
+    for (int j = 0; Tall && good && j < cols; ++j) columns[solver.columns()[j]] = j;
     if (!good && bad < 0) bad = problem;
   }
   return bad;
 }
 
-// One problem per lane; the last problems are repeated to fill the lanes.
+inline bool any_of(Integers lanes) {
+  int64_t any = 0;
+  for (int lane = 0; lane < kLanes; ++lane) any |= lanes[lane];
+  return any != 0;
+}
+
+// Scales down the problems with large finite costs.
+template <int K>
+void shrink_large(Numbers* matrix) {
+  Integers beyond{};
+  for (int at = 0; at < K * K; ++at) beyond |= (matrix[at] > kLarge) | (matrix[at] < -kLarge);
+  if (!any_of(beyond)) return;
+  Numbers shrink = all(1.0);
+  for (int at = 0; at < K * K; ++at) {
+    const Integers large = ((matrix[at] > kLarge) & (matrix[at] < kInfinity)) | (matrix[at] < -kLarge);
+    shrink = large ? all(kShrink) : shrink;
+  }
+  for (int at = 0; at < K * K; ++at) matrix[at] *= shrink;
+}
+
+// One square problem per lane; the last problems are repeated to fill the lanes.
 template <int K, class Cost>
 int64_t solve_small(const Problems& problems, int64_t begin, int64_t end) {
   const Cost* cost = static_cast<const Cost*>(problems.cost);
@@ -99,31 +142,35 @@ int64_t solve_small(const Problems& problems, int64_t begin, int64_t end) {
       const Cost* of_lane = cost + (first + (lane < count ? lane : count - 1)) * K * K;
       for (int at = 0; at < K * K; ++at) lanes[at][lane] = sign * widened(of_lane[at]);
     }
-    Numbers matrix[K * K], undefined{}, shrink = all(1.0);
+    Numbers matrix[K * K], undefined{};
     for (int at = 0; at < K * K; ++at) {
       matrix[at] = load(lanes[at]);
       undefined += matrix[at] - matrix[at];
-      const Integers large = (matrix[at] > kLarge) | (matrix[at] < -kLarge);
-      shrink = large ? all(kShrink) : shrink;
     }
-    if constexpr (sizeof(Cost) == sizeof(double))
-      for (Numbers& numbers : matrix) numbers *= shrink;
+    if constexpr (sizeof(Cost) == sizeof(double)) shrink_large<K>(matrix);
+    if (problems.tie != 0)
+      for (int row = 0; row < K; ++row) matrix[row * K + row] -= problems.tie;
     const auto best = match_few<K>(matrix);
-    const Integers good = undefined == all(0.0);
+    Integers good = undefined == all(0.0);
+    if (any_of(~good)) {
+      good = best.sum < kInfinity;
+      for (int at = 0; at < K * K; ++at) good &= matrix[at] > -kInfinity;
+      for (int lane = 0; bad < 0 && lane < count; ++lane)
+        if (!good[lane]) bad = first + lane;
+    }
     for (int row = 0; row < K; ++row) {
       const Integers columns = good ? best.columns[row] : all(static_cast<int64_t>(-1));
       for (int lane = 0; lane < count; ++lane) problems.columns[(first + lane) * K + row] = columns[lane];
     }
-    for (int lane = 0; bad < 0 && lane < count; ++lane)
-      if (!good[lane]) bad = first + lane;
   }
   return bad;
 }
 
 template <class Cost>
 int64_t solve_of(const Problems& problems, int64_t begin, int64_t end, void* memory) {
-  if (problems.method == Method::greedy) return solve_each<Greedy, Cost>(problems, begin, end, memory);
-  switch (problems.size) {
+  if (problems.method == Method::greedy) return solve_each<false, Greedy, Cost>(problems, begin, end, memory);
+  if (problems.rows > problems.cols) return solve_each<true, ShortestPaths, Cost>(problems, begin, end, memory);
+  switch (problems.rows == problems.cols ? problems.rows : 0) {
     case 1:
       return solve_small<1, Cost>(problems, begin, end);
     case 2:
@@ -133,15 +180,17 @@ int64_t solve_of(const Problems& problems, int64_t begin, int64_t end, void* mem
     case 4:
       return solve_small<4, Cost>(problems, begin, end);
     default:
-      return solve_each<ShortestPaths, Cost>(problems, begin, end, memory);
+      return solve_each<false, ShortestPaths, Cost>(problems, begin, end, memory);
   }
 }
 
-inline size_t solve_bytes(int size, Method method) {
-  if (method == Method::greedy) return Greedy::bytes(size);
-  return size <= kMaxEnumerated ? 0 : ShortestPaths::bytes(size);
+inline size_t solve_bytes(int rows, int cols, Method method) {
+  if (method == Method::greedy) return Greedy::bytes(rows, cols);
+  if (rows == cols && rows <= kMaxEnumerated) return 0;
+  return rows > cols ? ShortestPaths::bytes(cols, rows) : ShortestPaths::bytes(rows, cols);
 }
 
+// For costs of the floating-point dtypes.
 inline int64_t solve(const Problems& problems, int64_t begin, int64_t end, void* memory) {
   switch (problems.dtype) {
     case Dtype::float32:
@@ -152,6 +201,8 @@ inline int64_t solve(const Problems& problems, int64_t begin, int64_t end, void*
       return solve_of<Half>(problems, begin, end, memory);
     case Dtype::bfloat16:
       return solve_of<Bfloat16>(problems, begin, end, memory);
+    case Dtype::int64:
+      break;
   }
   __builtin_unreachable();
 }

@@ -4,15 +4,17 @@
 #include <memory>
 
 #include "assignment.hpp"
+#include "assignment_exact.hpp"
 #include "processor.hpp"
 #include "threads.hpp"
 
 namespace art {
 namespace {
 
+// Of one problem.
 double nanoseconds(const Problems& problems) {
-  const double size = problems.size;
-  return problems.count * (size <= kMaxEnumerated ? size * size : 2 * size * size + 20 * size);
+  const double numbers = static_cast<double>(problems.rows) * problems.cols;
+  return problems.rows <= kMaxEnumerated ? numbers : 2 * numbers + 20 * problems.rows;
 }
 
 void lower(std::atomic<int64_t>& least, int64_t value) {
@@ -24,11 +26,20 @@ void lower(std::atomic<int64_t>& least, int64_t value) {
 }  // namespace
 
 int64_t solve_with(const Processor& processor, const Problems& problems, int threads) {
-  threads = worth(nanoseconds(problems), threads);
-  const size_t scratch = processor.solve_bytes(problems.size, problems.method) / sizeof(double) + 1;
+  threads = worth(problems.count * nanoseconds(problems), threads);
+  // At least 20 microseconds of work, unless that is more than 64 problems.
+  const auto least = static_cast<int64_t>(std::clamp(20e3 / nanoseconds(problems), 1.0, 64.0));
+  const int64_t piece = std::max(least, problems.count / (threads * 16));
+  threads = static_cast<int>(std::min<int64_t>(threads, (problems.count + piece - 1) / piece));
+  if (problems.dtype == Dtype::int64) {
+    share_out(problems.count, piece, threads, [&](int, int64_t begin, int64_t end) {
+      for (int64_t problem = begin; problem < end; ++problem) solve_exactly(problems, problem);
+    });
+    return -1;
+  }
+  const size_t scratch = processor.solve_bytes(problems.rows, problems.cols, problems.method) / sizeof(double) + 1;
   const auto memory = std::make_unique<double[]>(scratch * threads);
   std::atomic<int64_t> first_bad{problems.count};
-  const int64_t piece = std::max<int64_t>(64, problems.count / (threads * 16));
   share_out(problems.count, piece, threads, [&](int thread, int64_t begin, int64_t end) {
     const int64_t bad = processor.solve(problems, begin, end, memory.get() + thread * scratch);
     if (bad >= 0) lower(first_bad, bad);

@@ -30,6 +30,7 @@ struct Matching {
   int size;
   int column_of[Slots];      // of the rows of this lane, or -1
   unsigned free_rows[Slots];  // bit b of word s: row s * Width + b has no column; the same in all lanes
+  bool feasible = true;       // not every matching has a forbidden pair; the same in all lanes
 
   __device__ bool is_own(int slot) const { return slot * Width + group.lane < size; }
 
@@ -111,6 +112,10 @@ struct ShortestPaths : Matching<Width, Slots> {
         }
       }
     }
+#pragma unroll
+    for (int s = 0; s < Slots; ++s) {
+      if (group.ballot(this->is_own(s) && nearest[s] < 0)) this->feasible = false;
+    }
     for (int i = 0; i < size; ++i) {
       int column = -1;
 #pragma unroll
@@ -185,16 +190,20 @@ struct ShortestPaths : Matching<Width, Slots> {
   __device__ void solve(const Costs& costs, bool there) {
     this->clear();
     start(costs);
-    this->count_free(there);
+    this->count_free(there && this->feasible);
     open_all();
     int start_row = this->first_free();
     int row = start_row;
     Step step{-1, 0, 0.0};
     while (__any_sync(kAllLanes, start_row >= 0)) {
       step = extend(costs, row < 0 ? 0 : row, step);
-      const bool ends = start_row >= 0 && step.row < 0;
+      const bool stuck = start_row >= 0 && step.length == kInfinity;  // every path is forbidden
+      const bool ends = start_row >= 0 && !stuck && step.row < 0;
       if (__any_sync(kAllLanes, ends)) augment(ends, start_row, step.column);
-      if (ends) {
+      if (stuck) {
+        this->feasible = false;
+        start_row = row = step.column = -1;
+      } else if (ends) {
         update_duals(step.length);
         this->occupy(start_row);
         open_all();
@@ -285,35 +294,35 @@ struct LeastFirst : Matching<Width, Slots> {
   }
 };
 
-// Returns the columns of the rows of this lane. All lanes of a warp call it; results of groups not `there` are unused.
+// Returns the columns of the rows of this lane, and whether there is a matching. All lanes of a warp call it; results of
+// groups not `there` are unused.
 template <int Width, int Slots, class Costs>
-__device__ void match(const Costs& costs, int size, bool there, Method method, int (&column_of)[Slots]) {
+__device__ bool match(const Costs& costs, int size, bool there, Method method, int (&column_of)[Slots]) {
   const auto solve = [&](auto solver) {
     solver.group = Group<Width>::here();
     solver.size = size;
     solver.solve(costs, there);
 #pragma unroll
     for (int s = 0; s < Slots; ++s) column_of[s] = solver.column_of[s];
+    return solver.feasible;
   };
-  if (method == Method::optimal) {
-    solve(ShortestPaths<Width, Slots, Costs>{});
-  } else {
-    solve(LeastFirst<Width, Slots, Costs>{});
-  }
+  if (method == Method::optimal) return solve(ShortestPaths<Width, Slots, Costs>{});
+  return solve(LeastFirst<Width, Slots, Costs>{});
 }
 
+// Pads the problem to a square with zeros, which change no optimum.
 template <class Real, int Width>
 __device__ Range stage_columns(const Problems& problems, int64_t problem, bool there, Real* own) {
   const int lane = Group<Width>::here().lane;
-  const int size = problems.size;
+  const int size = size_of(problems);
   const Real sign = problems.maximize ? Real{-1} : Real{1};
   Range range;
   with_type<Real>(problems.dtype, [&](auto type) {
-    const auto* source = static_cast<decltype(type)>(problems.cost) + problem * size * size;
+    const auto* source = static_cast<decltype(type)>(problems.cost) + problem * problems.rows * problems.cols;
 #pragma unroll 4
     for (int i = 0; i < size; ++i) {
-      const bool here = there && lane < size;
-      const Real value = here ? sign * number(source[i * size + lane]) + Real{0} : Real{0};  // -0 becomes 0
+      const bool here = there && lane < problems.cols && i < problems.rows;
+      const Real value = here ? sign * number(source[i * problems.cols + lane]) + Real{0} : Real{0};  // -0 becomes 0
       range.see(value);
       own[i * kWarp] = value;
     }
@@ -326,7 +335,7 @@ constexpr int kMaxWarps = 4;
 template <class Real, int Width>
 __global__ void __launch_bounds__(kMaxWarps* kWarp) solve_staged(Problems problems) {
   const auto group = Group<Width>::here();
-  const int size = problems.size;
+  const int size = size_of(problems);
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
   const int warp = static_cast<int>(threadIdx.x) / kWarp;
   const int64_t in_grid = static_cast<int64_t>(blockIdx.x) * (static_cast<int>(blockDim.x) / kWarp) + warp;
@@ -335,19 +344,24 @@ __global__ void __launch_bounds__(kMaxWarps* kWarp) solve_staged(Problems proble
   Real* own = reinterpret_cast<Real*>(dynamic_shared_memory()) + warp * size * kWarp + lane;
 
   const Range range = stage_columns<Real, Width>(problems, problem, there, own);
-  const bool good = group.ballot(!range.finite) == 0;
+  const bool good = group.ballot(range.unsolvable(problems.method)) == 0;
   if (group.ballot(range.huge) != 0 && problems.method == Method::optimal) {
     for (int i = 0; i < size; ++i) own[i * kWarp] *= static_cast<Real>(kShrink);
   }
   int column_of[1];
-  match<Width, 1>(StagedCosts<Real, 1>{own}, size, there && good, problems.method, column_of);
-  if (there && group.lane < size) problems.columns[problem * size + group.lane] = good ? column_of[0] : -1;
+  if (group.lane < size) own[group.lane * kWarp] -= static_cast<Real>(problems.tie);
+  const bool feasible =
+      match<Width, 1>(StagedCosts<Real, 1>{own}, size, there && good, problems.method, column_of);
+  if (there && group.lane < problems.rows) {
+    const bool matched = good && feasible && column_of[0] < problems.cols;
+    problems.columns[problem * problems.rows + group.lane] = matched ? column_of[0] : -1;
+  }
 }
 
 template <class Real, int Width>
 Launch launch_of_staged(const Problems& problems) {
   constexpr int kBlockBytes = 32768;  // of the 48 KiB of every device; several blocks fit a multiprocessor
-  const int bytes = problems.size * kWarp * static_cast<int>(sizeof(Real));
+  const int bytes = size_of(problems) * kWarp * static_cast<int>(sizeof(Real));
   const int fitting = kBlockBytes / bytes;
   const int warps = fitting > kMaxWarps ? kMaxWarps : fitting;
   return {blocks_for(problems.count, warps * (kWarp / Width)), warps * kWarp, warps * bytes};
@@ -357,7 +371,7 @@ Launch launch_of_staged(const Problems& problems) {
 // memory per block.
 template <class Real, class Run>
 auto with_solver_of(const Problems& problems, int shared_bytes, Run run) {
-  const int size = problems.size;
+  const int size = size_of(problems);
   if (size == 1) return run(solve_by_enumeration<Real, 1>, launch_of_enumeration<Real, 1>(problems));
   if (size == 2) return run(solve_by_enumeration<Real, 2>, launch_of_enumeration<Real, 2>(problems));
   if (size == 3) return run(solve_by_enumeration<Real, 3>, launch_of_enumeration<Real, 3>(problems));

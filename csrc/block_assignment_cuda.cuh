@@ -20,22 +20,24 @@ struct SharedCosts {
   __device__ double at(int row, int column) const { return static_cast<double>(costs[row * size + column]); }
 };
 
-// Costs in global memory.
+// Costs in global memory, padded to a square with zeros, which change no optimum.
 struct GlobalCosts {
   const void* problem;
   Dtype dtype;
-  int size;
+  int rows, cols;
   double scale;
+  double tie;
 
   __device__ double at(int row, int column) const {
+    if (row >= rows || column >= cols) return 0.0;
     double value = 0;
-    const int place = row * size + column;
+    const int place = row * cols + column;
     if (dtype == Dtype::float64) {
       value = static_cast<const double*>(problem)[place];
     } else {
       with_type<float>(dtype, [&](auto type) { value = number(static_cast<decltype(type)>(problem)[place]); });
     }
-    return scale * value + 0.0;  // -0 becomes 0
+    return scale * value + 0.0 - (row == column ? tie : 0.0);  // -0 becomes 0
   }
 };
 
@@ -110,8 +112,9 @@ struct BlockPaths {
 
   __device__ bool is_own() const { return column < size; }
 
-  // The dual of a column is its minimal cost, and a row takes the first column whose minimum it has.
-  __device__ void start() {
+  // The dual of a column is its minimal cost, and a row takes the first column whose minimum it has. Returns false if a
+  // column is forbidden for every row.
+  __device__ bool start() {
     int nearest = -1;
     dual = kInfinity;
     for (int i = 0; is_own() && i < size; ++i) {
@@ -121,6 +124,7 @@ struct BlockPaths {
         nearest = i;
       }
     }
+    if (any_of_block(is_own() && nearest < 0, memory)) return false;
     if (is_own()) memory.of_column[column] = nearest;
     __syncthreads();
     for (int j = size - 1; is_own() && j >= 0; --j) {
@@ -131,10 +135,12 @@ struct BlockPaths {
     if (threadIdx.x % kWarp == 0) memory.rows.words[threadIdx.x / kWarp] = free_rows;
     __syncthreads();
     if (is_own() && memory.of_row[nearest] == column) row_of = nearest;
+    return true;
   }
 
-  // The shortest path from a row to a free column; each row on it takes the next column.
-  __device__ void augment(int start_row) {
+  // The shortest path from a row to a free column; each row on it takes the next column. Returns false if every path is
+  // forbidden.
+  __device__ bool augment(int start_row) {
     double distance = kInfinity;
     int previous = start_row;  // the row before the column, on the shortest path to it
     bool open = is_own();
@@ -150,6 +156,7 @@ struct BlockPaths {
         }
       }
       step = nearest_of_block({open ? ordered(distance) : ~uint64_t{0}, column, row_of, dual}, memory, turn++);
+      if (step.length >= ordered(kInfinity)) return false;
       if (step.row < 0) break;
       if (column == step.column) open = false;
       row = step.row;
@@ -157,6 +164,7 @@ struct BlockPaths {
     }
     if (is_own() && !open) dual += distance - from_ordered(step.length);
     take_path(start_row, step.column, previous);
+    return true;
   }
 
   // Threads publish their part of the matching, the first thread walks along the path, and each thread reads its part
@@ -185,11 +193,12 @@ struct BlockPaths {
     } while (row != start_row);
   }
 
-  // Returns the column of this thread's row.
+  // Returns the column of this thread's row, or -1 if there is no matching.
   __device__ int solve() {
-    start();
+    if (!start()) return -1;
     for (int row = 0; row < size; ++row) {
-      if (memory.rows.has(row)) augment(row);  // no path takes a row's column away, or matches another free row
+      // No path takes a row's column away, or matches another free row.
+      if (memory.rows.has(row) && !augment(row)) return -1;
     }
     return column_of;
   }
@@ -246,12 +255,13 @@ struct BlockLeastFirst {
   }
 };
 
-// Returns the column of this thread's row.
+// Returns the column of this thread's row, or -1.
 template <class Costs>
 __device__ int match_by_block(const Costs& costs, BlockMemory& memory, const Problems& problems) {
   const int thread = static_cast<int>(threadIdx.x);
-  if (problems.method == Method::optimal) return BlockPaths<Costs>{costs, memory, problems.size, thread}.solve();
-  return BlockLeastFirst<Costs>{costs, memory, problems.size, thread}.solve();
+  const int size = size_of(problems);
+  if (problems.method == Method::optimal) return BlockPaths<Costs>{costs, memory, size, thread}.solve();
+  return BlockLeastFirst<Costs>{costs, memory, size, thread}.solve();
 }
 
 // Selects costs in global memory where a type of costs in shared memory is expected.
@@ -260,17 +270,17 @@ struct InPlace {};
 // `Real` is the type of the costs in shared memory, or InPlace.
 template <class Real>
 __global__ void __launch_bounds__(kMaxSize) solve_by_block(Problems problems) {
-  const int size = problems.size;
+  const int size = size_of(problems);
   const int64_t problem = blockIdx.x;
   const int64_t bytes = problems.dtype == Dtype::float64 ? 8 : problems.dtype == Dtype::float32 ? 4 : 2;
   const int numbers = size * size;
   const int thread = static_cast<int>(threadIdx.x);
   BlockMemory& memory = *reinterpret_cast<BlockMemory*>(dynamic_shared_memory());
-  GlobalCosts stored{static_cast<const char*>(problems.cost) + problem * numbers * bytes, problems.dtype, size,
-                     problems.maximize ? -1.0 : 1.0};
+  GlobalCosts stored{static_cast<const char*>(problems.cost) + problem * problems.rows * problems.cols * bytes,
+                     problems.dtype, problems.rows, problems.cols, problems.maximize ? -1.0 : 1.0, problems.tie};
   Range range;
   for (int e = thread; e < numbers; e += static_cast<int>(blockDim.x)) range.see(stored.at(e / size, e % size));
-  const bool good = !any_of_block(!range.finite, memory);
+  const bool good = !any_of_block(range.unsolvable(problems.method), memory);
   if (any_of_block(range.huge, memory) && problems.method == Method::optimal) stored.scale *= kShrink;
   int column = -1;
   if (good) {
@@ -285,7 +295,9 @@ __global__ void __launch_bounds__(kMaxSize) solve_by_block(Problems problems) {
       column = match_by_block(stored, memory, problems);
     }
   }
-  if (thread < size) problems.columns[problem * size + thread] = column;
+  if (thread < problems.rows) {
+    problems.columns[problem * problems.rows + thread] = column < problems.cols ? column : -1;
+  }
 }
 
 template <class Real>
@@ -295,7 +307,8 @@ int block_bytes(int size) {
 
 template <class Real>
 Launch launch_of_block(const Problems& problems) {
-  return {problems.count, static_cast<int>(blocks_for(problems.size, kWarp)) * kWarp, block_bytes<Real>(problems.size)};
+  const int size = size_of(problems);
+  return {problems.count, static_cast<int>(blocks_for(size, kWarp)) * kWarp, block_bytes<Real>(size)};
 }
 
 }  // namespace art

@@ -155,21 +155,32 @@ constexpr double kHuge = 0x1p1000;
 constexpr double kShrink = 0x1p-24;
 
 __device__ inline bool is_huge(float) { return false; }
-__device__ inline bool is_huge(double value) { return value > kHuge || value < -kHuge; }
+__device__ inline bool is_huge(double value) { return value < -kHuge || (value > kHuge && value <= kLargestDouble); }
 
 // Result of scanning all costs of a problem.
 struct Range {
-  bool finite = true;
+  bool invalid = false;    // NaN or -inf
+  bool forbidden = false;  // +inf
   bool huge = false;
 
   template <class Real>
   __device__ void see(Real value) {
-    finite = finite && is_finite(value);
+    const bool finite = is_finite(value);
+    forbidden = forbidden || (!finite && value > 0);
+    invalid = invalid || !(finite || value > 0);
     huge = huge || is_huge(value);
   }
+
+  // Forbidden pairs are for optimal matchings only.
+  __device__ bool unsolvable(Method method) const { return invalid || (forbidden && method == Method::greedy); }
 };
 
 constexpr double kInfinity = __builtin_huge_val();
+
+// Kernels pad problems to squares with zeros, which change no optimum; this is the side of the square.
+__host__ __device__ inline int size_of(const Problems& problems) {
+  return problems.rows > problems.cols ? problems.rows : problems.cols;
+}
 
 // Launch parameters of a kernel.
 struct Launch {

@@ -9,7 +9,7 @@ namespace art {
 __device__ inline int enumerated_column(int code, int row) { return (code >> (2 * row)) & 3; }
 
 // The best sums of the first rows over all sets of the same number of columns. Of equal sums the one with the last row
-// in the higher column is used, so equal costs yield the identity.
+// in the higher column is used, so equal costs yield the identity. Returns -1 if every matching has a forbidden pair.
 template <class Real, int Size>
 __device__ int enumerate_optimal(const Real (&cost)[Size * Size]) {
   double sums[1 << Size];
@@ -35,7 +35,7 @@ __device__ int enumerate_optimal(const Real (&cost)[Size * Size]) {
       }
     }
   }
-  return codes[(1 << Size) - 1];
+  return sums[(1 << Size) - 1] < kInfinity ? codes[(1 << Size) - 1] : -1;
 }
 
 template <class Real, int Size>
@@ -72,37 +72,67 @@ __device__ int enumerate(const Real (&cost)[Size * Size], Method method) {
   return method == Method::optimal ? enumerate_optimal<Real, Size>(cost) : enumerate_greedy<Real, Size>(cost);
 }
 
-// Copies the costs of the problems of a warp, which are contiguous, to shared memory; odd strides there place the
-// lanes, each of which reads its own problem, on different banks.
+// Copies the costs of the problems of a warp, which are contiguous, to shared memory, padded to squares with zeros; odd
+// strides there place the lanes, each of which reads its own problem, on different banks.
 template <class Real, int Size>
 __device__ void stage_neighbors(const Problems& problems, int64_t first, int there, Real* staged) {
   constexpr int kNumbers = Size * Size;
-  with_type<Real>(problems.dtype, [&](auto type) {
-    const auto* source = static_cast<decltype(type)>(problems.cost) + first * kNumbers;
+  const int lane = static_cast<int>(threadIdx.x) % kWarp;
+  const int numbers = problems.rows * problems.cols;
+  if (numbers < kNumbers) {
 #pragma unroll
-    for (int step = 0; step < kNumbers; ++step) {
-      const int e = step * kWarp + static_cast<int>(threadIdx.x) % kWarp;
-      if (e < there * kNumbers) staged[e / kNumbers * (kNumbers | 1) + e % kNumbers] = number(source[e]);
+    for (int e = 0; e < kNumbers; ++e) staged[lane * (kNumbers | 1) + e] = 0;
+    __syncwarp();
+  }
+  with_type<Real>(problems.dtype, [&](auto type) {
+    const auto* source = static_cast<decltype(type)>(problems.cost) + first * numbers;
+    if (numbers == kNumbers) {
+#pragma unroll
+      for (int step = 0; step < kNumbers; ++step) {
+        const int e = step * kWarp + lane;
+        if (e < there * kNumbers) staged[e / kNumbers * (kNumbers | 1) + e % kNumbers] = number(source[e]);
+      }
+    } else {
+      for (int e = lane; e < there * numbers; e += kWarp) {
+        const int place = e % numbers;
+        staged[e / numbers * (kNumbers | 1) + place / problems.cols * Size + place % problems.cols] = number(source[e]);
+      }
     }
   });
   __syncwarp();
 }
 
 template <class Real, int Size>
-__device__ int enumerate_staged(const Real* staged, bool maximize, Method method) {
+__device__ int enumerate_staged(const Real* staged, const Problems& problems) {
   constexpr int kNumbers = Size * Size;
   Real cost[kNumbers];
   Range range;
 #pragma unroll
   for (int e = 0; e < kNumbers; ++e) {
-    cost[e] = maximize ? -staged[e] : staged[e];
+    cost[e] = problems.maximize ? -staged[e] : staged[e];
     range.see(cost[e]);
   }
-  if (range.huge && method == Method::optimal) {
+  if (range.huge && problems.method == Method::optimal) {
 #pragma unroll
     for (int e = 0; e < kNumbers; ++e) cost[e] *= static_cast<Real>(kShrink);
   }
-  return range.finite ? enumerate<Real, Size>(cost, method) : -1;
+#pragma unroll
+  for (int i = 0; i < Size; ++i) cost[i * Size + i] -= static_cast<Real>(problems.tie);
+  return range.unsolvable(problems.method) ? -1 : enumerate<Real, Size>(cost, problems.method);
+}
+
+// The problem of this lane has `code`; adjacent lanes write adjacent rows.
+template <int Size>
+__device__ __forceinline__ void write_columns(const Problems& problems, int64_t first, int there, int code, int rows) {
+#pragma unroll
+  for (int step = 0; step < Size; ++step) {
+    const int e = step * kWarp + static_cast<int>(threadIdx.x) % kWarp;
+    const int of_problem = __shfl_sync(kAllLanes, code, e / rows % kWarp, kWarp);
+    if (e < there * rows) {
+      const int column = enumerated_column(of_problem, e % rows);
+      problems.columns[first * rows + e] = of_problem >= 0 && column < problems.cols ? column : -1;
+    }
+  }
 }
 
 constexpr int kEnumerateThreads = 128;
@@ -120,15 +150,12 @@ __global__ void __launch_bounds__(kEnumerateThreads) solve_by_enumeration(Proble
 
   int code = 0;
   if (lane < there) {
-    code = enumerate_staged<Real, Size>(staged + lane * (kNumbers | 1), problems.maximize, problems.method);
+    code = enumerate_staged<Real, Size>(staged + lane * (kNumbers | 1), problems);
   }
-#pragma unroll
-  for (int step = 0; step < Size; ++step) {  // adjacent lanes write adjacent rows
-    const int e = step * kWarp + lane;
-    const int of_problem = __shfl_sync(kAllLanes, code, e / Size, kWarp);
-    if (e < there * Size) {
-      problems.columns[first * Size + e] = of_problem < 0 ? -1 : enumerated_column(of_problem, e % Size);
-    }
+  if (problems.rows == Size) {
+    write_columns<Size>(problems, first, there, code, Size);  // divides by a constant
+  } else {
+    write_columns<Size>(problems, first, there, code, problems.rows);
   }
 }
 

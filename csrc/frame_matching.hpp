@@ -18,7 +18,7 @@ inline int64_t pairs_at_once(int size) {
 
 inline size_t match_frames_bytes(int size, Method method) {
   const size_t cosines = pairs_at_once(size) * size * size, norms = 2 * size;
-  return (cosines + norms) * sizeof(double) + solve_bytes(size, method);
+  return (cosines + norms) * sizeof(double) + solve_bytes(size, size, method);
 }
 
 template <class Real>
@@ -41,7 +41,7 @@ void match_frames_of(
       take_cosines(frames, reinterpret_cast<Real*>(norms), cosines + index * numbers);
     }
     int64_t* matches = links.matches + first * size;
-    solve({cosines, dtype, count, size, true, method, matches}, 0, count, rest);
+    solve({cosines, dtype, count, size, size, true, method, matches, responses.tie}, 0, count, rest);
     Real* matched = static_cast<Real*>(links.matched) + first * size;
     for (int64_t row = 0; row < count * size; ++row) matched[row] = cosine_of(cosines[row * size + matches[row]]);
   }

@@ -10,12 +10,12 @@ namespace art::ART_TARGET {
 
 class Greedy {
  public:
-  static size_t bytes(int size) {
+  static size_t bytes(int size, int) {
     return static_cast<size_t>(size) * (size * sizeof(double) + sizeof(double) + 4 * sizeof(int));
   }
 
   // `memory` has that many bytes, is aligned for float64, and outlives this object.
-  Greedy(int size, void* memory) : size_(size) {
+  Greedy(int size, int, void* memory) : size_(size) {
     cost_ = static_cast<double*>(memory);
     best_ = cost_ + static_cast<size_t>(size) * size;
     best_column_ = reinterpret_cast<int*>(best_ + size), column_of_ = best_column_ + size;
@@ -25,8 +25,9 @@ class Greedy {
   // Storage of row i, filled by the caller.
   double* row(int i) const { return cost_ + static_cast<size_t>(i) * size_; }
 
-  // Matches the rows; columns()[i] is the column of row i.
-  void solve() {
+  // Matches the rows; columns()[i] is the column of row i. Returns false if some costs are inf.
+  bool solve(bool forbidden) {
+    if (forbidden) return false;
     for (int i = 0; i < size_; ++i) rows_[i] = columns_[i] = i;
     for (int i = 0; i < size_; ++i) look(i, size_);
     for (int left = size_; left > 0; --left) {
@@ -42,6 +43,7 @@ class Greedy {
       for (int index = 0; index < left - 1; ++index)
         if (best_column_[rows_[index]] == j) look(rows_[index], left - 1);
     }
+    return true;
   }
 
   const int* columns() const { return column_of_; }

@@ -157,7 +157,12 @@ __global__ void __launch_bounds__(kFewThreads) link_few(FramePairs pairs, Method
   products.take(pairs.at(index), responses.dtype);
   products.sum_over_lanes();
   products.to_costs(responses.size);
-  const int code = enumerate<Real, Rows>(products.dots, method);
+  Real costs[Rows * Rows];
+#pragma unroll
+  for (int n = 0; n < Rows * Rows; ++n) {
+    costs[n] = n / Rows == n % Rows ? products.dots[n] - static_cast<Real>(responses.tie) : products.dots[n];
+  }
+  const int code = enumerate<Real, Rows>(costs, method);
   if (lane < responses.size) {
     const int column = enumerated_column(code, lane);
     Real cost = 0;
@@ -250,8 +255,8 @@ struct ManyProducts {
     }
   }
 
-  // The costs replace the tile.
-  __device__ Real* write_costs(int size) const {
+  // The costs replace the tile. Those of the diagonal are reduced by `tie`, and replace the norms in full.
+  __device__ Real* write_costs(int size, double tie) const {
     if (thread < 2 * Rows) norms[thread] = norm_of(square);
     __syncthreads();
     Real* costs = reinterpret_cast<Real*>(tile);
@@ -261,6 +266,12 @@ struct ManyProducts {
       const int column = thread % kSide + n % Square * kSide;
       const Real cosine = dots[n] / norms[row] / norms[Rows + column];
       costs[row * kSlots * kWarp + column] = row < size && column < size ? cost_of_cosine(cosine) : Real{0};
+    }
+    __syncthreads();
+    if (thread < Rows) {
+      Real& cost = costs[thread * (kSlots * kWarp + 1)];
+      norms[thread] = cost;
+      cost -= static_cast<Real>(tie);
     }
     __syncthreads();
     return costs;
@@ -280,7 +291,7 @@ __global__ void __launch_bounds__(ManyProducts<Real, Rows, Square>::kThreads)
   products.norms = reinterpret_cast<Real*>(dynamic_shared_memory() + Products::kMainBytes);
   products.thread = static_cast<int>(threadIdx.x);
   products.take(pairs.at(index), pairs.responses.dtype);
-  Real* costs = products.write_costs(size);
+  Real* costs = products.write_costs(size, pairs.responses.tie);
   if (threadIdx.x >= kWarp) return;
 
   const auto group = Group<kWidth>::here();
@@ -292,7 +303,8 @@ __global__ void __launch_bounds__(ManyProducts<Real, Rows, Square>::kThreads)
     if (group.first == 0 && row < size) {
       const int64_t place = index * size + row;
       links.matches[place] = column_of[s];
-      static_cast<Real*>(links.matched)[place] = cosine_of_cost(costs[row * kSlots * kWarp + column_of[s]]);
+      const Real cost = column_of[s] == row ? products.norms[row] : costs[row * kSlots * kWarp + column_of[s]];
+      static_cast<Real*>(links.matched)[place] = cosine_of_cost(cost);
     }
   }
 }

@@ -21,20 +21,21 @@ art::Method method(bool greedy) { return greedy ? art::Method::greedy : art::Met
 // The structs of assignment.hpp, with addresses instead of pointers.
 void define_structures(py::module_& module) {
   py::class_<art::Problems>(module, "Problems")
-      .def(py::init([](uintptr_t cost, int dtype, int64_t count, int size, bool maximize, bool greedy,
-                       uintptr_t columns) {
-             return art::Problems{at<const void>(cost), static_cast<art::Dtype>(dtype), count, size, maximize,
-                                  method(greedy), at<int64_t>(columns)};
+      .def(py::init([](uintptr_t cost, int dtype, int64_t count, int rows, int cols, bool maximize, bool greedy,
+                       uintptr_t columns, double tie) {
+             return art::Problems{at<const void>(cost), static_cast<art::Dtype>(dtype), count, rows, cols, maximize,
+                                  method(greedy), at<int64_t>(columns), tie};
            }),
-           arg("cost"), arg("dtype"), arg("count"), arg("size"), arg("maximize"), arg("greedy"), arg("columns"));
+           arg("cost"), arg("dtype"), arg("count"), arg("rows"), arg("cols"), arg("maximize"), arg("greedy"),
+           arg("columns"), arg("tie"));
   py::class_<art::Responses>(module, "Responses")
       .def(py::init([](uintptr_t values, int dtype, int64_t videos, int frames, int size, int channels,
-                       int64_t stride_video, int64_t stride_frame, int64_t stride_response) {
+                       int64_t stride_video, int64_t stride_frame, int64_t stride_response, double tie) {
              return art::Responses{at<const void>(values), static_cast<art::Dtype>(dtype), videos, frames, size,
-                                   channels, stride_video, stride_frame, stride_response};
+                                   channels, stride_video, stride_frame, stride_response, tie};
            }),
            arg("values"), arg("dtype"), arg("videos"), arg("frames"), arg("size"), arg("channels"),
-           arg("stride_video"), arg("stride_frame"), arg("stride_response"));
+           arg("stride_video"), arg("stride_frame"), arg("stride_response"), arg("tie"));
   py::class_<art::Links>(module, "Links")
       .def(py::init([](uintptr_t matches, uintptr_t matched, uintptr_t order, uintptr_t similarity,
                        uintptr_t tracklet_id) {
@@ -94,6 +95,7 @@ void define_cuda(py::module_& module) {
 PYBIND11_MODULE(_csrc, module) {
   module.doc() = "Batched assignment and linking; see csrc/assignment.hpp.";
   module.attr("CUDA") = "";
+  module.attr("INTERFACE") = 2;  // increased with every change that cpp.py depends on
   define_structures(module);
   define_cpu(module);
 #ifdef ART_KERNELS_WITH_CUDA

@@ -11,8 +11,8 @@ namespace art {
 // Memory sizes are in bytes, aligned for float64.
 struct Processor {
   // Scratch memory of `solve`.
-  size_t (*solve_bytes)(int size, Method method);
-  // Solves problems `begin` to `end`; returns the index of the first with NaN or inf, or -1.
+  size_t (*solve_bytes)(int rows, int cols, Method method);
+  // Solves problems `begin` to `end`; returns the index of the first without a solution, or -1.
   int64_t (*solve)(const Problems& problems, int64_t begin, int64_t end, void* memory);
 
   // Scratch memory of `match_frames`.

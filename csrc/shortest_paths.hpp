@@ -2,7 +2,8 @@
 // take a column from another row, and rows still unmatched are matched along shortest augmenting paths.
 //
 // v[j] is the dual variable of column j; that of a row i follows from its column. Throughout, the column of each
-// matched row minimizes the reduced cost cost[i, j] - v[j] of that row.
+// matched row minimizes the reduced cost cost[i, j] - v[j] of that row. With more columns than rows, v starts at 0,
+// because it must stay 0 for columns that no row takes.
 #pragma once
 
 #include <cstddef>
@@ -15,35 +16,42 @@ namespace art::ART_TARGET {
 class ShortestPaths {
  public:
   // Bytes of scratch memory for a problem of this size.
-  static size_t bytes(int size) {
-    const size_t padded = vectors_of(size) * kLanes;
-    return padded * ((size + 3) * sizeof(double) + 2 * sizeof(int64_t)) + size * (3 * sizeof(int) + sizeof(Settled));
+  static size_t bytes(int rows, int cols) {
+    const size_t padded = vectors_of(cols) * kLanes;
+    return padded * ((rows + 3) * sizeof(double) + 2 * sizeof(int64_t)) + rows * (3 * sizeof(int) + sizeof(Settled));
   }
 
-  // `memory` has that many bytes, is aligned for float64, and outlives this object.
-  ShortestPaths(int size, void* memory) : size_(size), padded_(vectors_of(size) * kLanes) {
+  // At most as many rows as columns. `memory` has that many bytes, is aligned for float64, and outlives this object.
+  ShortestPaths(int rows, int cols, void* memory) : rows_(rows), cols_(cols), padded_(vectors_of(cols) * kLanes) {
     double* numbers = static_cast<double*>(memory);
     auto take = [&](size_t count) { return numbers += count, numbers - count; };
-    cost_ = take(static_cast<size_t>(size) * padded_);
+    cost_ = take(static_cast<size_t>(rows) * padded_);
     v_ = take(padded_), reach_ = take(padded_), open_v_ = take(padded_);
-    settled_ = reinterpret_cast<Settled*>(take(size * sizeof(Settled) / sizeof(double)));
+    settled_ = reinterpret_cast<Settled*>(take(rows * sizeof(Settled) / sizeof(double)));
     before_ = reinterpret_cast<int64_t*>(numbers), row_of_ = before_ + padded_;
-    column_of_ = reinterpret_cast<int*>(row_of_ + padded_), takers_ = column_of_ + size, free_ = takers_ + size;
+    column_of_ = reinterpret_cast<int*>(row_of_ + padded_), takers_ = column_of_ + rows, free_ = takers_ + rows;
     // The padding columns of the last vector are never chosen.
-    for (int i = 0; i < size; ++i)
-      for (int j = size; j < padded_; ++j) row(i)[j] = kInfinity;
+    for (int i = 0; i < rows; ++i)
+      for (int j = cols; j < padded_; ++j) row(i)[j] = kInfinity;
   }
 
   // Storage of row i, filled by the caller.
   double* row(int i) const { return cost_ + static_cast<size_t>(i) * padded_; }
 
-  // Matches the rows; columns()[i] is the column of row i.
-  void solve() {
-    reduce_columns();
-    transfer_reductions();
+  // Matches the rows; columns()[i] is the column of row i. `forbidden`: some costs are inf, and the result is whether
+  // all rows can be matched. The reductions are for finite costs only, because they subtract them.
+  bool solve(bool forbidden) {
+    if (rows_ == cols_ && !forbidden) {
+      reduce_columns();
+      transfer_reductions();
+    } else {
+      start_unmatched();
+    }
     // Twice, because a row that loses its column may find another one that is equally good.
-    for (int pass = 0; pass < 2 && free_count_ > 0; ++pass) reduce_rows();
-    for (int index = 0; index < free_count_; ++index) augment(free_[index]);
+    for (int pass = 0; pass < 2 && free_count_ > 0 && !forbidden; ++pass) reduce_rows();
+    for (int index = 0; index < free_count_; ++index)
+      if (!augment(free_[index])) return false;
+    return true;
   }
 
   const int* columns() const { return column_of_; }
@@ -59,12 +67,18 @@ class ShortestPaths {
     int column, second_column;
   };
 
+  void start_unmatched() {
+    for (int j = 0; j < padded_; ++j) v_[j] = 0, row_of_[j] = j < cols_ ? -1 : 0;
+    for (int i = 0; i < rows_; ++i) column_of_[i] = -1, free_[i] = i;
+    free_count_ = rows_;
+  }
+
   // v[j] is the minimal cost of column j. Its row takes the last such column.
   void reduce_columns() {
     for (int at = 0; at < padded_; at += kLanes) {
       Numbers best = load(row(0) + at);
       Integers best_row{};
-      for (int i = 1; i < size_; ++i) {
+      for (int i = 1; i < rows_; ++i) {
         const Numbers other = load(row(i) + at);
         const Integers better = other < best;
         best = better ? other : best;
@@ -73,22 +87,22 @@ class ShortestPaths {
       store(v_ + at, best);
       store(before_ + at, best_row);
     }
-    for (int i = 0; i < size_; ++i) column_of_[i] = -1, takers_[i] = 0;
-    for (int j = size_ - 1; j >= 0; --j) {
+    for (int i = 0; i < rows_; ++i) column_of_[i] = -1, takers_[i] = 0;
+    for (int j = cols_ - 1; j >= 0; --j) {
       const int i = static_cast<int>(before_[j]);
       row_of_[j] = takers_[i]++ == 0 ? i : -1;
       if (row_of_[j] >= 0) column_of_[i] = j;
     }
-    for (int j = size_; j < padded_; ++j) v_[j] = 0;  // inf - 0 stays inf
+    for (int j = cols_; j < padded_; ++j) v_[j] = 0;  // inf - 0 stays inf
   }
 
   // A row that is the cheapest of only one column can lower v[j] until its second-best column is equally good.
   void transfer_reductions() {
     free_count_ = 0;
-    for (int i = 0; i < size_; ++i) {
+    for (int i = 0; i < rows_; ++i) {
       if (takers_[i] == 0) {
         free_[free_count_++] = i;
-      } else if (takers_[i] == 1 && size_ > 1) {
+      } else if (takers_[i] == 1 && cols_ > 1) {
         const int j = column_of_[i];
         v_[j] -= least_reduced(i, j);
       }
@@ -133,7 +147,7 @@ class ShortestPaths {
   // good.
   void reduce_rows() {
     int left = 0, current = 0, tries = 0;
-    const int count = free_count_, patience = size_ / 4;  // the remaining rows are matched faster along paths
+    const int count = free_count_, patience = rows_ / 4;  // the remaining rows are matched faster along paths
     while (current < count) {
       const int i = free_[current++];
       TwoLeast found = two_least(i);
@@ -158,8 +172,8 @@ class ShortestPaths {
   }
 
   // Dijkstra's algorithm from a free row to the nearest free column, over reduced costs; then every row on the path
-  // takes the next column.
-  void augment(int start) {
+  // takes the next column. Returns false if every path is forbidden.
+  bool augment(int start) {
     for (int at = 0; at < padded_; at += kLanes) {
       store(reach_ + at, all(kInfinity));
       store(open_v_ + at, load(v_ + at));
@@ -168,6 +182,7 @@ class ShortestPaths {
     double offset = 0, distance;
     while (true) {
       j = relax(i, offset, distance);
+      if (distance == kInfinity) return false;
       if (row_of_[j] < 0) break;
       settled_[settled++] = {j, distance};
       i = static_cast<int>(row_of_[j]);
@@ -183,6 +198,7 @@ class ShortestPaths {
       column_of_[i] = j;
       j = next;
     } while (i != start);
+    return true;
   }
 
   // Shortens the paths to open columns by those through row i, and returns the nearest open column; of equally near
@@ -214,7 +230,7 @@ class ShortestPaths {
 
   static int vectors_of(int size) { return (size + kLanes - 1) / kLanes; }
 
-  int size_, padded_, free_count_ = 0;
+  int rows_, cols_, padded_, free_count_ = 0;
   double *cost_, *v_;
   double *reach_, *open_v_;     // path length of an open column, inf if settled; v of an open column, else -inf
   int64_t *before_, *row_of_;   // row before a column on its path; row of a column, or -1

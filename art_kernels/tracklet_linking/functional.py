@@ -15,6 +15,7 @@ from art_kernels._core import backends
 from art_kernels._core.autograd import OperatorSpec, define_operator, merge_batch
 from art_kernels._core.checks import check_choice, check_flag, check_floating, check_ids, check_number
 from art_kernels._core.precision import (
+    FLOATING,
     accumulation_dtype,
     at_least_float32,
     autocast_as_softmax,
@@ -26,32 +27,43 @@ from art_kernels.tracklet_linking import cpp, reference
 if TYPE_CHECKING:
     from jaxtyping import Float, Int, Shaped
 
+#: Integer dtypes of costs; False is 0 and True is 1.
+_INTEGERS = (
+    torch.bool, torch.int8, torch.int16, torch.int32, torch.int64,
+    torch.uint8, torch.uint16, torch.uint32, torch.uint64,
+)  # fmt: skip
+
 
 def linear_assignment(
-    cost: Float[Tensor, "... k k"], *, maximize: bool = False, check: bool = False, backend: str | None = None
-) -> Int[Tensor, "... k"]:
-    """Solve many small square assignment problems exactly.
+    cost: Shaped[Tensor, "... m n"], *, maximize: bool = False, check: bool = False, backend: str | None = None
+) -> Int[Tensor, "... m"]:
+    """Solve many assignment problems exactly, as `scipy.optimize.linear_sum_assignment` solves one.
 
-    Assigns each row of a problem to one column, and each column to one row, so that the sum of the costs is minimal.
-    Problems up to K = 4 compare all matchings, larger ones use shortest augmenting paths (Jonker and Volgenant,
-    Computing 38, 1987), with sums and dual variables in float64. If several matchings are optimal, every run returns
-    the same one. The result has no gradient.
+    Assigns each row of a problem to at most one column and each column to at most one row, as many as possible, so that
+    the sum of the costs is minimal. Square problems up to 4 rows compare all matchings, others use shortest augmenting
+    paths (Jonker and Volgenant, Computing 38, 1987), with sums and dual variables in float64. If several matchings are
+    optimal, every run returns the same one. The result has no gradient.
 
     Args:
-        cost: [...,K,K] with K up to 256; float16, bfloat16, float32 or float64, all finite.
+        cost: [...,M,N], floating-point, integer or boolean. A cost of inf (-inf with `maximize`) forbids a pair.
+            Integers are never rounded: int64 and uint64 costs whose range is too wide for float64 are solved in
+            128-bit integers on the CPU. On a GPU such a problem has no result; see `check`.
         maximize: maximize the sum instead.
-        check: on a GPU, synchronize and raise if a cost is not finite. Without it, a problem with such a cost returns
-            -1 for every row. The CPU always checks.
-        backend: "cpp", "reference", or None to choose automatically. The reference enumerates all
-            matchings and is never chosen automatically.
+        check: on a GPU, synchronize and raise if a problem has no solution. Without it, such a problem returns -1 for
+            every row. The CPU always checks.
+        backend: "cpp", "reference", or None to choose automatically. The reference enumerates all matchings of at most
+            8 rows and columns and is never chosen automatically.
 
     Returns:
-        [...,K] int64 on the device of `cost`: the column of each row.
+        [...,M] int64 on the device of `cost`: the column of each row, or -1 if M > N and the row is unmatched, or if N
+        is 0. The GPU solves problems of at most 256 rows and columns; larger ones on a GPU are copied to the CPU, which
+        synchronizes and always checks.
 
     Raises:
         TypeError: an argument of the wrong type or dtype.
-        ValueError: a wrong shape; K above 256; NaN or inf, with the index of the first such problem; a backend that
-            does not support this tensor, or whose native module was not built.
+        ValueError: a wrong shape; a problem with NaN or the infinity of the wrong sign, or whose forbidden pairs leave
+            no matching, with the index of the first one; a backend that does not support this tensor, or whose native
+            module was not built.
 
     Examples:
         >>> import torch
@@ -60,24 +72,32 @@ def linear_assignment(
         >>> columns = linear_assignment(cost)
         >>> columns.tolist(), cost.gather(1, columns[:, None]).sum().item()
         ([1, 0, 2], 5.0)
+        >>> linear_assignment(torch.tensor([[7, 2], [1, 9], [3, 3]])).tolist()  # two columns for three rows
+        [1, 0, -1]
         >>> linear_assignment(torch.rand(1000, 8, 8)).shape
         torch.Size([1000, 8])
     """
     name = "linear_assignment"
-    check_floating(name, "cost", cost, "[...,K,K]")
-    if cost.shape[-1] != cost.shape[-2]:
-        raise ValueError(
-            f"{name}: cost has shape {list(cost.shape)}, expected [...,K,K]; "
-            "pad a matrix that is not square with a large number"
-        )
-    if cost.shape[-1] > cpp.MAX_SIZE:
-        raise ValueError(
-            f"{name}: cost has shape {list(cost.shape)}, expected [...,K,K] with K at most {cpp.MAX_SIZE}; "
-            "solve larger problems with scipy.optimize.linear_sum_assignment"
-        )
+    _check_cost(name, cost)
     check_flag(name, "maximize", maximize)
     check_flag(name, "check", check)
     return backends.implementation(name, cost, backend)(cost.detach(), maximize, check)
+
+
+def _check_cost(name: str, cost: Tensor) -> None:
+    if isinstance(cost, Tensor) and cost.dtype in _INTEGERS and cost.dim() >= 2:
+        return
+    if isinstance(cost, Tensor) and cost.dtype not in (*FLOATING, *_INTEGERS):
+        raise TypeError(
+            f"{name}: cost has dtype {cost.dtype}, expected float16, bfloat16, float32, float64 or integers; "
+            "convert it with cost.double()"
+        )
+    if isinstance(cost, Tensor) and cost.dim() < 2:
+        raise ValueError(
+            f"{name}: cost has shape {list(cost.shape)}, expected at least the last 2 dimensions of [...,M,N]; "
+            "reshape it"
+        )
+    check_floating(name, "cost", cost, "[...,M,N]")
 
 
 class TrackletLinks(NamedTuple):
@@ -120,7 +140,8 @@ def link_tracklets(
         responses: [B,T,K,C], response k in frame t, K up to 256; float16, bfloat16, float32 or float64.
         method: how the responses of a frame are matched one to one to those of the next. "optimal": the maximal sum of
             cosines; "greedy": the largest cosine first, then the largest of the remaining ones; "index", the paper's:
-            by query. A NaN cosine ranks below all others.
+            by query. A NaN cosine ranks below all others. Ties keep the index: a response moves to another one only
+            for cosines that are larger by more than 2**-18 (2**-44 for float64), which exceeds their rounding error.
         min_similarity: a cosine in -1..1: a link with a lower (or NaN) similarity ends its tracklet and starts a new
             one in the same slot. It is compared before the similarity is rounded to the dtype of the responses. None
             never ends a tracklet. Ours, not the paper's.
@@ -129,7 +150,8 @@ def link_tracklets(
 
     Returns:
         `TrackletLinks`. The similarity is computed in float32 (float64 for float64) and has the dtype of `responses`;
-        under autocast it is float32. A zero vector has similarity 0 with gradient 0. The order has no gradient.
+        under autocast it is float32. A zero vector has similarity 0 with gradient 0. A response with NaN or inf, such
+        as padding, has similarity NaN with gradient 0. The order has no gradient.
 
     Raises:
         TypeError: an argument of the wrong type or dtype.
@@ -194,7 +216,7 @@ def gather_tracklets(values: Shaped[Tensor, "b t k *rest"], order: Int[Tensor, "
 
     Raises:
         TypeError: an argument of the wrong type or dtype.
-        ValueError: fewer than three dimensions, or sizes or devices that differ.
+        ValueError: fewer than three dimensions, sizes or devices that differ, or, on a CPU, an index out of range.
 
     Examples:
         >>> import torch
@@ -211,22 +233,51 @@ def gather_tracklets(values: Shaped[Tensor, "b t k *rest"], order: Int[Tensor, "
         raise ValueError(f"{name}: values has shape {list(values.shape)}, expected [B,T,K,...]; add the missing ones")
     check_ids(name, "order", order, "[B,T,K]", values.shape[:3], values.device)
     index = order.view(*order.shape, *(1,) * (values.dim() - 3)).expand_as(values)
-    return torch.gather(values, 2, index)
+    if torch.compiler.is_compiling():
+        return torch.gather(values, 2, index)
+    try:
+        return torch.gather(values, 2, index)
+    except (IndexError, RuntimeError) as error:
+        if "out of bounds" not in str(error):
+            raise
+        raise ValueError(
+            f"{name}: order has an index outside 0..{values.shape[2] - 1}, the values of a frame; "
+            "replace the -1 of unmatched rows first"
+        ) from None
 
 
 def assign(cost: Tensor, maximize: bool, check: bool) -> Tensor:
     """Return the columns [...,K] assigned to the rows of cost [...,K,K]."""
     problems = cost.flatten(0, -3) if cost.dim() > 2 else cost[None]
     columns, first_bad = cpp.solve(problems, maximize=maximize, greedy=False)
-    if first_bad is None and check and (bad := columns[:, 0] < 0).any():
-        first_bad = int(bad.int().argmax())
+    if first_bad is None and check:
+        first_bad = _first_unmatched(columns)
     if first_bad is not None and first_bad >= 0:
-        index = _batch_index(first_bad, cost.shape[:-2])
-        raise ValueError(
-            f"linear_assignment: cost{index} holds NaN or inf, expected finite numbers; "
-            "use a large number to forbid an assignment"
-        )
+        raise ValueError(_why_unsolvable(problems[first_bad], _batch_index(first_bad, cost.shape[:-2]), maximize))
     return columns.view(cost.shape[:-1])
+
+
+def _first_unmatched(columns: Tensor) -> int:
+    """Return the index of the first problem in columns [P,M] that has no solution, or -1."""
+    bad = (columns < 0).all(-1)
+    return int(bad.int().argmax()) if bad.any() else -1
+
+
+def _why_unsolvable(cost: Tensor, index: str, maximize: bool) -> str:
+    """Return the error message for problem cost [M,N]."""
+    name, forbidden = f"linear_assignment: cost{index}", "-inf" if maximize else "inf"
+    if not cost.is_floating_point():
+        return f"{name} has integers with too wide a range for a GPU; solve it exactly on the CPU, with cost.cpu()"
+    expected = f"expected finite numbers, or {forbidden} to forbid a pair"
+    if cost.isnan().any():
+        return f"{name} holds NaN, {expected}; check the computation of the costs"
+    if (cost == (torch.inf if maximize else -torch.inf)).any():
+        return f"{name} holds {'inf' if maximize else '-inf'}, {expected} with maximize={maximize}"
+    count, side = min(cost.shape), "rows" if cost.shape[0] <= cost.shape[1] else "columns"
+    return (
+        f"{name} is infeasible: its forbidden pairs ({forbidden}) leave no matching of all {count} {side}; "
+        "forbid fewer pairs, or use a large finite number instead"
+    )
 
 
 def _batch_index(index: int, sizes: Sequence[int]) -> str:
@@ -288,8 +339,13 @@ def _link_backward(
     responses, (similarity, order) = arguments.responses, saved
     index = order[..., None].expand_as(responses)
     linked = at_least_float32(responses).gather(2, index)
+    # A response with NaN or inf, such as padding, has no gradient and adds none to its neighbors: 0 times NaN is NaN.
+    finite = linked.detach().square().sum(-1, keepdim=True).isfinite()
+    undefined = ~(finite[:, :-1] & finite[:, 1:])
+    linked = linked.masked_fill(~finite, 0)
+    cosines, grad = (tensor[..., None].masked_fill(undefined, 0) for tensor in (similarity, grads[0]))
     norms = cosine_norms(linked.square().sum(-1, keepdim=True))
-    units, cosines, grad = linked / norms, similarity[..., None], grads[0][..., None]
+    units = linked / norms
     first, second = units[:, :-1], units[:, 1:]
     zero = torch.zeros_like(units[:, :1])
     grad_first = torch.cat([grad * (second - cosines * first), zero], 1)
@@ -317,14 +373,19 @@ _LINKING = define_operator(
 
 
 def _assign_reference(cost: Tensor, maximize: bool, check: bool) -> Tensor:
-    if not bool(cost.isfinite().all()):
-        raise ValueError("linear_assignment: cost holds NaN or inf, expected finite numbers")
-    return reference.optimal_assignment(cost, maximize=maximize)
+    columns = reference.optimal_assignment(cost, maximize=maximize)
+    first_bad = _first_unmatched(columns.view(-1, cost.shape[-2])) if cost.numel() > 0 else -1
+    if first_bad >= 0:
+        problem = cost.reshape(-1, *cost.shape[-2:])[first_bad]
+        raise ValueError(_why_unsolvable(problem, _batch_index(first_bad, cost.shape[:-2]), maximize))
+    return columns
 
 
 def _reference_unsupported_reason(cost: Tensor) -> str | None:
-    supported = cost.shape[-1] <= reference.MAX_SIZE
-    return None if supported else f"the reference enumerates all matchings, of at most {reference.MAX_SIZE} rows"
+    limit = reference.MAX_SIZE
+    if all(size <= limit for size in cost.shape[-2:]):
+        return None
+    return f"the reference enumerates all matchings, of at most {limit} rows and columns"
 
 
 def _link_cpp(responses: Tensor, method: str, min_similarity: float | None) -> tuple[Tensor, Tensor, Tensor]:

@@ -7,9 +7,14 @@ namespace {
 
 using namespace art;
 
+bool is_unsolved(const Problems& problems, int64_t problem) {
+  const int64_t* columns = problems.columns + problem * problems.rows;
+  return std::all_of(columns, columns + problems.rows, [](int64_t column) { return column < 0; });
+}
+
 int64_t first_bad_of(const Problems& problems) {
   for (int64_t problem = 0; problem < problems.count; ++problem)
-    if (problems.columns[problem * problems.size] < 0) return problem;
+    if (is_unsolved(problems, problem)) return problem;
   return -1;
 }
 
@@ -32,10 +37,9 @@ void check_processor(const char* name, const Processor& processor) {
 void check_threads() {
   for (const int size : {2, 4, 7, 20}) {
     const std::vector<Kind> kinds(200000 / (size * size), Kind::uniform);
-    Batch batch = batch_of(Dtype::float32, size, kinds);
+    Batch batch = batch_of(Dtype::float32, size, size, kinds);
     naive::encode(Dtype::float32, kNan, &batch.bytes[batch.bytes.size() / 2 / 4 * 4]);
-    Problems problems{batch.bytes.data(), Dtype::float32, static_cast<int64_t>(kinds.size()), size, false,
-                      Method::optimal, batch.columns.data()};
+    const Problems problems = batch.problems(false, Method::optimal);
     check_first_bad(problems, solve_on_cpu(problems, 1));
     const std::vector<int64_t> columns = batch.columns;
     check_first_bad(problems, solve_on_cpu(problems, 5));

@@ -51,7 +51,7 @@ void check_composition(int videos, int frames, int size, bool links, double min_
   }
   const std::string what = "composition of " + std::to_string(frames) + " frames of " + std::to_string(size);
   if (links) {
-    const Responses responses{nullptr, Dtype::bfloat16, videos, frames, size, 1, 0, 0, 0};
+    const Responses responses{nullptr, Dtype::bfloat16, videos, frames, size, 1, 0, 0, 0, 0.0};
     run_composition(composition_of(responses, min_similarity, result.links()));
     check_composed(videos, frames, size, min_similarity, result, what);
   } else {
@@ -106,9 +106,10 @@ int main(int count, char** arguments) {
   check_linking({std::begin(kDtypes), std::end(kDtypes)}, link_by_kernels);
   check_solvers([](const Problems& problems) {
     solve_by_kernels(problems, 227 * 1024);
-    const std::vector<int64_t> columns(problems.columns, problems.columns + problems.count * problems.size);
-    const int bytes = problems.dtype == Dtype::float64 ? block_bytes<double>(problems.size) : block_bytes<float>(problems.size);
-    if (problems.size <= 32 || bytes > 227 * 1024) return;  // solved by warps, or already in global memory
+    const std::vector<int64_t> columns(problems.columns, problems.columns + problems.count * problems.rows);
+    const int size = size_of(problems);
+    const int bytes = problems.dtype == Dtype::float64 ? block_bytes<double>(size) : block_bytes<float>(size);
+    if (size <= 32 || bytes > 227 * 1024) return;  // solved by warps, or already in global memory
     solve_by_kernels(problems, 4 * 1024);  // too little for any costs: global memory, the same matching
     expect_same(std::vector<int64_t>{problems.columns, problems.columns + columns.size()}, columns, "costs in global memory");
   });

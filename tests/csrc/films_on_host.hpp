@@ -18,8 +18,9 @@ struct Film {
 
   Responses responses() const {
     return {&bytes[offset * naive::bytes_of(dtype)], dtype, videos, frames, size, channels, stride_video, stride_frame,
-            stride_response};
+            stride_response, tie()};
   }
+  double tie() const { return dtype == Dtype::float64 ? 0x1p-44 : 0x1p-18; }
   size_t place(int video, int frame, int row, int channel) const {
     return (offset + video * stride_video + frame * stride_frame + row * stride_response + channel) *
            naive::bytes_of(dtype);
@@ -187,6 +188,30 @@ void check_film(
   check_composed(shape.videos, shape.frames, shape.size, min_similarity, result, what);
 }
 
+// Frames that are equal, with two or three equal responses of each kind: every slot keeps its response.
+template <class Real, class Link>
+void check_still(Dtype dtype, int size, int seed, const Link& link) {
+  generator.seed(seed);
+  Film film = film_of(dtype, {2, 3, size, 100, 0, 0, false});
+  const int copies = 2 + below(2);
+  for (int v = 0; v < film.videos; ++v) {
+    for (int c = 0; c < film.channels; ++c) {
+      for (int k = 0; k < size; ++k) {
+        const double number = k % copies == 0 ? normal() : film.value(v, 0, k - 1, c);
+        for (int t = 0; t < film.frames; ++t) naive::encode(dtype, number, &film.bytes[film.place(v, t, k, c)]);
+      }
+    }
+  }
+  for (Method method : {Method::optimal, Method::greedy}) {
+    LinkResult<Real> result(film.videos, film.frames, size);
+    link(film.responses(), method, kNan, result.links());
+    expect_same(result.order, result.tracklet_id, "still film of " + std::to_string(size));
+    for (Real similarity : result.similarity) {
+      if (std::fabs(similarity - 1) > 1e-6) expect_same<Real>({similarity}, {1}, "similarity of a still film");
+    }
+  }
+}
+
 // Links each film with link(responses, method, min_similarity, links).
 template <class Link>
 void check_linking(const std::vector<Dtype>& dtypes, const Link& link) {
@@ -212,6 +237,13 @@ void check_linking(const std::vector<Dtype>& dtypes, const Link& link) {
     std::printf("linking of %d\n", size);
   }
   check_film<float>(Dtype::float32, {3, 1, 2, 5, 0, 0, false}, Method::optimal, 0.5, ++seed, link);
+  for (int size : {2, 3, 4, 5, 8, 13, 16, 32, 33, 64}) {
+    for (Dtype dtype : dtypes) {
+      if (dtype == Dtype::float64) check_still<double>(dtype, size, ++seed, link);
+      if (dtype != Dtype::float64) check_still<float>(dtype, size, ++seed, link);
+    }
+  }
+  std::printf("still films keep the slots\n");
   std::printf("linking: %d films agree\n", films + 1);
 }
 

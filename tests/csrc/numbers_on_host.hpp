@@ -88,6 +88,18 @@ inline long double sum_of(const Matrix& cost, int size, const int64_t* columns) 
   return sum;
 }
 
+// The costs of a problem padded to a square of side `size` with zeros, with `forbidden` instead of inf.
+inline Matrix padded(const Matrix& cost, int rows, int cols, int size, double forbidden) {
+  Matrix square(static_cast<size_t>(size) * size, 0.0);
+  for (int i = 0; i < rows; ++i) {
+    for (int j = 0; j < cols; ++j) {
+      const double value = cost[i * cols + j];
+      square[i * size + j] = value == HUGE_VAL ? forbidden : value;
+    }
+  }
+  return square;
+}
+
 inline bool is_permutation(const int64_t* columns, int size) {
   std::vector<bool> seen(size, false);
   for (int i = 0; i < size; ++i) {

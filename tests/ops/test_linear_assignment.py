@@ -1,5 +1,6 @@
 """`linear_assignment`: vs. SciPy, a proof of optimality and the reference; non-finite costs; edge cases; errors."""
 
+import itertools
 import threading
 import time
 
@@ -113,42 +114,154 @@ def test_sum_equals_scipy(device, kind, maximize):
 
 @pytest.mark.parametrize("maximize", [False, True])
 def test_agrees_with_the_reference(device, maximize):
-    for size in range(1, 8):
-        cost = torch.randn(5, 3, size, size, device=device)
+    for shape in [(1, 1), (2, 2), (3, 3), (4, 4), (5, 5), (6, 6), (7, 7), (2, 5), (5, 2), (1, 8), (8, 1), (6, 8)]:
+        cost = torch.randn(5, 3, *shape, device=device)
+        cost[:, 1:][torch.rand_like(cost[:, 1:]) < 0.1] = -torch.inf if maximize else torch.inf
+        cost[..., : min(shape), : min(shape)].diagonal(dim1=-2, dim2=-1).clamp_(-9, 9)  # feasible
         expected = linear_assignment(cost, maximize=maximize, backend="reference")
         assert torch.equal(linear_assignment(cost, maximize=maximize), expected)
 
 
+#: Every dtype that `linear_assignment` accepts.
+EVERY_DTYPE = [
+    *DTYPES, torch.bool, torch.int8, torch.int16, torch.int32, torch.int64,
+    torch.uint8, torch.uint16, torch.uint32, torch.uint64,
+]  # fmt: skip
+
+
+def assert_as_scipy(cost: Tensor, columns: Tensor, *, maximize: bool = False) -> None:
+    """Check that each row has another column or none, and that number and sum are those of SciPy."""
+    problem = cost.double().numpy() if cost.is_floating_point() else cost.numpy().astype(object).astype(np.int64)
+    rows, best = linear_sum_assignment(problem, maximize=maximize)
+    taken = np.flatnonzero(columns.numpy() >= 0)
+    pairs = columns.numpy()[taken]
+    assert len(taken) == len(set(pairs.tolist())) == len(rows)
+    found, expected = problem[taken, pairs].sum(), problem[rows, best].sum()
+    if cost.is_floating_point():
+        np.testing.assert_allclose(
+            found, expected, rtol=1e-12, atol=1e-12 * np.abs(problem[np.isfinite(problem)]).max()
+        )
+    else:
+        assert found == expected
+
+
+@pytest.mark.parametrize("dtype", EVERY_DTYPE, ids=str)
+def test_random_problems_as_scipy(device, dtype):
+    """Any shape, ties, negative costs and forbidden pairs, of which some leave no matching."""
+    generator = np.random.default_rng(0)
+    infeasible = 0
+    for trial in range(60):
+        rows, cols = generator.integers(1, 12, 2) if trial % 5 else generator.integers(20, 70, 2)
+        maximize = bool(trial % 2)
+        if dtype.is_floating_point:
+            cost = torch.from_numpy(generator.normal(size=(rows, cols)).round(trial % 4)).to(dtype)
+            forbidden = torch.from_numpy(generator.random((rows, cols)) < (0.0, 0.2, 0.5, 0.8)[trial // 2 % 4])
+            cost[forbidden] = -torch.inf if maximize else torch.inf
+        else:
+            low = 0 if dtype in (torch.bool, torch.uint8, torch.uint16, torch.uint32, torch.uint64) else -100
+            cost = torch.from_numpy(generator.integers(low, 2 if dtype == torch.bool else 101, (rows, cols))).to(dtype)
+        try:
+            linear_sum_assignment(cost.double().numpy(), maximize=maximize)
+        except ValueError:
+            infeasible += 1
+            with pytest.raises(ValueError, match="linear_assignment: cost is infeasible"):
+                linear_assignment(cost.to(device), maximize=maximize, check=True)
+        else:
+            found = linear_assignment(cost.to(device), maximize=maximize)
+            assert_as_scipy(cost, found.cpu(), maximize=maximize)
+    assert infeasible >= (5 if dtype.is_floating_point else 0)
+
+
+@pytest.mark.parametrize("maximize", [False, True])
+@pytest.mark.parametrize(
+    "shape", [(40, 3, 5), (40, 6, 2), (3, 4, 90, 7), (2, 1, 300), (2, 300, 20), (1, 270, 270)], ids=str
+)
+def test_batches_of_rectangles_as_scipy(device, shape, maximize):
+    cost = torch.randn(shape)
+    columns = linear_assignment(cost.to(device), maximize=maximize)
+    assert columns.device.type == device.type
+    for problem, found in zip(cost.flatten(0, -3), columns.cpu().flatten(0, -2), strict=True):
+        assert_as_scipy(problem, found, maximize=maximize)
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.uint64], ids=str)
+@pytest.mark.parametrize("shape", [(2, 2), (4, 4), (5, 5), (3, 5), (5, 3)], ids=str)
+@pytest.mark.parametrize(
+    "low, high", [(2**40, 2**40 + 4), (2**53, 2**53 + 9), (2**62, 2**62 + 2**48), (0, 2**63 - 1), (None, None)]
+)
+def test_integers_are_never_rounded(dtype, shape, low, high):
+    """The sums are compared as Python's integers; differences of 1 decide, up to the whole range of the dtype."""
+    limits = torch.iinfo(dtype)
+    low, high = (limits.min, limits.max) if low is None else (low, high)
+    generator = np.random.default_rng(0)
+    values = generator.integers(
+        low, high, (6, *shape), dtype=np.uint64 if dtype == torch.uint64 else np.int64, endpoint=True
+    )
+    values[:, 0, 0], values[:, -1, -1] = low, high
+    values[3:] = np.clip(values[3:], high - 3, high)  # the range is wide because of one cost
+    values[3:, 0, 0] = low
+    cost = torch.from_numpy(values)
+    for maximize, backend in itertools.product((False, True), (None, "reference")):
+        for problem, columns in zip(
+            values.tolist(), linear_assignment(cost, maximize=maximize, backend=backend), strict=True
+        ):
+            sums = [
+                sum(row[column] for row, column in zip(problem, matching, strict=True) if column >= 0)
+                for matching in reference._matchings(*shape)
+            ]
+            assert columns.tolist() in reference._matchings(*shape)
+            found = sum(row[column] for row, column in zip(problem, columns.tolist(), strict=True) if column >= 0)
+            assert found == (max(sums) if maximize else min(sums))
+
+
+@requires_gpu
+def test_too_wide_integers_are_refused_on_a_gpu_with_advice():
+    cost = torch.tensor([[[0, 2**62 + 1], [1, 2**62]], [[1, 2], [3, 5]]], device="cuda")
+    assert linear_assignment(cost).tolist() == [[-1, -1], [1, 0]]
+    with pytest.raises(ValueError, match=r"cost\[0\] has integers with too wide a range for a GPU; .* cost\.cpu\(\)"):
+        linear_assignment(cost, check=True)
+
+
 @pytest.mark.parametrize("size", [1, 2, 4, 5, 40])
+@pytest.mark.parametrize("maximize", [False, True])
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_non_finite_cost_is_reported(device, dtype, size, value):
+def test_costs_without_a_matching_are_reported(device, dtype, size, value, maximize):
     cost = torch.rand(4, 5, size, size, device=device).to(dtype)
-    good = linear_assignment(cost)
-    cost[2, 1, size - 1, 0] = value
-    cost[3, 4, 0, 0] = value
-    with pytest.raises(ValueError, match=r"linear_assignment: cost\[2, 1\] holds NaN or inf, expected finite numbers"):
-        linear_assignment(cost, check=True)
+    good = linear_assignment(cost, maximize=maximize)
+    forbids = value == (-torch.inf if maximize else torch.inf)
+    for place in ((2, 1), (3, 4)):
+        cost[place][size - 1, slice(None) if forbids else 0] = value
+    expected = (
+        "holds NaN" if value != value else "is infeasible" if forbids else f"holds {value}, expected finite numbers"
+    )
+    with pytest.raises(ValueError, match=rf"linear_assignment: cost\[2, 1\] {expected}"):
+        linear_assignment(cost, check=True, maximize=maximize)
     if device.type == "cpu":
         with pytest.raises(ValueError, match=r"cost\[2, 1\]"):
-            linear_assignment(cost)
-        with pytest.raises(ValueError, match=r"linear_assignment: cost holds NaN"):
-            linear_assignment(cost[2, 1])
+            linear_assignment(cost, maximize=maximize)
+        with pytest.raises(ValueError, match=rf"linear_assignment: cost {expected}"):
+            linear_assignment(cost[2, 1], maximize=maximize, backend="reference" if size < 8 else None)
     else:  # reported without synchronization; the other problems are solved
-        columns = linear_assignment(cost)
+        columns = linear_assignment(cost, maximize=maximize)
         bad = torch.zeros(4, 5, dtype=torch.bool, device=device)
         bad[2, 1] = bad[3, 4] = True
         assert (columns[bad] == -1).all() and torch.equal(columns[~bad], good[~bad])
 
 
-@pytest.mark.parametrize("shape", [(0, 3, 3), (2, 0, 5, 5), (4, 0, 0), (0, 0)], ids=str)
-def test_empty_sizes(device, shape):
-    columns = linear_assignment(torch.empty(shape, device=device))
-    assert columns.shape == shape[:-1] and columns.dtype == torch.int64
+@pytest.mark.parametrize(
+    "shape", [(0, 3, 3), (2, 0, 5, 5), (4, 0, 0), (0, 0), (0, 4), (4, 0), (2, 3, 0), (2, 0, 3)], ids=str
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.int64], ids=str)
+@pytest.mark.parametrize("backend", ["cpp", "reference"])
+def test_empty_sizes(device, shape, dtype, backend):
+    columns = linear_assignment(torch.empty(shape, device=device, dtype=dtype), check=True, backend=backend)
+    assert columns.shape == shape[:-1] and columns.dtype == torch.int64 and (columns == -1).all()
 
 
-def test_layout_and_batch_dimensions(device):
-    cost = torch.randn(3, 4, 6, 6, device=device)
+@pytest.mark.parametrize("shape", [(6, 6), (4, 7), (7, 4)], ids=str)
+def test_layout_and_batch_dimensions(device, shape):
+    cost = torch.randn(3, 4, *shape, device=device)
     columns = linear_assignment(cost)
     assert torch.equal(linear_assignment(cost.mT.contiguous().mT), columns)
     assert torch.equal(linear_assignment(cost.transpose(0, 1)), columns.transpose(0, 1))
@@ -195,15 +308,18 @@ def test_more_than_2_31_elements(device):
         assert torch.equal(block.sort(-1).values, torch.arange(size, device=device).expand_as(block))
 
 
-def test_opcheck_and_vmap(device):
-    cost = torch.rand(2, 3, 5, 5, device=device)
+@pytest.mark.parametrize("shape", [(5, 5), (3, 6), (6, 3)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.int32], ids=str)
+def test_opcheck_and_vmap(device, shape, dtype):
+    cost = (100 * torch.rand(2, 3, *shape, device=device)).to(dtype)
     torch.library.opcheck(OPERATORS["linear_assignment_cpp"].forward, (cost, True, False))
     assert torch.equal(torch.func.vmap(linear_assignment, in_dims=1)(cost), linear_assignment(cost).transpose(0, 1))
 
 
-def test_compiles_once_and_exports_for_all_batch_sizes(device):
+@pytest.mark.parametrize("shape", [(6, 6), (7, 4)], ids=str)
+def test_compiles_once_and_exports_for_all_batch_sizes(device, shape):
     def make_inputs(count):
-        return [torch.rand(count, 6, 6, device=device)]
+        return [torch.rand(count, *shape, device=device)]
 
     assert_compiles_once(lambda cost: linear_assignment(cost, maximize=True), make_inputs)
     assert_exports(linear_assignment, make_inputs)
@@ -224,13 +340,13 @@ COST = torch.rand(2, 4, 4)
     [
         ([[1.0]], {}, TypeError, r"cost is \[\[1.0\]\] of type list, expected a torch.Tensor of shape"),
         (torch.rand(3), {}, ValueError, r"cost has shape \[3\], expected at least the last 2 dimensions of"),
-        (COST.long(), {}, TypeError, r"cost has dtype torch.int64"),
-        (COST[:, :3], {}, ValueError, r"cost has shape \[2, 3, 4\], expected \[...,K,K\]; pad a matrix"),
-        (torch.rand(257, 257), {}, ValueError, r"expected \[...,K,K\] with K at most 256; solve .* scipy"),
+        (COST.cfloat(), {}, TypeError, r"cost has dtype torch.complex64, expected .* or integers; convert it"),
+        (torch.arange(3), {}, ValueError, r"cost has shape \[3\], expected at least the last 2 dimensions of"),
         (COST, {"maximize": 1}, TypeError, r"maximize is 1 of type int, expected True or False"),
         (COST, {"check": None}, TypeError, r"check is None, expected True or False"),
         (COST, {"backend": "triton"}, ValueError, r"backend='triton' does not support .* available backends: 'cpp'"),
-        (torch.rand(9, 9), {"backend": "reference"}, ValueError, r"enumerates all matchings, of at most 8 rows"),
+        (torch.rand(9, 9), {"backend": "reference"}, ValueError, r"enumerates all matchings, of at most 8 rows and"),
+        (torch.rand(3, 9), {"backend": "reference"}, ValueError, r"enumerates all matchings, of at most 8 rows and"),
     ],
 )
 def test_errors_name_the_argument(cost, options, error, message):

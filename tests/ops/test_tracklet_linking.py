@@ -99,6 +99,99 @@ def test_nan_is_linked_last_and_ends_a_tracklet(device, backend, method):
     assert links.tracklet_id.tolist() == [ids]
 
 
+def still(one_frame: Tensor, frames: int = 4) -> Tensor:
+    """Two videos [2,T,K,C] of equal frames [K,C]."""
+    return one_frame.expand(2, frames, *one_frame.shape)
+
+
+#: Frames in which responses tie, exactly or up to rounding.
+TIED = {
+    "equal": lambda count: torch.randn(24).expand(count, 24),
+    "zero": lambda count: torch.zeros(count, 24),
+    "pairs of copies": lambda count: torch.randn(count, 24)[torch.arange(count) // 2],
+    "copies far apart": lambda count: torch.randn(count, 24)[torch.arange(count) % max(1, count // 2)],
+    "parallel": lambda count: torch.randn(24) * (0.1 + torch.rand(count, 1)),
+    "opposite": lambda count: torch.randn(24) * (1 - 2 * (torch.arange(count) % 2))[:, None],
+    "one axis": lambda count: torch.eye(24)[:1].expand(count, 24),
+    "NaN": lambda count: torch.full((count, 24), math.nan),
+}
+
+
+@pytest.mark.parametrize("kind", TIED)
+@pytest.mark.parametrize("method", ["greedy", "optimal"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_ties_keep_the_slots(device, kind, method, dtype):
+    for count in (2, 3, 4, 5, 8, 9, 17, 40):
+        responses = still(TIED[kind](count)).to(device, dtype)
+        expected = torch.arange(count, device=device).expand(2, 4, count)
+        for backend in BACKENDS if count <= 5 else ["cpp"]:
+            assert torch.equal(link_tracklets(responses, method=method, backend=backend).order, expected)
+        _, order, _ = cpp.link_with_cosine_matrix(responses, method == "greedy", None)
+        assert torch.equal(order, expected)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("method", ["greedy", "optimal"])
+@pytest.mark.parametrize("dtype, angle", [(torch.float64, 1e-5), (torch.float32, 0.01), (torch.bfloat16, 0.3)], ids=str)
+def test_a_small_difference_is_no_tie(device, backend, method, dtype, angle):
+    """Two responses at this angle swap, next to two equal ones, which keep their slots."""
+    frame = torch.tensor(
+        [[1.0, 0, 0], [math.cos(angle), math.sin(angle), 0], [0, 0, 1], [0, 0, 1]], dtype=torch.float64
+    )
+    responses = torch.stack([frame, frame[[1, 0, 2, 3]]])[None].to(device, dtype)
+    links = link_tracklets(responses, method=method, backend=backend)
+    assert links.order.tolist() == [[[0, 1, 2, 3], [1, 0, 2, 3]]]
+
+
+def padded(value: float, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Responses [2,6,4,16] of which two frames and one other response hold `value`; and where they are finite."""
+    responses, _ = wandering(videos=2, frames=6, count=4)
+    finite = torch.ones(2, 6, 4, dtype=torch.bool)
+    finite[0, 3] = finite[1, 5] = finite[1, 1, 2] = False
+    responses = responses.masked_fill(~finite[..., None], value)
+    responses[0, 3, :, 1:] = 0.5  # partly padding
+    return responses.to(device, dtype), finite.to(device)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+def test_padding_has_no_gradient_and_adds_none(device, backend, method, value, dtype):
+    responses, finite = padded(value, dtype, device)
+    responses.requires_grad_()
+    links = link_tracklets(responses, method=method, backend=backend)
+    linked = finite.gather(2, links.order)
+    defined = linked[:, :-1] & linked[:, 1:]
+    assert torch.equal(links.similarity.isfinite(), defined)
+    weights = torch.linspace(1, 2, defined.numel(), device=device).view(defined.shape)
+    expected = torch.zeros_like(responses, dtype=torch.float64)
+    for b, t, k in defined.nonzero().tolist():
+        pair = responses[b, [t, t + 1], links.order[b, [t, t + 1], k]].detach().double().requires_grad_()
+        (gradient,) = torch.autograd.grad(weights[b, t, k] * torch.cosine_similarity(*pair, dim=0), pair)
+        expected[b, [t, t + 1], links.order[b, [t, t + 1], k]] += gradient
+    tolerance = {torch.float64: 1e-10, torch.float32: 1e-5, torch.bfloat16: 0.1}[dtype]
+    for loss in (
+        (links.similarity[defined] * weights[defined]).sum(),
+        torch.where(defined, links.similarity * weights, 0).sum(),
+        (links.similarity * weights).sum(),  # NaN itself, yet its gradient is not
+    ):
+        (gradient,) = torch.autograd.grad(loss, responses, retain_graph=True)
+        torch.testing.assert_close(gradient.double(), expected, rtol=tolerance, atol=tolerance)
+        assert (gradient[~finite] == 0).all()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("method", METHODS)
+def test_second_derivatives_are_finite_next_to_padding(device, backend, method):
+    responses, finite = padded(math.nan, torch.float64, device)
+    responses.requires_grad_()
+    similarity = link_tracklets(responses, method=method, backend=backend).similarity
+    (gradient,) = torch.autograd.grad(similarity.nansum(), responses, create_graph=True)
+    (second,) = torch.autograd.grad(gradient.square().sum(), responses)
+    assert second.isfinite().all() and second[finite].abs().sum() > 0 and (second[~finite] == 0).all()
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_cpp_agrees_with_the_reference(device, method):
     responses = torch.randn(4, 7, 6, 33, dtype=torch.float64, device=device, requires_grad=True)
@@ -349,6 +442,8 @@ ORDER = torch.zeros(1, 2, 3, dtype=torch.int64)
         ),
         (torch.zeros(1, 2, 3), torch.zeros(1, 2, 3), TypeError, r"order has dtype torch.float32, expected torch.int64"),
         (torch.zeros(1, 2, 3), torch.zeros(1, 2, 4).long(), ValueError, r"order has shape \[1, 2, 4\]"),
+        (torch.zeros(1, 2, 3), ORDER - 1, ValueError, r"order has an index outside 0\.\.2, the values of a frame"),
+        (torch.zeros(1, 2, 3, 4), ORDER + 3, ValueError, r"order has an index outside 0\.\.2"),
     ],
 )
 def test_gather_errors_name_the_argument(values, order, error, message):
