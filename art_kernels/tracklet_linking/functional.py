@@ -90,7 +90,7 @@ def _check_cost(name: str, cost: Tensor) -> None:
     if isinstance(cost, Tensor) and cost.dtype not in (*FLOATING, *_INTEGERS):
         raise TypeError(
             f"{name}: cost has dtype {cost.dtype}, expected float16, bfloat16, float32, float64 or integers; "
-            "convert it with cost.double()"
+            f"convert it with cost.{'abs' if cost.is_complex() else 'double'}()"
         )
     if isinstance(cost, Tensor) and cost.dim() < 2:
         raise ValueError(

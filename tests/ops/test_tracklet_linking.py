@@ -135,9 +135,8 @@ def test_ties_keep_the_slots(device, kind, method, dtype):
 @pytest.mark.parametrize("dtype, angle", [(torch.float64, 1e-5), (torch.float32, 0.01), (torch.bfloat16, 0.3)], ids=str)
 def test_a_small_difference_is_no_tie(device, backend, method, dtype, angle):
     """Two responses at this angle swap, next to two equal ones, which keep their slots."""
-    frame = torch.tensor(
-        [[1.0, 0, 0], [math.cos(angle), math.sin(angle), 0], [0, 0, 1], [0, 0, 1]], dtype=torch.float64
-    )
+    turned = [math.cos(angle), math.sin(angle), 0]
+    frame = torch.tensor([[1, 0, 0], turned, [0, 0, 1], [0, 0, 1]], dtype=torch.float64)
     responses = torch.stack([frame, frame[[1, 0, 2, 3]]])[None].to(device, dtype)
     links = link_tracklets(responses, method=method, backend=backend)
     assert links.order.tolist() == [[[0, 1, 2, 3], [1, 0, 2, 3]]]
@@ -434,12 +433,7 @@ ORDER = torch.zeros(1, 2, 3, dtype=torch.int64)
     "values, order, error, message",
     [
         (3, ORDER, TypeError, r"values is of type int"),
-        (
-            torch.zeros(2, 3),
-            torch.zeros(1, 2, 3).long(),
-            ValueError,
-            r"values has shape \[2, 3\], expected \[B,T,K,...",
-        ),
+        (torch.zeros(2, 3), ORDER, ValueError, r"values has shape \[2, 3\], expected \[B,T,K,..."),
         (torch.zeros(1, 2, 3), torch.zeros(1, 2, 3), TypeError, r"order has dtype torch.float32, expected torch.int64"),
         (torch.zeros(1, 2, 3), torch.zeros(1, 2, 4).long(), ValueError, r"order has shape \[1, 2, 4\]"),
         (torch.zeros(1, 2, 3), ORDER - 1, ValueError, r"order has an index outside 0\.\.2, the values of a frame"),
