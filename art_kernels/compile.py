@@ -13,18 +13,19 @@ import importlib
 import itertools
 import os
 import re
+import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from art_kernels._core.launch import DeviceSpec, KernelLaunch
-from art_kernels.tracklet_linking import cpp, resources
+from art_kernels.tracklet_linking import cpp
 
 #: Shared memory: NVIDIA's CUDA C++ Programming Guide, AMD's CDNA 3 ISA.
 TARGETS = {
@@ -48,6 +49,8 @@ _WIDE_LOAD = re.compile(
     r"\b(?:ld\.global[.\w:]*\.v4\.[bfu]32|ld\.global[.\w:]*\.v2\.[bfu]64|cp\.async\.c[ag]\S* [^;]*\b0x10\b"
     r"|(?:global|buffer|flat)_load_(?:dwordx4|b128))"
 )
+_KERNEL = re.compile(r"_ZN3art\d+([a-z_]+?)(?:I(\w+?)EEv|E)\w*$")
+_ARGUMENT = re.compile(r"Li(\d+)E|([fd])")
 _TYPES = {
     torch.float32: "*fp32",
     torch.float16: "*fp16",
@@ -93,7 +96,7 @@ class Report:
 def native_reports(targets: Sequence[str]) -> list[Report]:
     """Resources of the CUDA kernels that the native module was built with: "tracklet_linking.kernel"."""
     reports = []
-    for kernel in resources.kernels():
+    for kernel in native_kernels():
         if kernel.target in targets:
             error = _fault(kernel.target, kernel.local, kernel.shared, products=False, tensor_core=0)
             name = f"tracklet_linking.{kernel.name}"
@@ -172,6 +175,60 @@ def _type(value: object) -> str:
     return "fp32" if isinstance(value, float) else "i32"
 
 
+class NativeKernel(NamedTuple):
+    """A CUDA kernel of the native module, compiled for one architecture.
+
+    Attributes:
+        name: the name with its template arguments, such as "solve.f32.16.1".
+        target: the architecture, such as "sm_90".
+        registers: registers per thread.
+        local: bytes of local memory per thread: stack and spilled registers.
+        shared: bytes of static shared memory per block.
+    """
+
+    name: str
+    target: str
+    registers: int
+    local: int
+    shared: int
+
+
+def native_kernels() -> Iterator[NativeKernel]:
+    """Yield every kernel in the native module; none if it was built without CUDA."""
+    if (module := cpp.module_file()) is not None and cpp.has_cuda():
+        yield from parse_usage(resource_usage(module))
+
+
+def parse_usage(usage: str) -> Iterator[NativeKernel]:
+    """Parse the output of `cuobjdump -res-usage`."""
+    target = name = ""
+    for line in usage.splitlines():
+        if found := re.match(r"\s*arch = (sm_\d+)", line):
+            target = found[1]
+        elif found := re.match(r"\s*Function (\w+):", line):
+            name = _demangle(found[1])
+        elif "REG:" in line and name:
+            number = {key: int(value) for key, value in re.findall(r"\b(REG|STACK|LOCAL|SHARED):(\d+)", line)}
+            yield NativeKernel(name, target, number["REG"], number["STACK"] + number["LOCAL"], number["SHARED"])
+            name = ""
+
+
+def _demangle(mangled: str) -> str:
+    found = _KERNEL.match(mangled)
+    if found is None:
+        return mangled
+    arguments = [number or {"f": "f32", "d": "f64"}[letter] for number, letter in _ARGUMENT.findall(found[2] or "")]
+    return ".".join([found[1], *arguments])
+
+
+def resource_usage(module: str) -> str:
+    """Return the output of `cuobjdump -res-usage`, which Triton's wheel bundles."""
+    import triton
+
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    return subprocess.run([tool, "-res-usage", module], capture_output=True, text=True, check=True).stdout
+
+
 def _target(target: str) -> Any:
     from triton.backends.compiler import GPUTarget
 
@@ -183,7 +240,7 @@ def _nvidia_resources(cubin: bytes) -> tuple[int, int]:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        usage = resources.resource_usage(file.name)
+        usage = resource_usage(file.name)
     found = {key: int(value) for key, value in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", usage)}
     return found["REG"], found["STACK"] + found["LOCAL"]
 

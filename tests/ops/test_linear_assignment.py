@@ -14,7 +14,7 @@ from torch import Tensor
 from art_kernels import compile as compiler
 from art_kernels import linear_assignment
 from art_kernels._core.autograd import OPERATORS
-from art_kernels.tracklet_linking import cpp, reference, resources
+from art_kernels.tracklet_linking import cpp, reference
 
 pytestmark = pytest.mark.usefixtures("native_module")
 
@@ -395,12 +395,12 @@ arch = sm_90
 
 
 def test_local_memory_is_reported_as_an_error(monkeypatch):
-    assert list(resources.parse(USAGE)) == [
-        resources.Kernel("link_many.f32.64.4", "sm_80", 80, 0, 0),
-        resources.Kernel("compose", "sm_80", 40, 12, 16),
-        resources.Kernel("other", "sm_90", 9, 0, 1024),
+    assert list(compiler.parse_usage(USAGE)) == [
+        compiler.NativeKernel("link_many.f32.64.4", "sm_80", 80, 0, 0),
+        compiler.NativeKernel("compose", "sm_80", 40, 12, 16),
+        compiler.NativeKernel("other", "sm_90", 9, 0, 1024),
     ]
-    monkeypatch.setattr(resources, "kernels", lambda: resources.parse(USAGE))
+    monkeypatch.setattr(compiler, "native_kernels", lambda: compiler.parse_usage(USAGE))
     reports = compiler.native_reports(["sm_80"])
     assert [(report.name, report.error) for report in reports] == [
         ("tracklet_linking.link_many.f32.64.4", ""),
@@ -415,9 +415,9 @@ def test_local_memory_is_reported_as_an_error(monkeypatch):
 def test_no_cuda_kernel_uses_local_memory():
     pytest.importorskip("triton", reason="cuobjdump is in Triton's wheel")
     if not cpp.has_cuda():
-        assert list(resources.kernels()) == []
+        assert list(compiler.native_kernels()) == []
         pytest.skip("the native module was built without CUDA")
-    found = list(resources.kernels())
+    found = list(compiler.native_kernels())
     assert {"sm_80", "sm_86", "sm_89", "sm_90"} <= {kernel.target for kernel in found}
     assert [kernel for kernel in found if kernel.local] == []
     assert all("_Z" not in kernel.name for kernel in found)
