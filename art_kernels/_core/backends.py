@@ -26,6 +26,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from art_kernels._core.checks import describe, shorten
+
 #: Backend names in order of preference.
 BACKENDS = ("triton", "cpp", "torch", "reference")
 ENVIRONMENT_VARIABLE = "ART_KERNELS_BACKEND"
@@ -112,10 +114,9 @@ def choose(operation: str, tensor: Tensor, backend: str | None = None) -> str:
         ValueError: if the name is unknown or the backend does not support this tensor; the message lists the backends
             that do.
     """
-    source = f"backend={backend!r}"
-    if backend is None:
+    from_environment = backend is None
+    if from_environment:
         backend = os.environ.get(ENVIRONMENT_VARIABLE) or None
-        source = f"{ENVIRONMENT_VARIABLE}={backend}"
     registered = _implementations[operation]
     if (torch.compiler.is_exporting() or torch.jit.is_tracing()) and _in_onnx_export():
         if backend not in (None, "reference"):
@@ -133,10 +134,13 @@ def choose(operation: str, tensor: Tensor, backend: str | None = None) -> str:
         raise ValueError(
             f"{operation}: no backend supports {_describe(tensor)} ({'; '.join(reasons)}); convert or move the tensor"
         )
+    if not isinstance(backend, str) or backend not in (*BACKENDS, "native"):
+        shown = shorten(backend) if isinstance(backend, str) else describe(backend)
+        source = f"{ENVIRONMENT_VARIABLE}={shown[1:-1]}" if from_environment else f"backend={shown}"
+        raise ValueError(f"{operation}: {source} is not a backend, expected one of {', '.join(map(repr, BACKENDS))}")
+    source = f"{ENVIRONMENT_VARIABLE}={backend}" if from_environment else f"backend={backend!r}"
     if backend == "native":
         backend = resolve_native(operation, source)
-    if backend not in BACKENDS:
-        raise ValueError(f"{operation}: {source} is not a backend, expected one of {', '.join(map(repr, BACKENDS))}")
     reason = unsupported_reason(operation, backend, tensor)
     if reason is not None:
         available = [repr(name) for name in BACKENDS if unsupported_reason(operation, name, tensor) is None]

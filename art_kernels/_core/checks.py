@@ -1,17 +1,27 @@
 """Argument checks shared by the operations; they run before any computation and support `torch.compile`.
 
-Every message names the operation and the argument, what was passed, what was expected, and how to fix it.
+Every message names the operation and the argument, what was passed, what was expected, and how to fix it. A message is
+one line of bounded length, also for a large argument (:func:`describe`).
 """
 
 from __future__ import annotations
 
-import math
+import reprlib
+import sys
 from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from art_kernels._core.precision import FLOATING
+
+_MAX_FLOAT = sys.float_info.max
+#: Maximum characters of a value in a message.
+_MAX_SHOWN = 100
+#: Formats only the beginning of a container, so that its size does not matter.
+_REPR = reprlib.Repr()
+_REPR.maxlevel, _REPR.maxlist, _REPR.maxtuple, _REPR.maxdict, _REPR.maxset = 2, 4, 4, 2, 4
+_REPR.maxstring = _REPR.maxother = _MAX_SHOWN
 
 
 def check_floating(operation: str, name: str, value: object, layout: str) -> None:
@@ -22,7 +32,7 @@ def check_floating(operation: str, name: str, value: object, layout: str) -> Non
         ValueError: if it has the wrong number of dimensions, or no channels and the last dimension is C.
     """
     if not isinstance(value, Tensor):
-        raise TypeError(f"{operation}: {name} is {_describe(value)}, expected a torch.Tensor of shape {layout}")
+        raise TypeError(f"{operation}: {name} is {describe(value)}, expected a torch.Tensor of shape {layout}")
     if value.layout != torch.strided or value.is_nested or type(value) not in (Tensor, nn.Parameter):
         check_dense(operation, name, value)
     if value.dim() != layout.count(",") + 1:
@@ -49,7 +59,7 @@ def check_mask(
         ValueError: if the shape or the device is wrong.
     """
     if not isinstance(value, Tensor):
-        raise TypeError(f"{operation}: {name} is {_describe(value)}, expected a boolean torch.Tensor of shape {layout}")
+        raise TypeError(f"{operation}: {name} is {describe(value)}, expected a boolean torch.Tensor of shape {layout}")
     check_dense(operation, name, value)
     if value.dtype != torch.bool:
         raise TypeError(
@@ -69,7 +79,7 @@ def check_ids(
         ValueError: if the shape or the device is wrong.
     """
     if not isinstance(value, Tensor):
-        raise TypeError(f"{operation}: {name} is {_describe(value)}, expected an int64 torch.Tensor of shape {layout}")
+        raise TypeError(f"{operation}: {name} is {describe(value)}, expected an int64 torch.Tensor of shape {layout}")
     check_dense(operation, name, value)
     if value.dtype != torch.int64:
         raise TypeError(
@@ -151,8 +161,8 @@ def check_number(
     name: str,
     value: object,
     *,
-    low: float = -math.inf,
-    high: float = math.inf,
+    low: float = -_MAX_FLOAT,
+    high: float = _MAX_FLOAT,
     low_is_open: bool = False,
 ) -> None:
     """Check that `value` is a finite int or float with low <= value <= high (low < value with `low_is_open`).
@@ -162,13 +172,15 @@ def check_number(
         ValueError: if it is not finite, or out of range.
     """
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{operation}: {name} is {_describe(value)}, expected a number (int or float)")
+        raise TypeError(f"{operation}: {name} is {describe(value)}, expected a number (int or float)")
     too_low = value <= low if low_is_open else value < low
-    finite = -math.inf < value < math.inf  # False for NaN too; torch.compile does not support math.isfinite
+    # Also false for NaN, and for an int beyond the range of float; torch.compile does not support math.isfinite.
+    finite = -_MAX_FLOAT <= value <= _MAX_FLOAT
     if not finite or too_low or value > high:
-        opening, closing = "(" if low_is_open or low == -math.inf else "[", ")" if high == math.inf else "]"
+        lower = "(-inf" if low == -_MAX_FLOAT else f"({low}" if low_is_open else f"[{low}"
+        upper = "inf)" if high == _MAX_FLOAT else f"{high}]"
         raise ValueError(
-            f"{operation}: {name} is {value}, expected a finite number in {opening}{low}, {high}{closing}; "
+            f"{operation}: {name} is {shorten(value)}, expected a finite number in {lower}, {upper}; "
             "choose a value in this range"
         )
 
@@ -176,21 +188,42 @@ def check_number(
 def check_count(operation: str, name: str, value: object) -> None:
     """Raise TypeError unless `value` is an int, and ValueError unless it is at least 1."""
     if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{operation}: {name} is {_describe(value)}, expected an int")
+        raise TypeError(f"{operation}: {name} is {describe(value)}, expected an int")
     if value < 1:
-        raise ValueError(f"{operation}: {name} is {value}, expected at least 1")
+        raise ValueError(f"{operation}: {name} is {shorten(value)}, expected at least 1")
 
 
 def check_flag(operation: str, name: str, value: object) -> None:
     """Raise TypeError unless `value` is True or False."""
     if not isinstance(value, bool):
-        raise TypeError(f"{operation}: {name} is {_describe(value)}, expected True or False")
+        raise TypeError(f"{operation}: {name} is {describe(value)}, expected True or False")
 
 
 def check_choice(operation: str, name: str, value: object, choices: Sequence[str]) -> None:
     """Raise ValueError unless `value` is one of `choices`."""
-    if value not in choices:
-        raise ValueError(f"{operation}: {name} is {value!r}, expected one of {', '.join(map(repr, choices))}")
+    # The type first: comparing an array with a string returns an array.
+    if not isinstance(value, str) or value not in choices:
+        shown = shorten(value) if isinstance(value, str) else describe(value)
+        raise ValueError(f"{operation}: {name} is {shown}, expected one of {', '.join(map(repr, choices))}")
+
+
+def describe(value: object) -> str:
+    """Return a value as shown in messages: the beginning of its repr and its type, or the shape of an array."""
+    if value is None:
+        return "None"
+    kind, shape = type(value).__name__, getattr(value, "shape", None)
+    if isinstance(shape, tuple) and len(shape) > 0:
+        return f"of type {kind} with shape {list(shape)}"
+    return f"{shorten(value)} of type {kind}"
+
+
+def shorten(value: object) -> str:
+    """Return the repr of a value, on one line and cut off after 100 characters."""
+    try:
+        text = " ".join(_REPR.repr(value).split())
+    except ValueError:  # Python refuses to format integers of thousands of digits
+        return f"a number of {value.bit_length()} bits" if isinstance(value, int) else "a value that cannot be printed"
+    return text if len(text) <= _MAX_SHOWN else f"{text[: _MAX_SHOWN - 3]}..."
 
 
 def _check_sizes_and_device(
@@ -216,7 +249,3 @@ def _check_leading_dims(operation: str, name: str, value: Tensor, layout: str) -
             f"{operation}: {name} has shape {list(value.shape)}, expected at least the last {rank - 1} dimensions "
             f"of {layout}; reshape it"
         )
-
-
-def _describe(value: object) -> str:
-    return "None" if value is None else f"{value!r} of type {type(value).__name__}"

@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from art_kernels._core.checks import describe
+
 AUTOTUNE_VARIABLE = "ART_KERNELS_AUTOTUNE"
 
 
@@ -212,7 +214,7 @@ def autotune(enabled: bool = True) -> Iterator[None]:
         ...     pass
     """
     if not isinstance(enabled, bool):
-        raise TypeError(f"autotune: enabled is {enabled!r}, expected True or False")
+        raise TypeError(f"autotune: enabled is {describe(enabled)}, expected True or False")
     block = object()
     _autotune_blocks[block] = enabled
     try:

@@ -17,6 +17,7 @@ from art_kernels._core.checks import (
     check_same_device,
     check_same_dtype,
     check_sizes,
+    shorten,
 )
 from art_kernels._core.precision import at_least_float32, autocast_dtype
 from art_kernels.region_attention.functional import Masks, attend, check_masks, check_position, merge_masks, with_heads
@@ -424,7 +425,7 @@ class RegionCrossAttention(nn.Module):
             check_choice(_NAME, "route", route, ROUTES)
         if route == "projected" and backend is not None:
             raise ValueError(
-                f"{_NAME}: backend is {backend!r} with route='projected', which does not use region_attention; "
+                f"{_NAME}: backend is {shorten(backend)} with route='projected', which does not use region_attention; "
                 "pass only one of them"
             )
 

@@ -18,6 +18,7 @@ from art_kernels._core.checks import (
     check_same_device,
     check_same_dtype,
     check_sizes,
+    describe,
 )
 from art_kernels._core.precision import FLOATING, accumulation_dtype, autocast_as_matmul, without_autocast
 from art_kernels.tracklet_nce import reference
@@ -155,6 +156,10 @@ def _check_temperature(temperature: object, anchors: Tensor) -> None:
 
 def positive_rule(function: object) -> NoReturn:
     """Removed; raises NotImplementedError. Pass labels or indices to `tracklet_nce` instead."""
+    if not callable(function):
+        raise TypeError(
+            f"positive_rule: function is {describe(function)}, expected a function; positive_rule was removed"
+        )
     raise NotImplementedError(
         "positive_rule was removed: pass tracklet_nce a pair of int64 labels [M] and [N], which are positive if equal, "
         "or the index [M] of each anchor's positive, and exclude pairs with `excluded`"

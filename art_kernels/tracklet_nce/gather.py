@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from art_kernels._core.checks import describe
 from art_kernels._core.precision import FLOATING
 from art_kernels.tracklet_nce.reference import loss_sum, pair_ids
 
@@ -27,7 +28,7 @@ def check_group(group: object) -> None:
     """Raise TypeError unless `group` is a process group, ValueError unless this process is a member."""
     if not dist.is_available() or not isinstance(group, dist.ProcessGroup):
         raise TypeError(
-            f"tracklet_nce: group is {group!r} of type {type(group).__name__}, expected a "
+            f"tracklet_nce: group is {describe(group)}, expected a "
             "torch.distributed.ProcessGroup; call torch.distributed.init_process_group and pass "
             "torch.distributed.group.WORLD, or None for this process only"
         )

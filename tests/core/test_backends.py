@@ -90,3 +90,10 @@ def test_native_is_a_deprecated_name_of_torch_and_cpp(monkeypatch):
     assert torch.equal(columns, linear_assignment(cost, backend="cpp"))
     compiled = torch.compile(region_attention, fullgraph=True, backend="eager")
     torch.testing.assert_close(compiled(tensor, tensor), output)
+
+
+@pytest.mark.parametrize("backend", [["torch"] * 1000, "torch " * 1000, torch.zeros(30, 30), 0], ids=type)
+def test_a_backend_that_is_no_name(backend):
+    with pytest.raises(ValueError, match=r"linear_assignment: backend=.* is not a backend, expected one of") as caught:
+        backends.choose("linear_assignment", torch.zeros(2, 2), backend)
+    assert len(str(caught.value)) < 300

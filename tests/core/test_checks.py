@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -64,3 +65,51 @@ def test_messages_explain_the_fix():
         checks.check_flag("op", "f", None)
     with pytest.raises(ValueError, match="op: c is 'z', expected one of 'a', 'b'"):
         checks.check_choice("op", "c", "z", ("a", "b"))
+
+
+LARGE = {
+    "nested list": [[0.5] * 300] * 300,
+    "range": list(range(100_000)),
+    "dict": dict.fromkeys(range(1000), "x" * 1000),
+    "bytes": b"x" * 100_000,
+    "string": "fast\n" * 10_000,
+    "array": np.full((200, 200), 0.5),
+    "list of arrays": [np.full((200, 200), 0.5)] * 3,
+    "tensor": torch.rand(200, 200),
+    "list of tensors": [torch.rand(200, 200)] * 3,
+    "integer": 10**10_000,
+}
+
+
+@pytest.mark.parametrize("value", LARGE.values(), ids=LARGE)
+@pytest.mark.parametrize(
+    "check",
+    [
+        lambda value: checks.check_floating("op", "x", None if isinstance(value, torch.Tensor) else value, "[N,C]"),
+        lambda value: checks.check_number("op", "x", value, low=0.0, high=1.0),
+        lambda value: checks.check_count("op", "x", -value if isinstance(value, int) else value),
+        lambda value: checks.check_flag("op", "x", value),
+        lambda value: checks.check_choice("op", "x", value, ("a", "b")),
+    ],
+    ids=["floating", "number", "count", "flag", "choice"],
+)
+def test_messages_are_one_short_line_whatever_was_passed(check, value):
+    with pytest.raises((TypeError, ValueError), match="op: x is ") as caught:
+        check(value)
+    assert len(str(caught.value)) < 300 and "\n" not in str(caught.value)
+
+
+def test_descriptions():
+    assert checks.describe([[1.0] * 9] * 9).startswith("[[1.0, 1.0, 1.0, 1.0, ...], [1.0, ")
+    assert checks.describe([[1.0] * 9] * 9).endswith("... of type list")
+    assert checks.describe(torch.zeros(2, 3)) == "of type Tensor with shape [2, 3]"
+    assert checks.describe(np.zeros((2, 3))) == "of type ndarray with shape [2, 3]"
+    assert checks.describe(torch.tensor(0.5)) == "tensor(0.5000) of type Tensor"
+    assert checks.describe(10**10_000) == "a number of 33220 bits of type int"
+    assert checks.describe(None) == "None"
+    assert checks.shorten("hinge") == "'hinge'"
+
+
+def test_an_integer_beyond_the_range_of_float_is_no_finite_number():
+    with pytest.raises(ValueError, match=r"op: a is 1000.*000, expected a finite number in \(-inf, inf\)"):
+        checks.check_number("op", "a", 10**400)
