@@ -25,6 +25,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from art_kernels._core.checks import describe, shorten
 
@@ -50,11 +51,14 @@ class Implementation:
         unsupported_reason: returns why a tensor is not supported, or None if it is.
         opt_in: returns True if a supported tensor is only computed when the backend is named explicitly, for example
             for Triton's interpreter, which exists for tests.
+        transformable: replaces `run` where `torch.func` transforms or forward-mode differentiation are active; None if
+            `run` supports them.
     """
 
     run: Callable[..., Any]
     unsupported_reason: Callable[[Tensor], str | None]
     opt_in: Callable[[Tensor], bool]
+    transformable: Callable[..., Any] | None = None
 
 
 _implementations: dict[str, dict[str, Implementation]] = {}
@@ -66,9 +70,11 @@ def register(
     run: Callable[..., Any],
     unsupported_reason: Callable[[Tensor], str | None] = _supports_all,
     opt_in: Callable[[Tensor], bool] = _never_opt_in,
+    transformable: Callable[..., Any] | None = None,
 ) -> None:
     """Add a backend to an operation, or replace it."""
-    _implementations.setdefault(operation, {})[backend] = Implementation(run, unsupported_reason, opt_in)
+    implementation = Implementation(run, unsupported_reason, opt_in, transformable)
+    _implementations.setdefault(operation, {})[backend] = implementation
 
 
 def register_missing(operation: str, backend: str, reason: str) -> None:
@@ -162,7 +168,15 @@ _in_onnx_export._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 def implementation(operation: str, tensor: Tensor, backend: str | None = None) -> Callable[..., Any]:
     """Return the function of the backend selected by :func:`choose`."""
-    return _implementations[operation][choose(operation, tensor, backend)].run
+    chosen = _implementations[operation][choose(operation, tensor, backend)]
+    # Written out instead of calling `transforms_active`: this runs before every kernel.
+    transformed = torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+    return chosen.transformable if transformed and chosen.transformable is not None else chosen.run
+
+
+def transforms_active() -> bool:
+    """Return whether a `torch.func` transform or forward-mode differentiation is active."""
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
 def resolve_native(operation: str, source: str) -> str:

@@ -396,6 +396,15 @@ def _link_cpp(responses: Tensor, method: str, min_similarity: float | None) -> t
     return order, similarity, reference.tracklet_ids(order, similarity, min_similarity)
 
 
+def _link_transformable(responses: Tensor, method: str, min_similarity: float | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Same as `_link_cpp`, but PyTorch operators compute the similarity of the links, differentiable in any mode."""
+    if method == "index":
+        return _link_cpp(responses, method, min_similarity)
+    _, order, tracklet_id = _LINKING.forward(responses.detach(), method == "greedy", min_similarity)
+    _, similarity = cpp.link_by_index(gather_tracklets(responses, order))
+    return order, similarity, tracklet_id
+
+
 def _link_reference(responses: Tensor, method: str, min_similarity: float | None) -> tuple[Tensor, Tensor, Tensor]:
     order, similarity = reference.link_tracklets(responses, method)
     return order, similarity, reference.tracklet_ids(order, similarity, min_similarity)
@@ -405,5 +414,5 @@ backends.register("linear_assignment", "cpp", _ASSIGNMENT.forward, cpp.unsupport
 backends.register(
     "linear_assignment", "reference", _assign_reference, _reference_unsupported_reason, opt_in=lambda cost: True
 )
-backends.register("link_tracklets", "cpp", _link_cpp)
+backends.register("link_tracklets", "cpp", _link_cpp, transformable=_link_transformable)
 backends.register("link_tracklets", "reference", _link_reference)

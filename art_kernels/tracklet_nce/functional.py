@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 from typing import TYPE_CHECKING, NoReturn
 
 import torch
 from torch import Tensor
 
 from art_kernels._core import backends
-from art_kernels._core.autograd import OperatorSpec, refuse_vmap, register_backend
+from art_kernels._core.autograd import OperatorSpec, loop_over_samples, register_backend
 from art_kernels._core.checks import (
     check_flag,
     check_floating,
@@ -166,14 +165,12 @@ def positive_rule(function: object) -> NoReturn:
     )
 
 
+#: Each anchor is compared with all candidates of one batch, so vmap computes the loss of each batch.
 SPEC = OperatorSpec(
     name=_NAME,
     arguments=Arguments,
     outputs=("rows", "columns"),
-    vmap=functools.partial(
-        refuse_vmap,
-        reason="because each anchor is compared with all candidates of one batch; call it for each batch in a loop",
-    ),
+    vmap=loop_over_samples,
     differentiable=("anchors", "candidates", "temperature"),
     grad_outputs=("rows", "columns"),
     reference=reference.tracklet_nce,

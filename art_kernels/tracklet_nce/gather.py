@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from art_kernels._core.backends import transforms_active
 from art_kernels._core.checks import describe
 from art_kernels._core.precision import FLOATING
 from art_kernels.tracklet_nce.reference import loss_sum, pair_ids
@@ -25,7 +26,8 @@ if TYPE_CHECKING:
 
 
 def check_group(group: object) -> None:
-    """Raise TypeError unless `group` is a process group, ValueError unless this process is a member."""
+    """Raise TypeError unless `group` is a process group, ValueError unless this process is a member and the collectives
+    support the active transforms."""
     if not dist.is_available() or not isinstance(group, dist.ProcessGroup):
         raise TypeError(
             f"tracklet_nce: group is {describe(group)}, expected a "
@@ -34,6 +36,11 @@ def check_group(group: object) -> None:
         )
     if dist.get_rank(group) < 0:
         raise ValueError("tracklet_nce: this process is not a member of group; call it on members only")
+    if transforms_active():
+        raise ValueError(
+            "tracklet_nce: group supports neither torch.func transforms nor forward-mode differentiation; "
+            "use torch.autograd.grad, or pass group=None"
+        )
 
 
 @torch.compiler.disable(reason="tracklet_nce with a group waits for the sizes of all processes")

@@ -8,8 +8,8 @@ from typing import NamedTuple
 import pytest
 import torch
 from torch import Tensor
-from torch.autograd import gradcheck, gradgradcheck
-from torch.func import vmap
+from torch.autograd import forward_ad, gradcheck, gradgradcheck
+from torch.func import grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
 from torch.library import opcheck
 
 from art_kernels._core import autograd
@@ -150,21 +150,71 @@ def test_vmap(operator):
         vmap(lambda b: operator.forward(many[0], b, 0.7, True))(torch.randn(5, 4))
     gradients = vmap(lambda x, g: operator.backward(g, None, x, bias, 0.7, False, x, [True, False])[0])(many, many)
     torch.testing.assert_close(gradients, 1.4 * many * many)
-    with pytest.raises(ValueError, match="vmap over the gradient of bias, which all samples share"):
-        vmap(lambda x: operator.backward(x, None, x, bias, 0.7, False, x, [True, True]))(many)
+    of_x, of_bias = vmap(lambda x, g: operator.backward(g, None, x, bias, 0.7, False, x, [True, True]))(many, many)
+    torch.testing.assert_close((of_x, of_bias), (1.4 * many * many, many.sum(1)))
 
 
-@pytest.mark.parametrize("refused", [False, True])
-def test_vmap_by_loop_and_refused(refused):
-    reason = functools.partial(autograd.refuse_vmap, reason="use a loop")
-    rule = reason if refused else autograd.loop_over_samples
-    spec = OperatorSpec(**{**SPEC.__dict__, "name": f"test_rule_{refused}", "vmap": rule})
+def test_vmap_by_loop():
+    spec = OperatorSpec(**{**SPEC.__dict__, "name": "test_rule", "vmap": autograd.loop_over_samples})
     operator = define_operator(spec, "torch", forward, fake, backward, saved=("y",))
-    autograd.OPERATORS.pop(f"test_rule_{refused}_torch")
+    autograd.OPERATORS.pop("test_rule_torch")
     many = torch.randn(5, 3, 4)
     mapped = vmap(lambda x: operator.forward(x, None, 0.7, True), in_dims=1)
-    if refused:
-        with pytest.raises(ValueError, match="test_rule_True: vmap is not supported, use a loop"):
-            mapped(many.movedim(0, 1))
-    else:
-        torch.testing.assert_close(mapped(many.movedim(0, 1)), reference(many, None, 0.7, True))
+    torch.testing.assert_close(mapped(many.movedim(0, 1)), reference(many, None, 0.7, True))
+
+
+ONE = torch.ones((), dtype=torch.float64)
+#: Transforms, and the functions of the operator that they call in this order.
+TRANSFORMS = {
+    "grad": (grad, ["forward", "backward"]),
+    "jacrev": (jacrev, ["forward", "backward"]),
+    "vmap of grad": (lambda f: lambda x: vmap(grad(f))(torch.stack([x, 2 * x])), ["forward", "backward"]),
+    "grad of vmap": (lambda f: grad(lambda x: vmap(f)(torch.stack([x, 2 * x])).sum()), ["forward", "backward"]),
+    "vjp": (lambda f: lambda x: vjp(f, x)[1](ONE), ["forward", "backward"]),
+    "grad of grad": (
+        lambda f: grad(lambda x: grad(f)(x).square().sum()), ["forward", "backward", "reference", "backward"],
+    ),
+    "jvp": (lambda f: lambda x: jvp(f, (x,), (x,)), ["reference"]),
+    "vmap of jvp": (
+        lambda f: lambda x: vmap(lambda v: jvp(f, (x,), (v,))[1])(torch.stack([x, 2 * x])), ["reference"],
+    ),
+    "jvp of vjp": (lambda f: lambda x: jvp(vjp(f, x)[1], (ONE,), (ONE,)), ["forward", "reference"]),
+    "hessian": (hessian, ["reference"]),
+    "jacfwd of jacfwd": (lambda f: jacfwd(jacfwd(f)), ["reference"]),
+    "jacrev of jacfwd": (lambda f: jacrev(jacfwd(f)), ["reference"]),
+    "jacrev of jacrev": (lambda f: jacrev(jacrev(f)), ["forward", "backward", "reference", "backward"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("transform, expected", TRANSFORMS.values(), ids=TRANSFORMS)
+def test_torch_func(transform, expected):
+    """Reverse mode runs the operators; its own derivatives, and forward mode, are those of the reference."""
+    calls = []
+
+    def recorded(function):
+        return lambda *arguments: (calls.append(function.__name__), function(*arguments))[1]
+
+    spec = OperatorSpec(**{**SPEC.__dict__, "name": "test_calls", "reference": recorded(reference)})
+    operator = define_operator(spec, "torch", recorded(forward), fake, recorded(backward), saved=("y",))
+    autograd.OPERATORS.pop("test_calls_torch")
+    x, b = (tensor.detach() for tensor in inputs())
+
+    def loss_of(function):
+        return lambda x: sum(output.square().sum() for output in function(x, b, 0.7, True))
+
+    torch.testing.assert_close(transform(loss_of(operator.transformable))(x), transform(loss_of(reference))(x))
+    assert calls == expected
+
+
+def test_dual_numbers_keep_their_tangents(operator):
+    x, b = inputs()
+    direction = torch.randn_like(x)
+    y, _ = operator.forward(x, b, 0.7, False)
+    with forward_ad.dual_level():
+        outputs = operator.transformable(forward_ad.make_dual(x.detach(), direction), b, 0.7, True)
+        tangents = [forward_ad.unpack_dual(output).tangent for output in outputs]
+        dual_grad = forward_ad.make_dual(torch.ones_like(y), direction)
+        of_gradient = forward_ad.unpack_dual(torch.autograd.grad(y, x, dual_grad)[0]).tangent
+    expected = torch.func.jvp(lambda x: reference(x, b, 0.7, True), (x.detach(),), (direction,))[1]
+    torch.testing.assert_close(tangents, list(expected))
+    torch.testing.assert_close(of_gradient, 1.4 * x.detach() * direction)

@@ -318,11 +318,14 @@ def test_any_gradient_of_the_statistics(output):
     assert gradcheck(call, operator_inputs(dtype=torch.float64))
 
 
-def test_vmap_raises():
-    anchors, candidates, _ = (tensor.detach() for tensor in operator_inputs())
-    index = positives_of("index", 6, 9)
-    with pytest.raises(ValueError, match=r"vmap is not supported, because each .*; call it for each batch in a loop"):
-        vmap(lambda a: tracklet_nce(a, candidates, index, temperature=1.0))(anchors.expand(2, 6, 8))
+def test_vmap_computes_the_loss_of_each_batch():
+    _, candidates, _ = (tensor.detach() for tensor in operator_inputs())
+    index, batches = positives_of("index", 6, 9), torch.randn(2, 6, 8)
+
+    def loss(anchors):
+        return tracklet_nce(anchors, candidates, index, temperature=1.0)
+
+    torch.testing.assert_close(vmap(loss)(batches), torch.stack([loss(anchors) for anchors in batches]))
 
 
 @requires_gpu
