@@ -118,7 +118,7 @@ def region_attention(
     """Compute softmax(q (x + position)ᵀ · scale) x: attention whose keys and values are the regions themselves.
 
     With the projections of multi-head attention folded into `queries`, this is cross-attention that never projects the
-    regions (`RegionCrossAttention`). All inputs, and the map, are differentiable to any order.
+    regions (`RegionCrossAttention`). All inputs, and the map, are differentiable to any order and in forward mode.
 
     Args:
         queries: [F,M,C], M query rows for each of F frames; float16, bfloat16, float32 or float64.

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.nn import functional as F
 
 from art_kernels._core.checks import (
@@ -19,7 +20,7 @@ from art_kernels._core.checks import (
     check_sizes,
     shorten,
 )
-from art_kernels._core.precision import at_least_float32, autocast_dtype
+from art_kernels._core.precision import at_least_float32, autocast_dtype, without_autocast
 from art_kernels.region_attention.functional import Masks, attend, check_masks, check_position, merge_masks, with_heads
 from art_kernels.region_attention.mha import from_multihead_call
 from art_kernels.region_attention.reference import Arguments, masked_softmax
@@ -348,9 +349,11 @@ class RegionCrossAttention(nn.Module):
         mask = None if masks.regions is None else masks.regions[:, None, None, :]
         # float16 would round a finite bias, such as -1e9, to -inf.
         wide_bias = q.dtype == torch.float16 and masks.pairs is not None and masks.pairs.dtype.itemsize > 2
-        if return_map or wide_bias:
-            scores = torch.matmul(q, k.transpose(2, 3)) * q.shape[-1] ** -0.5
-            weights = masked_softmax(at_least_float32(scores), mask, masks.pairs).to(v.dtype)
+        # Fused attention has no forward-mode derivative.
+        if return_map or wide_bias or forward_ad._current_level >= 0:
+            with without_autocast(q.device):  # in float32, because the products can exceed the range of float16
+                scores = torch.matmul(at_least_float32(q), at_least_float32(k).transpose(2, 3)) * q.shape[-1] ** -0.5
+            weights = masked_softmax(scores, mask, masks.pairs).to(v.dtype)
             weights = F.dropout(weights, dropout)
             attended = torch.matmul(weights, v)
         else:

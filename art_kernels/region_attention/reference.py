@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
+from art_kernels._core.precision import at_least_float32
+
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float
     from torch import Tensor
@@ -36,8 +38,12 @@ def region_attention(
     return_map: bool = True,
     attn_mask: Tensor | None = None,
 ) -> tuple[Float[Tensor, "f m c"], Float[Tensor, "f m n"] | None]:
-    """Compute softmax(q (x + position)ᵀ scale) x, with x the regions, and the softmax itself if requested."""
-    values = regions
+    """Compute softmax(q (x + position)ᵀ scale) x, with x the regions, and the softmax itself if requested.
+
+    16-bit inputs are computed in float32 and the results rounded.
+    """
+    dtype = queries.dtype
+    queries, values = at_least_float32(queries), at_least_float32(regions)
     if region_mask is not None:
         values = values.masked_fill(~region_mask[:, :, None], 0)  # masked regions may contain NaN
     if layer_norm_eps is not None:
@@ -47,7 +53,7 @@ def region_attention(
         attn_mask = attn_mask.repeat(1, queries.shape[1] // attn_mask.shape[1], 1)
     mask = None if region_mask is None else region_mask[:, None, :]
     weights = masked_softmax(scores, mask, attn_mask).to(values.dtype)
-    return weights @ values, weights if return_map else None
+    return (weights @ values).to(dtype), weights.to(dtype) if return_map else None
 
 
 def add_position(values: Tensor, key_position: Tensor | None, region_mask: Tensor | None) -> Tensor:

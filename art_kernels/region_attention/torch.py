@@ -4,6 +4,10 @@ A block is small enough that its intermediate tensors (normalized regions, keys,
 the size of the inputs. The map is not saved for the backward pass, which recomputes the weights. Within a block, the
 regions are read in place, and the two terms of their gradient, dSᵀ q + Pᵀ dO, are one product of concatenated factors,
 written directly into the gradient.
+
+In 16 bits, the error is that of `F.scaled_dot_product_attention`: scores and the gradients of the weights are float32,
+because large ones lose their differences in 16 bits, and so are sums over blocks of rows; weights and the gradients of
+scores are rounded before the products that they are factors of.
 """
 
 from __future__ import annotations
@@ -31,14 +35,15 @@ def forward(*fields: Any) -> tuple[Tensor, Tensor, Tensor]:
         mask = None if region_mask is None else region_mask[frames]
         frame_mask = None if mask is None else mask[:, None, :]
         values, _, _ = _normalize(regions[frames], mask, layer_norm_eps)
-        keys = add_position(values, _position_of(arguments, frames), mask)
+        values, wide = _factors(values)
+        keys = add_position(wide, _position_of(arguments, frames), mask)
         for rows in row_blocks:
-            scores = _scores(queries[frames, rows], keys, scale)
-            block = masked_softmax(scores, frame_mask, _mask_rows(attn_mask, frames, rows)).to(values.dtype)
-            output[frames, rows] = torch.bmm(block, values)
+            scores = _product(queries[frames, rows], keys.mT).mul_(scale)
+            block = masked_softmax(scores, frame_mask, _mask_rows(attn_mask, frames, rows))
             if return_map:
                 weights[frames, rows] = block
-        del values, keys  # free the memory before the next block allocates its own
+            output[frames, rows] = torch.bmm(block.to(values.dtype), values)
+        del values, wide, keys  # free the memory before the next block allocates its own
     return output, softmax, weights
 
 
@@ -80,11 +85,20 @@ def backward(
         mask = None if region_mask is None else region_mask[frames]
         frame_mask = None if mask is None else mask[:, None, :]
         values, mean, rstd = _normalize(regions[frames], mask, layer_norm_eps)
-        keys = add_position(values, _position_of(arguments, frames), mask)
+        values, wide = _factors(values)
+        keys = add_position(wide, _position_of(arguments, frames), mask)
+        grad_values = None
+        if grad_regions is not None:
+            grad_values = grad_regions[frames]
+            # Rounded to 16 bits once, not in each block of rows.
+            sum_dtype = accumulation_dtype(values.dtype) if len(row_blocks) > 1 else values.dtype
+            if sum_dtype != grad_values.dtype:
+                grad_values = grad_values.new_zeros(grad_values.shape, dtype=sum_dtype)
         for index, rows in enumerate(row_blocks):
             q, do = queries[frames, rows], grad_output[frames, rows]
-            weights = masked_softmax(_scores(q, keys, scale), frame_mask, _mask_rows(attn_mask, frames, rows))
-            grad_scores = at_least_float32(torch.bmm(do, values.mT))  # of the weights; below, in place, of the scores
+            scores = _product(q, keys.mT).mul_(scale)
+            weights = masked_softmax(scores, frame_mask, _mask_rows(attn_mask, frames, rows))
+            grad_scores = _product(do, wide.mT)  # of the weights; below, in place, of the scores
             if grad_map is not None and return_map:
                 grad_scores.add_(grad_map[frames, rows])
             inner = (grad_scores * weights).sum(-1, keepdim=True)
@@ -92,19 +106,24 @@ def backward(
             if grad_pairs is not None:
                 grad_pairs[frames, rows] = grad_scores
             grad_scores = grad_scores.mul_(scale).to(values.dtype)  # of q · key
-            grad_queries[frames, rows] = torch.bmm(grad_scores, keys)
+            q, do = q.to(values.dtype), do.to(values.dtype)
+            grad_queries[frames, rows] = torch.bmm(grad_scores, values if key_position is None else keys.to(q.dtype))
             if grad_position is not None and grad_position.dim() == 2:
                 grad_position += grad_scores.flatten(0, 1).mT @ q.flatten(0, 1)
             elif grad_position is not None:
                 grad_position[frames] += grad_scores.mT @ q
-            if grad_regions is not None:
+            if grad_values is not None:
                 left = torch.cat([grad_scores, weights.to(values.dtype)], 1)  # [frames, 2 rows, N]
                 del grad_scores, weights
                 right = torch.cat([q, do], 1)  # [frames, 2 rows, C]
-                grad_values = grad_regions[frames]
-                torch.baddbmm(grad_values, left.mT, right, beta=min(index, 1), out=grad_values)
+                if grad_values.dtype == left.dtype:
+                    torch.baddbmm(grad_values, left.mT, right, beta=min(index, 1), out=grad_values)
+                else:
+                    grad_values = _product(left.mT, right) if index == 0 else grad_values.add_(_product(left.mT, right))
                 del left, right
-        del values, keys  # the LayerNorm gradient allocates as much
+        del values, wide, keys  # the LayerNorm gradient allocates as much
+        if grad_regions is not None and grad_values is not None and grad_values.dtype != grad_regions.dtype:
+            grad_regions[frames] = grad_values
         if grad_regions is not None and layer_norm_eps is not None:
             grad_regions[frames] = torch.ops.aten.native_layer_norm_backward(
                 grad_regions[frames], _zero_masked(regions[frames], mask), regions.shape[-1:], mean, rstd,
@@ -137,6 +156,7 @@ def _blocks(queries: Tensor, regions: Tensor) -> Iterator[tuple[slice, list[slic
     """Yield slices of frames, each with its slices of rows, such that a block's regions and scores fit the bound."""
     frames, rows, channels = queries.shape
     count, size = regions.shape[1], queries.element_size()
+    size += 4 if size == 2 else 0  # the float32 copy of `_factors`
     if frames == 0:
         return
     bound = BLOCK_BYTES.get(queries.device.type, BLOCK_BYTES["cuda"])
@@ -166,9 +186,17 @@ def _zero_masked(regions: Tensor, mask: Tensor | None) -> Tensor:
     return regions if mask is None else regions.masked_fill(~mask[:, :, None], 0)
 
 
-def _scores(queries: Tensor, keys: Tensor, scale: float) -> Tensor:
-    """Compute q keyᵀ scale, in at least float32."""
-    if queries.dtype == torch.float16:
-        # Scaled inside the product, where the accumulator is float32: the unscaled product could overflow float16.
-        return torch.baddbmm(queries.new_empty(1, 1, 1), queries, keys.mT, beta=0, alpha=scale).float()
-    return at_least_float32(torch.bmm(queries, keys.mT)).mul_(scale)
+def _factors(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the values as factors of products rounded to their dtype, and of float32 products (:func:`_product`)."""
+    if values.is_cuda and torch.version.hip is None:
+        return values, values
+    wide = at_least_float32(values)
+    # Products of bfloat16 are faster than those of float32 on a CPU, products of float16 are slower.
+    return wide if values.dtype == torch.float16 else values, wide
+
+
+def _product(left: Tensor, right: Tensor) -> Tensor:
+    """Compute left @ right in the accumulation dtype."""
+    if right.dtype.itemsize == 2 and right.is_cuda and torch.version.hip is None:
+        return torch.bmm(left, right, out_dtype=torch.float32)
+    return torch.bmm(at_least_float32(left), at_least_float32(right))

@@ -46,8 +46,8 @@ def tracklet_nce(
     With logits l_ij = ⟨a_i, c_j⟩ / temperature, the loss of an anchor is log Σ_j exp l_ij minus the mean of l_ij over
     its positive candidates j: with one positive the cross-entropy (InfoNCE, van den Oord et al. 2018, arXiv
     1807.03748), with several the supervised contrastive loss in its "out" form (Khosla et al. 2020, arXiv 2004.11362).
-    The result is the mean over the anchors with a positive, or 0 if there are none. Except by backend "reference" and
-    in second-order gradients, no M×N matrix of logits or positives is stored.
+    The result is the mean over the anchors with a positive, or 0 if there are none. Except by backend "reference", in
+    second-order gradients and in forward mode, no M×N matrix of logits or positives is stored.
 
     Products are dot products. For cosines, first normalize anchors and candidates, for example with
     `torch.nn.functional.normalize`.
@@ -69,7 +69,8 @@ def tracklet_nce(
             indices (in `positives` and `excluded`) refer to the gathered candidates. Every rank must call this with the
             same C, dtype and options; M and N may differ. The mean of the results over ranks, and so of the gradients,
             which `DistributedDataParallel` computes, is the result for the whole batch in one process. None is the
-            current process only. Synchronizes to exchange sizes, and causes a graph break in `torch.compile`.
+            current process only. Synchronizes to exchange sizes, causes a graph break in `torch.compile`, and supports
+            neither `torch.func` transforms nor forward-mode differentiation.
         backend: "triton", "torch", "reference", or None to choose automatically.
 
     Returns:

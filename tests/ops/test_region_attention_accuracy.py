@@ -1,12 +1,14 @@
-"""`region_attention`: error at most twice that of plain PyTorch in the same dtype, and memory of the torch backend."""
+"""`region_attention`: at most twice the error of PyTorch's attention in the same dtype; memory of the torch backend."""
 
 import pytest
 import torch
+import torch.nn.functional as F
 from kernel_agreement import LargeResults, assert_as_exact_as_plain
-from operator_checks import DEVICE, GPU, KERNEL_DTYPES, outputs_and_gradients
+from operator_checks import DEVICE, GPU, KERNEL_DTYPES, outputs_and_gradients, skip_unsupported
 
-from art_kernels import region_attention
+from art_kernels import RegionCrossAttention, region_attention
 from art_kernels._core import launch
+from art_kernels._core.precision import at_least_float32
 from art_kernels.region_attention import reference
 from art_kernels.region_attention import torch as torch_backend
 from art_kernels.region_attention.reference import Arguments
@@ -31,6 +33,23 @@ VARIANTS = {
 }
 
 
+def pytorch_attention(queries, regions, key_position=None, mask=None, layer_norm_eps=None, scale=None):
+    """Output of `scaled_dot_product_attention`, and the weights from scores in at least float32."""
+    values = regions if mask is None else regions.masked_fill(~mask[:, :, None], 0)
+    if layer_norm_eps is not None:
+        values = F.layer_norm(values, values.shape[-1:], eps=layer_norm_eps)
+    keys = values if key_position is None else values + key_position
+    allowed = torch.ones(regions.shape[:2], dtype=torch.bool, device=regions.device) if mask is None else mask
+    empty = ~allowed.any(1)[:, None, None]
+    allowed = allowed[:, None] | empty
+    options = {"attn_mask": None if mask is None else allowed[:, None], "scale": scale}
+    output = F.scaled_dot_product_attention(queries[:, None], keys[:, None], values[:, None], **options)[:, 0]
+    scale = queries.shape[-1] ** -0.5 if scale is None else scale
+    scores = at_least_float32(queries) @ at_least_float32(keys).mT * scale
+    weights = scores.masked_fill(~allowed, -torch.inf).softmax(-1).to(queries.dtype)
+    return output.masked_fill(empty, 0), weights.masked_fill(empty, 0)
+
+
 def check_accuracy(device, backend, dtype, sizes, position, masked, layer_norm_eps, draws=12):
     frames, rows, count, channels = sizes
     mask = torch.rand(frames, count, device=device) > 0.3 if masked else None
@@ -42,16 +61,16 @@ def check_accuracy(device, backend, dtype, sizes, position, masked, layer_norm_e
         queries, regions, key_position = (torch.randn(shape, device=device) for shape in shapes)
         return [2 * queries, regions, *([key_position] if position else [])]
 
-    def call(name):
-        def run(queries, regions, key_position=None):
-            return region_attention(
-                queries, regions, key_position=key_position, region_mask=mask, layer_norm_eps=layer_norm_eps,
-                return_map=True, backend=name,
-            )  # fmt: skip
+    def fast(queries, regions, key_position=None):
+        return region_attention(
+            queries, regions, key_position=key_position, region_mask=mask, layer_norm_eps=layer_norm_eps,
+            return_map=True, backend=backend,
+        )  # fmt: skip
 
-        return run
+    def plain(queries, regions, key_position=None):
+        return pytorch_attention(queries, regions, key_position, mask, layer_norm_eps)
 
-    assert_as_exact_as_plain(call(backend), call("reference"), draw, dtype, draws=draws)
+    assert_as_exact_as_plain(fast, plain, draw, dtype, draws=draws)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
@@ -92,6 +111,81 @@ def test_layer_norm_is_accurate_far_from_zero(device, mean):
         return lambda queries, regions: [region_attention(queries, regions, layer_norm_eps=1e-5, backend=backend)]
 
     assert_as_exact_as_plain(call("torch"), call("reference"), draw, torch.float32)
+
+
+HALVES = [torch.float16, torch.bfloat16]
+
+
+def attention(backend):
+    return lambda queries, regions: [region_attention(queries, regions, backend=backend)]
+
+
+def skip_unless_supported(backend, device, dtype):
+    skip_unsupported("region_attention", backend, torch.empty(1, 1, 16, device=device, dtype=dtype))
+
+
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+@pytest.mark.parametrize("size", [0.25, 4.0, 16.0])
+@pytest.mark.parametrize("backend", ["torch", "reference", "triton"])
+def test_accuracy_with_small_and_large_scores(device, backend, size, dtype):
+    """Scores of up to hundreds, whose differences are lost if they are rounded to 16 bits."""
+    skip_unless_supported(backend, device, dtype)
+
+    def draw():
+        return [size * torch.randn(4, rows, 64, device=device) for rows in (6, 50)]
+
+    def plain(queries, regions):
+        return pytorch_attention(queries, regions)[:1]
+
+    assert_as_exact_as_plain(attention(backend), plain, draw, dtype, draws=4)
+
+
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+@pytest.mark.parametrize("backend, rows", [("torch", 2048), ("reference", 2048), ("triton", 256)])
+def test_accuracy_of_gradients_summed_over_many_rows(device, backend, rows, dtype):
+    skip_unless_supported(backend, device, dtype)
+
+    def draw():
+        return [torch.randn(1, count, 16, device=device) for count in (rows, 17)]
+
+    def plain(queries, regions):
+        return pytorch_attention(queries, regions)[:1]
+
+    assert_as_exact_as_plain(attention(backend), plain, draw, dtype, draws=1)
+
+
+@pytest.mark.parametrize("create_graph", [False, True])
+@pytest.mark.parametrize("return_map", [False, True])
+@pytest.mark.parametrize("backend", ["torch", "reference", "triton"])
+def test_float16_scores_may_exceed_their_range(device, backend, return_map, create_graph):
+    skip_unless_supported(backend, device, torch.float16)
+    queries, regions = (200 * torch.randn(2, count, 64, device=device) for count in (3, 20))
+    scores = queries @ regions.mT * 64**-0.5
+    assert scores.abs().max() > torch.finfo(torch.float16).max
+    leaves = [tensor.half().requires_grad_() for tensor in (queries, regions)]
+    results = region_attention(*leaves, return_map=return_map, backend=backend)
+    output = results[0] if return_map else results
+    gradients = torch.autograd.grad(output.sum(), leaves, create_graph=create_graph)
+    assert all(tensor.isfinite().all() for tensor in (output, *gradients))
+    expected = pytorch_attention(*(leaf.double() for leaf in leaves))
+    torch.testing.assert_close(output.double(), expected[0], rtol=2e-3, atol=0.1)
+    if return_map:
+        torch.testing.assert_close(results[1].double(), expected[1], rtol=2e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("route", ["folded", "projected"])
+def test_float16_map_of_the_module_with_large_scores(device, route, autocast):
+    module = RegionCrossAttention(64, 1).to(device)
+    with torch.no_grad():
+        module.in_proj_weight.copy_(torch.eye(64).repeat(3, 1))
+    tokens = 300 * torch.randn(2, 20, 64, device=device)
+    tokens = tokens.half().float()  # the scores of a token with itself are 720,000
+    expected = module(tokens[:, :3], tokens, return_map=True, route=route)
+    with torch.autocast(device.type, torch.float16, enabled=autocast):
+        module, tokens = (module, tokens) if autocast else (module.half(), tokens.half())
+        found = module(tokens[:, :3], tokens, return_map=True, route=route)
+    torch.testing.assert_close([tensor.float() for tensor in found], list(expected), rtol=2e-3, atol=0.5)
 
 
 def test_float16_scores_may_exceed_their_range_before_scaling(device):
