@@ -123,6 +123,11 @@ def choose(operation: str, tensor: Tensor, backend: str | None = None) -> str:
     from_environment = backend is None
     if from_environment:
         backend = os.environ.get(ENVIRONMENT_VARIABLE) or None
+    if backend is not None and (not isinstance(backend, str) or backend not in (*BACKENDS, "native")):
+        shown = shorten(backend) if isinstance(backend, str) else describe(backend)
+        source = f"{ENVIRONMENT_VARIABLE}={shown[1:-1]}" if from_environment else f"backend={shown}"
+        raise ValueError(f"{operation}: {source} is not a backend, expected one of {', '.join(map(repr, BACKENDS))}")
+    source = f"{ENVIRONMENT_VARIABLE}={backend}" if from_environment else f"backend={backend!r}"
     registered = _implementations[operation]
     if (torch.compiler.is_exporting() or torch.jit.is_tracing()) and _in_onnx_export():
         if backend not in (None, "reference"):
@@ -140,11 +145,6 @@ def choose(operation: str, tensor: Tensor, backend: str | None = None) -> str:
         raise ValueError(
             f"{operation}: no backend supports {_describe(tensor)} ({'; '.join(reasons)}); convert or move the tensor"
         )
-    if not isinstance(backend, str) or backend not in (*BACKENDS, "native"):
-        shown = shorten(backend) if isinstance(backend, str) else describe(backend)
-        source = f"{ENVIRONMENT_VARIABLE}={shown[1:-1]}" if from_environment else f"backend={shown}"
-        raise ValueError(f"{operation}: {source} is not a backend, expected one of {', '.join(map(repr, BACKENDS))}")
-    source = f"{ENVIRONMENT_VARIABLE}={backend}" if from_environment else f"backend={backend!r}"
     if backend == "native":
         backend = resolve_native(operation, source)
     reason = unsupported_reason(operation, backend, tensor)

@@ -23,15 +23,16 @@ VALID = torch.tensor([[True, True, True], [True, True, False]])
 LABELS = (torch.tensor([0, 1, 2, 3]), torch.tensor([1, 0, 0, 4, 2]))
 EXCLUDED = torch.tensor([1, -1, 0, 2])
 SHAPES = {
-    "queries": (2, 3, 4), "regions": (2, 4, 4), "position": (4, 4), "responses": (2, 3, 2, 4), "pooled": (2, 2, 4),
+    "queries": (2, 3, 4), "regions": (2, 4, 4), "position": (4, 4), "bias": (2, 3, 4), "responses": (2, 3, 2, 4), "pooled": (2, 2, 4),
     "anchors": (4, 3), "candidates": (5, 3), "temperature": (),
 }  # fmt: skip
 
 
-def attend(backend, queries, regions, position):
+def attend(backend, queries, regions, position, bias):
     output, weights = region_attention(
-        queries, regions, key_position=position, region_mask=MASK, layer_norm_eps=1e-3, return_map=True, backend=backend
-    )
+        queries, regions, key_position=position, region_mask=MASK, attn_bias=bias, layer_norm_eps=1e-3,
+        return_map=True, backend=backend,
+    )  # fmt: skip
     return output.sum(-1) + weights.square().sum(-1)
 
 
@@ -57,7 +58,7 @@ def link(method):
 
 #: Name of the operation, function of the backend and the tensors, and the names of the tensors.
 OPERATIONS = {
-    "attention": ("region_attention", attend, ["queries", "regions", "position"]),
+    "attention": ("region_attention", attend, ["queries", "regions", "position", "bias"]),
     "contrast": ("mtc_loss", contrast, ["responses", "pooled"]),
     "nce": ("tracklet_nce", nce, ["anchors", "candidates", "temperature"]),
     "pool": ("pool_tracklets", pool, ["responses", "pooled"]),
@@ -147,7 +148,7 @@ def test_linearize(operation):
     torch.testing.assert_close(linearize(function, point)[1](direction), expected)
 
 
-@pytest.mark.parametrize("operation, argument", [case for case in INPUTS if "position" not in case.id])
+@pytest.mark.parametrize("operation, argument", INPUTS)
 def test_gradients_of_each_sample(operation, argument):
     backend = "cpp" if operation[0] == "link_tracklets" else "torch"
     function, _, point, direction = functions_of(operation, argument, backend, torch.float64)
@@ -158,12 +159,6 @@ def test_gradients_of_each_sample(operation, argument):
     torch.testing.assert_close(of_all, expected)
     torch.testing.assert_close(vmap(lambda x: jvp(squared(function), (x,), (x,))[1])(samples),
                                (expected * samples).reshape(2, -1).sum(1))  # fmt: skip
-
-
-def test_a_position_mapped_over_is_refused():
-    queries, regions = torch.randn(2, 3, 4), torch.randn(2, 4, 4)
-    with pytest.raises(ValueError, match="region_attention: key_position is mapped over by vmap"):
-        vmap(grad(lambda p: region_attention(queries, regions, key_position=p).sum()))(torch.randn(2, 4, 4))
 
 
 @pytest.mark.parametrize("masked", [False, True])
