@@ -77,7 +77,7 @@ def greedy_assignment(cost: Float[Tensor, "... k k"], *, maximize: bool = False)
     """Assign the smallest cost first, then the smallest among the remaining rows and columns; the first of equals."""
     size = cost.shape[-1]
     remaining = (-cost if maximize else cost).double().flatten(0, -3).clone()  # [P, K, K]
-    columns = torch.empty(remaining.shape[:2], dtype=torch.int64, device=cost.device)
+    columns = remaining.new_empty(remaining.shape[:2], dtype=torch.int64)
     problems = torch.arange(remaining.shape[0], device=cost.device)  # len() would be a constant in a traced graph
     for _ in range(size):
         smallest = remaining.flatten(1).argmin(1)
@@ -101,8 +101,10 @@ def link_tracklets(
         cosines.diagonal(dim1=-2, dim2=-1).add_(tie_of(responses.dtype))
         assign = optimal_assignment if method == "optimal" else greedy_assignment
         matches = assign(cosines, maximize=True)
+        frames = [order[:, 0]]
         for t in range(responses.shape[1] - 1):
-            order[:, t + 1] = matches[:, t].gather(1, order[:, t])
+            frames.append(matches[:, t].gather(1, frames[t]))
+        order = torch.stack(frames, 1)  # not written in place, which `torch.func` does not support
     units = units.gather(2, order[..., None].expand_as(units))
     finite = finite.gather(2, order)
     similarity = (units[:, :-1] * units[:, 1:]).sum(-1)

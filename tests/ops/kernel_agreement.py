@@ -4,10 +4,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
+import torch.nn.functional as F
 import torch.utils.deterministic
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+from art_kernels._core.precision import at_least_float32
 
 Function = Callable[..., Sequence[Tensor]]
 
@@ -65,6 +68,41 @@ def assert_as_exact_as_plain(
             rounding = torch.finfo(dtype).eps / 2 * max(size(truth), summand)
             message = f"result {index}: {name} error {error:.3g}, plain PyTorch {plain_error:.3g}"
             assert error <= 2 * plain_error + rounding, message
+
+
+def pytorch_attention(
+    queries: Tensor,
+    regions: Tensor,
+    key_position: Tensor | None = None,
+    attn_bias: Tensor | None = None,
+    *,
+    region_mask: Tensor | None = None,
+    layer_norm_eps: float | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Plain `region_attention`: `scaled_dot_product_attention`, and the softmax of scores in at least float32.
+
+    The mask and the bias are [F,N] or [F,M,N]; the mask may exclude all regions of a query.
+    """
+    values = regions
+    if region_mask is not None and region_mask.dim() == 2:
+        values = regions.masked_fill(~region_mask[:, :, None], 0)
+    if layer_norm_eps is not None:
+        values = F.layer_norm(values, values.shape[-1:], eps=layer_norm_eps)
+    keys = values if key_position is None else values + key_position
+    scores = at_least_float32(queries) @ at_least_float32(keys).mT * queries.shape[-1] ** -0.5
+    bias, empty = None, torch.zeros_like(scores[..., :1], dtype=torch.bool)
+    if region_mask is not None or attn_bias is not None:
+        bias = torch.zeros_like(scores)
+        if attn_bias is not None:
+            bias = bias + (attn_bias if attn_bias.dim() == 3 else attn_bias[:, None])
+        if region_mask is not None:
+            bias = bias.masked_fill(~(region_mask if region_mask.dim() == 3 else region_mask[:, None]), -torch.inf)
+        empty = bias.isneginf().all(-1, keepdim=True)
+        bias = bias.masked_fill(empty, 0)  # no 0/0; the results are set to 0 instead
+        scores = scores + bias
+    mask = None if bias is None else bias[:, None].to(queries.dtype)
+    output = F.scaled_dot_product_attention(queries[:, None], keys[:, None], values[:, None], mask)[:, 0]
+    return output.masked_fill(empty, 0), scores.softmax(-1).to(queries.dtype).masked_fill(empty, 0)
 
 
 def _rms(tensor: Tensor) -> float:

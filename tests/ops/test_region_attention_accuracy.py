@@ -2,13 +2,11 @@
 
 import pytest
 import torch
-import torch.nn.functional as F
-from kernel_agreement import LargeResults, assert_as_exact_as_plain
+from kernel_agreement import LargeResults, assert_as_exact_as_plain, pytorch_attention
 from operator_checks import DEVICE, GPU, KERNEL_DTYPES, outputs_and_gradients, skip_unsupported
 
 from art_kernels import RegionCrossAttention, region_attention
 from art_kernels._core import launch
-from art_kernels._core.precision import at_least_float32
 from art_kernels.region_attention import reference
 from art_kernels.region_attention import torch as torch_backend
 from art_kernels.region_attention.reference import Arguments
@@ -33,23 +31,6 @@ VARIANTS = {
 }
 
 
-def pytorch_attention(queries, regions, key_position=None, mask=None, layer_norm_eps=None, scale=None):
-    """Output of `scaled_dot_product_attention`, and the weights from scores in at least float32."""
-    values = regions if mask is None else regions.masked_fill(~mask[:, :, None], 0)
-    if layer_norm_eps is not None:
-        values = F.layer_norm(values, values.shape[-1:], eps=layer_norm_eps)
-    keys = values if key_position is None else values + key_position
-    allowed = torch.ones(regions.shape[:2], dtype=torch.bool, device=regions.device) if mask is None else mask
-    empty = ~allowed.any(1)[:, None, None]
-    allowed = allowed[:, None] | empty
-    options = {"attn_mask": None if mask is None else allowed[:, None], "scale": scale}
-    output = F.scaled_dot_product_attention(queries[:, None], keys[:, None], values[:, None], **options)[:, 0]
-    scale = queries.shape[-1] ** -0.5 if scale is None else scale
-    scores = at_least_float32(queries) @ at_least_float32(keys).mT * scale
-    weights = scores.masked_fill(~allowed, -torch.inf).softmax(-1).to(queries.dtype)
-    return output.masked_fill(empty, 0), weights.masked_fill(empty, 0)
-
-
 def check_accuracy(device, backend, dtype, sizes, position, masked, layer_norm_eps, draws=12):
     frames, rows, count, channels = sizes
     mask = torch.rand(frames, count, device=device) > 0.3 if masked else None
@@ -68,7 +49,7 @@ def check_accuracy(device, backend, dtype, sizes, position, masked, layer_norm_e
         )  # fmt: skip
 
     def plain(queries, regions, key_position=None):
-        return pytorch_attention(queries, regions, key_position, mask, layer_norm_eps)
+        return pytorch_attention(queries, regions, key_position, region_mask=mask, layer_norm_eps=layer_norm_eps)
 
     assert_as_exact_as_plain(fast, plain, draw, dtype, draws=draws)
 

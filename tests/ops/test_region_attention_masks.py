@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from kernel_agreement import assert_as_exact_as_plain, poisoned_memory
+from kernel_agreement import assert_as_exact_as_plain, poisoned_memory, pytorch_attention
 from operator_checks import DEVICE, assert_compiles_once, assert_exports
 from torch.autograd import gradcheck, gradgradcheck
 from torch.func import vmap
@@ -152,16 +152,17 @@ def accuracy(backend, dtype, sizes, kind, layer_norm_eps, draws):
         queries, regions, position = (torch.randn(shape, device=DEVICE) for shape in shapes)
         return [2 * queries, regions, position, *([] if attn_bias is None else [attn_bias])]
 
-    def call(name):
-        def run(queries, regions, position, bias=None):
-            return region_attention(
-                queries, regions, key_position=position, region_mask=region_mask, attn_bias=bias,
-                layer_norm_eps=layer_norm_eps, return_map=True, backend=name,
-            )  # fmt: skip
+    options = {"region_mask": region_mask, "layer_norm_eps": layer_norm_eps}
 
-        return run
+    def fast(queries, regions, position, bias=None):
+        return region_attention(
+            queries, regions, key_position=position, attn_bias=bias, **options, return_map=True, backend=backend
+        )
 
-    assert_as_exact_as_plain(call(backend), call("reference"), draw, dtype, draws=draws)
+    def plain(queries, regions, position, bias=None):
+        return pytorch_attention(queries, regions, position, bias, **options)
+
+    assert_as_exact_as_plain(fast, plain, draw, dtype, draws=draws)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)

@@ -289,7 +289,7 @@ DOUBLE = {"responses": RESPONSES.double(), "backend": "triton"}
         ({"valid": VALID.to("meta")}, ValueError, r"valid is on meta, expected cpu"),
         ({"temporal_form": "l1"}, ValueError, r"temporal_form is 'l1', .* 'hinge', 'absolute'"),
         ({"clamp_repulsion": 0}, TypeError, r"clamp_repulsion is 0 of type int"),
-        ({"tracklet_form": 1}, ValueError, r"tracklet_form is 1, .* 'pooled', 'flattened'"),
+        ({"tracklet_form": 1}, ValueError, r"tracklet_form is 1 of type int, .* 'pooled', 'flattened'"),
         (FLATTENED, ValueError, r"aggregated was passed with tracklet_form='flattened'"),
         (DOUBLE, ValueError, r"backend='triton' does not support .* available backends: 'torch'"),
     ],

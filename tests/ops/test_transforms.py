@@ -23,8 +23,8 @@ VALID = torch.tensor([[True, True, True], [True, True, False]])
 LABELS = (torch.tensor([0, 1, 2, 3]), torch.tensor([1, 0, 0, 4, 2]))
 EXCLUDED = torch.tensor([1, -1, 0, 2])
 SHAPES = {
-    "queries": (2, 3, 4), "regions": (2, 4, 4), "position": (4, 4), "bias": (2, 3, 4), "responses": (2, 3, 2, 4), "pooled": (2, 2, 4),
-    "anchors": (4, 3), "candidates": (5, 3), "temperature": (),
+    "queries": (2, 3, 4), "regions": (2, 4, 4), "position": (4, 4), "bias": (2, 3, 4),
+    "responses": (2, 3, 2, 4), "pooled": (2, 2, 4), "anchors": (4, 3), "candidates": (5, 3), "temperature": (),
 }  # fmt: skip
 
 
