@@ -344,7 +344,7 @@ def _add_explain(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
     )  # fmt: skip
     explain.add_argument("clip", metavar="CLIP", help="a video file or a directory of frames")
     _add_directory(explain, "--checkpoint", _CHECKPOINT_HELP)
-    _add_out(explain, "runs/explain-CLIP")
+    _add_out(explain, "runs/explain-DIRECTORY-CLIP")
     _add_number(explain, "--top-k", 5, "classes in the chart")
     _add_timeline_points(explain)
     _add_device(explain)

@@ -201,7 +201,8 @@ def run_explain(options: argparse.Namespace) -> int:
     from art.tools.explain.figures import FILES
 
     clip = parse_location(options.clip, "CLIP")
-    out = options.out or Path("runs") / f"explain-{Path(clip).stem}"
+    # Clips of several directories often have the same names.
+    out = options.out or Path("runs") / "-".join(["explain", *Path(clip).absolute().with_suffix("").parts[1:][-2:]])
     names = ("top_k", "timeline_points", "device")
     explanation = explain_to_directory(
         Path(clip), options.checkpoint, out, **{name: getattr(options, name) for name in names}

@@ -134,10 +134,10 @@ def non_finite_names(parameters: Iterable[tuple[str, Tensor]], buffers: Iterable
     return found
 
 
-def list_names(names: list[str]) -> str:
+def list_names(names: list[str], most: int = _MAX_LISTED) -> str:
     """Return the first names, and the number of the others."""
-    more = len(names) - _MAX_LISTED
-    return ", ".join(names[:_MAX_LISTED]) + (f" and {more} more" if more > 0 else "")
+    more = len(names) - most
+    return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
 
 
 def _existing(path: Path) -> Path:

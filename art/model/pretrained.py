@@ -158,6 +158,7 @@ class VideoClassifier(nn.Module, ABC):
         try:
             save_file(state, staging / WEIGHTS_FILE, metadata={"format": "pt"})
             write_config(staging / CONFIG_FILE, config, file_sha256(staging / WEIGHTS_FILE))
+            (staging / WEIGHTS_FILE).chmod((staging / CONFIG_FILE).stat().st_mode)  # safetensors writes for one user
             for name in (WEIGHTS_FILE, CONFIG_FILE):
                 (staging / name).replace(directory / name)
         finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
@@ -26,6 +27,9 @@ from art.train.runtime import fork_rng
 
 #: Datasets of a user's own clips, whose splits may overlap.
 _OWN_CLIPS = ("folder", "csv", "list")
+
+_log = logging.getLogger(__name__)
+_FEW_STEPS = 100  # batch statistics and weights of a new model are far from converged
 
 
 @dataclass(frozen=True)
@@ -208,6 +212,13 @@ class TrainingBatches:
             train=True, seed=seed, draws=draws,
         )  # fmt: skip
         self._num_batches = len(self._loader)
+        steps = optim.epochs * self._num_batches
+        if steps < _FEW_STEPS and dist_ctx.is_main:
+            _log.warning(
+                "optim.epochs: %d epochs of %d clips in batches of %d are only %d optimizer steps, too few to train a "
+                "new model; expected some hundreds, for example with more epochs or a smaller optim.batch_size",
+                optim.epochs, len(clip_set), size, steps,
+            )  # fmt: skip
         self._device = device
         self.microbatch_size = max(1, size // world_size // optim.accumulate)
 

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from art.data.files import atomic_write, write_text
 from art.model import previous_directory, recover
+from art.model.files import list_names
 from art.terminal import printable
 from art.train.checkpoint_io import (
     SINGLE,
@@ -187,7 +188,7 @@ class RunDir:
         if config.optim.schedule == "step":  # learning rates so far do not depend on the number of epochs
             changed.pop("optim.epochs", None)
         if changed:
-            listed = ", ".join(f"{key} (was {was!r}, is {now!r})" for key, (was, now) in list(changed.items())[:5])
+            listed = list_names([f"{key} (was {was!r}, is {now!r})" for key, (was, now) in changed.items()], most=5)
             raise ConfigError(
                 f"{self.path}: cannot resume with a different configuration: {listed}. Use the former values, "
                 "or start another run with output=..."

@@ -104,7 +104,8 @@ def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]
         ("added", [key[0] for key in new if key not in old]),
         ("removed", [key[0] for key in old if key not in new]),
         ("with another label", [f"{k[0]}: {old[k][0]}, now {new[k][0]}" for k in common if old[k][0] != new[k][0]]),
-        ("with another file", [key[0] for key in common if old[key][1] != new[key][1]]),
+        ("whose file is missing now", [key[0] for key in common if old[key][1] != new[key][1] is None]),
+        ("with another file", [key[0] for key in common if old[key][1] != new[key][1] is not None]),
     ):
         if changed:
             found.append(f"{len(changed)} {what} ({list_names(changed)})")

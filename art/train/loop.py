@@ -375,11 +375,12 @@ class _Trainer:
         self.writer.wait()
         saved = self.dist_ctx.run_on_rank0(self.run.has_checkpoint)
         kept = f"{self.run.last} has the last valid state" if saved else "nothing has been saved yet"
+        precision = ", precision=fp32" if self.config.precision != "fp32" else ""
         terms = "" if _non_finite(self._losses) else f", loss/total {self._losses.get('loss/total', math.nan):.4g}"
         return NonFiniteLoss(
             f"{problem} step {step} (epoch {position.epoch + 1}), learning rate {rate:g}, "
             f"optim.lr={self.config.optim.lr:g}{terms}{f', clips: {clips}{more}' if clips else ''}. {kept}; a smaller "
-            "optim.lr, optim.warmup_epochs, optim.clip_grad_norm=1 or precision=fp32 may help, in a new run"
+            f"optim.lr, optim.warmup_epochs{precision} or optim.clip_grad_norm=1 may help, in a new run"
         )
 
     def _next_batch(self, batches: Iterator[Batch]) -> Batch:

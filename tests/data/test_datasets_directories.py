@@ -291,3 +291,19 @@ def test_classes_without_training_clips(tmp_path):
     assert problem == f"{expected}; 'train' has 'run', which differs in capitals or spaces"
     (problem,) = check_splits(*clip_sets([("a.mp4", 1), ("b.mp4", 2)], [("c.mp4", 1)], ("0", "1", "2"), tmp_path))
     assert problem.startswith("labels start at 1: class '0' has no clips in 'train' and 'test'")
+
+
+@pytest.mark.skipif(os.sep == "\\", reason="a backslash separates directories")
+def test_a_backslash_in_the_name_of_a_class_stays_in_the_saved_split(write_files, tmp_path):
+    root = write_files(*(rf"{name}/{i}.mp4" for name in (r"$\frac{1}{2}$ turn", "walk") for i in range(5)))
+    split = split_directory(root, seed=0)
+    write_splits(tmp_path / "run.csv", split.splits)
+    assert read_splits(tmp_path / "run.csv") == split.splits
+    assert made(root, table=tmp_path / "run.csv") == made(root, seed=0)
+
+
+def test_paths_written_on_windows_are_read_from_a_split(write_files):
+    root = write_files("run/1.mp4", "run/2.mp4", "walk/1.mp4", "walk/2.mp4")
+    rows = ["split,path", r"train,run\1.mp4", r"test,run\2.mp4", r"train,walk\1.mp4", r"test,walk\2.mp4"]
+    (root / "splits.csv").write_text("\n".join(rows))
+    assert read_splits(root / "splits.csv")["run/2.mp4"] == "test"

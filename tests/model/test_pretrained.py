@@ -194,3 +194,10 @@ def test_errors_of_pretrained(make_baseline, tmp_path):
     (tmp_path / "saved" / "model.safetensors").write_bytes(data)
     with pytest.raises(DamagedFile, match=r"model\.safetensors"):
         build(tmp_path / "saved" / "model.safetensors")
+
+
+def test_saved_files_have_the_default_permissions(tmp_path):
+    BackboneClassifier(["walk", "jump"], num_frames=2, backbone_options={"width": 4}).save_pretrained(tmp_path)
+    (tmp_path / "other").touch()
+    modes = {path.name: path.stat().st_mode for path in tmp_path.iterdir()}
+    assert len(set(modes.values())) == 1, modes

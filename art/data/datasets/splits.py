@@ -140,7 +140,9 @@ def read_splits(path: Path) -> dict[str, str]:
     """
     splits: dict[str, str] = {}
     for line, values in read_table(path, ("split", "path")):
-        split, name = split_name(values["split"]), composed(posixpath.normpath(values["path"].replace("\\", "/")))
+        split, name = split_name(values["split"]), composed(posixpath.normpath(values["path"]))
+        if "/" not in name:  # written on Windows; elsewhere a backslash is part of a name
+            name = posixpath.normpath(name.replace("\\", "/"))
         if split not in MADE_SPLITS:
             raise ValueError(f"{path}:{line}: split is {short_repr(values['split'])}; expected train or test")
         if not values["path"]:
@@ -259,7 +261,7 @@ def _check_classes(train: ClipSet, other: ClipSet) -> list[str]:
     if empty == [0] and numbered and 0 not in tested:
         return [
             f"labels start at 1: class '0' has no clips in {train.split!r} and {other.split!r}; expected labels from 0 "
-            f"(the model has an unused class; subtract 1 from each label, or list the names in classes.txt)"
+            "(the model has an unused class). Subtract 1 from each label, or write the names of the classes as labels"
         ]
     listed = [f"{names[label]!r} ({tested[label]} in {other.split!r})" for label in empty]
     more = f" and {len(empty) - _MAX_NAMES} more" if len(empty) > _MAX_NAMES else ""
