@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import os
 import sys
@@ -156,7 +157,8 @@ class Progress:
         self._initial = self._done = initial
         self._start = self._last_line = clock()
         self._bar: Any = None
-        if show and is_terminal(self._stream):
+        # tqdm belongs to the extra "train"; without it a terminal gets the lines of a log.
+        if show and is_terminal(self._stream) and importlib.util.find_spec("tqdm") is not None:
             from tqdm import tqdm
 
             self._bar = tqdm(

@@ -74,7 +74,6 @@ def test_commands_print_how_to_install_the_train_extra():
         ["train", "configs/motion.yaml"],
         ["evaluate", "--checkpoint", "nowhere"],
         ["explain", "clip.mp4", "--checkpoint", "nowhere"],
-        ["prepare", "csv", "--root", "nowhere"],
     )
     result = python("-c", f"{BLOCK_TRAIN_LIBRARIES}\nfrom art.cli import main\nprint([main(c) for c in {commands}])")
     assert result.stdout.strip() == str([2] * len(commands))
