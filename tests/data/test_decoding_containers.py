@@ -13,6 +13,7 @@ import pytest
 from art.data.decoding import torchcodec, video
 from art.data.decoding.frames import StoredClip, Unreadable
 from art.data.decoding.video import VideoError, frame_times, iterate_frames, read_clip, read_frames
+from art.data.transforms.sampling import segment_indices
 
 
 @pytest.fixture
@@ -136,6 +137,12 @@ CONTAINERS = {
     "a.ts": {"sound": 1.0},
     "a.m2ts": {"format": "mpegts"},
     "a.mpg": {"codec": "mpeg2video", "format": "mpeg"},
+    "h264.mxf": {},
+    "mpeg2.mxf": {"codec": "mpeg2video"},
+    "a.y4m": {"codec": "wrapped_avframe", "format": "yuv4mpegpipe"},
+    "a.rm": {"codec": "rv10"},
+    "a.swf": {"codec": "flv"},
+    "a.ivf": {"codec": "libvpx"},
 }
 
 
@@ -332,6 +339,74 @@ def test_torchcodec_lists_a_part_once(tmp_path, encode, monkeypatch):
     )
     with torchcodec.open_span(encode(tmp_path / "a.mp4"), 0.4, 0.6) as span:
         assert (span.count, span._skipped, len(calls)) == (5, 10, 1)
+
+
+INTRA_REFRESH = {"x264-params": "intra-refresh=1:keyint=8", "bf": "0"}
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.mkv", "a.flv", "a.ts"])
+def test_gradual_refresh_is_decoded_from_a_complete_picture(name, tmp_path, encode, read_numbers):
+    path = encode(tmp_path / name, 60, options=INTRA_REFRESH, format="mpegts" if name == "a.ts" else None)
+    assert read_numbers(read_clip(path, 8)) == segment_indices(60, 8).tolist()
+    for first in (9, 33, 52):
+        assert read_numbers(read_frames(path, start=first / 25, end=(first + 4) / 25)) == list(range(first, first + 4))
+    with pytest.raises(Unreadable, match="refreshes its picture gradually"), torchcodec.open_span(path, None, None):
+        pass
+
+
+def test_equal_and_disordered_times(tmp_path, encode, read_numbers):
+    for name, codec, options in (
+        ("a.mkv", "mpeg4", {"rate": 4000}),
+        ("b.mkv", "libx264", {"rate": 4000}),
+        ("a.flv", "flv", {"rate": 2400}),
+        ("a.webm", "libvpx", {"rate": 1500}),
+        ("a.asf", "mpeg2video", {"options": {"bf": "2"}}),
+        ("a.mxf", "libx264", {}),
+    ):
+        path = encode(tmp_path / name, 12, codec, **options)
+        assert read_numbers(read_frames(path)) == list(range(12)), name
+        assert len(list(iterate_frames(path))) == len(frame_times(path)) == 12
+
+
+@pytest.mark.parametrize("options", [{}, {"mpegts_m2ts_mode": "1"}])
+@pytest.mark.parametrize(("codec", "count"), [("mpeg2video", 1), ("mpeg2video", 2), ("libx264", 1)])
+def test_short_transport_stream(codec, count, options, tmp_path, encode, read_numbers):
+    path = encode(tmp_path / "a.ts", count, codec, format="mpegts", container_options=options)
+    assert read_numbers(read_frames(path)) == list(range(count))
+
+
+@pytest.mark.parametrize(
+    ("name", "codec", "container"),
+    [("a.swf", "flv", {}), ("a.rm", "rv10", {}), ("a.m4v", "mpeg4", {"format": "m4v", "options": {"bf": "2"}})],
+)
+def test_part_of_a_file_that_cannot_seek(name, codec, container, tmp_path, encode, read_numbers, monkeypatch):
+    path = encode(tmp_path / name, 20, codec, **container)
+    assert read_numbers(read_frames(path, start=0.3, end=0.52)) == [8, 9, 10, 11, 12]
+    monkeypatch.setattr("art.data.decoding.source.MAX_CACHED_BYTES", 10)
+    assert read_numbers(read_frames(path, start=0.3, end=0.52)) == [8, 9, 10, 11, 12]
+    assert read_numbers(read_clip(path, 20)) == list(range(20))
+
+
+@pytest.mark.parametrize(
+    ("format_name", "options", "tails"),
+    [
+        ("mpegts", {}, [b"\0", bytes(100)]),
+        ("mpegts", {"mpegts_m2ts_mode": "1"}, [b"\0", bytes(100)]),
+        ("mp4", {"movflags": "frag_keyframe+empty_moov"}, [b"\0", b"\0\0", b"abcde"]),
+        ("matroska", {"live": "1"}, [b"TAG" + b"x" * 125]),
+        ("yuv4mpegpipe", {}, [b"\0"]),
+        ("mxf", {}, [b"\0"]),
+        ("swf", {}, [b"\0"]),
+        ("ivf", {}, [b"\0", bytes(20)]),
+    ],
+)
+def test_bytes_after_the_end(format_name, options, tails, tmp_path, encode, read_numbers):
+    codec = {"yuv4mpegpipe": "wrapped_avframe", "swf": "flv", "ivf": "libvpx"}.get(format_name, "libx264")
+    path = encode(tmp_path / "whole", 7, codec, format=format_name, container_options=options)
+    content = path.read_bytes()
+    for tail in tails:
+        path.write_bytes(content + tail)
+        assert read_numbers(read_frames(path)) == list(range(7))
 
 
 def mutate(content, rng):

@@ -4,6 +4,7 @@ import av
 import pytest
 
 from art.data import Clip, ClipDataset, ClipSet
+from art.data.decoding.containers import complete_size
 from art.data.decoding.frames import scaled_size
 from art.data.decoding.video import (
     VideoError,
@@ -88,6 +89,39 @@ def test_only_requested_frames_are_opened(frame_directory, read_numbers):
         read_frames(path)
 
 
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["00-00-58.jpg", "00-00-59.jpg", "00-01-00.jpg"],
+        ["a_00_59_59.jpg", "a_01_00_00.jpg"],
+        ["00.00.58.jpg", "00.00.59.jpg", "00.01.00.jpg"],
+        [f"00-{i // 60:02d}-{i % 60:02d}.jpg" for i in range(30, 90)],
+        ["img_9_5fps.jpg", "img_10_5fps.jpg", "img_11_5fps.jpg"],
+        ["9_640x360.jpg", "10_640x360.jpg"],
+        ["img_1_5fps.jpg"],
+        ["0.5.jpg", "1.5.jpg", "2.5.jpg"],
+    ],
+)
+def test_names_with_several_numbers(names, frame_directory, read_numbers):
+    assert read_numbers(read_frames(frame_directory(*names))) == list(range(len(names)))
+
+
+def test_missing_frame_in_names_with_several_numbers(frame_directory):
+    with pytest.raises(VideoError, match="is missing frame 59, between 58 and 60"):
+        read_frames(frame_directory("00-00-57.jpg", "00-00-58.jpg", "00-01-00.jpg"))
+
+
+def test_entries_that_are_not_files_are_named(frame_directory):
+    path = frame_directory("1.jpg", "2.jpg", "3.jpg")
+    (path / "4.jpg").symlink_to("nowhere")
+    with pytest.raises(VideoError, match=r"contains 4.jpg, which is a link to a file that does not exist: nowhere"):
+        read_frames(path)
+    (path / "4.jpg").unlink()
+    (path / "4.jpg").mkdir()
+    with pytest.raises(VideoError, match=r"contains 4.jpg, which is a directory, not an image"):
+        read_frames(path)
+
+
 TIMES = {
     "integers in decimals": ("{:.2f}", [i / 25 for i in range(30)]),
     "rounded": ("{:.3f}", [i / 30 for i in range(31)]),
@@ -114,6 +148,14 @@ def test_missing_time(pattern, step, lost, frame_directory):
     names = [pattern.format(step * i) + ".jpg" for i in range(12) if i != 5]
     with pytest.raises(VideoError, match=f"is missing frame {lost}, between"):
         read_frames(frame_directory(*names))
+
+
+def test_truncated_dv():
+    for flags, length in ((0x80, 144000), (0, 120000)):
+        content = 2 * bytes([0x1F, 7, 0, flags]).ljust(length, b"\0")
+        for size in (2 * length, length + 3, 2 * length - 1, 2 * length + 1):
+            expected = complete_size((content + b"x")[:size], size, "dv", lambda: 0)
+            assert (expected, expected > size) == (2 * length, size in (length + 3, 2 * length - 1))
 
 
 TAILS = [b"", bytes(16), bytes(3000), bytes(range(256)) * 8, b"\xff\xd9" * 1000]

@@ -57,6 +57,13 @@ def test_index_is_complete_and_sorted(source):
     assert [packet.time for packet in index.packets] != index.times, "this file has another decoding order"
 
 
+def test_part_after_an_open_gop_loses_no_frame(tmp_path, numbered):
+    path = numbered(tmp_path / "a.mp4", 24, options={"x264-params": "open-gop=1:bframes=3:b-adapt=0:keyint=6"})
+    for first in range(0, 24, 3):
+        with pyav.open_span(path, first / 12, (first + 3) / 12) as span:
+            assert (span.lost, span.count) == (0, 3)
+
+
 @pytest.mark.parametrize("open_gop", [False, True])
 def test_decoding_starts_at_an_earlier_keyframe(open_gop, source):
     extra = {"x264-params": f"open-gop={int(open_gop)}:bframes=3:b-adapt=0:keyint=10:min-keyint=10:scenecut=0"}

@@ -22,6 +22,7 @@ from art.data.decoding.video import (
     read_frames,
 )
 from art.data.loader import build_loader
+from art.data.prepare.reencode import reencode
 from art.data.transforms.sampling import FrameSampling, segment_indices
 from benchmarks import data_providers
 
@@ -202,13 +203,12 @@ def test_memory_is_constant_over_hundreds_of_decodes(tmp_path):
         data_providers.measure_leak(100, files[:1], leak)
 
 
-def write_rotation(path, quarter_turns):
-    """Write a rotation to the track header of an MP4 file, like a phone."""
-    a, b = [(1, 0), (0, 1), (-1, 0), (0, -1)][quarter_turns]
+def write_matrix(path, a, b, c, d):
+    """Write a display matrix to the track header of an MP4 file, like a phone."""
     content = bytearray(path.read_bytes())
     matrix = content.index(b"tkhd") + 4 + 40
     assert struct.unpack(">9i", content[matrix : matrix + 36])[0] == 1 << 16
-    content[matrix : matrix + 36] = struct.pack(">9i", *(v << 16 for v in (a, b, 0, -b, a, 0, 0, 0)), 1 << 30)
+    content[matrix : matrix + 36] = struct.pack(">9i", *(v << 16 for v in (a, b, 0, c, d, 0, 0, 0)), 1 << 30)
     path.write_bytes(content)
     return path
 
@@ -216,8 +216,30 @@ def write_rotation(path, quarter_turns):
 @pytest.mark.parametrize("quarter_turns", [0, 1, 2, 3])
 def test_rotated_camera(quarter_turns, decoder, tmp_path, numbered):
     upright = read_frames(numbered(tmp_path / "a.mp4", 3), decoder=decoder).float()
-    rotated = read_frames(write_rotation(numbered(tmp_path / "b.mp4", 3), quarter_turns), decoder=decoder).float()
+    a, b = [(1, 0), (0, 1), (-1, 0), (0, -1)][quarter_turns]
+    path = write_matrix(numbered(tmp_path / "b.mp4", 3), a, b, -b, a)
+    rotated = read_frames(path, decoder=decoder).float()
     assert torch.equal(rotated, torch.rot90(upright, -quarter_turns, dims=(2, 3)))  # the matrix rotates clockwise
+
+
+MIRRORED = {
+    (-1, 0, 0, 1): lambda frames: frames.flip(3),
+    (1, 0, 0, -1): lambda frames: frames.flip(2),
+    (0, 1, 1, 0): lambda frames: frames.mT,
+    (0, -1, -1, 0): lambda frames: frames.mT.flip(2, 3),
+    (0, 0, 0, 0): lambda frames: frames,
+}
+
+
+@pytest.mark.parametrize("matrix", MIRRORED)
+def test_mirrored_camera(matrix, tmp_path, numbered):
+    upright = read_frames(numbered(tmp_path / "a.mp4", 3))
+    path = write_matrix(numbered(tmp_path / "b.mp4", 3), *matrix)
+    assert torch.equal(read_frames(path), MIRRORED[matrix](upright))
+    if any(matrix):
+        reencode(path, tmp_path / "c.mp4")
+        difference = read_frames(tmp_path / "c.mp4").float() - MIRRORED[matrix](upright).float()
+        assert difference.abs().mean() < 3
 
 
 @pytest.mark.parametrize(("short_side", "shape"), [(16, (16, 32)), (32, (32, 64)), (48, (48, 96))])

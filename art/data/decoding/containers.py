@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import re
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -33,6 +34,8 @@ _NOT_A_CONTAINER = (
 )
 _SCRIPTS = ((b"ffconcat", "an ffconcat script"), (b"#extm3u", "an M3U playlist"), (b"v=0", "an SDP description"))
 _HEAD_BYTES = 2**16
+_SHORT_BYTES = 64 * 192
+_TS_PACKETS = ((188, 0), (192, 4))  # length, and position of the first byte, 0x47; M2TS has a time before it
 
 _Read = Callable[[int, int], bytes]  # position and number of bytes; fewer at the end of the file
 
@@ -62,6 +65,17 @@ def check_not_script(file: Path | bytes) -> None:
 def not_allowed() -> Unreadable:
     """Return the error for a format that FFmpeg recognizes but that is not one of the allowed demuxers."""
     return Unreadable(_NOT_A_CONTAINER.format("a script, a pattern of file names, or a text format"))
+
+
+def short_stream(file: Path | bytes) -> str | None:
+    """Return FFmpeg's name of the demuxer for an MPEG-TS file of few packets, which FFmpeg may take for a raw stream;
+    None for all other files, whose format it recognizes."""
+    with open_bytes(file) as opened:
+        head = opened.read(_SHORT_BYTES + 1)
+    if not 3 * 192 < len(head) <= _SHORT_BYTES:
+        return None
+    is_ts = any(set(head[start : len(head) // length * length : length]) == {0x47} for length, start in _TS_PACKETS)
+    return "mpegts" if is_ts else None
 
 
 def complete_size(file: Path | bytes, size: int, container: str, packets_end: Callable[[], int]) -> int | None:
@@ -95,8 +109,7 @@ _BOXES = (b"ftyp", b"styp", b"moov", b"moof", b"mdat", b"free", b"skip", b"wide"
 
 def _mp4_size(read: _Read, size: int, packets_end: Callable[[], int]) -> int | None:
     """Return for MP4 the end of the last box, or of the fragments that a segment index (sidx) lists."""
-    position, fragments_end, kind = 0, 0, b""
-    fragmented = False
+    position, fragments_end, kind, fragmented = 0, 0, b"", False
     while position + 8 <= size:
         head = read(position, 16)
         length, kind, first = int.from_bytes(head[:4], "big"), head[4:8], 8
@@ -109,8 +122,10 @@ def _mp4_size(read: _Read, size: int, packets_end: Callable[[], int]) -> int | N
         if kind == b"sidx":
             fragments_end = position + length + _referenced_bytes(read(position + first, min(length, 2**20)))
         position += length
-        fragmented = fragmented or kind == b"moof"
-    if kind == b"moof" or (fragmented and position < size < position + 8):
+        if kind == b"moof":
+            fragmented = True
+    begun = read(position, 8)[4:] if position < size < position + 8 else b""
+    if kind == b"moof" or (fragmented and begun and any(box.startswith(begun) for box in (*_BOXES, b"mfra"))):
         return position + 8  # the header of the next box is incomplete
     return max(position if position <= size or kind in (b"moov", b"moof") else size, fragments_end)
 
@@ -143,7 +158,12 @@ def _avi_size(read: _Read, size: int) -> int | None:
     return known
 
 
-_EBML, _SEGMENT, _CLUSTER = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67", b"\x1f\x43\xb6\x75"
+_SEGMENT, _CLUSTER = b"\x18\x53\x80\x67", b"\x1f\x43\xb6\x75"
+_ELEMENTS = """
+    1a45dfa3 18538067 114d9b74 1549a966 1654ae6b 1f43b675 1c53bb6b 1941a469 1043a770 1254c367 e7 a3 a0 ab a7 af 5854
+    ec bf
+"""
+_ELEMENT_IDS = {bytes.fromhex(element) for element in _ELEMENTS.split()}  # of a file, its segment and its clusters
 
 
 def _matroska_size(read: _Read, size: int) -> int | None:
@@ -151,6 +171,8 @@ def _matroska_size(read: _Read, size: int) -> int | None:
     position = 0
     while position < size:
         kind, length, first = _ebml_element(read(position, 12))
+        if position and kind and kind not in _ELEMENT_IDS:
+            return position  # other bytes, such as a tag, follow
         if kind == _SEGMENT and length is not None:
             return position + first + length
         if kind in (_SEGMENT, _CLUSTER) and length is None:
@@ -259,7 +281,111 @@ def _transport_stream_size(read: _Read, size: int) -> int | None:
         # Every packet starts with this byte, in M2TS (192 bytes) after a time of 4 bytes.
         if set(head[start::length]) == {0x47}:
             first = start - 4 if length == 192 else start
-            return first + -(-(size - first) // length) * length
+            end = first + (size - first) // length * length
+            tail = read(end + start - first, 1)
+            return end + length if tail == b"\x47" else end
+    return None
+
+
+def _ivf_size(read: _Read, size: int) -> int | None:
+    """Return for IVF the end of the last frame."""
+    position, specified = int.from_bytes(read(6, 2), "little"), int.from_bytes(read(24, 4), "little")
+    times, end = [], position  # of the complete frames
+    while 0 < position < size:
+        head = read(position, 12)
+        position += 12 + (int.from_bytes(head[:4], "little") if len(head) == 12 else 0)
+        if position <= size:
+            times.append(int.from_bytes(head[4:], "little"))
+            end = position
+    if specified in (0, 0xFFFFFFFF):  # unknown
+        return position
+    # The header specifies either the number of frames or their duration.
+    step = (times[-1] - times[0]) / (len(times) - 1) if len(times) > 1 else 1
+    complete = len(times) >= specified or (len(times) > 1 and times[-1] - times[0] + 1.5 * step >= specified)
+    return end if complete else size + 1
+
+
+def _y4m_size(read: _Read, size: int) -> int | None:
+    """Return for YUV4MPEG2 the end of the last frame."""
+    header = read(0, 1024).split(b"\n", 1)[0]
+    fields = {field[:1]: field[1:].decode("ascii", "replace") for field in header.split(b" ")[1:]}
+    try:
+        width, height = int(fields[b"W"]), int(fields[b"H"])
+    except (KeyError, ValueError):
+        return None
+    layout = re.match(r"(420|411|422|444alpha|444|mono)(?:jpeg|mpeg2|paldv)?(?:p?(\d+))?$", fields.get(b"C", "420"))
+    if layout is None:
+        return None
+    half_width, half_height = -(-width // 2), -(-height // 2)
+    chroma = {
+        "420": 2 * half_width * half_height,
+        "411": 2 * -(-width // 4) * height,
+        "422": 2 * half_width * height,
+        "444": 2 * width * height,
+        "444alpha": 3 * width * height,
+        "mono": 0,
+    }[layout[1]]
+    frame = (width * height + chroma) * (2 if int(layout[2] or 8) > 8 else 1)
+    return _equal_parts_end(read, size, len(header) + 1, b"FRAME\n", 6 + frame)
+
+
+def _dv_size(read: _Read, size: int) -> int | None:
+    """Return for raw DV the end of the last frame."""
+    head = read(0, 480)
+    if head[:3] != b"\x1f\x07\x00" or len(head) < 480:
+        return None
+    scale = {0: 1, 4: 2, 0x14: 4, 0x18: 2}.get(read(80 * 5 + 48 + 3, 1)[0] & 0x1F)
+    return (
+        None
+        if scale is None
+        else _equal_parts_end(read, size, 0, b"\x1f\x07\x00", scale * (144000 if head[3] & 0x80 else 120000))
+    )
+
+
+def _equal_parts_end(read: _Read, size: int, first: int, start: bytes, length: int) -> int:
+    """Return the end of the last frame, if each has ``length`` bytes and begins with ``start``."""
+    end = first + max(0, size - first) // length * length
+    tail = read(end, len(start))
+    return end + length if tail and start.startswith(tail) else end
+
+
+def _swf_size(read: _Read, size: int) -> int | None:
+    """Return for SWF the size in the header, if the file is not compressed."""
+    head = read(0, 8)
+    stored = int.from_bytes(head[4:], "little")
+    return stored if head[:3] == b"FWS" and 0 < stored < 0x6400000 else None  # FFmpeg's value for an unknown size
+
+
+def _mxf_size(read: _Read, size: int) -> int | None:
+    """Return for MXF the end of the last unit, or at least the start of the footer that the header specifies."""
+    key = b"\x06\x0e\x2b\x34"
+    first = position = max(0, read(0, _HEAD_BYTES).find(key))
+    footer = int.from_bytes(read(position + 20 + 24, 8), "big") if read(position + 16, 1) == b"\x83" else 0
+    while position < size:
+        head = read(position, 25)
+        if head[:4] != key[: len(head)]:
+            break
+        if len(head) < 17 or (head[16] > 0x80 and len(head) < 17 + (head[16] & 0x7F)):
+            return size + 1
+        long = head[16] & 0x7F if head[16] & 0x80 else 0
+        position += 17 + long + (int.from_bytes(head[17 : 17 + long], "big") if long else head[16])
+    return max(position, first + footer + 1 if footer else 0)
+
+
+def _real_media_size(read: _Read, size: int) -> int | None:
+    """Return for RealMedia the end of the last packet of the data chunk, according to their number."""
+    position = 0
+    while position + 18 <= size:
+        head = read(position, 18)
+        if head[:4] == b"DATA":
+            position += 18
+            for _ in range(int.from_bytes(head[10:14], "big")):
+                length = int.from_bytes(read(position + 2, 2), "big")
+                position += max(length, 12)
+                if position > size:
+                    break
+            return position
+        position += max(10, int.from_bytes(head[4:8], "big"))
     return None
 
 
@@ -272,4 +398,10 @@ _FINDERS: dict[str, Callable[[_Read, int], int | None]] = {
     "gif": _gif_size,
     "mpeg": _program_stream_size,
     "mpegts": _transport_stream_size,
+    "ivf": _ivf_size,
+    "yuv4mpegpipe": _y4m_size,
+    "dv": _dv_size,
+    "swf": _swf_size,
+    "mxf": _mxf_size,
+    "rm": _real_media_size,
 }

@@ -6,12 +6,13 @@ import contextlib
 import itertools
 import re
 import statistics
+import struct
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import av
 import numpy as np
@@ -29,6 +30,8 @@ ONE_THREAD: dict[str, Any] = {"threads": 1} if int(av.__version__.split(".")[0])
 
 #: The last number of the name of a frame: an integer, or the decimals of a time.
 _NUMBER = re.compile(r"(?P<before>.*?)((?P<whole>[0-9]+)\.)?(?P<number>[0-9]+)(?P<after>[^0-9]*)$")
+#: A time in hours, minutes and seconds at the end of a name: 00-01-30.
+_CLOCK = re.compile(r"(?P<before>.*?)(?P<h>\d{1,2})(?P<mark>[-_:.])(?P<m>\d{2})(?P=mark)(?P<s>\d{2})$")
 _MIN_ROUNDED_STEP = 10  # at least this step between integers can be a rounded time, for example in milliseconds
 _MAX_NAMES = 3  # file names listed in an error
 _PNG_HEAD = b"\x89PNG\r\n\x1a\n"
@@ -97,6 +100,35 @@ def scaled_size(height: int, width: int, short_side: int | None) -> tuple[int, i
     return max(1, round(height * factor)), max(1, round(width * factor))
 
 
+class Orientation(NamedTuple):
+    """How an image is shown upright: first transposed, then mirrored horizontally and vertically."""
+
+    transposed: bool
+    mirrored_x: bool
+    mirrored_y: bool
+
+
+def orientation(frame: VideoFrame) -> Orientation:
+    """Return the orientation of a decoded frame, from its display matrix. Other angles are rounded to 90 degrees."""
+    try:
+        data: Any = frame.side_data.get("DISPLAYMATRIX")
+    except ValueError:  # PyAV does not know all kinds of side data, such as EXIF, but returns the rotation
+        quarter_turns = round(frame.rotation / 90) % 4
+        return Orientation(quarter_turns % 2 == 1, quarter_turns in (2, 3), quarter_turns in (1, 2))
+    if data is None:
+        return Orientation(False, False, False)
+    a, b, _, c, d = struct.unpack_from("=5i", bytes(data))
+    if abs(a) + abs(d) >= abs(b) + abs(c):  # (x, y) is shown at (a x + c y, b x + d y)
+        return Orientation(False, a < 0, d < 0)
+    return Orientation(True, c < 0, b < 0)
+
+
+def orient(image: np.ndarray, upright: Orientation) -> np.ndarray:
+    """Apply an orientation to the first two dimensions (height and width) of an image."""
+    image = image.swapaxes(0, 1) if upright.transposed else image
+    return image[:: -1 if upright.mirrored_y else 1, :: -1 if upright.mirrored_x else 1]
+
+
 class FrameConverter:
     """Converts decoded frames to upright RGB arrays with ``short_side`` pixels on the shorter side."""
 
@@ -111,7 +143,7 @@ class FrameConverter:
         if (height, width) != (frame.height, frame.width):
             interpolation = Interpolation.AREA if width < frame.width else Interpolation.BICUBIC
         rgb = self._reformatter.reformat(frame, width, height, "rgb24", interpolation=interpolation, **ONE_THREAD)
-        return np.rot90(rgb.to_ndarray(), round(frame.rotation / 90))
+        return orient(rgb.to_ndarray(), orientation(frame))
 
 
 def assemble_clip(
@@ -192,14 +224,44 @@ def numbered_frames(files: Iterable[str]) -> list[str]:
         raise Unreadable(
             f"is a directory without frames ({', '.join(FRAME_SUFFIXES)}): it contains {found or 'nothing'}"
         )
-    error = None
-    for decimals in _possible_decimals(list(matches.values())):
+    series = _without_constant_number(matches)
+    error = clock_error = None
+    if len({(match["before"], match["whole"]) for match in series.values()}) > 1:
+        clock = _clock_times(series)
         try:
-            return _sort_frames(matches, decimals)
+            if clock is not None:
+                return _sort_numbers(clock, 0)
+        except Unreadable as problem:
+            clock_error = problem
+    for decimals in _possible_decimals(list(series.values())):
+        try:
+            return _sort_frames(series, decimals)
         except Unreadable as problem:
             error = problem
     assert error is not None
-    raise error
+    raise clock_error or error
+
+
+def _clock_times(names: Iterable[str]) -> dict[str, int] | None:
+    """Return the seconds in names that contain hours, minutes and seconds (00-01-30); None if not all do."""
+    seconds, starts = {}, set()
+    for name in names:
+        found = _CLOCK.search(name.rpartition(".")[0])
+        if found is None or int(found["m"]) > 59 or int(found["s"]) > 59:
+            return None
+        starts.add(found["before"])
+        seconds[name] = 3600 * int(found["h"]) + 60 * int(found["m"]) + int(found["s"])
+    return seconds if len(starts) == 1 else None
+
+
+def _without_constant_number(matches: Mapping[str, re.Match[str]]) -> Mapping[str, re.Match[str]]:
+    """Use the number before the last one, if the last one is the same in all names (img_10_5fps)."""
+    while len(matches) > 1 and len({(match["whole"], match["number"]) for match in matches.values()}) == 1:
+        shorter = {name: _NUMBER.search(match["before"]) for name, match in matches.items()}
+        if any(match is None for match in shorter.values()):
+            break
+        matches = {name: match for name, match in shorter.items() if match is not None}
+    return matches
 
 
 def _possible_decimals(matches: Sequence[re.Match[str]]) -> list[int]:
@@ -213,12 +275,19 @@ def _possible_decimals(matches: Sequence[re.Match[str]]) -> list[int]:
 
 
 def _sort_frames(matches: Mapping[str, re.Match[str]], decimals: int) -> list[str]:
-    frames: dict[int, str] = {}
+    numbers: dict[str, int] = {}
     for name, match in matches.items():
         number = int(match["number"])
         if decimals:
             whole, part = (match["whole"], match["number"]) if match["whole"] else (match["number"], "")
             number = int(whole + part.ljust(decimals, "0"))
+        numbers[name] = number
+    return _sort_numbers(numbers, decimals)
+
+
+def _sort_numbers(numbers: Mapping[str, int], decimals: int) -> list[str]:
+    frames: dict[int, str] = {}
+    for name, number in numbers.items():
         if number in frames:
             raise Unreadable(f"contains frame {_as_name(number, decimals)} twice: {frames[number]} and {name}")
         frames[number] = name

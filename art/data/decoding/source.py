@@ -21,8 +21,9 @@ from av.container import InputContainer
 from av.stream import Stream
 from av.video.stream import VideoStream
 
-from art.data.decoding.containers import OPEN_OPTIONS, check_not_script, complete_size, not_allowed
+from art.data.decoding.containers import OPEN_OPTIONS, check_not_script, complete_size, not_allowed, short_stream
 from art.data.decoding.frames import Unreadable
+from art.data.decoding.h264 import starts_decoding
 
 #: Up to this many compressed bytes are kept in memory between listing and decoding.
 MAX_CACHED_BYTES = 32 * 2**20
@@ -32,6 +33,9 @@ TOLERANCE = 6e-4
 
 #: Containers that remain readable when files are joined by concatenation.
 _JOINABLE = ("mpegts", "mpeg")
+
+#: Containers whose demuxers may return decoding times as presentation times.
+_IN_DECODING_ORDER = ("mxf", "asf")
 
 _DISCARD = getattr(av.stream, "Discard", None)  # None before PyAV 18
 _STRICT = {"err_detect": "explode"}  # option of FFmpeg's decoders
@@ -77,7 +81,9 @@ def open_source(file: Path | bytes) -> Iterator[VideoSource]:
 def _open_stream(file: Path | bytes) -> tuple[InputContainer, VideoStream]:
     # Without "file:", a name with a colon would be parsed as a protocol.
     opened = io.BytesIO(file) if isinstance(file, bytes) else f"file:{file}"
-    container = av.open(opened, "r", metadata_errors="replace", container_options=OPEN_OPTIONS)
+    container = av.open(
+        opened, "r", format=short_stream(file), metadata_errors="replace", container_options=OPEN_OPTIONS
+    )
     videos = [s for s in container.streams.video if s.codec_context is not None and not _is_cover(s)]
     if not videos:
         kinds = {"cover" if _is_cover(stream) else stream.type for stream in container.streams}
@@ -115,6 +121,8 @@ class VideoSource:
         self._early = max(self.origin - int(10 / self.time_base), -_MAX_TICKS)
         self._fresh = True  # no packet was read yet
         self._strict = False
+        self.refreshed = False  # whether some keyframes of the header only start a gradual refresh of the picture
+        self._h264_header = stream.codec_context.extradata or b"" if stream.codec_context.name == "h264" else None
         self.no_timestamps = stream.start_time is None  # a raw stream, for which FFmpeg's parser may guess times
         self._raw = self.no_timestamps
         self._slots: list[int] = []  # slot of each frame; filled by index_frames
@@ -145,11 +153,15 @@ class VideoSource:
         target, step = time, 1.0
         while not self.no_timestamps and target > self.origin:
             self._fresh = False
-            self.container.seek(target, stream=self.stream)
+            try:
+                self.container.seek(target, stream=self.stream)
+            except av.FFmpegError:
+                return self._packets_without_seek(time)
             packets = self._packets()
             # Some demuxers do not seek to a keyframe. Others compare with the decoding time, which is earlier than the
             # presentation time, and may seek to a keyframe that is too late.
-            keyframe = next((packet for packet in packets if packet.is_keyframe), None)
+            before = itertools.takewhile(lambda packet: packet.dts is None or packet.dts <= time, packets)
+            keyframe = next((packet for packet in before if self._is_keyframe(packet)), None)
             if keyframe is not None and keyframe.pts is not None and keyframe.pts <= time:
                 return itertools.chain([keyframe], packets)
             target -= int(step / self.time_base)
@@ -157,21 +169,43 @@ class VideoSource:
         self._rewind()
         return self._packets()
 
+    def _packets_without_seek(self, time: int) -> Iterator[av.Packet]:
+        """Return the packets that :meth:`packets_from` returns, for demuxers that cannot seek (SWF, raw streams)."""
+        self._reopen()
+        first = 0
+        for position, packet in enumerate(self._packets()):
+            if self._is_keyframe(packet) and packet.pts is not None and packet.pts <= time:
+                first = position
+        self._reopen()
+        return itertools.islice(self._packets(), first, None)
+
+    def _is_keyframe(self, packet: av.Packet) -> bool:
+        if not packet.is_keyframe or self._h264_header is None:
+            return packet.is_keyframe
+        exact = starts_decoding(bytes(packet), self._h264_header)
+        self.refreshed = self.refreshed or not exact
+        return exact
+
+    def _reopen(self) -> None:
+        self.container.close()
+        self.container, self.stream = _open_stream(self.file)
+        if self._strict:
+            self.stream.codec_context.options = _STRICT
+
     def _rewind(self) -> None:
         if self._fresh:
             self._fresh = False
         elif self.no_timestamps:
-            # Raw streams cannot be rewound, and a demuxer sends some data, such as a palette, only once.
-            self.container.close()
-            self.container, self.stream = _open_stream(self.file)
-            if self._strict:
-                self.stream.codec_context.options = _STRICT
+            self._reopen()  # raw streams cannot be rewound, and a demuxer sends some data, such as a palette, only once
         else:
             try:
                 # Seek to well before the first frame, to skip no packet. Some demuxers (FLV) reject that.
                 self.container.seek(self._early, stream=self.stream)
             except av.FFmpegError:
-                self.container.seek(self._first, stream=self.stream)
+                try:
+                    self.container.seek(self._first, stream=self.stream)
+                except av.FFmpegError:
+                    self._reopen()
 
     def _packets(self) -> Iterator[av.Packet]:
         for packet in self.container.demux(self.stream):
@@ -186,6 +220,8 @@ class VideoSource:
         packets, cached = self._read_packets(0.0 if joinable else start or 0.0, end)
         entries = _decoding_entries(packets)
         leading = [time for time, position in entries.items() if position is None]
+        if start and not self.no_timestamps:  # frames shown before the first keyframe that was read are not in the part
+            leading = [time for time in leading if self.seconds(time) >= start - TOLERANCE]
         lost = self._undecodable(leading, packets, cached) if leading else set()
         times = sorted(packet.time for packet in packets if packet.shown and packet.time not in lost)
         if lost and not times:
@@ -208,7 +244,9 @@ class VideoSource:
         packets: list[PacketInfo] = []
         cached: list[av.Packet] | None = []
         stamps: list[tuple[int | None, int | None, bool]] = []
-        total_bytes, latest, suspect, damaged = 0, None, 0, False
+        total_bytes, latest, suspect, damaged, partial = 0, None, 0, False, False
+        seen: set[int | None] = set()
+        in_order = self.container.format.name in _IN_DECODING_ORDER and bool(self.stream.codec_context.has_b_frames)
         is_ts = self.container.format.name == "mpegts"
         stop = None
         if end is not None and math.isfinite(end) and not self.no_timestamps:
@@ -218,16 +256,18 @@ class VideoSource:
         for packet in self.packets_from(min(self.origin + first, _MAX_TICKS)):
             if packet.size == 0:
                 continue
-            pts, keyframe = packet.pts, packet.is_keyframe or intra_only
+            pts, keyframe = packet.pts, intra_only or self._is_keyframe(packet)
             # No frame that is decoded before a keyframe is shown after it, except in joined files.
             joined = keyframe and pts is not None and latest is not None and pts <= latest
-            if not self.no_timestamps and (pts is None or joined):
-                self.no_timestamps = True
-                return self._read_packets(start, end)
+            if not self.no_timestamps and (pts is None or joined or pts in seen):
+                return self._read_without_timestamps(start, end)
+            seen.add(pts)
+            in_order = in_order and (pts is None or latest is None or pts > latest)
             latest = pts if latest is None or (pts is not None and pts > latest) else latest
             dts = packet.dts
             if stop is not None and dts is not None and dts >= stop:
-                return packets, cached  # no frame is shown before it is decoded
+                partial = True  # no frame is shown before it is decoded
+                break
             if packet.is_corrupt and is_ts:
                 # Either data is missing, or a part of joined files ends: then a keyframe follows this packet or the
                 # next one (FFmpeg's parser sets the flag one packet early).
@@ -246,6 +286,10 @@ class VideoSource:
             if cached is not None:
                 cached.append(packet)
                 cached = None if total_bytes > MAX_CACHED_BYTES else cached
+        if in_order and not self.no_timestamps:  # although the stream reorders its frames
+            return self._read_without_timestamps(start, end)
+        if partial:
+            return packets, cached
         self._slots = self._assign_slots(stamps) if self.no_timestamps else []
         found_end = self.seconds(max(packet.time for packet in packets)) if packets else 0.0
         if end is None or found_end < end - TOLERANCE:
@@ -254,6 +298,12 @@ class VideoSource:
                 problem = "damaged: data is missing" if is_ts else "truncated or damaged"
                 raise Unreadable(f"is {problem} after {found_end:.2f} s")
         return packets, cached
+
+    def _read_without_timestamps(
+        self, start: float, end: float | None
+    ) -> tuple[list[PacketInfo], list[av.Packet] | None]:
+        self.no_timestamps = True
+        return self._read_packets(start, end)
 
     def _assign_slots(self, stamps: Sequence[tuple[int | None, int | None, bool]]) -> list[int]:
         """Return the slot of each frame, ascending: the k-th frame shown has the k-th slot. ``stamps`` are the
@@ -291,7 +341,8 @@ class VideoSource:
         remaining = set(leading) - lost
         if not remaining:
             return lost
-        following = itertools.islice(self.packets_from(self.origin) if cached is None else cached, first, None)
+        following = self.packets_from(packets[0].time) if cached is None else cached
+        following = itertools.islice(following, first, len(packets))
         context = self.stream.codec_context
         context.flush_buffers()
         found: list[int | None] = []

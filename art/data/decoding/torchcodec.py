@@ -76,6 +76,8 @@ def open_span(file: Path | bytes, start: float | None, end: float | None) -> Ite
             raise Unreadable(f"is {kind}, whose times torchcodec cannot know: {_ADVICE}")
         if source.stream.codec_context.pix_fmt == "pal8":
             raise Unreadable(f"has a palette, which torchcodec may not receive: {_ADVICE}")
+        if source.refreshed:
+            raise Unreadable(f"refreshes its picture gradually, and torchcodec returns incomplete frames: {_ADVICE}")
         if index.lost:
             raise Unreadable(f"starts before a keyframe, and torchcodec may number its frames differently: {_ADVICE}")
         times = source.select_times(index.times, start, end)

@@ -221,7 +221,7 @@ def open_clip(path: _Path | StoredClip, start: float | None, end: float | None, 
         elif _is_directory(Path(path)):
             directory = Path(path)
             names = (entry.name for entry in directory.iterdir())
-            opened = open_images(names, lambda name: (directory / name).read_bytes(), start, end)
+            opened = open_images(names, lambda name: _read_image(directory / name), start, end)
         else:
             opened = open_video(Path(path), start, end)
         with opened as span:
@@ -239,6 +239,18 @@ def _open_stored(
     if not files[name]:
         raise Unreadable("is empty (0 bytes)")
     return open_video(files[name], start, end)
+
+
+def _read_image(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        kind = f"cannot be read: {error.strerror or error}"
+        if isinstance(error, IsADirectoryError):
+            kind = "is a directory, not an image"
+        elif isinstance(error, FileNotFoundError) and path.is_symlink():
+            kind = f"is a link to a file that does not exist: {path.readlink()}"
+        raise Unreadable(f"contains {path.name}, which {kind}") from error
 
 
 @contextlib.contextmanager

@@ -19,7 +19,7 @@ from av.video.reformatter import Interpolation, VideoReformatter
 from av.video.stream import VideoStream
 from jaxtyping import UInt8
 
-from art.data.decoding.frames import ONE_THREAD
+from art.data.decoding.frames import ONE_THREAD, Orientation, orient, orientation
 from art.data.decoding.pyav import TimedFrame
 from art.data.decoding.video import VideoError, frame_times, iterate_frames
 from art.data.files import WriteError, atomic_write
@@ -165,13 +165,13 @@ class _Writer:
         self._time_base = Fraction(1)
 
     def add(self, item: TimedFrame) -> None:
-        quarter_turns = round(item.frame.rotation / 90)
-        frame = _rotate(self._resize(item.frame), quarter_turns)
+        upright = orientation(item.frame)
+        frame = _orient(self._resize(item.frame), upright)
         if self._output is None:
             self._first, self._last = item.ticks, -1
             base = item.source.time_base
             self._time_base = base if base.denominator <= _MAX_RATE else Fraction(1, _MAX_RATE)
-            self._output = self._open(item, frame, quarter_turns)
+            self._output = self._open(item, frame, upright)
         tick = round((item.ticks - self._first) * item.source.time_base / self._time_base)
         self._last = max(tick, self._last + 1)  # x264 rejects two frames with the same time
         self.times.append(float(self._last * self._time_base))
@@ -188,7 +188,7 @@ class _Writer:
             if self._output is not None:
                 self._output[0].close()
 
-    def _open(self, item: TimedFrame, frame: VideoFrame, quarter_turns: int) -> tuple[OutputContainer, VideoStream]:
+    def _open(self, item: TimedFrame, frame: VideoFrame, upright: Orientation) -> tuple[OutputContainer, VideoStream]:
         every, original = self._encoding.keyframe_every, item.source.stream
         options = {**_OPTIONS, "crf": str(self._encoding.crf)}
         options["x264-params"] = f"{_X264}:keyint={every}:min-keyint={every}"
@@ -206,7 +206,7 @@ class _Writer:
         context.color_trc = original.codec_context.color_trc
         pixel_shape = original.sample_aspect_ratio
         if pixel_shape:
-            context.sample_aspect_ratio = 1 / pixel_shape if quarter_turns % 2 else pixel_shape
+            context.sample_aspect_ratio = 1 / pixel_shape if upright.transposed else pixel_shape
         return container, stream
 
     def _resize(self, frame: VideoFrame) -> VideoFrame:
@@ -218,16 +218,16 @@ class _Writer:
         )
 
 
-def _rotate(frame: VideoFrame, quarter_turns: int) -> VideoFrame:
-    """Rotate a yuv420p frame counterclockwise."""
-    if quarter_turns % 4 == 0:
+def _orient(frame: VideoFrame, upright: Orientation) -> VideoFrame:
+    """Return a yuv420p frame rotated and mirrored upright."""
+    if not any(upright):
         return frame
     height, width = frame.height, frame.width
     values: UInt8[np.ndarray, " n"] = frame.to_ndarray().reshape(-1)
     luma, chroma = height * width, height * width // 4
     planes = [values[:luma].reshape(height, width)]
     planes += [values[luma + i * chroma :][:chroma].reshape(height // 2, width // 2) for i in range(2)]
-    rotated = [np.rot90(plane, quarter_turns) for plane in planes]
+    rotated = [orient(plane, upright) for plane in planes]
     new_height, new_width = rotated[0].shape
     stacked = np.concatenate([plane.reshape(-1) for plane in rotated]).reshape(new_height * 3 // 2, new_width)
     result = VideoFrame.from_ndarray(stacked, format="yuv420p")
