@@ -9,11 +9,9 @@ import hmac
 import ipaddress
 import re
 import shutil
-import time
 import zipfile
 from base64 import b64encode
-from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, quote, urlencode
@@ -27,7 +25,17 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from art.tools.serve.jobs import SIGNATURE_BYTES, Job, JobQueue, Limits, QueueFull, Refused, check_signature
+from art.tools.serve.connections import TokenAttempts
+from art.tools.serve.jobs import (
+    SIGNATURE_BYTES,
+    Job,
+    JobQueue,
+    Limits,
+    QueueFull,
+    Refused,
+    UploadTooSlow,
+    check_signature,
+)
 
 PAGE = Path(__file__).parent / "page"
 SAMPLES = Path(__file__).parent / "samples.zip"
@@ -66,14 +74,10 @@ p[role] { color: #d55e00; min-height: 1.5em; }
 """
 _LOGIN_STYLE = _LOGIN_PAGE.partition("<style>")[2].partition("</style>")[0]
 _MAX_LOGIN_BYTES = 4096
+_LOGIN_SECONDS = 10.0
+_STATUS_CODES = {QueueFull: 503, UploadTooSlow: 408}
 
-_FREE_ATTEMPTS = 5  # wrong tokens of a client that are answered at once
-_REFUSED_ATTEMPTS = 10  # wrong tokens of a client after which the status is 429
-_ATTEMPT_INTERVAL = 1.0  # seconds between further attempts
-_MAX_ATTEMPTS_WAITING = 4  # per client
-_FORGET_SECONDS = 300.0
 _RETRY_AFTER = 60  # seconds
-_MAX_CLIENTS = 1024
 
 _HOST = re.compile(r"(\[(?P<address>[0-9a-f:.]+)\]|(?P<name>[\w.~!$&'()*+,;=%-]+))(:(?P<port>[0-9]{0,5}))?", re.ASCII)
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]*")
@@ -174,7 +178,8 @@ class _Routes:
             else:
                 shutil.copyfile(self._samples[sample], job.source)
         except Refused as refused:
-            return JSONResponse({"message": str(refused)}, 503 if isinstance(refused, QueueFull) else 400)
+            status = next((code for kind, code in _STATUS_CODES.items() if isinstance(refused, kind)), 400)
+            return JSONResponse({"message": str(refused)}, status)
         except ClientDisconnect:
             return Response(status_code=400)
         self._queue.submit(job)
@@ -188,11 +193,8 @@ class _Routes:
                 raise self._limits.too_large(name, int(announced))
             size, signature = 0, b""
             with job.source.open("wb") as file:
-                async for part in request.stream():
-                    if job.removed:
-                        raise Refused("The upload timed out. Upload the clip again.")
-                    job.last_seen = time.monotonic()
-                    size += len(part)
+                async for part in _parts_of(request, job):
+                    size = job.received = size + len(part)
                     if size > self._limits.bytes:
                         raise self._limits.too_large(name)
                     if len(signature) < SIGNATURE_BYTES <= len(signature) + len(part):
@@ -227,62 +229,25 @@ class _Routes:
         return job
 
 
-class TokenAttempts:
-    """Limits how fast one client can try tokens, without delaying other clients.
+async def _next(stream: AsyncIterator[bytes]) -> bytes | None:
+    return await anext(stream, None)
 
-    The first wrong tokens are answered at once. Then the attempts of the client are checked one by one at a fixed
-    interval, after more wrong tokens with status 429, and refused without a check while others are waiting. The right
-    token is still accepted, because several users may have one address. Wrong tokens are forgotten after some minutes.
 
-    Args:
-        clock: Time in seconds.
-        sleep: Waits for a number of seconds.
-    """
-
-    def __init__(
-        self,
-        clock: Callable[[], float] = time.monotonic,
-        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
-    ) -> None:
-        self._clock, self._sleep = clock, sleep
-        self._clients: dict[str, _Client] = {}  # the last one that failed is last
-
-    async def admit(self, client: str) -> bool:
-        """Wait until the client may try a token. Returns False if it must be refused without a check."""
-        state = self._clients.get(client)
-        if state is None or state.failures < _FREE_ATTEMPTS or self._clock() - state.last > _FORGET_SECONDS:
-            return True
-        if state.waiting >= _MAX_ATTEMPTS_WAITING:
-            return False
-        now = self._clock()
-        state.next = max(now, state.next + _ATTEMPT_INTERVAL)
-        state.waiting += 1
+async def _parts_of(request: Request, job: Job) -> AsyncIterator[bytes]:
+    """The parts of the body. Raises UploadTooSlow as soon as the queue removes the job."""
+    stream = request.stream()
+    while not job.removed:
+        job.pending = asyncio.ensure_future(_next(stream))
         try:
-            await self._sleep(state.next - now)
-        finally:
-            state.waiting -= 1
-        return True
-
-    def fail(self, client: str) -> bool:
-        """Count a wrong token. Returns False if there were too many."""
-        now = self._clock()
-        state = self._clients.pop(client, None)
-        if state is None or now - state.last > _FORGET_SECONDS:
-            state = _Client()
-        self._clients[client] = state
-        if len(self._clients) > _MAX_CLIENTS:
-            del self._clients[next(iter(self._clients))]
-        state.failures, state.last = state.failures + 1, now
-        state.next = max(state.next, now)
-        return state.failures <= _REFUSED_ATTEMPTS
-
-
-@dataclass
-class _Client:
-    failures: int = 0
-    last: float = 0.0  # time of the last wrong token
-    next: float = 0.0  # time of the last attempt that was scheduled
-    waiting: int = 0
+            part = await job.pending
+        except asyncio.CancelledError:
+            if job.removed:
+                break
+            raise
+        if part is None:
+            return
+        yield part
+    raise UploadTooSlow("The upload is too slow, so it was canceled. Use a faster connection or a shorter clip.")
 
 
 class Guard:
@@ -364,11 +329,20 @@ class Guard:
         return _require_token(request, "Too many wrong tokens. Try again later.", 429)
 
     async def _log_in(self, request: Request) -> Response:
-        body = b""
-        async for part in request.stream():
-            body += part
-            if len(body) > _MAX_LOGIN_BYTES:
-                return JSONResponse({"message": "The token is too long."}, 413)
+        async def read() -> bytes:
+            body = b""
+            async for part in request.stream():
+                body += part
+                if len(body) > _MAX_LOGIN_BYTES:
+                    break
+            return body
+
+        try:
+            body = await asyncio.wait_for(read(), _LOGIN_SECONDS)
+        except asyncio.TimeoutError:
+            return JSONResponse({"message": "The token did not arrive in time."}, 408)
+        if len(body) > _MAX_LOGIN_BYTES:
+            return JSONResponse({"message": "The token is too long."}, 413)
         token = parse_qs(body.decode("utf-8", "replace")).get("token", [""])[0]
         return await self._set_cookie(token, request, "/")
 

@@ -28,6 +28,8 @@ _SIGNATURES = (
 _MAX_NAME = 80  # characters
 _MAX_NAME_BYTES = 200  # file systems limit the number of bytes
 _ABANDONED = 30.0  # seconds without a request after which a client is gone; phones throttle pages in the background
+_UPLOAD_GRACE = 10.0  # seconds
+_UPLOAD_RATE = 64_000  # minimum bytes per second of an upload, on average after the grace period
 _MAX_RESULTS = 32
 _CLEANUP_INTERVAL = 1.0  # seconds
 _SEPARATORS = str.maketrans({"/": "_", "\\": "_"})
@@ -39,6 +41,10 @@ class Refused(Exception):
 
 class QueueFull(Refused):
     """Too many clips are waiting."""
+
+
+class UploadTooSlow(Refused):
+    """The upload is slower than the minimum rate."""
 
 
 @dataclass(frozen=True)
@@ -146,7 +152,10 @@ class Job:
         step: The current step of the work.
         result: The result for the page, when done.
         message: The reason, when refused.
-        last_seen: Time of the client's last request or data, on the monotonic clock.
+        last_seen: Time of the client's last request, on the monotonic clock.
+        started: Time at which the upload began.
+        received: Number of bytes uploaded so far.
+        pending: Waits for the next part of the upload; canceled if the job is removed.
         ended: Time at which it was done or refused.
         removed: Whether its client has left; its files are deleted as soon as they are not in use.
     """
@@ -159,8 +168,16 @@ class Job:
     result: dict[str, Any] | None = None
     message: str | None = None
     last_seen: float = field(default_factory=time.monotonic)
+    started: float = field(default_factory=time.monotonic)
+    received: int = 0
+    pending: asyncio.Future[bytes | None] | None = None
     ended: float | None = None
     removed: bool = False
+
+    @property
+    def upload_deadline(self) -> float:
+        """Time until which the next part of the upload must have arrived."""
+        return self.started + _UPLOAD_GRACE + self.received / _UPLOAD_RATE
 
     def finish(self, result: dict[str, Any] | None, message: str | None) -> None:
         """Store the result or the reason for refusal, and delete the clip."""
@@ -200,7 +217,7 @@ class JobQueue:
 
     def submit(self, job: Job) -> None:
         """Queue a job whose clip has been uploaded."""
-        job.state = "waiting"
+        job.state, job.last_seen = "waiting", time.monotonic()
         self._submitted.set()
 
     def find(self, id: str) -> Job | None:
@@ -220,6 +237,8 @@ class JobQueue:
     def remove(self, job: Job) -> None:
         """Delete a job's files, now or when its work has ended."""
         job.removed = True
+        if job.pending is not None:
+            job.pending.cancel()
         if job.state != "working":
             shutil.rmtree(job.source.parent.parent, ignore_errors=True)
             self._jobs.pop(job.id, None)
@@ -256,13 +275,15 @@ class JobQueue:
             self.clean_up(time.monotonic())
 
     def clean_up(self, now: float) -> None:
-        """Remove expired results, the oldest results if there are too many, and jobs whose client is gone."""
+        """Remove expired results, the oldest results if there are too many, and jobs whose client is gone or uploads
+        more slowly than :data:`_UPLOAD_RATE`, so that a few bytes now and then do not occupy the queue."""
         ended = [job for job in self._jobs.values() if job.ended is not None]
         expired = [job for job in ended if job.ended is not None and now - job.ended > self._keep]
         oldest = ended[: max(0, len(ended) - _MAX_RESULTS)]
-        idle = [job for job in self._jobs.values() if job.state in ("uploading", "waiting")]
-        abandoned = [job for job in idle if now - job.last_seen > _ABANDONED]
-        for job in {job.id: job for job in (*expired, *oldest, *abandoned)}.values():
+        jobs = self._jobs.values()
+        slow = [job for job in jobs if job.state == "uploading" and now > job.upload_deadline]
+        abandoned = [job for job in jobs if job.state == "waiting" and now - job.last_seen > _ABANDONED]
+        for job in {job.id: job for job in (*expired, *oldest, *slow, *abandoned)}.values():
             self.remove(job)
 
 

@@ -284,8 +284,10 @@ def _make_server(
     settings: ServeSettings, worker: WorkerProcess, about: dict[str, Any], token: str | None, directory: Path
 ) -> Any:
     import uvicorn
+    from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
     from art.tools.serve.app import LOCAL_NAMES, Guard, extract_samples, make_application
+    from art.tools.serve.connections import with_deadlines
     from art.tools.serve.jobs import JobQueue
 
     queue = JobQueue(directory, worker, keep=60 * settings.keep_minutes, max_waiting=settings.max_waiting)
@@ -297,7 +299,7 @@ def _make_server(
         uvicorn.Config(
             Guard(application, token=token, hosts=hosts), log_level=logging.WARNING, access_log=False,
             server_header=False, ws="none", lifespan="on", proxy_headers=False, limit_concurrency=_MAX_CONNECTIONS,
-            timeout_graceful_shutdown=_SHUTDOWN_SECONDS,
+            timeout_graceful_shutdown=_SHUTDOWN_SECONDS, http=with_deadlines(AutoHTTPProtocol),
         )
     )  # fmt: skip
 

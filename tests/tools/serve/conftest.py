@@ -113,15 +113,17 @@ def _wait_until():
 @contextmanager
 def _serving(predictor, directory, *, token=None, local=True, limits=None, keep=600.0, max_waiting=8):
     uvicorn = pytest.importorskip("uvicorn", reason="the extra [serve] is not installed")
+    from uvicorn.protocols.http.auto import AutoHTTPProtocol
+
     from art.tools.serve.app import LOCAL_NAMES, Guard, extract_samples, make_application
+    from art.tools.serve.connections import with_deadlines
 
     queue = JobQueue(directory, predictor, keep=keep, max_waiting=max_waiting)
     samples = extract_samples(directory.with_name(f"{directory.name}-samples"))
     application = make_application(queue, limits or Limits(), predictor.about, samples)
     guarded = Guard(application, token=token, hosts=LOCAL_NAMES if local else None)
-    server = uvicorn.Server(
-        uvicorn.Config(guarded, log_level="error", ws="none", lifespan="on", timeout_graceful_shutdown=1)
-    )
+    options = {"log_level": "error", "ws": "none", "lifespan": "on", "timeout_graceful_shutdown": 1}
+    server = uvicorn.Server(uvicorn.Config(guarded, http=with_deadlines(AutoHTTPProtocol), **options))
     with socket.create_server(("127.0.0.1", 0)) as listener:
         thread = threading.Thread(target=server.run, args=([listener],))
         thread.start()

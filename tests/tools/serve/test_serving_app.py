@@ -2,6 +2,8 @@
 
 import asyncio
 import re
+import socket
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -83,6 +85,16 @@ def test_full_queue(site, content):
     assert response.status == 503 and "Too many clips are waiting" in response.json["message"]
     site.request("DELETE", f"/clips/{ids[1]}")
     assert site.request("POST", "/clips", content).status == 201
+
+
+def test_upload_is_canceled_when_it_is_too_slow(site, content, monkeypatch):
+    monkeypatch.setattr("art.tools.serve.jobs._UPLOAD_GRACE", -1.0)  # at the next check
+    monkeypatch.setattr("art.tools.serve.jobs._CLEANUP_INTERVAL", 0.01)
+    server = urlsplit(site.url)
+    with socket.create_connection((server.hostname, server.port), timeout=10) as connection:
+        connection.sendall(b"POST /clips HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\n" + content[:20])
+        assert connection.recv(100).startswith(b"HTTP/1.1 408")  # without more data
+    assert not list(site.directory.iterdir())
 
 
 def test_samples(site, blocking, tmp_path_factory):

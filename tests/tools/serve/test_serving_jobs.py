@@ -90,14 +90,22 @@ def test_jobs_of_clients_that_left_are_skipped(queue, predictor):
     assert predictor.clips == ["active"] and queue.find(abandoned.id) is None
 
 
-def test_stalled_upload_frees_its_place(queue):
-    jobs = [queue.create("x") for _ in range(3)]
-    jobs[0].last_seen -= 31
-    queue.clean_up(time.monotonic())
-    assert jobs[0].removed and not jobs[0].source.parent.exists() and not jobs[1].removed
-    queue.create("y")
+def test_slow_uploads_free_their_places(queue):
+    stalled, trickling, fast = (queue.create("x") for _ in range(3))
+    start = max(job.started for job in (stalled, trickling, fast))
+    trickling.received, fast.received = 7, 64_000 * 31
+    for job in (stalled, trickling, fast):
+        job.last_seen = start + 40  # recent data does not help
+    queue.clean_up(start + 9)
+    assert not stalled.removed and not trickling.removed
+    queue.clean_up(start + 40)
+    assert stalled.removed and trickling.removed and not fast.removed
+    assert not stalled.source.parent.exists()
+    queue.create("y"), queue.create("y")
     with pytest.raises(QueueFull, match="Too many clips are waiting"):
         queue.create("z")
+    queue.clean_up(start + 42)
+    assert fast.removed
 
 
 def test_files_in_use_are_removed_after_the_work(queue, predictor, tmp_path):

@@ -1,5 +1,6 @@
 """``art serve`` from start to stop."""
 
+import asyncio
 import http.client
 import json
 import os
@@ -9,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -122,3 +124,102 @@ def test_token_is_generated_for_other_machines(monkeypatch):
     monkeypatch.setenv("ART_SERVE_TOKEN", "")
     with pytest.raises(ValueError, match="ART_SERVE_TOKEN: got 0 characters"):
         _token(public)
+
+
+class Loop:
+    """A clock that is set by the test."""
+
+    def __init__(self):
+        self.now, self.timers = 0.0, {}
+
+    def call_later(self, seconds, function):
+        timer = SimpleNamespace(cancel=lambda: self.timers.pop(id(timer), None))
+        self.timers[id(timer)] = (self.now + seconds, function, timer)
+        return timer
+
+    def advance(self, seconds):
+        self.now += seconds
+        for key, (end, function, _) in list(self.timers.items()):
+            if end <= self.now:
+                self.timers.pop(key, None)
+                function()
+
+
+class Transport(asyncio.Transport):
+    """Records what is written and whether the connection was closed."""
+
+    def __init__(self):
+        super().__init__({"peername": ("127.0.0.1", 1), "sockname": ("127.0.0.1", 2)})
+        self.closed, self.written = False, b""
+
+    def abort(self):
+        self.closed = True
+
+    close = abort
+
+    def is_closing(self):
+        return self.closed
+
+    def write(self, data):
+        self.written += data
+
+    pause_reading = resume_reading = lambda self: None
+
+
+@pytest.fixture
+def connect():
+    """Open a connection to a server that admits four, without a network."""
+    import uvicorn
+    from uvicorn.protocols.http.h11_impl import H11Protocol
+    from uvicorn.server import ServerState
+
+    from art.tools.serve.connections import with_deadlines
+
+    config, state, protocol = (
+        uvicorn.Config(None, limit_concurrency=4, interface="asgi3"),
+        ServerState(),
+        with_deadlines(H11Protocol),
+    )
+    config.loaded, config.loaded_app, config.ws_protocol_class = True, None, None
+
+    def make(loop):
+        loop.create_task = lambda coroutine, **_: (coroutine.close(), Task())[1]
+        connection = protocol(config, state, {}, loop)
+        connection.connection_made(Transport())
+        return connection
+
+    return make
+
+
+class Task:
+    def add_done_callback(self, function):
+        pass
+
+
+def test_incomplete_headers_have_a_deadline(connect):
+    loop = Loop()
+    slow, complete = connect(loop), connect(loop)
+    slow.data_received(b"GET /abo")
+    complete.data_received(b"GET /about HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    loop.advance(9)
+    slow.data_received(b"u")  # does not extend the deadline
+    assert not slow.transport.closed
+    loop.advance(1)
+    assert slow.transport.closed and not complete.transport.closed
+    complete.pause_writing()
+    loop.advance(59)
+    assert not complete.transport.closed
+    loop.advance(1)
+    assert complete.transport.closed
+
+
+def test_connections_without_a_request_make_room(connect):
+    loop = Loop()
+    slow = [connect(loop) for _ in range(9)]
+    for connection in slow:
+        connection.data_received(b"GET /abo")
+    new = connect(loop)
+    new.data_received(b"GET /about HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    assert new.cycle is not None and not new.transport.closed
+    assert [connection.transport.closed for connection in slow] == [True] * 7 + [False] * 2
+    assert len(new.connections) == 3
