@@ -34,6 +34,7 @@ from art.extras import import_extra, install_command
 _FORMAT = "art shards 1"
 #: Fields of ClipSet that the index stores unchanged: lists, with the type of their elements.
 _STORED_FIELDS = {"class_names": str, "prompts": str, "mirror": int, "groups": str}
+_TYPE_NAMES: dict[type, str] = {str: "a string", int: "an integer", list: "a list"}
 #: Remote directories that the user opened in this process, by the path that :class:`Clip` has for them.
 _remote_roots: dict[Path, str] = {}
 
@@ -240,6 +241,8 @@ def _read_index(location: Path | str) -> dict[str, Any]:
         raise _read_error(f"index {location}", error) from error
     try:
         content = json.loads(text)
+        if not isinstance(content, dict):
+            raise TypeError(f"it contains {short_repr(content)}, expected an object")
         if content["format"] != _FORMAT:
             raise ValueError(f"its format is {short_repr(content['format'])}, expected {_FORMAT!r}")
         checksum = content.pop("crc32", None)  # absent in older files
@@ -257,15 +260,18 @@ def _checksum(content: dict[str, Any]) -> int:
 
 def _check_types(content: dict[str, Any]) -> None:
     """Raise TypeError or another error unless each value that is used has the expected type."""
-    for name, value in (("name", content["name"]), ("url", content["url"])):
-        if not isinstance(value, str):
-            raise TypeError(f"{name} is {short_repr(value)}, expected a string")
+    for name, expected in {"name": str, "url": str, "clips": list, "missing": int}.items():
+        value = content.get(name, 0) if name == "missing" else content[name]
+        if type(value) is not expected:
+            raise TypeError(f"{name} is {short_repr(value)}, expected {_TYPE_NAMES[expected]}")
     for name, kind in {"shards": str, **_STORED_FIELDS}.items():
-        values = content[name] if name in ("shards", "class_names") else content.get(name)
-        if values is not None and (not isinstance(values, list) or any(type(value) is not kind for value in values)):
+        values = content[name] if name in ("shards", "class_names") else content.get(name, [])
+        if name == "mirror" and values is None:  # unknown
+            continue
+        if not isinstance(values, list) or any(type(value) is not kind for value in values):
             raise TypeError(f"{name} is {short_repr(values)}, expected a list of {kind.__name__}")
         if kind is str:
-            "".join(values or ()).encode()  # raises UnicodeEncodeError, which is a ValueError
+            "".join(values).encode()  # raises UnicodeEncodeError, which is a ValueError
     for row in content["clips"]:
         if not isinstance(row, list) or [type(value) for value in row] != [int, str, int]:
             raise TypeError(f"clips has {short_repr(row)}, expected [shard, key, label]")

@@ -170,6 +170,12 @@ def test_a_shard_is_the_name_of_a_file(name, url, shards, tmp_path, no_side_effe
         ({"mirror": [5] * 10_000}, "mirror must hold"),
         ({"url": None}, "url is None, expected a string"),
         ({"format": ["x"] * 1000}, "its format is"),
+        *(
+            ({field: value}, f"{field} is .*, expected a")
+            for field in ("name", "url", "shards", "clips", "class_names", "prompts", "groups", "mirror", "missing")
+            for value in (None, {}, True, 1.5)
+            if (field, value) != ("mirror", None)
+        ),
     ],
 )
 def test_values_of_an_index_are_checked(fields, message, shards, tmp_path):
