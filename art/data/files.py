@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import re
+import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TextIO
@@ -61,6 +62,18 @@ def parse_location(location: str | os.PathLike[str], what: str, *, allow_remote:
 def is_url(location: str | os.PathLike[str]) -> bool:
     """Whether a location is a URL of one of :data:`REMOTE_SCHEMES`."""
     return isinstance(location, str) and location.lower().startswith(tuple(f"{name}://" for name in REMOTE_SCHEMES))
+
+
+def check_regular_file(path: Path) -> None:
+    """Raise ValueError if something exists at ``path`` that is not a regular file: a directory, a device, or a named
+    pipe, which would be read until another process writes to it."""
+    try:
+        mode = path.stat().st_mode
+    except OSError:  # opening the file reports why
+        return
+    if not stat.S_ISREG(mode):
+        kinds = {stat.S_IFDIR: "a directory", stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket"}
+        raise ValueError(f"{path} is {kinds.get(stat.S_IFMT(mode), 'a device')}; expected a regular file")
 
 
 class WriteError(OSError):

@@ -114,6 +114,8 @@ def write_shards(
 def _read_files(path: Path) -> dict[str, bytes]:
     """The files of a clip, by the suffix of their name in the shard."""
     if not path.is_dir():
+        if path.exists() and not path.is_file():  # reading a named pipe would wait for its writer
+            raise Unreadable("is not a regular file")
         return {path.suffix.lower().lstrip(".") or "video": path.read_bytes()}
     names = numbered_frames(entry.name for entry in path.iterdir())
     numbered = (f"{i:06d}{Path(name).suffix.lower()}" for i, name in enumerate(names))

@@ -16,6 +16,7 @@ from typing import Any
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from art.data.files import check_regular_file
 from art.model import CONFIG_FILE, WEIGHTS_FILE
 
 _KEY = "sha256"
@@ -64,6 +65,7 @@ def read_json_mapping(path: Path) -> dict[str, Any]:
     Raises:
         DamagedFile: If the file is empty, is not JSON, or contains something else.
     """
+    check_regular_file(path)
     data = path.read_bytes()
     if not data.strip(b" \t\r\n\0"):
         raise DamagedFile(f"{path}: the file is empty ({len(data)} bytes); restore it from a copy")

@@ -13,7 +13,7 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from art.data.files import is_url
+from art.data.files import check_regular_file, is_url
 from art.train.config_schema import (
     CheckpointConfig,
     Config,
@@ -192,6 +192,7 @@ def save_config(config: Config, path: Path) -> None:
 def _read_files(path: Path, parents: tuple[Path, ...] = ()) -> list[tuple[str, dict[str, Any]]]:
     """Return (name, content) of a file and its includes; later entries override earlier ones."""
     if not path.is_file():
+        check_regular_file(path)
         hint = f" (included by {parents[-1]})" if parents else "; configs/motion.yaml is an example to start from"
         raise FileNotFoundError(f"config: no file {path}{hint}")
     if path.resolve() in (parent.resolve() for parent in parents):

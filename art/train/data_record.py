@@ -119,6 +119,8 @@ def _identify(path: Path) -> str | None:
     try:
         if path.is_dir():
             return f"{sum(1 for _ in path.iterdir())} entries"
+        if not path.is_file():  # a named pipe would be read forever
+            return None
         with path.open("rb") as file:
             size = file.seek(0, 2)
             checksum = 0

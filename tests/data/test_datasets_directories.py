@@ -115,6 +115,42 @@ def test_spelling_of_splits(spelled, write_files, relative_paths):
         open_directory(root, "train")
 
 
+@pytest.mark.parametrize(
+    ("train", "test"),
+    [
+        ("train_set", "test_set"), ("trainset", "testset"), ("TrainSet", "ValSet"), ("training-data", "Test Data"),
+        ("01_train", "02_validation"), ("train.videos", "test.videos"), ("TRAIN_CLIPS", "dev"), ("data_train", "test"),
+    ],
+)  # fmt: skip
+def test_variants_of_split_directories(train, test, write_files, relative_paths):
+    root = write_files(*(f"{split}/{name}/1.mp4" for split in (train, test) for name in ("a", "b")))
+    assert len(directory_splits(root)) == 2 and "train" in directory_splits(root)
+    for split, directory in (("train", train), ("test", test), (train, train)):
+        clips = open_directory(root, split)
+        assert clips.class_names == ("a", "b")
+        assert relative_paths(clips) == [f"{directory}/a/1.mp4", f"{directory}/b/1.mp4"]
+
+
+@pytest.mark.parametrize(
+    "names", [("test_fold1", "train_fold1"), ("ucf_train", "ucf_val"), ("test1", "train1", "train2")]
+)
+def test_unrecognized_names_of_split_directories(names, write_files):
+    root = write_files(*(f"{split}/{name}/1.mp4" for split in names for name in ("a", "b")))
+    for read in (directory_splits, lambda root: open_directory(root, "train")):
+        with pytest.raises(ValueError, match=rf"{names[0]}, .*{names[-1]} .*rename them to train, val or test"):
+            read(root)
+    write_files({"classes.txt": "\n".join(names)})  # they are classes, with directories of persons
+    assert open_directory(root, "train").class_names == names
+
+
+@pytest.mark.parametrize(
+    "names", [("train_station", "bus"), ("test_tube", "train_ride"), ("contest", "latest", "trainers")]
+)
+def test_classes_with_a_split_in_their_names(names, write_files):
+    root = write_files(*(f"{name}/{i}.mp4" for name in names for i in range(2)))
+    assert open_directory(root, "train").class_names == tuple(sorted(names))
+
+
 def test_directories_next_to_splits(write_files):
     root = write_files("train/run/1.mp4", "test/run/2.mp4", "unseen/run/3.mp4", "metadata/2024/x.json")
     assert directory_splits(root) == ("test", "train", "unseen")

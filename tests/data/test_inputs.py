@@ -1,13 +1,18 @@
 """The clips of input paths, and deprecated names of art.data."""
 
+import os
+
 import pytest
 
 import art.data.inputs
 import art.tools.predict
 from art.data.dataset import ClipDataset
+from art.data.datasets.annotations import read_classes
 from art.data.datasets.base import open_dataset
 from art.data.inputs import input_kind, open_inputs
 from art.data.transforms.augment import CenterCrop
+from art.model.files import read_json_mapping
+from art.train.config import load_config
 
 
 def names(*paths):
@@ -49,6 +54,24 @@ def test_table_with_times(root, write_files):
 def test_list_with_and_without_labels(root, write_files):
     write_files({"clips.txt": "a.webm\nb/2.mp4 3\n\nframes 2 7\ngone one.mp4,4\n"})
     assert names(root / "clips.txt") == [str(root / name) for name in ("a.webm", "b/2.mp4", "frames", "gone one.mp4")]
+
+
+@pytest.mark.parametrize(
+    "name", ["clips.csv", "clips.tsv", "clips.txt", "test.json", "classes.txt", "run.yaml", "model.json"]
+)
+@pytest.mark.parametrize("kind", ["a named pipe", "a directory"])
+def test_text_is_read_from_regular_files_only(name, kind, tmp_path):
+    path = tmp_path / name
+    os.mkfifo(path) if kind == "a named pipe" else path.mkdir()
+    read = {
+        "classes.txt": lambda: read_classes(tmp_path),
+        "run.yaml": lambda: load_config(path),
+        "model.json": lambda: read_json_mapping(path),
+    }.get(name, lambda: open_inputs([path]))
+    with pytest.raises((ValueError, OSError)) as caught:
+        read()
+    if kind == "a named pipe":
+        assert str(path) in str(caught.value) and "regular file" in str(caught.value)
 
 
 def test_clips_at_once(root):

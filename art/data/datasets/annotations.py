@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from art.data.datasets.base import Clip, RequiredFile, check_root, suggest
+from art.data.files import check_regular_file
 
 #: Optional files in the root of a custom dataset.
 CLASSES, MIRROR = "classes.txt", "mirror.csv"
@@ -134,7 +135,8 @@ def labeled_clips(root: Path, directories: Sequence[str], labels: Mapping[str, i
 
 def read_text(path: Path) -> str:
     """Read a UTF-8 file, or a UTF-16 file with a byte order mark, without the mark. Line ends become ``\\n``. Raises
-    ValueError if it is not text."""
+    ValueError if it is not text or not a regular file."""
+    check_regular_file(path)
     content = path.read_bytes()
     encoding = "utf-16" if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
     try:

@@ -29,7 +29,9 @@ from art.data.datasets.splits import (
     MADE_SPLITS,
     SPLITS,
     describe_split,
+    directory_split,
     find_split,
+    mentioned_splits,
     read_splits,
     split_clips,
     split_name,
@@ -249,15 +251,18 @@ class _Listing:
 def _split_directories(root: Path) -> dict[str, str]:
     """The directories of splits by the names of the splits; empty if the directories in ``root`` are classes.
 
-    A class may be called "train" or "test", too: a directory of a split has subdirectories.
+    A class may be called "train" or "test", too: a directory of a split has subdirectories. A directory that
+    ``classes.txt`` lists is a class, unless its name is exactly that of a split.
     """
     directories = _subdirectories(root)
-    named = [name for name in directories if split_name(name)]
+    listed = _listed_classes(root) if any(map(mentioned_splits, directories)) else frozenset()
+    named = [name for name in directories if split_name(name) or (directory_split(name) and name not in listed)]
     if not any(_subdirectories(root / name) for name in named) and len(named) < len(directories):
+        _check_unrecognized(root, [name for name in directories if name not in listed])
         return {}
     splits: dict[str, str] = {}
-    for name in named:
-        split = str(split_name(name))
+    for name in sorted(named, key=lambda name: (split_name(name) is None, name)):
+        split = str(directory_split(name))
         if split in splits:
             raise ValueError(f"{root}: {splits[split]} and {name} are both the split {split!r}; move them together")
         splits[split] = name
@@ -265,7 +270,28 @@ def _split_directories(root: Path) -> dict[str, str]:
         return splits
     classes = {name for directory in named for name in _subdirectories(root / directory)}
     others = [name for name in directories if name not in named]
+    if not splits:
+        _check_unrecognized(root, [name for name in others if name not in listed])
     return splits | {name: name for name in others if not classes.isdisjoint(_subdirectories(root / name))}
+
+
+def _listed_classes(root: Path) -> frozenset[str]:
+    """The classes in ``classes.txt``; empty if there is no such file."""
+    return frozenset(read_classes(root) or ())
+
+
+def _check_unrecognized(root: Path, directories: Sequence[str]) -> None:
+    """Raise ValueError if directories that mention different splits contain the same subdirectories: they are splits
+    with names that are not recognized, and would become classes."""
+    mentioned = {name: mentioned_splits(name) for name in directories if mentioned_splits(name)}
+    if len({split for splits in mentioned.values() for split in splits}) < 2:
+        return
+    inner = [other for name in mentioned for other in _subdirectories(root / name)]
+    if len(set(inner)) < len(inner):
+        raise ValueError(
+            f"{root}: {', '.join(mentioned)} seem to be splits, but have names that are not recognized; rename them to "
+            f"train, val or test, as in {root}/train/<class>/<clip> (if they are classes, list them all in {CLASSES})"
+        )
 
 
 def _list_classes(root: Path) -> list[str]:
@@ -281,6 +307,7 @@ def _list_classes(root: Path) -> list[str]:
             without.append(name)
     classes = {_class_of(name) for name in listing.clips}
     inner = {part.split("/")[1] for part in listing.clips if part.count("/") > 1}
+    exact = {name for name in inner if split_name(name)}
     expected = (
         f"expected {root}/<class>/<clip> or {root}/<split>/<class>/<clip>, with clips ending in {COMMON_SUFFIXES}"
     )
@@ -292,7 +319,7 @@ def _list_classes(root: Path) -> list[str]:
         raise ValueError(
             f"{root} has only one class with clips, {name!r}; expected at least two class directories{hint}"
         )
-    if inner and all(split_name(name) for name in inner):
+    if inner and all(map(directory_split, inner)) and (len(set(map(directory_split, inner))) > 1 or inner <= exact):
         listed = ", ".join(sorted(inner))
         raise ValueError(
             f"{root}: the classes contain directories of splits ({listed}); expected {root}/<split>/<class>"

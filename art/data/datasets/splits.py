@@ -10,6 +10,7 @@ import itertools
 import math
 import os
 import posixpath
+import re
 import stat
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Iterable, Mapping, Sequence
@@ -28,6 +29,11 @@ _NAMES = {
     "val": "val", "valid": "val", "validation": "val", "dev": "val",
     "test": "test", "testing": "test",
 }  # fmt: skip
+#: Words that may be added to the name of a split's directory: "train_set", "Test-Videos", "trainingdata".
+_FILLERS = (
+    "set", "sets", "data", "dataset", "split", "video", "videos", "clip", "clips", "frame", "frames", "image",
+    "images", "file", "files", "my",
+)  # fmt: skip
 _SAMPLE_BYTES = 2**16  # compared at the start, in the middle and at the end of files of equal size
 _MAX_NAMES = 3  # clips and classes listed in a message
 
@@ -38,6 +44,34 @@ _MAX_NAMES = 3  # clips and classes listed in a message
 def split_name(name: str) -> str | None:
     """ "train", "val" or "test" for one of its usual spellings, such as "Validation"; None for another name."""
     return _NAMES.get(name.lower())
+
+
+def directory_split(name: str) -> str | None:
+    """The split that a directory is named after: one of its usual spellings, perhaps after a number and with words such
+    as "set" or "videos" ("01_train", "TestSet", "training-data"); None for another name."""
+    if split_name(name) is not None:
+        return split_name(name)
+    splits, others = _split_words(name)
+    return splits[0] if len(splits) == 1 and not others else None
+
+
+def mentioned_splits(name: str) -> list[str]:
+    """The splits whose names are among the words of a name: "train" for "fold1_train_v2"."""
+    return _split_words(name)[0]
+
+
+def _split_words(name: str) -> tuple[list[str], list[str]]:
+    """The splits among the words of a name, and the words that do not belong to the name of a split."""
+    splits, others = [], []
+    spaced = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).lower()
+    for i, word in enumerate(re.findall(r"[^\W\d_]+|\d+", spaced)):
+        stems = (word, *(word.removesuffix(filler) for filler in _FILLERS))
+        split = next((_NAMES[stem] for stem in stems if stem in _NAMES), None)
+        if split is not None:
+            splits.append(split)
+        elif word not in _FILLERS and not (i == 0 and word.isdecimal()):
+            others.append(word)
+    return list(dict.fromkeys(splits)), others
 
 
 def find_split(split: str, known: Iterable[str]) -> str | None:

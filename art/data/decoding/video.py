@@ -242,6 +242,8 @@ def _open_stored(
 
 
 def _read_image(path: Path) -> bytes:
+    if path.exists() and not path.is_file() and not path.is_dir():  # reading a named pipe would wait for its writer
+        raise Unreadable(f"contains {path.name}, which is not a regular file")
     try:
         return path.read_bytes()
     except OSError as error:
