@@ -284,6 +284,7 @@ def run_ablate(options: argparse.Namespace) -> int:
 
 def run_profile(options: argparse.Namespace) -> int:
     """Profile a model stage by stage."""
+    from art.data.files import write_text
     from art.eval.report.curves import cost_figure
     from art.eval.report.style import png_bytes
     from art.tools.profile import as_table, profile
@@ -297,7 +298,7 @@ def run_profile(options: argparse.Namespace) -> int:
     result = profile(config, **{name: getattr(options, name) for name in names}, measure=not options.count)
     print(as_table(result), end="")
     out.mkdir(parents=True, exist_ok=True)
-    (out / "profile.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    write_text(out / "profile.json", json.dumps(result, indent=1) + "\n")
     figure = cost_figure(result["stages"])
     figure.patch.set(facecolor="white", alpha=1.0)
     (out / "profile.png").write_bytes(png_bytes(figure))

@@ -7,7 +7,7 @@ import json
 import os
 import re
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -80,14 +80,27 @@ class WriteError(OSError):
     """An output file cannot be written, for example because the disk is full."""
 
 
+@contextlib.contextmanager
+def naming_file(path: Path) -> Iterator[None]:
+    """Add the path to an OSError of writing, which has none if a write fails, unlike opening the file."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or error.filename is not None:
+            raise
+        raise WriteError(error.errno, error.strerror, str(path)) from error
+
+
 def atomic_write(path: Path, write: Callable[[Path], object]) -> None:
     """Create or replace a file, and its parent directories, so that ``path`` is never incomplete: ``write`` writes it
-    under the temporary name passed to it, which is renamed, or removed if an exception is raised."""
+    under the temporary name passed to it, which is renamed, or removed if an exception is raised. An OSError names the
+    file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + PARTIAL)
     try:
-        write(partial)
-        partial.replace(path)
+        with naming_file(path):
+            write(partial)
+            partial.replace(path)
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
@@ -139,11 +152,9 @@ class Journal:
 
     def append(self, entry: dict[str, Any]) -> None:
         """Append an entry. Raises WriteError if the journal cannot be written."""
-        try:
+        with naming_file(self._path):
             self._file.write(json.dumps(entry) + "\n")
             self._file.flush()
-        except OSError as error:
-            raise WriteError(error.errno, error.strerror, str(self._path)) from error
 
     def _read(self) -> None:
         self._file.seek(0)

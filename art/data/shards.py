@@ -28,7 +28,7 @@ from typing import IO, Any
 from art.data.datasets.annotations import FRAME_SUFFIXES, VIDEO_SUFFIXES, short_repr
 from art.data.datasets.base import Clip, ClipSet, check_root, register_dataset
 from art.data.decoding.frames import StoredClip, Unreadable, numbered_frames
-from art.data.files import PARTIAL, parse_location, write_text
+from art.data.files import PARTIAL, naming_file, parse_location, write_text
 from art.extras import import_extra, install_command
 
 _FORMAT = "art shards 1"
@@ -145,12 +145,17 @@ class _ShardWriter:
             self.names.append(f"{self._split}-{len(self.names):06d}.tar")
             self._tar = tarfile.open(self._partial, "w")  # noqa: SIM115 - closed by _close
             self._bytes = 0
+        with naming_file(self._partial):
+            self._write(key, files)
+        return len(self.names) - 1
+
+    def _write(self, key: str, files: dict[str, bytes]) -> None:
+        assert self._tar is not None
         for name, content in files.items():
             member = tarfile.TarInfo(f"{key}.{name}")  # without owner and time: the same clips are the same bytes
             member.size, member.mode = len(content), 0o444
             self._tar.addfile(member, io.BytesIO(content))
             self._bytes += len(content)
-        return len(self.names) - 1
 
     @property
     def _partial(self) -> Path:
@@ -159,12 +164,14 @@ class _ShardWriter:
     def _close(self, complete: bool) -> None:
         if self._tar is None:
             return
-        self._tar.close()
-        self._tar = None
-        if complete:
-            self._partial.replace(self._directory / self.names[-1])
-        else:
-            self._partial.unlink()
+        tar, self._tar = self._tar, None
+        try:
+            with naming_file(self._partial):
+                tar.close()
+            if complete:
+                self._partial.replace(self._directory / self.names[-1])
+        finally:
+            self._partial.unlink(missing_ok=True)
 
 
 # The index

@@ -22,6 +22,7 @@ from typing import Any
 import torch
 
 from art.data.dataset import DataError
+from art.data.files import write_text
 from art.data.parallel import available_cores, exit_with_parent
 from art.eval.predictions import write_json
 from art.eval.report import comparison_figure
@@ -92,7 +93,7 @@ def compare(config: Config, seeds: int, over: str = "kind=backbone,art") -> dict
     result |= {**_statistics(key, runs), "provenance": provenance()}
     output = Path(config.output)
     write_json(output / "compare.json", result)
-    (output / "compare.md").write_text(to_markdown(result), encoding="utf-8")
+    write_text(output / "compare.md", to_markdown(result))
     comparison_figure(runs, key=key, base=next(iter(by_value))).savefig(output / "compare.png")
     return result
 

@@ -16,7 +16,7 @@ from typing import Any
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from art.data.files import check_regular_file
+from art.data.files import check_regular_file, naming_file
 from art.model import CONFIG_FILE, WEIGHTS_FILE
 
 _KEY = "sha256"
@@ -56,7 +56,8 @@ def write_config(path: Path, config: Mapping[str, Any], weights_sha256: str | No
     content[_KEY] = {**checksums, CONFIG_FILE: _content_sha256(content)}
     text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
     # A class name from a directory that is not UTF-8 has lone surrogates, which JSON can escape.
-    path.write_text(text, encoding="utf-8", errors="backslashreplace")
+    with naming_file(path):
+        path.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def read_json_mapping(path: Path) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from art.data.files import write_text
 from art.extras import import_extra
 from art.model import CONFIG_FILE, WEIGHTS_FILE, find_checkpoint
 from art.model.files import write_config
@@ -133,7 +134,7 @@ def push_to_hub(
         if isinstance(evaluation, str | os.PathLike):
             results = json.loads(Path(evaluation).read_text(encoding="utf-8"))
         card = model_card(directory, repository, cast("Mapping[str, Any] | None", results), license=license)
-        (directory / CARD_FILE).write_text(card, encoding="utf-8")
+        write_text(directory / CARD_FILE, card)
         api = hub.HfApi(token=token)
         created = api.create_repo(repo_id=repository, private=private, exist_ok=True)
         commit = api.upload_folder(

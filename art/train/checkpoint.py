@@ -16,9 +16,10 @@ from typing import Any, Literal
 
 import torch
 import torch.distributed.checkpoint as dcp
+from safetensors import SafetensorError
 from torch import Tensor
 
-from art.data.files import atomic_write, write_text
+from art.data.files import atomic_write, naming_file, write_text
 from art.model import previous_directory, recover
 from art.model.files import list_names
 from art.terminal import printable
@@ -62,6 +63,8 @@ RESUMABLE_KEYS = (
 Resume = bool | Literal["auto"]
 
 _VISIBILITY_TIMEOUT = 10.0  # seconds
+#: Errors that safetensors and torch raise if a file cannot be written.
+_WRITE_ERRORS = (SafetensorError, RuntimeError)
 
 
 class RunExists(FileExistsError):
@@ -107,7 +110,7 @@ class RunDir:
         Changes nothing: :meth:`adopt` makes it ``checkpoints/last``.
 
         Raises:
-            CheckpointError: all of them are damaged, or the last one has no training state.
+            CheckpointError: all of them are damaged, the last one has no training state, or they have been removed.
         """
         numbered = sorted(self.last.parent.glob("step-*"), reverse=True)
         damaged: dict[Path, DamagedCheckpoint] = {}
@@ -124,6 +127,14 @@ class RunDir:
                 f"{next(iter(damaged.values()))}. There is no older checkpoint to resume from (checkpoints.keep saves "
                 f"several){best}, or start over with --overwrite"
             )
+        history = self.history()
+        if self.best.is_dir() or self.evaluation.is_file() or any(line.get("event") == "epoch" for line in history):
+            raise CheckpointError(
+                f"{self.last}: there is no checkpoint to resume from, although the run has saved some (see "
+                f"{self.metrics.name}); restore {self.last.parent}, or start over with --overwrite"
+            )
+        if history:
+            _log.warning(f"{self.path}: the run was stopped before it saved a checkpoint; starting from step 1")
         return None, {}
 
     def adopt(self, checkpoint: Path, damaged: Mapping[Path, DamagedCheckpoint]) -> None:
@@ -304,9 +315,10 @@ class CheckpointWriter:
 
         def complete() -> None:
             if self._dist_ctx.is_main:
-                write_model(incoming)
-                torch.save(dict(values), incoming / TRAINING_STATE)
-                write_checksums(incoming)
+                with naming_file(incoming), convert_errors(OSError, f"{incoming}: cannot be written", _WRITE_ERRORS):
+                    write_model(incoming)
+                    torch.save(dict(values), incoming / TRAINING_STATE)
+                    write_checksums(incoming)
                 _replace(self._directory, incoming, self._keep)
 
         def complete_later(staged: Future[Any]) -> None:

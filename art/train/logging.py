@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float32
 
 from art._deprecated import renamed_names
-from art.data.files import atomic_write
+from art.data.files import atomic_write, naming_file, write_text
 from art.extras import import_extra
 from art.model.files import read_json_mapping
 from art.train.checkpoint import RunDir
@@ -104,8 +104,9 @@ class RunLogger:
 
     def write(self, event: str, epoch: int, step: int, metrics: dict[str, Any]) -> None:
         """Write one line and flush it."""
-        self._file.write(json.dumps({"event": event, "epoch": epoch, "step": step, **metrics}) + "\n")
-        self._file.flush()
+        with naming_file(Path(self._file.name)):
+            self._file.write(json.dumps({"event": event, "epoch": epoch, "step": step, **metrics}) + "\n")
+            self._file.flush()
         self._for_each(lambda logger: logger.write(step, metrics))
 
     def histograms(self, step: int, histograms: Mapping[str, Float32[np.ndarray, " n"]]) -> None:
@@ -299,7 +300,7 @@ def open_loggers(log: LogConfig, run: RunDir, config: Mapping[str, Any], *, step
         run_ids["mlflow"] = mlflow.run_id
         loggers.append(mlflow)
     if run_ids:
-        run.loggers.write_text(json.dumps(run_ids, indent=2) + "\n", encoding="utf-8")
+        write_text(run.loggers, json.dumps(run_ids, indent=2) + "\n")
     return loggers
 
 

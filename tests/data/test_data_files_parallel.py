@@ -8,8 +8,9 @@ import time
 import pytest
 
 from art.data import files
-from art.data.files import Journal, atomic_write, check_writable
+from art.data.files import Journal, WriteError, atomic_write, check_writable, write_text
 from art.data.parallel import Stopped, available_cores, map_processes, stop_requested, worker_slot
+from art.data.shards import write_shards
 
 
 def test_atomic_write(tmp_path):
@@ -128,3 +129,14 @@ def test_error_stops_the_other_workers(tmp_path):
 def test_killed_worker_is_an_error():
     with pytest.raises(RuntimeError, match="terminated unexpectedly"):
         list(map_processes(kill_worker, [1, 2], 2))
+
+
+def test_errors_of_writing_name_the_file(tmp_path, limited_file_size, clip_set):
+    with limited_file_size(1000):
+        for path, write in (
+            (tmp_path / "a.json", lambda: write_text(tmp_path / "a.json", "x" * 2000)),
+            (tmp_path / "shards" / "train-000000.tar.partial", lambda: write_shards(clip_set, tmp_path / "shards")),
+        ):
+            with pytest.raises(WriteError, match="File too large") as caught:
+                write()
+            assert caught.value.filename == str(path) and not path.exists()

@@ -67,6 +67,10 @@ def test_tables_with_class_indices(tmp_path, write_files):
     assert open_csv(tmp_path, "test").labels == (3, 1)
     write_files({"classes.txt": "7\n1\n0\n"})
     assert open_csv(tmp_path, "train").labels == (2, 2), "a class name takes precedence over an index"
+    for label in ("\u00b2", "\u0663", "1\u00b2", "1_0", "+1", "1.0"):  # int or str.isdigit accept some of them
+        write_files({"train.csv": f"path,label\na.mp4,{label}\n"})
+        with pytest.raises(ValueError, match=r"train\.csv:2: unknown class"):
+            open_csv(tmp_path, "train")
 
 
 INVALID_TABLES = [

@@ -281,6 +281,20 @@ def test_seeded_mutations_are_found(run, configured):
         path.write_bytes(original)
 
 
+def test_removed_checkpoints_are_not_the_start_of_a_run(tmp_path, caplog):
+    run = RunDir(tmp_path)
+    assert run.find_checkpoint() == (None, {}) and not caplog.text
+    run.metrics.write_text('{"event": "step", "epoch": 1, "step": 1}\n')  # stopped in the first epoch
+    assert run.find_checkpoint() == (None, {}) and "starting from step 1" in caplog.text
+    run.metrics.write_text('{"event": "epoch", "epoch": 1, "step": 2}\n')
+    with pytest.raises(CheckpointError, match=r"last: there is no checkpoint .*restore .*, or .*--overwrite"):
+        run.find_checkpoint()
+    run.metrics.unlink()
+    run.best.mkdir(parents=True)
+    with pytest.raises(CheckpointError, match=r"last: there is no checkpoint"):
+        run.find_checkpoint()
+
+
 @pytest.mark.slow
 def test_changed_data_is_refused_or_accepted(run, clips, configured, tmp_path, caplog):
     data = shutil.copytree(clips, tmp_path / "data")

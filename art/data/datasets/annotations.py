@@ -20,6 +20,8 @@ from art.data.files import check_regular_file
 
 #: Optional files in the root of a custom dataset.
 CLASSES, MIRROR = "classes.txt", "mirror.csv"
+#: A class index in text. Unlike str.isdigit, it excludes "²", and is short enough to be a number of classes.
+INDEX = "[0-9]{1,9}"
 #: Suffixes of video files, in lower case; files with capitals are found, too.
 VIDEO_SUFFIXES = (
     ".mp4", ".avi", ".webm", ".mkv", ".mov", ".m4v", ".wmv", ".flv", ".mpg", ".mpeg", ".mpe", ".m1v", ".m2v", ".ts",
@@ -321,7 +323,7 @@ def read_mirror(root: Path, class_names: Sequence[str]) -> tuple[int, ...] | Non
 def class_index(value: object, where: str, count: int) -> int:
     """Parse a label, which annotations store as a number or as a string of digits. Raises ValueError, with a message
     that begins with ``where``, if it is neither, or not in 0..count-1."""
-    if isinstance(value, str) and re.fullmatch(r"\s*-?[0-9]{1,9}\s*", value):
+    if isinstance(value, str) and re.fullmatch(rf"\s*-?{INDEX}\s*", value):
         value = int(value)
     if not isinstance(value, int) or isinstance(value, bool):
         raise ValueError(f"{where}: label is {short_repr(value)}; expected an integer, 0 to {count - 1}")

@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 from art.data.datasets.annotations import (
     CLASSES,
+    INDEX,
     MIRROR,
     VIDEO_SUFFIXES,
     class_index,
@@ -43,7 +44,7 @@ _COLUMNS = ("path", "label")
 _TABLE_SUFFIXES = (".csv", ".tsv")
 _LIST_SUFFIXES = (".txt", ".csv", ".list")
 # A path, which may contain spaces, separators, and a final number.
-_LIST_LINE = re.compile(r"(?P<path>.*[^\s,;])[\s,;]+(?P<label>-?[0-9]{1,9})")
+_LIST_LINE = re.compile(rf"(?P<path>.*[^\s,;])[\s,;]+(?P<label>-?{INDEX})")
 
 
 class ClipPaths:
@@ -111,7 +112,7 @@ class _Row(NamedTuple):
     @property
     def number(self) -> int | None:
         """The label if it is a class index."""
-        return int(self.label) if re.fullmatch("[0-9]{1,9}", self.label) else None
+        return int(self.label) if re.fullmatch(INDEX, self.label) else None
 
 
 def table_splits(root: Path) -> tuple[str, ...]:
@@ -160,7 +161,7 @@ def _clips_of_rows(rows: Sequence[_Row], table: Path, root: Path, class_names: S
     for row in rows:
         label = index.get(row.label)
         label = row.number if label is None else label
-        if label is None and not row.label.lstrip("-").isdigit():
+        if label is None and not re.fullmatch(r"-?[0-9]+", row.label):
             raise ValueError(f"{row.where}: unknown class {short_repr(row.label)}{suggest(row.label, class_names)}")
         if label is None or label >= len(class_names):
             raise ValueError(

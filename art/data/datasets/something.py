@@ -142,7 +142,7 @@ def _read_list(path: Path) -> Iterator[tuple[str, str, str]]:
     if path.suffix == ".json":
         for number, entry in enumerate(read_json(path, list)):
             id, template = (entry.get("id"), entry.get("template")) if isinstance(entry, dict) else (None, None)
-            if not str(id).isdecimal() or not isinstance(template, str):
+            if not re.fullmatch("[0-9]+", str(id)) or not isinstance(template, str):
                 raise ValueError(
                     f"{path}: entry {number} is {short_repr(entry)}; expected an id and a template, such as "
                     '{"id": "41775", "template": "Moving part of [something]"}'
@@ -151,7 +151,7 @@ def _read_list(path: Path) -> Iterator[tuple[str, str, str]]:
         return
     for number, line in read_lines(path):
         id, _, text = (part.strip() for part in line.partition(";"))
-        if not id.isdecimal() or not text:
+        if not re.fullmatch("[0-9]+", id) or not text:
             raise ValueError(
                 f"{path}:{number}: got {short_repr(line)}; expected an id and a class, such as '5;Closing something'"
             )

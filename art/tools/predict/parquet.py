@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 
-from art.data.files import atomic_write, check_writable
+from art.data.files import atomic_write, check_writable, naming_file
 from art.data.inputs import Item, Source, open_inputs
 from art.data.parallel import Stopped, map_processes, stop_requested, worker_slot
 from art.extras import import_extra
@@ -193,7 +193,8 @@ def write_part(
     rows = columns(predictions, class_names, top_k)
     table = pa.table({name: rows[name] for name in schema.names}, schema=schema)
     partial = path.with_name(f"_{path.name}")
-    pq.write_table(table, partial)
+    with naming_file(path):
+        pq.write_table(table, partial)
     partial.replace(path)
 
 
