@@ -18,7 +18,15 @@ from art.data.datasets.annotations import (
     read_lines,
     read_table,
 )  # fmt: skip
-from art.data.datasets.custom import ClipPaths, split_list_line, time_span, unquoted
+from art.data.datasets.custom import (
+    ClipPaths,
+    has_other_label,
+    is_comment,
+    list_line_error,
+    split_list_line,
+    time_span,
+    unquoted,
+)
 from art.data.decoding.frames import StoredClip
 from art.data.files import parse_location
 from art.data.shards import open_index, read_shard
@@ -200,10 +208,14 @@ def _items_of_table(path: Path) -> list[Item]:
 
 def _items_of_list(path: Path) -> list[Item]:
     items, paths = [], ClipPaths(path.parent)
-    for _, text in read_lines(path):
+    for number, text in read_lines(path):
+        if is_comment(paths, text):
+            continue
         clip, parts = paths(unquoted(text)), split_list_line(paths, text)
         if parts is not None and not os.path.lexists(clip):  # a label, which is ignored
             clip = paths(parts[0])
+        elif parts is None and has_other_label(paths, text):
+            raise list_line_error(path, number, text)
         items.append(Item(str(clip), clip))
     return items
 

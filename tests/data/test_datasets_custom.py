@@ -59,6 +59,40 @@ def test_tables(write_files):
     assert table_splits(root) == ("test", "train")
 
 
+def test_comments(tmp_path, write_files):
+    write_files("#1.mp4", "#2 x.mp4", "a.mp4")
+    write_files(
+        {
+            "classes.txt": "# names of the classes\n#1\nrun\n#old\n",
+            "train.csv": '# written, by "me\npath,label\n#1.mp4,run\n#b.mp4,run\n# c.mp4,#1\na.mp4,#1\n',
+            "val.csv": "label,path\n#1,gone.mp4\n",
+            "mirror.csv": "# pairs\nclass,mirror\n",
+            "train.txt": "# clips 1\n#1.mp4 1\n#2 x.mp4 0\n#3.mp4 0\na.mp4 0\n",
+        }
+    )
+    assert read_classes(tmp_path) == ("#1", "run")
+    assert [(clip.path.name, clip.label) for clip in open_csv(tmp_path, "train")] == [("#1.mp4", 1), ("a.mp4", 0)]
+    assert [(clip.path.name, clip.label) for clip in open_csv(tmp_path, "val")] == [("gone.mp4", 0)]
+    expected = ["#1.mp4", "#2 x.mp4", "a.mp4"]
+    assert [clip.path.name for clip in open_list(tmp_path, "train")] == expected
+    for name, listed in {"train.txt": expected, "train.csv": ["#1.mp4", "a.mp4"]}.items():
+        (source,) = open_inputs([tmp_path / name])
+        assert [item.place.name for item in source.items] == listed
+    with pytest.raises(ValueError, match=r"classes\.txt has comments only"):
+        read_classes(write_files({"classes.txt": "# none\n"}))
+
+
+@pytest.mark.parametrize("line", ["a.mp4 run", "a.mp4 0.0", "a.mp4,run fast", "gone.mp4\tx", "frames run", '"a.mp4" x'])
+def test_labels_in_lists_that_are_no_indices(line, write_files):
+    root = write_files("a.mp4", "frames/00001.jpg", {"train.txt": f"a.mp4 0\n{line}\n"})
+    errors = []
+    for read in (lambda: open_list(root, "train"), lambda: open_inputs([root / "train.txt"])):
+        with pytest.raises(ValueError, match=r"train\.txt:2: got .*; expected a path and a class index") as caught:
+            read()
+        errors.append(str(caught.value))
+    assert errors[0] == errors[1]
+
+
 def test_tables_with_class_indices(tmp_path, write_files):
     write_files({"train.csv": "path,label\na.mp4,0\nb.mp4,2\n", "test.csv": "path,label\nc.mp4,3\n"})
     assert open_csv(tmp_path, "train").class_names == ("0", "1", "2", "3")

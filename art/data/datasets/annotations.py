@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import contextlib
 import csv
 import io
 import itertools
@@ -195,7 +196,8 @@ def parse_table(path: Path, columns: tuple[str, ...]) -> Table:
     """Read a CSV file. Values are stripped, and blank lines are skipped.
 
     The delimiter is a comma, semicolon, tab or vertical bar. Column names may have capitals. A table of clips (the
-    first of ``columns`` is ``path``) needs no header if its first row begins with the path of a clip.
+    first of ``columns`` is ``path``) needs no header if its first row begins with the path of a clip. A line that
+    begins with ``#`` is a comment, unless it names an existing file or, in a table without paths, has all columns.
 
     Args:
         path: the file.
@@ -204,7 +206,7 @@ def parse_table(path: Path, columns: tuple[str, ...]) -> Table:
     Raises:
         ValueError: the header is missing or incomplete, or a row does not match it; the message names file and line.
     """
-    text = read_text(path)
+    text = _without_comments(path, read_text(path), columns)
     found = _find_header(path, text, columns)
     if found is None:
         raise ValueError(_header_problem(path, text, columns))
@@ -226,10 +228,29 @@ def parse_table(path: Path, columns: tuple[str, ...]) -> Table:
 def has_columns(path: Path, columns: tuple[str, ...]) -> bool:
     """Whether a file is a table with a header that has these columns."""
     try:
-        found = _find_header(path, read_text(path), columns)
+        found = _find_header(path, _without_comments(path, read_text(path), columns), columns)
     except (ValueError, OSError):
         return False
     return found is not None and found[2]
+
+
+def _without_comments(path: Path, text: str, columns: tuple[str, ...]) -> str:
+    """The text with blank lines instead of comments, so that lines keep their numbers."""
+
+    def is_comment(line: str) -> bool:
+        if not line.lstrip().startswith("#"):
+            return False
+        values = [value.strip().strip('"') for value in re.split(r"[,;\t|]", line)]
+        if "path" not in columns:
+            return len(values) < len(columns)
+        # In "#1,clip.mp4", the label comes first.
+        return not any(value.lower().endswith(VIDEO_SUFFIXES) for value in values[1:]) and not any(
+            os.path.lexists(path.parent / value.replace("\\", "/")) for value in values if value
+        )
+
+    if "#" not in text:
+        return text
+    return "\n".join("" if is_comment(line) else line for line in text.split("\n"))
 
 
 def _find_header(path: Path, text: str, columns: tuple[str, ...]) -> tuple[str, list[str], bool] | None:
@@ -285,7 +306,8 @@ def _header_problem(path: Path, text: str, columns: tuple[str, ...]) -> str:
 
 
 def read_classes(root: Path) -> tuple[str, ...] | None:
-    """The class names in ``root/classes.txt``, or None if there is no such file."""
+    """The class names in ``root/classes.txt``, or None if there is no such file. A line that begins with ``#`` is a
+    comment, unless there is a directory or a label with this name."""
     path = root / CLASSES
     if not path.exists():
         return None
@@ -295,12 +317,29 @@ def read_classes(root: Path) -> tuple[str, ...] | None:
     lines: dict[str, int] = {}
     for number, line in enumerate(text.split("\n"), start=1):
         name = composed(line.strip())
+        if name.startswith("#") and not _is_class(root, name):
+            continue
         if not name:
             raise ValueError(f"{path}:{number}: blank line; expected one class name per line")
         if name in lines:
             raise ValueError(f"{path}:{number}: class {short_repr(name)} is already listed in line {lines[name]}")
         lines[name] = number
+    if not lines:
+        raise ValueError(f"{path} has comments only; expected one class name per line")
     return tuple(lines)
+
+
+def _is_class(root: Path, name: str) -> bool:
+    """Whether a line of ``classes.txt`` that begins with ``#`` is a class and not a comment: a directory or a label in
+    a table has this name."""
+    directories = [root, *(path for path in root.iterdir() if path.is_dir() and not is_hidden(path.name))]
+    if any(composed(path.name) == name for directory in directories for path in directory.iterdir()):
+        return True
+    for table in (path for path in root.iterdir() if path.suffix.lower() in (".csv", ".tsv") and path.is_file()):
+        with contextlib.suppress(ValueError, OSError):
+            if any(composed(row["label"]) == name for _, row in read_table(table, ("path", "label"))):
+                return True
+    return False
 
 
 def read_mirror(root: Path, class_names: Sequence[str]) -> tuple[int, ...] | None:

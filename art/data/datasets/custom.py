@@ -316,6 +316,30 @@ def split_list_line(paths: ClipPaths, text: str) -> tuple[str, str, int] | None:
     return unquoted(path), text[len(path) :], int(match["label"])
 
 
+def is_comment(paths: ClipPaths, text: str) -> bool:
+    """Whether a line of a list is a comment: it begins with ``#``, and there is no such file."""
+    if not text.startswith("#"):
+        return False
+    parts = split_list_line(paths, text)
+    return not any(os.path.lexists(paths(path)) for path in (unquoted(text), parts[0] if parts else text))
+
+
+def has_other_label(paths: ClipPaths, text: str) -> bool:
+    """Whether a line without a class index has something else after its path, such as the name of a class."""
+    if text.lower().endswith(VIDEO_SUFFIXES) or os.path.lexists(paths(unquoted(text))):
+        return False
+    starts = (unquoted(text[: separator.start()]) for separator in re.finditer(r"[\s,;]+", text))
+    return any(start.lower().endswith(VIDEO_SUFFIXES) or os.path.lexists(paths(start)) for start in starts if start)
+
+
+def list_line_error(file: Path, number: int, text: str) -> ValueError:
+    """The error for a line of a list that has no class index."""
+    return ValueError(
+        f"{file}:{number}: got {short_repr(text)}; expected a path and a class index, such as 'clips/a.mp4 3' "
+        "(for tables with a header path,label, use the dataset 'csv')"
+    )
+
+
 def strip_frame_count(paths: ClipPaths, path: str) -> str:
     """``frames/182040`` from ``frames/182040 58``; a video or an existing path is returned unchanged."""
     match = _LIST_LINE.fullmatch(path)
@@ -354,12 +378,11 @@ def _read_list(file: Path, paths: ClipPaths) -> list[tuple[int, str, int]]:
     """Number, path and label of each line."""
     lines = []
     for number, text in read_lines(file):
+        if is_comment(paths, text):
+            continue
         parts = split_list_line(paths, text)
         if parts is None:
-            raise ValueError(
-                f"{file}:{number}: got {short_repr(text)}; expected a path and a class index, such as 'clips/a.mp4 3' "
-                "(for tables with a header path,label, use the dataset 'csv')"
-            )
+            raise list_line_error(file, number, text)
         lines.append((number, parts[0], parts[2]))
     if not lines:
         raise ValueError(f"{file} is empty; expected lines such as 'clips/a.mp4 3'")
