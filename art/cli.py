@@ -23,8 +23,8 @@ ABLATIONS = ("components", "mtc", "bank", "tracklets", "margin")
 _CHECKPOINT_HELP = "directory of a checkpoint or a run"
 _EXIT_CODES = """exit codes:
   0         success
-  1         predict: a clip could not be read; prepare: clips are missing or broken; the weights of a model, or its
-            output, are not finite
+  1         predict, shards: a clip could not be read; prepare: clips are missing or broken; the weights of a model,
+            or its output, are not finite
   2         invalid usage, configuration, data or files
   130, 143  stopped by Ctrl-C or SIGTERM (training saves its state; continue with --resume)"""
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from art.terminal import printable
+from art.terminal import plural, printable
 
 _RENDER_OPTIONS = ("seed", "size", "frames", "fps", "train_per_class", "test_per_class", "force")
 _CHECK_OPTIONS = ("splits", "check", "max_failed_fraction", "out", "to")
@@ -61,7 +61,7 @@ def _prepare_videos(options: argparse.Namespace, max_failed_fraction: float, enc
     if 0 < len(valid) < len(check.splits):
         print(f"to skip splits that cannot be opened: --splits {' '.join(valid)}\n")
     if options.to is not None:
-        print(f"{options.to}: {result.made} videos written, {result.kept} already existed")
+        print(f"{options.to}: {plural(result.made, 'video')} written, {result.kept} already existed")
     text = json.dumps(check.as_json(), indent=1, ensure_ascii=False) + "\n"
     atomic_write(out / "prepare.json", lambda path: path.write_text(text, encoding="utf-8"))
     print(f"details: {out / 'prepare.json'}")
@@ -79,14 +79,30 @@ def run_shards(options: argparse.Namespace) -> int:
     if not splits:
         raise ValueError(f"--splits: the splits of {options.name} in {options.root} are unknown; pass their names")
     clip_sets = [open_dataset(options.name, options.root, split) for split in splits]
+    complete = True
     for clip_set in clip_sets:
-        shards = write_shards(clip_set, options.to, shard_bytes=int(options.shard_mib * 2**20), seed=options.seed)
+        shards = write_shards(
+            clip_set, options.to, shard_bytes=int(options.shard_mib * 2**20), seed=options.seed, check=_problem_of
+        )
         skipped = len(clip_set) - len(shards)
-        suffix = f", {skipped} could not be read" if skipped else ""
-        print(f"{clip_set.split}: {len(shards)} clips in {len(shards.shards)} shards{suffix}", flush=True)
+        complete &= skipped == 0
+        included = "is" if skipped == 1 else "are"
+        suffix = f", {skipped} could not be read and {included} not included (art prepare lists all)" if skipped else ""
+        counts = f"{plural(len(shards), 'clip')} in {plural(len(shards.shards), 'shard')}"
+        print(f"{clip_set.split}: {counts}{suffix}", flush=True)
     copy = f"copy {options.to} to {url}, and " if is_url(url) else ""
     print(f"{copy}use them for training with data.name=shards data.root={url}")
-    return 0
+    return 0 if complete else 1
+
+
+def _problem_of(clip: Path) -> str | None:
+    from art.data.decoding.video import VideoError, frame_times
+
+    try:
+        frame_times(clip)
+    except VideoError as error:
+        return error.reason
+    return None
 
 
 def run_train(options: argparse.Namespace) -> int:
@@ -187,7 +203,7 @@ def _predict_to_parquet(options: argparse.Namespace, settings: Any) -> int:
         part_clips=options.part_clips,
     )
     print(
-        f"{written.clips} clips in {written.parts} files ({written.kept} already existed), "
+        f"{plural(written.clips, 'clip')} in {plural(written.parts, 'file')} ({written.kept} already existed), "
         f"{written.errors} could not be read"
     )
     print(f"written to {options.out}")
@@ -248,7 +264,8 @@ def run_export(options: argparse.Namespace) -> int:
     check = exported.facts["check"]
     differences = ", ".join(f"{name} {value:.1e}" for name, value in check["difference"].items())
     batches = ", ".join(map(str, check["batches"]))
-    print(f"checked on {check['clips']} clips with batch sizes {batches}: differs from the model by {differences}")
+    clips = plural(check["clips"], "clip")
+    print(f"checked on {clips} with batch sizes {batches}: differs from the model by {differences}")
     print(f"written to {options.out}: {options.out.stat().st_size / 2**20:.1f} MiB")
     return 0
 

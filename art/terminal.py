@@ -39,6 +39,11 @@ def _escape(letter: str) -> str:
     return letter if letter in _JOINERS else letter.encode("unicode_escape").decode()
 
 
+def plural(number: int, noun: str) -> str:
+    """Format ``3, "clip"`` as ``3 clips``."""
+    return f"{number} {noun}{'s' * (number != 1)}"
+
+
 def letter_columns(letter: str) -> int:
     """Return the columns of a terminal that a letter fills: 2 for wide (CJK, emoji), 0 for combining ones, else 1."""
     if letter in _JOINERS or unicodedata.category(letter) in ("Mn", "Me"):

@@ -26,6 +26,7 @@ from art.data.files import is_url
 from art.data.shards import ShardSet, read_shard
 from art.data.transforms.augment import check_views, three_squares
 from art.data.transforms.sampling import SPARSE, FrameSampling
+from art.terminal import plural
 
 _log = logging.getLogger(__name__)
 
@@ -333,11 +334,14 @@ class ClipDataset(Dataset[Sample]):
 
     def _failure_report(self, problem: str) -> str:
         name = f"{self.clip_set.name}/{self.clip_set.split}"
-        count = f"{len(self._bad)} of {len(self)} clips ({len(self._bad) / len(self):.1%})"
+        count = f"{len(self._bad)} of {plural(len(self), 'clip')} ({len(self._bad) / len(self):.1%})"
         listed = [f"  {self.clip_set.clips[i]}: {reason}" for i, reason in sorted(self._bad.items())[:_MAX_LISTED]]
         if len(self._bad) > _MAX_LISTED:
             listed.append(f"  and {len(self._bad) - _MAX_LISTED} more")
-        remedy = "Repair or remove them, or raise max_failed_fraction:"
+        remedy = (
+            "There may be more: `art prepare NAME --root DIR` checks all. Repair or remove them, or raise "
+            "max_failed_fraction:"
+        )
         return "\n".join([f"{name}: {count} cannot be read, {problem}. {remedy}", *listed])
 
 

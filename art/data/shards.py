@@ -16,22 +16,26 @@ from __future__ import annotations
 import io
 import itertools
 import json
+import logging
 import os
 import random
 import tarfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 from art.data.datasets.annotations import FRAME_SUFFIXES, VIDEO_SUFFIXES, short_repr
 from art.data.datasets.base import Clip, ClipSet, check_root, register_dataset
-from art.data.decoding.frames import StoredClip, Unreadable, numbered_frames
+from art.data.decoding.frames import StoredClip, Unreadable, read_files
 from art.data.files import PARTIAL, naming_file, parse_location, write_text
 from art.extras import import_extra, install_command
+from art.terminal import plural
 
 _FORMAT = "art shards 1"
+_MAX_NAMES = 3  # clips listed in warnings
+_log = logging.getLogger(__name__)
 #: Fields of ClipSet that the index stores unchanged: lists, with the type of their elements.
 _STORED_FIELDS = {"class_names": str, "prompts": str, "mirror": int, "groups": str}
 _TYPE_NAMES: dict[type, str] = {str: "a string", int: "an integer", list: "a list"}
@@ -54,15 +58,22 @@ class ShardSet(ClipSet):
 
 
 def write_shards(
-    clip_set: ClipSet, out: str | os.PathLike[str], *, shard_bytes: int = 32 * 2**20, seed: int = 0
+    clip_set: ClipSet,
+    out: str | os.PathLike[str],
+    *,
+    shard_bytes: int = 32 * 2**20,
+    seed: int = 0,
+    check: Callable[[Path], str | None] = lambda _: None,
 ) -> ShardSet:
     """Write a split into shards. The index is written last, so that incomplete shards are never opened.
 
     Args:
-        clip_set: the split. Files that cannot be read are skipped, and counted in the index ("missing").
+        clip_set: the split. Files that cannot be read, or are empty, are skipped with a warning, and counted in the
+            index ("missing").
         out: output directory; it may contain other splits.
         shard_bytes: size at which a new shard is started. Readers hold several shards in memory.
         seed: seed of the order in which the clips are written.
+        check: returns why a clip cannot be read, from its path, or None. By default, contents are not checked.
 
     Returns:
         the split, as :func:`open_shards` returns it.
@@ -94,9 +105,13 @@ def write_shards(
         for i in order:
             clip = clip_set.clips[i]
             try:
-                files = _read_files(clip.path)
-            except (OSError, Unreadable):
+                if (problem := check(clip.path)) is not None:
+                    raise Unreadable(problem)
+                files = read_files(clip.path)
+            except (OSError, Unreadable) as error:
                 missing += 1
+                if missing <= _MAX_NAMES:
+                    _log.warning("clip %s is skipped: %s", clip, error)
                 continue
             key, name = f"{i:08d}", clip_set.class_names[clip.label]
             metadata = {"label": clip.label, "class": name, "path": clip_set.relative_path(i), "files": sorted(files)}
@@ -104,22 +119,11 @@ def write_shards(
             shard = writer.add(key, files | {"json": json.dumps(metadata, ensure_ascii=False).encode()})
             clips.append([shard, key, clip.label])
     if not clips:
-        raise ValueError(f"{clip_set.name}/{clip_set.split}: none of its {len(clip_set)} clips can be read")
+        raise ValueError(f"{clip_set.name}/{clip_set.split}: none of its {plural(len(clip_set), 'clip')} can be read")
     content = {"format": _FORMAT, "name": clip_set.name, "url": "", "shards": writer.names, "missing": missing}
     content |= {name: getattr(clip_set, name) for name in _STORED_FIELDS} | {"clips": clips}
     write_text(index, json.dumps(content | {"crc32": _checksum(content)}, ensure_ascii=False))
     return open_shards(directory, clip_set.split)
-
-
-def _read_files(path: Path) -> dict[str, bytes]:
-    """The files of a clip, by the suffix of their name in the shard."""
-    if not path.is_dir():
-        if path.exists() and not path.is_file():  # reading a named pipe would wait for its writer
-            raise Unreadable("is not a regular file")
-        return {path.suffix.lower().lstrip(".") or "video": path.read_bytes()}
-    names = numbered_frames(entry.name for entry in path.iterdir())
-    numbered = (f"{i:06d}{Path(name).suffix.lower()}" for i, name in enumerate(names))
-    return {stored: (path / name).read_bytes() for stored, name in zip(numbered, names, strict=True)}
 
 
 class _ShardWriter:

@@ -218,7 +218,8 @@ class RunDir:
             except ValueError as error:
                 if not allow_changes:
                     raise
-                _log.warning(f"{error} Continuing with the data as it is now (--allow-changed-data)")
+                problem = getattr(error, "difference", error)
+                _log.warning(f"{problem} Continuing with the data as it is now (--allow-changed-data)")
 
     def begin(
         self, config: Config, class_names: tuple[str, ...], *, resume: bool, record: Mapping[str, Any] | None = None

@@ -19,7 +19,11 @@ _THREADS = 16  # hide the latency of a network file system
 
 
 class DataChanged(ValueError):
-    """The data of a run is not what it was when the run was started."""
+    """The data of a run is not what it was when the run was started. ``difference`` is the message without advice."""
+
+    def __init__(self, message: str, difference: str | None = None) -> None:
+        super().__init__(message)
+        self.difference = difference or message
 
 
 def record_data(splits: Sequence[ClipSet]) -> dict[str, Any]:
@@ -86,9 +90,11 @@ def check_unchanged(saved: Mapping[str, Any], current: Mapping[str, Any], source
         if name in saved["splits"] and (found := _differences(saved["splits"][name], now)):
             differences.append(f"{name} split: {', '.join(found)}")
     if differences:
+        difference = f"{source}: the data has changed since the run was started: {'; '.join(differences)}."
         raise DataChanged(
-            f"{source}: the data has changed since the run was started: {'; '.join(differences)}. Restore the data, "
-            "start another run with output=..., or accept the change with --allow-changed-data."
+            f"{difference} Restore the data, start another run with output=..., or accept the change with "
+            "--allow-changed-data.",
+            difference,
         )
 
 

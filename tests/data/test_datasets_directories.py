@@ -268,6 +268,8 @@ def test_invalid_saved_split(text, message, write_files):
 @pytest.mark.parametrize(
     ("files", "message"),
     [
+        (["x/1.mp4", "train.csv"], r"only one class with clips, 'x'; .*train\.csv, use .*data\.name=csv"),
+        (["1.mp4", "val.txt"], r"no clips in 0 directories; .* for the clips in val\.txt, use .*data\.name=list"),
         (["1.mp4"], r"has no clips in 0 directories; expected .*/<class>/<clip> or .*/<split>/<class>/<clip>"),
         (["run/a.txt", "walk/b.txt"], "has no clips in 2 directories"),
         (["run/1.mp4", "walk/b.txt"], "has only one class with clips, 'run'"),

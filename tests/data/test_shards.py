@@ -225,7 +225,7 @@ def test_errors_of_writing_and_opening(many, tmp_path, numbered):
     with pytest.raises(ValueError, match="shard_bytes must be at least 1, got 0"):
         write_shards(many, out, shard_bytes=0)
     gone = ClipSet("p", "train", tmp_path, (Clip(tmp_path / "none.mp4", 0),), ("a",))
-    with pytest.raises(ValueError, match="p/train: none of its 1 clips can be read"):
+    with pytest.raises(ValueError, match="p/train: none of its 1 clip can be read"):
         write_shards(gone, out)
     assert not list(out.glob("*.json"))
     write_shards(many, out)
@@ -243,7 +243,7 @@ def test_errors_of_writing_and_opening(many, tmp_path, numbered):
 
 
 def test_interruption_leaves_no_partial_shard(many, tmp_path, monkeypatch):
-    read_files, calls = shards_module._read_files, []
+    read_files, calls = shards_module.read_files, []
 
     def stop(path):
         calls.append(path)
@@ -251,7 +251,7 @@ def test_interruption_leaves_no_partial_shard(many, tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return read_files(path)
 
-    monkeypatch.setattr(shards_module, "_read_files", stop)
+    monkeypatch.setattr(shards_module, "read_files", stop)
     with pytest.raises(KeyboardInterrupt):
         write_shards(many, tmp_path / "out", shard_bytes=4000)
     names = {path.name for path in (tmp_path / "out").iterdir()}
@@ -271,16 +271,19 @@ def test_read_clip_by_path(shards, many, tmp_path):
         read_clip(clip.path, 3)
 
 
-def test_shards_command(many, tmp_path, capsys):
+def test_shards_command(many, tmp_path, capsys, caplog):
     for split, first in (("train", 0), ("test", 30)):
         rows = "".join(f"{clip.path},{clip.label}\n" for clip in many.clips[first : first + 10])
         (tmp_path / f"{split}.csv").write_text("path,label\n" + rows)
     (tmp_path / "classes.txt").write_text("a\nb\nc\n")
     many.clips[32].path.unlink()
     arguments = ["shards", "csv", "--root", str(tmp_path), "--to", str(tmp_path / "out"), "--shard-mib", "0.004"]
-    assert main([*arguments, "--splits", "train", "test"]) == 0
-    shown = capsys.readouterr().out
-    assert "test: 9 clips in" in shown and "1 could not be read" in shown and "data.name=shards" in shown
+    many.clips[33].path.write_text("no video")
+    many.clips[34].path.write_bytes(b"")
+    assert main([*arguments, "--splits", "train", "test"]) == 1
+    shown, errors = capsys.readouterr()
+    assert "test: 7 clips in" in shown and "3 could not be read" in shown and "data.name=shards" in shown
+    assert all(f"{clip.path} is skipped: " in errors + caplog.text for clip in many.clips[32:35])
     assert dataset_splits("shards", tmp_path / "out") == ("test", "train")
     assert len(open_dataset("shards", tmp_path / "out", "train")) == 10
     assert main([*arguments, "--splits", "train"]) == 2

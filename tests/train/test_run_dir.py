@@ -307,7 +307,7 @@ def test_changed_data_is_refused_or_accepted(run, clips, configured, tmp_path, c
         train(configured(run.path, "optim.epochs=4", root), resume=True)
     assert contents(run.path) == before
     train(configured(run.path, "optim.epochs=4", root), resume=True, allow_changed_data=True)
-    assert "1 removed" in caplog.text
+    assert "1 removed (train_0_0.mp4). Continuing with the data as it is now" in caplog.text
     caplog.clear()
     train(configured(run.path, "optim.epochs=5", root), resume=True)  # the change has been accepted
     assert "the data has changed" not in caplog.text

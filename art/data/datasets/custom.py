@@ -166,7 +166,7 @@ def _clips_of_rows(rows: Sequence[_Row], table: Path, root: Path, class_names: S
         if label is None or label >= len(class_names):
             raise ValueError(
                 f"{row.where}: label {row.label[:20]} is out of range, expected 0 to {len(class_names) - 1}: there are "
-                f"{len(class_names)} classes"
+                f"{len(class_names)} {'class' if len(class_names) == 1 else 'classes'}"
             )
         path = paths(row.path)
         key = (os.path.normpath(path), row.start, row.end)

@@ -89,7 +89,7 @@ def open_directory(
     if split not in directories:
         raise ValueError(
             f"{root} has no split {split!r}; found: {', '.join(directories[:20]) or 'none'}; expected {root}/{split}, "
-            f"or one of {', '.join(MADE_SPLITS)}, which are made of class directories"
+            f"or one of {', '.join(MADE_SPLITS)}, which are made of class directories{_table_hint(root)}"
         )
     return _open_split(root, split, {name: name for name in directories})
 
@@ -294,6 +294,15 @@ def _check_unrecognized(root: Path, directories: Sequence[str]) -> None:
         )
 
 
+def _table_hint(root: Path) -> str:
+    """The end of an error message if ``root`` has a table or list that is named after a split."""
+    for path in sorted(root.iterdir()):
+        name = {".csv": "csv", ".tsv": "csv", ".txt": "list", ".list": "list"}.get(path.suffix.lower())
+        if name is not None and split_name(path.stem) is not None:
+            return f"; for the clips in {path.name}, use the dataset {name!r} (data.name={name})"
+    return ""
+
+
 def _list_classes(root: Path) -> list[str]:
     """The paths of all clips in the class directories of ``root``, relative to it, sorted."""
     listing = _Listing()
@@ -312,12 +321,16 @@ def _list_classes(root: Path) -> list[str]:
         f"expected {root}/<class>/<clip> or {root}/<split>/<class>/<clip>, with clips ending in {COMMON_SUFFIXES}"
     )
     if not classes:
-        raise ValueError(f"{root} has no clips in {len(directories)} directories; {expected}, or directories of frames")
+        raise ValueError(
+            f"{root} has no clips in {len(directories)} {'directory' if len(directories) == 1 else 'directories'}; "
+            f"{expected}, or directories of frames{_table_hint(root)}"
+        )
     if len(classes) == 1:
         (name,) = classes
         hint = f"; if {root / name} contains the classes, use it as the root" if inner else ""
         raise ValueError(
             f"{root} has only one class with clips, {name!r}; expected at least two class directories{hint}"
+            f"{_table_hint(root)}"
         )
     if inner and all(map(directory_split, inner)) and (len(set(map(directory_split, inner))) > 1 or inner <= exact):
         listed = ", ".join(sorted(inner))

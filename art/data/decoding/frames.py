@@ -203,6 +203,20 @@ def open_images(
     yield ImageSpan(numbered_frames(names), load)
 
 
+def read_files(path: Path) -> dict[str, bytes]:
+    """The files of a :class:`StoredClip` from a video or a directory of frames. Raises Unreadable if there are none."""
+    if not path.is_dir():
+        if path.exists() and not path.is_file():  # reading a named pipe would wait for its writer
+            raise Unreadable("is not a regular file")
+        content = path.read_bytes()
+        if not content:
+            raise Unreadable("is empty (0 bytes)")
+        return {path.suffix.lower().lstrip(".") or "video": content}
+    names = numbered_frames(entry.name for entry in path.iterdir())
+    numbered = (f"{i:06d}{Path(name).suffix.lower()}" for i, name in enumerate(names))
+    return {stored: (path / name).read_bytes() for stored, name in zip(numbered, names, strict=True)}
+
+
 def numbered_frames(files: Iterable[str]) -> list[str]:
     """Select the frames among file names and sort them by number.
 

@@ -35,12 +35,11 @@ from art.eval.report.style import (
     new_figure,
     number_cell,
     percent,
-    plural,
     table,
     text_cell,
 )
 from art.eval.report.tracklets import shown_frames
-from art.terminal import printable, text_columns
+from art.terminal import plural, printable, text_columns
 
 _ANNOTATED_CLASSES = 25  # up to this number of classes, cells show their percentage
 _NAME_COLUMNS = 38  # width of a class name in the figure, in letters

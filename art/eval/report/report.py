@@ -28,13 +28,13 @@ from art.eval.report.style import (
     number_cell,
     percent,
     percent_cell,
-    plural,
     section,
     table,
     text_cell,
     to_svg,
 )
 from art.model.pretrained import VideoClassifier
+from art.terminal import plural
 
 #: Labels of the entries of the header whose names are those of files and configurations.
 _LABELS = {

@@ -386,8 +386,3 @@ def percent_cell(fraction: float | None, kind: str = "") -> str:
 def percent(fraction: float) -> str:
     """Format ``0.4567`` as ``45.7 %``."""
     return f"{100 * fraction:.1f} %"
-
-
-def plural(number: int, noun: str) -> str:
-    """Format ``3, "clip"`` as ``3 clips``."""
-    return f"{number} {noun}{'s' * (number != 1)}"

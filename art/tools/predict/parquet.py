@@ -146,15 +146,19 @@ def _write_manifest(out: Path, manifest: dict[str, Any]) -> None:
             former["all_probabilities"] = former.pop("every_probability")
         differing = [name for name in manifest if former.get(name) != manifest[name]]
         if differing:
-            changes = ", ".join(f"{name} (was {former.get(name)!r}, is {manifest[name]!r})" for name in differing)
-            raise ValueError(
-                f"out: {out} contains predictions with another {changes}; choose another directory, or remove it"
-            )
+            changes = ", ".join(_describe_change(name, former.get(name), manifest[name]) for name in differing)
+            raise ValueError(f"out: {out} contains predictions with {changes}; choose another directory, or remove it")
     elif out.is_dir() and any(not path.name.startswith("_") for path in out.iterdir()):
         raise ValueError(
             f"out: {out} is not empty and has no {MANIFEST}; expected a new, empty or unfinished directory"
         )
     atomic_write(path, lambda partial: partial.write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8"))
+
+
+def _describe_change(name: str, former: object, current: object) -> str:
+    """Describe a difference of a manifest. Digests identify the contents only and are shortened."""
+    was, now = (str(value)[:8] if name in ("checkpoint", "clips") else repr(value) for value in (former, current))
+    return f"{'other' if name in ('clips', 'parts') else 'another'} {name} (was {was}, is {now})"
 
 
 def _predict_part(part: _Part) -> None:
