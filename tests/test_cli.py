@@ -179,7 +179,7 @@ def test_prepare_reencodes_videos(capsys, clips):
     assert "0 videos written, 3 already existed" in run(capsys, "prepare", "csv", "--root", "mine", *options)[1]
     (clips / "mine/3.mp4").write_bytes((clips / "mine/0.mp4").read_bytes())
     code, out, _ = run(capsys, "prepare", "csv", "--root", "mine", *options)
-    assert (code, "1 videos written, 3 already existed" in out) == (0, True)
+    assert (code, "1 video written, 3 already existed" in out) == (0, True)
 
 
 @pytest.fixture(scope="module")

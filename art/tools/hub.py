@@ -21,6 +21,7 @@ from art.extras import import_extra
 from art.model import CONFIG_FILE, WEIGHTS_FILE, find_checkpoint
 from art.model.files import write_config
 from art.model.options import ARTOptions
+from art.terminal import plural
 
 if TYPE_CHECKING:
     from art.model.pretrained import VideoClassifier
@@ -253,7 +254,7 @@ def _results(evaluation: Mapping[str, Any]) -> str:
         f"| {label} | {100 * evaluation[key]:.2f} |" for key, label in _METRICS if evaluation.get(key) is not None
     ]
     if evaluation.get("unreadable_clips"):
-        lines += ["", f"{evaluation['unreadable_clips']} clips could not be read and are excluded."]
+        lines += ["", f"Excluded, because of read errors: {plural(evaluation['unreadable_clips'], 'clip')}."]
     settings = [f"{key} {evaluation[key]}" for key in ("sampling", "views", "crops") if key in evaluation]
     provenance = evaluation.get("provenance", {})
     settings += [f"{key} {provenance[key]}" for key in ("art", "torch", "date") if key in provenance]

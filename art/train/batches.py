@@ -21,6 +21,7 @@ from art.data.transforms.augment import PairMix, TrainAugment
 from art.data.transforms.rand_augment import RandAugment
 from art.eval.metrics import ClassMismatch, check_same_classes
 from art.model.pretrained import VideoClassifier
+from art.terminal import plural
 from art.train.config import ConfigError, DataConfig, OptimConfig
 from art.train.distributed import DistContext
 from art.train.runtime import fork_rng
@@ -215,9 +216,9 @@ class TrainingBatches:
         steps = optim.epochs * self._num_batches
         if steps < _FEW_STEPS and dist_ctx.is_main:
             _log.warning(
-                "optim.epochs: %d epochs of %d clips in batches of %d are only %d optimizer steps, too few to train a "
+                "optim.epochs: %s of %s in batches of %d are only %s, too few to train a "
                 "new model; expected some hundreds, for example with more epochs or a smaller optim.batch_size",
-                optim.epochs, len(clip_set), size, steps,
+                plural(optim.epochs, "epoch"), plural(len(clip_set), "clip"), size, plural(steps, "optimizer step"),
             )  # fmt: skip
         self._device = device
         self.microbatch_size = max(1, size // world_size // optim.accumulate)

@@ -44,7 +44,7 @@ def test_other_files_and_hidden_files(directory, write_files, caplog):
     write_files("train/run/.DS_Store", "train/run/notes.txt", ".cache/x", "classes.md")
     with caplog.at_level(logging.WARNING):
         assert len(open_directory(directory, "train")) == 3
-    assert "skipping 1 files" in caplog.text
+    assert "skipping 1 file in" in caplog.text
     assert "notes.txt" in caplog.text
     assert directory_splits(directory) == ("test", "train")
 
@@ -236,7 +236,7 @@ def test_a_saved_split_is_used_again(write_files, tmp_path):
     write_files("run/new.mp4")
     assert made(root, table=table) == before, "a removed clip is reported when it is read"
     notes = split_directory(root, table=table).notes
-    assert "1 of 11 clips in" in notes[0] and "1 clips, such as run/new.mp4, are not in" in notes[1]
+    assert "1 of 11 clips in" in notes[0] and "not used: 1 clip, such as run/new.mp4" in notes[1]
     (root / "splits.csv").write_bytes(table.read_bytes())
     assert made(root) == before
     (root / "splits.csv").unlink()

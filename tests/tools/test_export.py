@@ -146,7 +146,7 @@ def test_command_writes_a_program_that_requires_only_torch(run_dir, tmp_path, ca
     arguments = ["export", "--checkpoint", run_dir, "--format", "torch", "--out", out, "--clips", clip]
     assert main([str(argument) for argument in arguments]) == 0
     printed = capsys.readouterr().out
-    assert "checked on 1 clips" in printed and "differs from the model by logits" in printed
+    assert "checked on 1 clip " in printed and "differs from the model by logits" in printed
     assert f"written to {out}" in printed and [path.name for path in out.parent.iterdir()] == ["model.pt2"]
     program = (
         "import json, torch; extra = {'art.json': ''}; program = torch.export.load(sys.argv[1], extra_files=extra);"

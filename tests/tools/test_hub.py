@@ -219,7 +219,7 @@ def test_model_card(model):
     for line in (
         "| mean class accuracy | 70.00 |",
         "Split `test` of `motion`, 20 clips.",
-        "1 clips could not be read and are excluded.",
+        "Excluded, because of read errors: 1 clip.",
         "sampling sparse, views 4, art 0.1.0, torch 2.13.0, date 2026-11-24.",
         'BackboneClassifier.from_pretrained("me/kicks")',
         r"1. turn \<left\> \*twice\*",

@@ -36,6 +36,7 @@ from art.data.datasets.splits import (
     split_clips,
     split_name,
 )
+from art.terminal import plural
 
 _MAX_NAMES = 3  # directories listed in a message
 _log = logging.getLogger(__name__)
@@ -171,7 +172,7 @@ def _splits_of_table(table: Path, listed: Sequence[str], *, required: bool) -> t
     notes = [f"{missing} of {len(splits)} clips in {table} do not exist"] if missing else []
     new = [name for key, name in existing.items() if key not in splits]
     if new:
-        notes.append(f"{len(new)} clips, such as {new[0]}, are not in {table} and are not used")
+        notes.append(f"not in {table}, and not used: {plural(len(new), 'clip')}, such as {new[0]}")
     return {existing.get(name, name): split for name, split in splits.items()}, notes
 
 
@@ -339,12 +340,15 @@ def _list_classes(root: Path) -> list[str]:
         )
     if without:
         listed = ", ".join(without[:_MAX_NAMES])
-        _log.warning("%d directories in %s have no clips and are no classes, such as %s", len(without), root, listed)
+        _log.warning(
+            "directories without clips in %s, which are no classes: %d, such as %s", root, len(without), listed
+        )
     with os.scandir(root) as entries:
         loose = sorted(entry.name for entry in entries if _is_video(entry))
     _report_skipped(root, listing.others)
     if loose:
-        _log.warning("skipping %d videos in %s that are in no class directory, such as %s", len(loose), root, loose[0])
+        count = plural(len(loose), "video")
+        _log.warning("skipping %s in %s outside the class directories, such as %s", count, root, loose[0])
     return sorted(listing.clips)
 
 
@@ -418,4 +422,4 @@ def _subdirectories(path: Path) -> list[str]:
 def _report_skipped(directory: Path, skipped: Sequence[str]) -> None:
     if skipped:
         first = directory / skipped[0]
-        _log.warning("skipping %d files in %s that are not videos, such as %s", len(skipped), directory, first)
+        _log.warning("skipping %s in %s (not videos), such as %s", plural(len(skipped), "file"), directory, first)
