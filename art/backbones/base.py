@@ -52,10 +52,16 @@ class Backbone(nn.Module, ABC):
     Attributes:
         channels: C of its features.
         input_size: height and width in pixels of the frames that it is meant for.
+        tubelet: number of consecutive frames that share the same tokens.
+        framewise: whether each frame is processed separately, so that tokens do not depend on other frames.
+        license: of the pretrained weights, as published with them; None if there are none, or it is unknown.
     """
 
     channels: int
     input_size: int
+    tubelet: int = 1
+    framewise: bool = False
+    license: str | None = None
 
     @abstractmethod
     def forward(self, video: Shaped[Tensor, "b t 3 height width"]) -> Features:
@@ -65,6 +71,27 @@ class Backbone(nn.Module, ABC):
             ValueError: If the backbone does not support the shape: the number of frames, or their height and width.
             TypeError: If the dtype is neither uint8 nor floating point.
         """
+
+    def named_features(
+        self, video: Shaped[Tensor, "b t 3 height width"], layers: Sequence[int] = ()
+    ) -> dict[str, Tensor]:
+        """Return the features to store, without the repetition over the frames of a tubelet.
+
+        Args:
+            video: as in :meth:`forward`.
+            layers: blocks, counted from 0, whose tokens are also returned; negative numbers count from the last.
+
+        Returns:
+            "tokens" ``[B, T', N, C]`` with T' = T / tubelet, "class_token" ``[B, C]``, "tokens.<layer>" for each of
+            ``layers``, and "prefix" ``[B, T' or 1, P, C]``, the class and register tokens, if the backbone has them.
+
+        Raises:
+            ValueError: If the backbone does not support ``layers``.
+        """
+        if layers:
+            raise ValueError(f"layers is {list(layers)}, but {type(self).__name__} has tokens of its last layer only")
+        features = self(video)
+        return {"tokens": features.tokens[:, :: self.tubelet], "class_token": features.class_token}
 
     def video_head(self, num_classes: int) -> nn.Linear:
         """Return a new linear head on ``class_token``. Override to reuse the head of a checkpoint."""
@@ -169,6 +196,26 @@ def did_you_mean(name: str, known: Collection[str]) -> str:
     """Return "; did you mean ...?" with the closest of the known names, or an empty string."""
     close = difflib.get_close_matches(name, known, n=1)
     return f"; did you mean {close[0]!r}?" if close else ""
+
+
+@register_backbone("features")
+class FeatureInput(Backbone):
+    """Takes the place of the backbone in a model that classifies stored features.
+
+    Args:
+        num_frames: T of the features; not used.
+        channels: C of the features.
+    """
+
+    input_size = 1
+
+    def __init__(self, *, num_frames: int, channels: int, pretrained: str | None = None) -> None:
+        super().__init__()
+        self.channels = channels
+
+    def forward(self, video: Shaped[Tensor, "b t 3 height width"]) -> Features:
+        """Raise TypeError: there is no backbone."""
+        raise TypeError("this model has no backbone; call forward_features with the features of one")
 
 
 def to_float01(video: Shaped[Tensor, "b t 3 height width"]) -> Float[Tensor, "b t 3 height width"]:
@@ -286,6 +333,17 @@ def convolve_over_time(
     bt, c, h, w = x.shape
     clips = x.permute(0, 2, 3, 1).reshape(bt // num_frames, num_frames, h * w, c).permute(0, 3, 1, 2)
     return convolution(clips).permute(0, 2, 3, 1).reshape(bt, h, w, c).permute(0, 3, 1, 2)
+
+
+def check_layer(layer: int, count: int) -> int:
+    """Return the index of a block, counted from 0; negative numbers count from the last.
+
+    Raises:
+        ValueError: If there is no such block.
+    """
+    if not -count <= layer < count:
+        raise ValueError(f"layers contains {layer}, expected {-count} to {count - 1}: the backbone has {count} blocks")
+    return layer % count
 
 
 def check_tiling(input_size: int, patch_size: int) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from art.backbones.base import (
     AdaptedBackbone,
     Features,
+    check_layer,
     check_tiling,
     did_you_mean,
     group_params_by_layer,
@@ -54,6 +55,7 @@ class ImageViT(AdaptedBackbone):
     """Base class of the image transformers, which process each frame separately."""
 
     uses_timm = True
+    framewise = True
 
     def forward(self, video: Shaped[Tensor, "b t 3 height width"]) -> Features:
         """Return the features of ``video``; ``class_token`` is the mean over the frames."""
@@ -66,6 +68,30 @@ class ImageViT(AdaptedBackbone):
             pooled, tokens = model(frames)
         batch = video.shape[:2]
         return Features(tokens.unflatten(0, batch), pooled.unflatten(0, batch).mean(1), self.grid)
+
+    def named_features(
+        self, video: Shaped[Tensor, "b t 3 height width"], layers: Sequence[int] = ()
+    ) -> dict[str, Tensor]:
+        """Return the features to store; see :meth:`Backbone.named_features`.
+
+        Tokens of ``layers`` are normalized as those of the last. For open_clip's own towers, there is no prefix, and
+        ``layers`` are not supported.
+        """
+        if not self.uses_timm:
+            return super().named_features(video, layers)
+        model: Any = self.model
+        frames, batch, prefix = self.normalize(video).flatten(0, 1), video.shape[:2], model.num_prefix_tokens
+        blocks = [check_layer(layer, len(model.blocks)) for layer in layers]
+        hidden, found = model.forward_intermediates(frames, indices=blocks, norm=True, output_fmt="NLC")
+        # timm returns each block once, in order.
+        tokens = dict(zip(sorted(set(blocks)), found, strict=True))
+        pooled = model.forward_head(hidden, pre_logits=True)
+        named = {"tokens": hidden[:, prefix:], "class_token": pooled}
+        named |= {f"tokens.{layer}": tokens[block] for layer, block in zip(layers, blocks, strict=True)}
+        if prefix:
+            named["prefix"] = hidden[:, :prefix]
+        named = {name: tensor.unflatten(0, batch) for name, tensor in named.items()}
+        return {**named, "class_token": named["class_token"].mean(1)}
 
     def parameters_by_depth(self) -> list[list[nn.Parameter]]:
         """Return one group for the embedding and one per block; for timm's models, the layers that timm defines."""
@@ -157,7 +183,9 @@ class TimmViT(ImageViT):
             image_std=vit.pretrained_cfg["std"] if image_std is None else image_std,
             frozen=frozen,
         )
-        if pretrained is not None and not from_tag:
+        if from_tag:
+            self.license = vit.pretrained_cfg.get("license")
+        elif pretrained is not None:
             state = read_checkpoint(pretrained, prefixes=("module.",))
             self._load_timm(state, source=pretrained, model=f"timm's {name}")
 

@@ -20,6 +20,7 @@ from art.backbones.base import (
     IMAGENET_STD,
     AdaptedBackbone,
     Features,
+    check_layer,
     check_tiling,
     did_you_mean,
     group_params_by_layer,
@@ -47,6 +48,7 @@ class Family:
     patch: Callable[[Any], tuple[int, int]]  # returns (frames, pixels) of a patch for a configuration
     # Returns tokens [B, T', N, C] and x_cls [B, C], for the hidden state [B, L, C] and T' = frames / frames of a patch.
     split: Callable[[Tensor, int], tuple[Tensor, Tensor]]
+    num_prefix: int  # class tokens in front of the hidden state
     fixed: tuple[str, ...]  # which of the fields "num_frames" and "image_size" must equal the checkpoint's
     # Returns a checkpoint's state dict with positions interpolated to those of the model's; None: not supported.
     resize: Callable[[dict[str, Tensor], Mapping[str, Tensor]], dict[str, Tensor]] | None = None
@@ -78,6 +80,7 @@ FAMILIES = {
         image_std=IMAGENET_STD,
         patch=lambda config: (config.tubelet_size, _square(config.patch_size)),
         split=lambda hidden, steps: (hidden.unflatten(1, (steps, -1)), hidden.mean(1)),
+        num_prefix=0,
         fixed=("image_size",),  # positions are a function of the patch index, which extends to more frames
     ),
     "vivit": Family(
@@ -86,6 +89,7 @@ FAMILIES = {
         image_std=(0.5, 0.5, 0.5),
         patch=lambda config: (config.tubelet_size[0], config.tubelet_size[1]),
         split=lambda hidden, steps: (hidden[:, 1:].unflatten(1, (steps, -1)), hidden[:, 0]),
+        num_prefix=1,
         fixed=("num_frames", "image_size"),
     ),
     "timesformer": Family(
@@ -94,6 +98,7 @@ FAMILIES = {
         image_std=(0.225, 0.225, 0.225),
         patch=lambda config: (1, _square(config.patch_size)),
         split=lambda hidden, steps: (hidden[:, 1:].unflatten(1, (-1, steps)).transpose(1, 2), hidden[:, 0]),
+        num_prefix=1,
         fixed=(),
         resize=_resize_timesformer,
     ),
@@ -182,18 +187,37 @@ class TransformersVideo(AdaptedBackbone):
 
     def forward(self, video: Shaped[Tensor, "b t 3 height width"]) -> Features:
         """Return the features of ``num_frames`` frames, ``input_size`` pixels square."""
+        named = self.named_features(video)
+        tokens = named["tokens"]
+        if self.tubelet > 1:
+            tokens = tokens.repeat_interleave(self.tubelet, dim=1)
+        return Features(tokens, named["class_token"], self.grid)
+
+    def named_features(
+        self, video: Shaped[Tensor, "b t 3 height width"], layers: Sequence[int] = ()
+    ) -> dict[str, Tensor]:
+        """Return the features to store; see :meth:`Backbone.named_features`.
+
+        Tokens of ``layers`` are hidden states as the library returns them, before its last normalization.
+        """
         video = self.normalize(video)
         if video.shape[1] != self.num_frames:
             raise ValueError(
                 f"video has {video.shape[1]} frames per clip (shape {list(video.shape)}), expected {self.num_frames}; "
                 f"build the backbone with num_frames={video.shape[1]}"
             )
-        hidden = self.model.base_model(video).last_hidden_state  # type: ignore[operator]
-        tokens, class_token = self.family.split(hidden, self.num_frames // self.tubelet)
+        model: Any = self.model
+        blocks = [check_layer(layer, model.config.num_hidden_layers) for layer in layers]
+        output = model.base_model(video, output_hidden_states=bool(blocks))
+        hidden, steps = output.last_hidden_state, self.num_frames // self.tubelet
+        tokens, class_token = self.family.split(hidden, steps)
         norm = getattr(self.model, "fc_norm", None)
-        if self.tubelet > 1:
-            tokens = tokens.repeat_interleave(self.tubelet, dim=1)
-        return Features(tokens, class_token if norm is None else norm(class_token), self.grid)
+        named = {"tokens": tokens, "class_token": class_token if norm is None else norm(class_token)}
+        for layer, block in zip(layers, blocks, strict=True):
+            named[f"tokens.{layer}"] = self.family.split(output.hidden_states[block + 1], steps)[0]
+        if self.family.num_prefix:
+            named["prefix"] = hidden[:, None, : self.family.num_prefix]
+        return named
 
     def parameters_by_depth(self) -> list[list[nn.Parameter]]:
         """Return one group for the embedding and one per block."""

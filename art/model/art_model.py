@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
-from art.backbones import build_backbone
+from art.backbones import Features, build_backbone
 from art.model.losses import Labels, LossTerms, multilevel_contrast, semantic_consistency, tracklet_contrast
 from art.model.options import ARTOptions
 from art.model.pretrained import VideoClassifier
@@ -154,8 +154,12 @@ class ARTModel(VideoClassifier):
             ValueError: If ``video`` is not ``[B, T, 3, H, W]`` with this model's T.
         """
         self.check_video(video)
+        return self.forward_features(self.backbone(video), return_maps=return_maps)
+
+    def forward_features(self, features: Features, *, return_maps: bool = False) -> ARTOutput:
+        """Classify the features of a backbone: :meth:`forward` without the backbone."""
         o = self.options
-        tokens, class_token, grid = self.backbone(video)
+        tokens, class_token, grid = features
 
         latent = self.video_projection(class_token.detach() if o.detach_video else class_token)
         selected, semantics = self.semantics.select(latent, o.num_tracklets)
@@ -216,6 +220,30 @@ class ARTModel(VideoClassifier):
     def update_bank(self) -> None:
         """Update the semantics bank, S ← μS + (1−μ)S_a. Call after every optimizer step."""
         self.semantics.ema_update()
+
+    @classmethod
+    def from_features(
+        cls, class_names: Sequence[str], channels: int, num_frames: int, num_tracklets: int = 2, **options: Any
+    ) -> ARTModel:
+        """Build a model without a backbone, which classifies stored features with :meth:`forward_features`.
+
+        Args:
+            class_names: Y names, in label order.
+            channels: C of the features.
+            num_frames: T of the features: frames, or tubelets of several frames.
+            num_tracklets: K, at most Y.
+            options: further arguments of :class:`ARTModel`.
+
+        Examples:
+            >>> import torch
+            >>> from art import ARTModel, Features
+            >>> model = ARTModel.from_features(["walk", "jump"], channels=32, num_frames=4).eval()
+            >>> model.forward_features(Features(torch.randn(1, 4, 49, 32), torch.randn(1, 32), (7, 7))).logits.shape
+            torch.Size([1, 2])
+        """
+        return cls(
+            class_names, "features", num_frames, num_tracklets, backbone_options={"channels": channels}, **options
+        )
 
     @classmethod
     def _from_shapes(cls, class_names: Sequence[str], options: ARTOptions, shapes: dict[str, list[int]]) -> ARTModel:

@@ -1,0 +1,116 @@
+"""Heads ``mean``, ``cls`` and ``ep``: one pooled vector, normalized, and a linear classifier."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from art.backbones.base import Features
+from art.heads.base import FeatureShape, Head, HeadOutput, TimePosition, register_head
+from art_kernels import region_attention
+
+
+class LinearClassifier(nn.Sequential):
+    """Batch normalization without affine parameters, and a linear layer, as in MAE's linear probing.
+
+    The normalization makes one learning rate fit features of any scale.
+    """
+
+    def __init__(self, channels: int, num_classes: int) -> None:
+        linear = nn.Linear(channels, num_classes)
+        nn.init.trunc_normal_(linear.weight, std=0.01)
+        nn.init.zeros_(linear.bias)
+        super().__init__(nn.BatchNorm1d(channels, affine=False, eps=1e-6), linear)
+
+
+@register_head("mean")
+class MeanHead(Head):
+    """A linear probe on the mean of all tokens. It has no time position, which would only add a constant."""
+
+    def __init__(self, shape: FeatureShape, class_names: Sequence[str]) -> None:
+        super().__init__(shape, class_names)
+        self.classifier = LinearClassifier(shape.channels, self.num_classes)
+
+    def forward(
+        self, features: Features, *, labels: Int[Tensor, " b"] | None = None, return_maps: bool = False
+    ) -> HeadOutput:
+        """Return the logits."""
+        return HeadOutput(self.classifier(self.tokens(features).mean(1)))
+
+
+@register_head("cls")
+class ClassTokenHead(Head):
+    """A linear probe on ``class_token``, the global feature that the backbone's own classifier would receive."""
+
+    def __init__(self, shape: FeatureShape, class_names: Sequence[str]) -> None:
+        super().__init__(shape, class_names)
+        self.classifier = LinearClassifier(shape.channels, self.num_classes)
+
+    def forward(
+        self, features: Features, *, labels: Int[Tensor, " b"] | None = None, return_maps: bool = False
+    ) -> HeadOutput:
+        """Return the logits."""
+        return HeadOutput(self.classifier(features.class_token))
+
+
+@register_head("ep")
+class EfficientProbing(Head):
+    """Efficient probing: Q learned queries on raw tokens, each pooling its own part of the projected channels.
+
+    y_j = Σ_i softmax_i(u_j · x_i / √C) W_j x_i, concatenated over j, normalized, and classified. W_j is applied after
+    pooling, which is equal and does not project the tokens: Q · N · C instead of N · C² multiplications for N tokens.
+
+    Args:
+        shape: of the features.
+        class_names: Y names, in label order.
+        num_queries: Q, a divisor of the projected channels.
+        channel_reduction: the projected channels are C / ``channel_reduction``.
+        time_position: see :class:`Head`.
+
+    Raises:
+        ValueError: If ``num_queries`` does not divide the projected channels, or ``channel_reduction`` C.
+
+    Source: Psomas et al., "Attention, Please! Revisiting Attentive Probing Through the Lens of Efficiency", 2025.
+    """
+
+    has_maps = True
+
+    def __init__(
+        self,
+        shape: FeatureShape,
+        class_names: Sequence[str],
+        *,
+        num_queries: int = 8,
+        channel_reduction: int = 1,
+        time_position: TimePosition = "none",
+    ) -> None:
+        super().__init__(shape, class_names, time_position=time_position)
+        projected = shape.channels // channel_reduction
+        if channel_reduction < 1 or shape.channels % channel_reduction:
+            raise ValueError(
+                f"channel_reduction is {channel_reduction}, expected a divisor of {shape.channels} channels"
+            )
+        if num_queries < 1 or projected % num_queries:
+            raise ValueError(f"num_queries is {num_queries}, expected a divisor of {projected} projected channels")
+        self.queries = nn.Parameter(torch.empty(num_queries, shape.channels).normal_(std=0.02))
+        self.value = nn.Linear(shape.channels, projected, bias=False)
+        self.classifier = LinearClassifier(projected, self.num_classes)
+
+    def forward(
+        self, features: Features, *, labels: Int[Tensor, " b"] | None = None, return_maps: bool = False
+    ) -> HeadOutput:
+        """Return the logits, and with ``return_maps`` the attention of each query."""
+        tokens = self.tokens(features)
+        queries = self.queries.expand(len(tokens), -1, -1)
+        if return_maps:
+            pooled, maps = region_attention(queries, tokens, return_map=True)
+            return HeadOutput(self.classifier(self.project(pooled)), self.unflatten_maps(maps))
+        return HeadOutput(self.classifier(self.project(region_attention(queries, tokens))))
+
+    def project(self, pooled: Float[Tensor, "b q c"]) -> Float[Tensor, "b d"]:
+        """Apply W_j to the tokens that query j pooled, and concatenate."""
+        weight = self.value.weight.unflatten(0, (len(self.queries), -1))
+        return torch.einsum("bqc,qdc->bqd", pooled, weight).flatten(1)

@@ -1,0 +1,84 @@
+"""Head ``art``: the stages of ART after the backbone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from art.backbones.base import Features
+from art.heads.base import FeatureShape, Head, HeadOutput, TimePosition, register_head
+from art.model.art_model import ARTModel
+
+#: Options of :class:`ARTModel` for small datasets, as in configs/motion.yaml; the paper's are larger.
+SMALL: dict[str, Any] = {
+    "latent_dim": 64,
+    "num_heads": 2,
+    "feedforward_dim": 128,
+    "enhancement_layers": 0,
+    "activation_layers": 2,
+    "dropout": 0.3,
+    "bank_momentum": 0.99,
+    "region_position": "sine",
+    "clamp_repulsion": True,
+    "temperature": 0.1,
+}
+
+
+@register_head("art")
+class ARTHead(Head):
+    """The stages of ART after the backbone, with the losses of the paper.
+
+    Args:
+        shape: of the features.
+        class_names: Y names, in label order; the queries are their text embeddings.
+        queries: "text"; "shuffled" assigns each class the name of another one, and "learned" replaces the embeddings by
+            random ones, both to measure how much the text contributes.
+        num_tracklets: K.
+        time_position: see :class:`Head`.
+        options: options of :class:`ARTModel`; the defaults are :data:`SMALL`.
+
+    Raises:
+        ValueError: If an option is out of range.
+        TypeError: If an option is unknown.
+    """
+
+    has_maps = True
+
+    def __init__(
+        self,
+        shape: FeatureShape,
+        class_names: Sequence[str],
+        *,
+        queries: Literal["text", "shuffled", "learned"] = "text",
+        num_tracklets: int = 2,
+        time_position: TimePosition = "none",
+        **options: Any,
+    ) -> None:
+        super().__init__(shape, class_names, time_position=time_position)
+        if queries not in ("text", "shuffled", "learned"):
+            raise ValueError(f"queries is {queries!r}, expected 'text', 'shuffled' or 'learned'")
+        names = list(class_names)
+        prompts = names[1:] + names[:1] if queries == "shuffled" else None
+        semantics = torch.randn(1, len(names), SMALL["latent_dim"]) if queries == "learned" else None
+        self.model = ARTModel.from_features(
+            names, shape.channels, shape.num_steps, num_tracklets, prompts=prompts, semantics=semantics,
+            **{**SMALL, **options},
+        )  # fmt: skip
+
+    def forward(
+        self, features: Features, *, labels: Int[Tensor, " b"] | None = None, return_maps: bool = False
+    ) -> HeadOutput:
+        """Return the logits, in training with ``labels`` the loss, and with ``return_maps`` a map per tracklet."""
+        tokens = self.tokens(features).unflatten(1, (self.shape.num_steps, -1))
+        output = self.model.forward_features(features._replace(tokens=tokens), return_maps=return_maps)
+        loss = None if labels is None else self.model.loss(output, labels).total
+        maps = None if output.maps is None else output.maps.transpose(1, 2) / self.shape.num_steps
+        return HeadOutput(output.logits, maps, loss)
+
+    def after_step(self) -> None:
+        """Update the semantics bank."""
+        self.model.update_bank()
