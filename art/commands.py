@@ -270,6 +270,54 @@ def run_export(options: argparse.Namespace) -> int:
     return 0
 
 
+def run_extract(options: argparse.Namespace) -> int:
+    """Write the features of a frozen backbone."""
+    from art.tools.extract import Extractor, ExtractSettings, extract, plan
+    from art.train.config import load_config
+    from art.train.runtime import expand_devices
+
+    config = load_config(options.config, options.overrides)
+    splits = tuple(options.splits or dict.fromkeys((config.data.train_split, config.data.test_split)))
+    settings = ExtractSettings(config, splits, tuple(options.layers), options.views, options.dtype)
+    devices = expand_devices(_split_commas(options.devices) or ["auto"], options.jobs)
+    if options.dry_run:
+        planned = plan(Extractor(settings, devices[0]), options.out, measured_clips=4)
+        print(
+            f"{planned.clips} clips, {settings.views} views of {planned.tokens} tokens each\n"
+            f"{planned.clip_bytes / 2**20:.2f} MiB per clip, {planned.total_bytes / 2**30:.2f} GiB in total; "
+            f"{planned.free_bytes / 2**30:.1f} GiB are free\n"
+            f"about {(planned.seconds or 0) / len(devices) / 60:.1f} minutes on {len(devices)} device(s)"
+        )
+        return 0
+    written = extract(settings, options.out, devices=devices)
+    print(f"{written.clips} clips in {written.parts} files ({written.kept} already existed), {written.errors} failed")
+    if written.seconds and written.kept < written.parts:
+        print(", ".join(f"{name} {seconds:.1f} s" for name, seconds in written.seconds.items()))
+    print(f"written to {options.out}")
+    return 1 if written.errors else 0
+
+
+def run_features(options: argparse.Namespace) -> int:
+    """Describe features, and verify their checksums."""
+    from art.data.features import describe, verify
+
+    print(describe(options.directory))
+    if options.verify:
+        print(f"verified {verify(options.directory)} files")
+    return 0
+
+
+def run_probe(options: argparse.Namespace) -> int:
+    """Train heads on stored features."""
+    from art.experiments.probe import run_probe as run
+    from art.experiments.probe_training import parse_settings
+
+    out = options.out or options.directory / "probe"
+    table = run(options.directory, out, parse_settings(options.overrides))
+    print(f"{table}\nwritten to {out}")
+    return 0
+
+
 def run_compare(options: argparse.Namespace) -> int:
     """Train variants with several seeds and compare them."""
     from art.experiments.compare import compare, to_markdown

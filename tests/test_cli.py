@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 import art
-from art.cli import DATASETS, main
+from art.cli import main
 from art.data.datasets import base as registry
 from art.data.decoding.video import read_frames
 from art.data.motion.render import write_video
+from art.parser import DATASETS
 
 COMMANDS = (
     "prepare", "shards", "train", "evaluate", "score", "predict", "explain", "bank", "serve", "export", "compare",
@@ -50,7 +51,7 @@ def test_help_imports_no_large_library():
     """``art/__init__.py`` is replaced by an empty package."""
     program = (
         "import sys, types; package = types.ModuleType('art'); package.__path__ = [sys.argv[1]];"
-        "sys.modules['art'] = package; from art.cli import build_parser; build_parser().format_help();"
+        "sys.modules['art'] = package; from art.parser import build_parser; build_parser().format_help();"
         "sys.exit(any(name in sys.modules for name in ('torch', 'numpy', 'omegaconf')))"
     )
     assert subprocess.run([sys.executable, "-c", program, art.__path__[0]], check=False).returncode == 0

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from art.cli import build_parser
+from art.parser import build_parser
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from art.cli import ABLATIONS, main
+from art.cli import main
 from art.experiments import TABLES, ablate, ablation_tables, make_plan
 from art.experiments import compare as compare_module
 from art.experiments.ablate import ablation_figure, collect_results, format_plan, to_markdown
 from art.model.art_model import aggregate
+from art.parser import ABLATIONS
 from art.train.config import ConfigError, save_config, to_dict
 
 pytestmark = pytest.mark.slow

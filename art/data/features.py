@@ -1,0 +1,364 @@
+"""Features of a frozen backbone on disk.
+
+A directory has ``manifest.json``, which identifies everything that determines the features, and for each split
+``index.json``, its clips in stored order, and ``part-000000.safetensors``, … with up to about 256 MiB each:
+
+- ``tokens`` ``[n, V, T', N, C]``, without the repetition over the frames of a tubelet; other requested layers are
+  ``tokens.<layer>``,
+- ``class_token`` ``[n, V, C]`` and, if the backbone has class or register tokens, ``prefix`` ``[n, V, T', P, C]``,
+- ``clip`` ``[n]`` int64, the position of each row in the split's list of clips.
+
+Clips are shuffled once, so that reading a file from its beginning is a fair sample. A part exists only with its
+``part-000000.json``, which is written last and has its size and SHA-256.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Int64
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from art.backbones.base import Features
+from art.data.files import WriteError, atomic_write, write_text
+
+MANIFEST = "manifest.json"
+FORMAT = 1
+PART_BYTES = 256 * 2**20
+DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
+#: Largest magnitude that is stored in float16; its largest finite number is 65,504.
+FLOAT16_LIMIT = 6e4
+
+
+class FeatureError(ValueError):
+    """A feature directory is damaged, unfinished, or of another format; the message names the file."""
+
+
+def write_manifest(directory: Path, manifest: Mapping[str, Any]) -> None:
+    """Write ``manifest.json``, or check that the existing one is equal.
+
+    Raises:
+        FeatureError: If the directory has features with another manifest; the message names the differing fields.
+    """
+    path = directory / MANIFEST
+    if path.is_file():
+        former = read_manifest(directory)
+        differing = sorted(name for name in {*former, *manifest} if former.get(name) != manifest.get(name))
+        differing = [name for name in differing if name not in _INFORMATIVE]
+        if differing:
+            changes = "; ".join(
+                f"{name} was {_short(former.get(name))}, is {_short(manifest.get(name))}" for name in differing
+            )
+            raise FeatureError(f"{directory} has other features: {changes}; choose another directory, or remove it")
+        return
+    write_text(path, json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
+
+
+_INFORMATIVE = ("versions", "created")  # fields that may differ when an extraction is resumed
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 100 else f"{text[:97]}..."
+
+
+def read_manifest(directory: Path) -> dict[str, Any]:
+    """Read ``manifest.json``.
+
+    Raises:
+        FileNotFoundError: If the directory has no manifest.
+        FeatureError: If it cannot be read, or is of another format.
+    """
+    path = directory / MANIFEST
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist; expected a directory written by art extract")
+    manifest = _read_json(path)
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        found = manifest.get("format") if isinstance(manifest, dict) else None
+        raise FeatureError(f"{path} has format {found!r}, expected {FORMAT}, the one that this version reads")
+    return manifest
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise FeatureError(f"{path} cannot be read: {error}") from error
+
+
+def part_path(directory: Path, split: str, number: int) -> Path:
+    """Return the path of a part."""
+    return directory / split / f"part-{number:06d}.safetensors"
+
+
+def write_part(path: Path, tensors: Mapping[str, Tensor], errors: Mapping[int, str]) -> None:
+    """Write a part, then the file with its size and SHA-256, which makes it valid.
+
+    Args:
+        path: of the part.
+        tensors: see the top of this module.
+        errors: why clips of this part have no row, by their position in the split's list of clips.
+
+    Raises:
+        FeatureError: If a floating-point tensor is not finite, or too large for float16; the message names the clip.
+        WriteError: If the file cannot be written, for example because the disk is full.
+    """
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and len(tensor):
+            _check_range(path, name, tensor, tensors["clip"])
+    try:
+        atomic_write(path, lambda partial: save_file({k: v.contiguous() for k, v in tensors.items()}, partial))
+        record = {"bytes": path.stat().st_size, "sha256": _sha256(path), "clips": tensors["clip"].tolist()}
+        write_text(
+            path.with_suffix(".json"), json.dumps({**record, "errors": {str(k): v for k, v in errors.items()}}) + "\n"
+        )
+    except (OSError, SafetensorError) as error:
+        number = getattr(error, "errno", None)
+        raise WriteError(number, f"cannot be written ({error}); finished parts are kept", str(path)) from error
+
+
+def write_index(directory: Path, split: str, rows: Sequence[Mapping[str, Any]], num_parts: int) -> dict[int, str]:
+    """Write ``index.json`` of a split once all parts exist, and return why clips have no features, by their position.
+
+    Args:
+        directory: of the features.
+        split: name of the split.
+        rows: path, start, end and label of each clip.
+        num_parts: number of parts.
+    """
+    places: dict[int, dict[str, int]] = {}
+    errors: dict[int, str] = {}
+    for number in range(num_parts):
+        record = _read_json(part_path(directory, split, number).with_suffix(".json"))
+        places |= {clip: {"part": number, "row": row} for row, clip in enumerate(record["clips"])}
+        errors |= {int(clip): reason for clip, reason in record["errors"].items()}
+    index = [
+        {**row, **places.get(clip, {}), **({"error": errors[clip]} if clip in errors else {})}
+        for clip, row in enumerate(rows)
+    ]
+    write_text(directory / split / "index.json", json.dumps(index, ensure_ascii=False) + "\n")
+    return errors
+
+
+def _check_range(path: Path, name: str, tensor: Tensor, clips: Int64[Tensor, " n"]) -> None:
+    largest = tensor.abs().flatten(1).amax(1).float()
+    finite = largest.isfinite()
+    if not bool(finite.all()):
+        clip = int(clips[~finite][0])
+        advice = "; use --dtype bfloat16" if tensor.dtype == torch.float16 else ""
+        raise FeatureError(f"{path.name}: {name} of clip {clip} is not finite in {tensor.dtype}{advice}")
+    if tensor.dtype == torch.float16 and bool((largest > FLOAT16_LIMIT).any()):
+        clip = int(clips[largest > FLOAT16_LIMIT][0])
+        raise FeatureError(
+            f"{path.name}: {name} of clip {clip} reaches {float(largest.max()):.3g}, near the end of float16's range; "
+            "use --dtype bfloat16"
+        )
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(file)
+
+
+def _digest(file: Any) -> str:  # Python 3.10
+    digest = hashlib.sha256()
+    while block := file.read(2**20):
+        digest.update(block)
+    return digest.hexdigest()
+
+
+def is_complete(path: Path) -> bool:
+    """Return whether a part was written completely and still has its size; does not read it."""
+    record = path.with_suffix(".json")
+    return record.is_file() and path.is_file() and _read_json(record)["bytes"] == path.stat().st_size
+
+
+def read_part(path: Path, *, verify: bool = False) -> dict[str, Tensor]:
+    """Read the tensors of a part.
+
+    Args:
+        path: of the part.
+        verify: also compare the SHA-256.
+
+    Raises:
+        FeatureError: If the part is missing, incomplete or damaged.
+    """
+    if not is_complete(path):
+        raise FeatureError(f"{path} is missing or incomplete; run art extract again, which writes what is missing")
+    if verify and _sha256(path) != _read_json(path.with_suffix(".json"))["sha256"]:
+        raise FeatureError(f"{path} is damaged: its SHA-256 differs; remove it and run art extract again")
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise FeatureError(f"{path} is damaged ({error}); remove it and run art extract again") from error
+
+
+@dataclass(frozen=True)
+class FeatureBatch:
+    """Features of B clips.
+
+    Attributes:
+        features: in float32; ``tokens`` ``[B, T', N, C]``.
+        labels: ``[B]``.
+        clips: ``[B]``, positions in the split's list of clips.
+    """
+
+    features: Features
+    labels: Int64[Tensor, " b"]
+    clips: Int64[Tensor, " b"]
+
+
+class FeatureSplit:
+    """The features of one split.
+
+    Attributes:
+        manifest: of the directory.
+        paths: ``[n]``, the clips, relative to the root of the dataset.
+        labels: ``[n]``.
+        errors: why a clip has no features, by its position.
+
+    Args:
+        directory: written by ``art extract``.
+        split: name of the split.
+        cache_bytes: parts are kept in memory, in the stored dtype, if the whole split is at most this large.
+
+    Raises:
+        FileNotFoundError: If there are no features.
+        FeatureError: If the extraction is unfinished.
+    """
+
+    def __init__(self, directory: Path, split: str, *, cache_bytes: int = 4 * 2**30) -> None:
+        self.manifest, self.directory, self.split = read_manifest(directory), directory, split
+        splits = sorted(self.manifest["splits"])
+        if split not in splits:
+            raise FileNotFoundError(f"{directory} has no features of split {split!r}; it has {', '.join(splits)}")
+        index = directory / split / "index.json"
+        if not index.is_file():
+            raise FeatureError(f"{index} does not exist: the extraction is unfinished; run art extract again")
+        rows = _read_json(index)
+        self.paths = [row["path"] for row in rows]
+        self.labels = torch.tensor([row["label"] for row in rows])
+        self.errors = {number: row["error"] for number, row in enumerate(rows) if row.get("error")}
+        self._parts = [part_path(directory, split, number) for number in range(self.manifest["splits"][split]["parts"])]
+        for path in self._parts:
+            if not is_complete(path):
+                raise FeatureError(f"{path} is missing or incomplete; run art extract again")
+        self.num_bytes = sum(path.stat().st_size for path in self._parts)
+        self._cache: dict[int, dict[str, Tensor]] | None = {} if self.num_bytes <= cache_bytes else None
+        self._grid = tuple(self.manifest["shape"]["grid"])
+
+    def __len__(self) -> int:
+        """Number of clips with features."""
+        return len(self.paths) - len(self.errors)
+
+    def batches(
+        self,
+        batch_size: int,
+        *,
+        generator: torch.Generator | None = None,
+        subset: Tensor | None = None,
+        layers: Sequence[str] = ("last",),
+    ) -> Iterator[FeatureBatch]:
+        """Iterate over the clips once, one part at a time; the next part is read in the background.
+
+        Args:
+            batch_size: clips per batch; the last batch of a part may be smaller.
+            generator: shuffles the parts, and the clips of each, and chooses a view of each clip. None: stored order
+                and the first view.
+            subset: ``[n]`` bool, which clips of the list to return; None: all.
+            layers: whose tokens are concatenated along the token axis of each step.
+        """
+        order = list(range(len(self._parts)))
+        if generator is not None:
+            order = torch.randperm(len(order), generator=generator).tolist()
+        for part in _prefetch(order, self._load):
+            clips = part["clip"]
+            rows = torch.arange(len(clips)) if subset is None else subset[clips].nonzero()[:, 0]
+            if generator is not None:
+                rows = rows[torch.randperm(len(rows), generator=generator)]
+            for chosen in rows.split(batch_size):
+                if len(chosen):
+                    yield self._batch(part, chosen, generator, layers)
+
+    def _batch(
+        self, part: Mapping[str, Tensor], rows: Tensor, generator: torch.Generator | None, layers: Sequence[str]
+    ) -> FeatureBatch:
+        views = part["class_token"].shape[1]
+        view = torch.zeros(len(rows), dtype=torch.int64)
+        if generator is not None and views > 1:
+            view = torch.randint(views, (len(rows),), generator=generator)
+        names = ["tokens" if layer == "last" else f"tokens.{layer}" for layer in layers]
+        tokens = [part[name][rows, view].float() for name in names]
+        class_token = part["class_token"][rows, view].float()
+        grid = self._grid if len(tokens) == 1 else (len(tokens) * self._grid[0], self._grid[1])
+        joined = tokens[0] if len(tokens) == 1 else torch.cat(tokens, 2)
+        clips = part["clip"][rows]
+        return FeatureBatch(Features(joined, class_token, grid), self.labels[clips], clips)
+
+    def _load(self, number: int) -> dict[str, Tensor]:
+        if self._cache is None:
+            return read_part(self._parts[number])
+        if number not in self._cache:
+            self._cache[number] = read_part(self._parts[number])
+        return self._cache[number]
+
+
+def _prefetch(numbers: Sequence[int], load: Callable[[int], dict[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
+    """Yield ``load(number)`` of each number, and load the next one in a thread meanwhile."""
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        coming = [pool.submit(load, number) for number in numbers[:1]]
+        for position in range(len(numbers)):
+            part = coming.pop().result()
+            coming += [pool.submit(load, number) for number in numbers[position + 1 : position + 2]]
+            yield part
+
+
+def verify(directory: Path) -> int:
+    """Compare the checksum of every part, and return the number of parts.
+
+    Raises:
+        FeatureError: A part is missing or damaged.
+    """
+    count = 0
+    for split, facts in read_manifest(directory)["splits"].items():
+        for number in range(facts["parts"]):
+            read_part(part_path(directory, split, number), verify=True)
+            count += 1
+    return count
+
+
+def describe(directory: Path) -> str:
+    """Return a text with the origin of the features, their sizes, and statistics of the first part of each split."""
+    manifest = read_manifest(directory)
+    backbone, shape = manifest["backbone"], manifest["shape"]
+    lines = [
+        f"backbone   {backbone['name']}, weights {backbone['pretrained'] or 'random'}, license "
+        f"{backbone['license'] or 'unknown'}, SHA-256 {backbone['sha256'][:12]}",
+        f"tokens     {shape['num_steps']} time steps of {shape['grid'][0]}×{shape['grid'][1]}, "
+        f"{shape['channels']} channels, {manifest['dtype']}, {manifest['views']} view(s)",
+    ]
+    for split, facts in manifest["splits"].items():
+        features = FeatureSplit(directory, split, cache_bytes=0)
+        lines.append(
+            f"{split:<10} {len(features)} clips in {facts['parts']} files, {features.num_bytes / 2**20:.1f} MiB"
+            + (f", {len(features.errors)} clips failed" if features.errors else "")
+        )
+        for name, tensor in read_part(part_path(directory, split, 0)).items():
+            if tensor.is_floating_point() and len(tensor):
+                values = tensor.float()
+                per_channel = values.abs().flatten(0, -2).amax(0)
+                ratio = float(per_channel.max() / per_channel.median().clamp(min=1e-9))
+                lines.append(
+                    f"  {name:<14} mean {values.mean():+.3f}, std {values.std():.3f}, largest {per_channel.max():.3g}, "
+                    f"largest channel {ratio:.1f} × the median"
+                )
+    return "\n".join(lines)

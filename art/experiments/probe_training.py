@@ -1,0 +1,296 @@
+"""Training of several heads on stored features at once, and the selection of their settings."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor
+
+from art.backbones.base import Features
+from art.data.dataset import seeded_generator
+from art.data.datasets.base import suggest
+from art.data.features import FeatureBatch, FeatureSplit
+from art.heads import FeatureShape, Head, build_head
+from art.train.runtime import fork_rng
+
+#: Heads by name in tables: registered head and its options. Other registered heads are also accepted.
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "art": ("art", {}),
+    "art-learned": ("art", {"queries": "learned"}),
+    "art-shuffled": ("art", {"queries": "shuffled"}),
+    "attentive-4": ("attentive", {"depth": 4}),
+}
+KNN = "knn"
+
+
+@dataclass(frozen=True)
+class ProbeSettings:
+    """How heads are trained.
+
+    Attributes:
+        heads: names of registered heads or of :data:`VARIANTS`; "knn" classifies the mean of the tokens by its nearest
+            neighbors, without training.
+        lrs: learning rates of AdamW, of which one is selected for each head.
+        seeds: number of seeds of the initial weights and the order of the clips.
+        epochs: maximum number of epochs; the best one is selected. The learning rate follows a cosine over all of them.
+        warmup_epochs: epochs of linear warm-up.
+        batch_size: clips per step.
+        weight_decay: of AdamW.
+        holdout: fraction of the training clips, per class, on which settings are selected. Clips of one file stay
+            together.
+        time_position: "learned" or "none" for heads that have one; "auto" learns it if the backbone processes each
+            frame separately.
+        options: further options by head name.
+        seed: first seed.
+        device: "auto", "cpu", "cuda", ….
+
+    Raises:
+        ValueError: a value is out of range.
+    """
+
+    heads: tuple[str, ...] = ("mean", "cls", "ep", "attentive", "art")
+    lrs: tuple[float, ...] = (3e-4, 1e-3, 3e-3)
+    seeds: int = 3
+    epochs: int = 20
+    warmup_epochs: float = 1.0
+    batch_size: int = 64
+    weight_decay: float = 0.05
+    holdout: float = 0.2
+    time_position: str = "auto"
+    options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    seed: int = 0
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        for name, least in (("seeds", 1), ("epochs", 1), ("batch_size", 2), ("seed", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name}: got {getattr(self, name)}, expected at least {least}")
+        if not self.heads or len(set(self.heads)) != len(self.heads):
+            raise ValueError(f"heads: got {', '.join(self.heads) or 'none'}, expected different names, at least one")
+        if not self.lrs or not all(0 < lr < math.inf for lr in self.lrs):
+            raise ValueError(f"lrs: got {list(self.lrs)}, expected learning rates above 0")
+        if self.time_position not in ("auto", "learned", "none"):
+            raise ValueError(f"time_position: got {self.time_position!r}, expected 'auto', 'learned' or 'none'")
+        if not 0 < self.holdout < 1:
+            raise ValueError(f"holdout: got {self.holdout}, expected a fraction above 0 and below 1")
+
+
+@dataclass
+class Candidate:
+    """One head in training.
+
+    Attributes:
+        name: of the head in tables.
+        lr: base learning rate.
+        seed: of its initial weights.
+        epochs: number of epochs after which its training ends.
+        accuracy: on the held-out clips, after each epoch.
+        seconds: spent on this head.
+    """
+
+    name: str
+    lr: float
+    seed: int
+    epochs: int
+    head: Head
+    optimizer: torch.optim.Optimizer
+    accuracy: list[float] = field(default_factory=list)
+    seconds: float = 0.0
+
+
+def make_head(name: str, manifest: Mapping[str, Any], settings: ProbeSettings, seed: int) -> Head:
+    """Build a head for features with the weights of a seed; does not change the global random generators."""
+    shape = FeatureShape(**{**manifest["shape"], "grid": tuple(manifest["shape"]["grid"])})
+    framewise = manifest["backbone"]["framewise"]
+    learned_time = settings.time_position == "learned" or (settings.time_position == "auto" and framewise)
+    registered, options = VARIANTS.get(name, (name, {}))
+    options = {**options, **settings.options.get(name, {})}
+    if learned_time and name not in ("mean", "cls"):
+        options.setdefault("time_position", "learned")
+    with fork_rng():
+        torch.manual_seed(seed)
+        return build_head(registered, shape, manifest["class_names"], **options)
+
+
+def holdout_mask(labels: Int64[Tensor, " n"], groups: Sequence[str], fraction: float, seed: int) -> Bool[Tensor, " n"]:
+    """Choose held-out clips: about ``fraction`` of each class, and all or none of the clips of a group.
+
+    Args:
+        labels: of the clips.
+        groups: of each clip, such as the file that it was cut from.
+        fraction: of the clips to choose.
+        seed: of the choice.
+
+    Raises:
+        ValueError: No clip, or every clip of a class, would be chosen.
+    """
+    members: dict[str, list[int]] = {}
+    for number, group in enumerate(groups):
+        members.setdefault(group, []).append(number)
+    counts = torch.bincount(labels)
+    wanted = (counts * fraction).round().clamp(min=1).long()
+    chosen, mask = torch.zeros_like(counts), torch.zeros(len(labels), dtype=torch.bool)
+    names = list(members)
+    for position in torch.randperm(len(names), generator=seeded_generator(seed)).tolist():
+        numbers = members[names[position]]
+        added = torch.bincount(labels[numbers], minlength=len(counts))
+        if bool((chosen + added <= wanted).all()):
+            mask[numbers] = True
+            chosen += added
+    left = counts - chosen
+    if not bool(mask.any()) or bool((left[counts > 0] == 0).any()):
+        raise ValueError(
+            f"holdout: {fraction:g} of {len(labels)} clips in {len(names)} groups cannot be held out such that every "
+            "class keeps clips; add clips, or use another fraction"
+        )
+    return mask
+
+
+def make_candidate(
+    name: str, manifest: Mapping[str, Any], settings: ProbeSettings, lr: float, seed: int, epochs: int,
+    device: torch.device,
+) -> Candidate:  # fmt: skip
+    """Build a head and its optimizer; weight decay applies to matrices only."""
+    head = make_head(name, manifest, settings, seed).to(device)
+    trained = [parameter for parameter in head.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [p for p in trained if p.ndim > 1], "weight_decay": settings.weight_decay},
+        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    return Candidate(name, lr, seed, epochs, head, torch.optim.AdamW(groups, lr=lr))
+
+
+def fit(
+    candidates: Sequence[Candidate],
+    split: FeatureSplit,
+    settings: ProbeSettings,
+    subset: Bool[Tensor, " n"],
+    device: torch.device,
+    validation: Bool[Tensor, " n"] | None = None,
+) -> None:
+    """Train all candidates in the same batches; with ``validation``, append the accuracy after each epoch."""
+    steps_per_epoch = -(-int(subset.sum()) // settings.batch_size)
+    total, warmup = settings.epochs * steps_per_epoch, settings.warmup_epochs * steps_per_epoch
+    step = 0
+    for epoch in range(max((each.epochs for each in candidates), default=0)):
+        running = [each for each in candidates if each.epochs > epoch]
+        generator = seeded_generator(settings.seed, epoch)
+        for batch in _full_batches(split.batches(settings.batch_size, generator=generator, subset=subset)):
+            step += 1
+            factor = (
+                min(1.0, step / warmup) if step < warmup else 0.5 * (1 + math.cos(math.pi * min(1.0, step / total)))
+            )
+            batch = _to(batch, device)
+            for each in running:
+                begun = time.perf_counter()
+                _train_step(each, batch, factor, seed=step)
+                each.seconds += time.perf_counter() - begun
+        if validation is not None:
+            for each, (logits, labels) in zip(
+                running, predict(running, split, settings, device, validation), strict=True
+            ):
+                each.accuracy.append(float((logits.argmax(1) == labels).float().mean()))
+
+
+def _train_step(candidate: Candidate, batch: FeatureBatch, factor: float, seed: int) -> None:
+    head = candidate.head.train()
+    with fork_rng():  # dropout depends on the seed and the step only, not on the other heads
+        torch.manual_seed(candidate.seed * 1_000_003 + seed)
+        loss = head.loss(head(batch.features, labels=batch.labels), batch.labels)
+    candidate.optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(head.parameters(), 5.0)
+    for group in candidate.optimizer.param_groups:
+        group["lr"] = candidate.lr * factor
+    candidate.optimizer.step()
+    head.after_step()
+
+
+def _full_batches(batches: Iterable[FeatureBatch]) -> Iterable[FeatureBatch]:
+    """Skip batches of one clip, which batch normalization cannot train on."""
+    return (batch for batch in batches if len(batch.labels) > 1)
+
+
+def _to(batch: FeatureBatch, device: torch.device) -> FeatureBatch:
+    tokens, class_token, grid = batch.features
+    moved = Features(tokens.to(device, non_blocking=True), class_token.to(device, non_blocking=True), grid)
+    return FeatureBatch(moved, batch.labels.to(device), batch.clips)
+
+
+@torch.inference_mode()
+def predict(
+    candidates: Sequence[Candidate],
+    split: FeatureSplit,
+    settings: ProbeSettings,
+    device: torch.device,
+    subset: Bool[Tensor, " n"] | None = None,
+    *,
+    reverse: bool = False,
+) -> list[tuple[Float[Tensor, "n y"], Int64[Tensor, " n"]]]:
+    """Return logits and labels for each candidate, on the CPU; ``reverse`` reverses the order of frames."""
+    logits: list[list[Tensor]] = [[] for _ in candidates]
+    labels = []
+    for batch in split.batches(settings.batch_size, subset=subset):
+        batch = _to(batch, device)
+        features = batch.features
+        if reverse:
+            features = features._replace(tokens=features.tokens.flip(1))
+        for each, parts in zip(candidates, logits, strict=True):
+            parts.append(each.head.eval()(features).logits.float().cpu())
+        labels.append(batch.labels.cpu())
+    return [(torch.cat(parts), torch.cat(labels)) for parts in logits]
+
+
+def select(candidates: Sequence[Candidate]) -> tuple[float, int]:
+    """Return learning rate and number of epochs with the best mean accuracy over seeds, the earliest if equal."""
+    means = {
+        lr: np.mean([each.accuracy for each in candidates if each.lr == lr], axis=0)
+        for lr in dict.fromkeys(each.lr for each in candidates)
+    }
+    lr = max(means, key=lambda each: means[each].max())
+    return lr, int(means[lr].argmax()) + 1
+
+
+def parse_settings(overrides: Sequence[str]) -> ProbeSettings:
+    """Parse ``key=value`` settings of the command line; ``HEAD.option=value`` is an option of a head.
+
+    Raises:
+        ValueError: A key is unknown, or a value cannot be converted.
+    """
+    known = {item.name: item for item in fields(ProbeSettings) if item.name != "options"}
+    values: dict[str, Any] = {}
+    options: dict[str, dict[str, Any]] = {}
+    for override in overrides:
+        key, _, text = override.partition("=")
+        head, dot, option = key.rpartition(".")
+        if dot:
+            options.setdefault(head, {})[option] = yaml.safe_load(text)
+            continue
+        if key not in known:
+            raise ValueError(f"{key}: unknown setting{suggest(key, [*known])}")
+        values[key] = _convert(key, text, getattr(ProbeSettings, key))
+    settings = ProbeSettings(**values, options=options)
+    unused = sorted(set(options) - set(settings.heads))
+    if unused:
+        raise ValueError(f"{unused[0]}: has options, but is not in heads={','.join(settings.heads)}")
+    return settings
+
+
+def _convert(key: str, text: str, default: Any) -> Any:
+    """Convert a value to the type of the default; values of a tuple are separated by commas."""
+    several = isinstance(default, tuple)
+    convert = type(default[0] if several else default)
+    try:
+        return tuple(convert(part) for part in text.split(",")) if several else convert(text)
+    except ValueError:
+        kind = {int: "a whole number", float: "a number"}[convert]
+        expected = f"{kind}, or several separated by commas" if several else kind
+        raise ValueError(f"{key}: got {text!r}, expected {expected}") from None
