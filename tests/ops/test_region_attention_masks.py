@@ -21,6 +21,8 @@ pytest.importorskip("art_kernels.region_attention.triton", reason="Triton is not
 
 BACKENDS = ["torch", "triton", "reference"]
 FUSED = ["torch", "triton"]
+#: As FUSED; the kernels take more than a second in the interpreter.
+FUSED_SLOW = ["torch", pytest.param("triton", marks=pytest.mark.slow)]
 DTYPE = {"torch": torch.float64, "triton": torch.float32, "reference": torch.float64}
 MASKS = ["mask", "bias", "both", "frame-bias"]
 
@@ -89,7 +91,7 @@ def test_output_and_gradients_equal_those_of_pytorch(backend, kind, sizes):
     torch.testing.assert_close(*results, rtol=tolerance, atol=tolerance)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", [*FUSED_SLOW, "reference"])
 @pytest.mark.parametrize("additive", [False, True], ids=["mask", "bias"])
 @pytest.mark.parametrize("layer_norm_eps", [None, 1e-5])
 def test_content_of_a_region_that_no_query_may_attend_has_no_effect(backend, additive, layer_norm_eps):
@@ -118,7 +120,7 @@ def test_content_of_a_region_that_no_query_may_attend_has_no_effect(backend, add
     assert weights.masked_select(~region_mask).eq(0).all()
 
 
-@pytest.mark.parametrize("backend", FUSED)
+@pytest.mark.parametrize("backend", FUSED_SLOW)
 @pytest.mark.parametrize("additive", [False, True], ids=["mask", "bias"])
 @pytest.mark.parametrize("mask_rows", [1, 3, 30])
 def test_row_m_uses_row_m_modulo_r_of_the_mask(backend, additive, mask_rows, monkeypatch):
@@ -233,7 +235,7 @@ def test_operators_pass_opcheck():
     assert set(opcheck(operator.backward, backward).values()) == {"SUCCESS"}
 
 
-@pytest.mark.parametrize("backend", FUSED)
+@pytest.mark.parametrize("backend", FUSED_SLOW)
 def test_vmap_over_masks_and_positions(backend):
     queries, regions = torch.randn(3, 2, 8), torch.randn(3, 7, 8)
     region_mask, bias = torch.rand(2, 3, 2, 7) > 0.4, torch.randn(2, 3, 2, 7)
@@ -249,7 +251,7 @@ def test_vmap_over_masks_and_positions(backend):
         torch.testing.assert_close(mapped, expected, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("backend", FUSED)
+@pytest.mark.parametrize("backend", FUSED_SLOW)
 @pytest.mark.parametrize("frames", [(), (3,)], ids=["shared", "each frame"])
 def test_vmap_over_the_backward_pass(backend, frames):
     values = torch.randn(3, 2, 4), torch.randn(3, 5, 4), torch.randn(*frames, 5, 4), torch.randn(3, 2, 5)

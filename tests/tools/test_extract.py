@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from art.backbones import build_backbone
 from art.data import features as store
 from art.data.features import FeatureError, FeatureSplit, read_manifest, read_part
+from art.extras import import_extra
 from art.model.loading import build_model
 from art.tools import extract as extraction
 from art.tools.extract import Extractor, ExtractSettings, extract, plan
@@ -204,7 +205,7 @@ def test_invalid_settings(settings, tmp_path, options, message):
 
 
 def test_stored_layers_and_prefix_of_a_timm_model():
-    pytest.importorskip("timm")
+    import_extra("timm", extra="timm", needed_by="this test")
     options = {"model": "vit_tiny_patch16_224", "input_size": 32}
     backbone = build_backbone("timm_vit", num_frames=2, **options).eval()
     video = torch.rand(3, 2, 3, 32, 32)
