@@ -84,9 +84,7 @@ class Backbone(nn.Module, ABC):
         Returns:
             "tokens" ``[B, T', N, C]`` with T' = T / tubelet, "class_token" ``[B, C]``, "tokens.<layer>" for each of
             ``layers``, and "prefix" ``[B, T' or 1, P, C]``, the class and register tokens, if the backbone has them.
-
-        Raises:
-            ValueError: If the backbone does not support ``layers``.
+            ValueError is raised if it does not support ``layers``.
         """
         if layers:
             raise ValueError(f"layers is {list(layers)}, but {type(self).__name__} has tokens of its last layer only")
@@ -196,26 +194,6 @@ def did_you_mean(name: str, known: Collection[str]) -> str:
     """Return "; did you mean ...?" with the closest of the known names, or an empty string."""
     close = difflib.get_close_matches(name, known, n=1)
     return f"; did you mean {close[0]!r}?" if close else ""
-
-
-@register_backbone("features")
-class FeatureInput(Backbone):
-    """Takes the place of the backbone in a model that classifies stored features.
-
-    Args:
-        num_frames: T of the features; not used.
-        channels: C of the features.
-    """
-
-    input_size = 1
-
-    def __init__(self, *, num_frames: int, channels: int, pretrained: str | None = None) -> None:
-        super().__init__()
-        self.channels = channels
-
-    def forward(self, video: Shaped[Tensor, "b t 3 height width"]) -> Features:
-        """Raise TypeError: there is no backbone."""
-        raise TypeError("this model has no backbone; call forward_features with the features of one")
 
 
 def to_float01(video: Shaped[Tensor, "b t 3 height width"]) -> Float[Tensor, "b t 3 height width"]:
@@ -336,11 +314,7 @@ def convolve_over_time(
 
 
 def check_layer(layer: int, count: int) -> int:
-    """Return the index of a block, counted from 0; negative numbers count from the last.
-
-    Raises:
-        ValueError: If there is no such block.
-    """
+    """Return the index of a block, counted from 0, or raise ValueError. Negative numbers count from the last."""
     if not -count <= layer < count:
         raise ValueError(f"layers contains {layer}, expected {-count} to {count - 1}: the backbone has {count} blocks")
     return layer % count

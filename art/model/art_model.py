@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
-from art.backbones import Features, build_backbone
+from art.backbones import Backbone, Features, build_backbone, register_backbone
 from art.model.losses import Labels, LossTerms, multilevel_contrast, semantic_consistency, tracklet_contrast
 from art.model.options import ARTOptions
 from art.model.pretrained import VideoClassifier
@@ -248,6 +248,26 @@ class ARTModel(VideoClassifier):
     @classmethod
     def _from_shapes(cls, class_names: Sequence[str], options: ARTOptions, shapes: dict[str, list[int]]) -> ARTModel:
         return cls(class_names, **vars(options), semantics=torch.zeros(shapes["semantics.bank"]))
+
+
+@register_backbone("features")
+class FeatureInput(Backbone):
+    """Takes the place of the backbone in a model that classifies stored features.
+
+    Args:
+        num_frames: T of the features; not used.
+        channels: C of the features.
+    """
+
+    input_size = 1
+
+    def __init__(self, *, num_frames: int, channels: int, pretrained: str | None = None) -> None:
+        super().__init__()
+        self.channels = channels
+
+    def forward(self, video: Shaped[Tensor, "b t 3 height width"]) -> Features:
+        """Raise TypeError: there is no backbone."""
+        raise TypeError("this model has no backbone; call forward_features with the features of one")
 
 
 def aggregate(

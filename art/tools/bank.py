@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import warnings
 from collections.abc import Callable, Sequence
@@ -41,6 +42,7 @@ __getattr__ = renamed_names(
 )
 
 METHODS = ("t-SNE", "UMAP")
+_axis_name = functools.partial(figure_text, columns=38)
 #: Above this number of texts per bank, the points of an embedding are classes instead of prompts.
 MAX_POINTS = 2_000
 _MAX_NAMED = 60  # with more classes, names are omitted
@@ -369,10 +371,8 @@ def write_bank_analysis(
         for e in embeddings
     }
     text = json.dumps(analysis.as_json() | {"embeddings": planes}, indent=1, ensure_ascii=False) + "\n"
-    contents = {
-        "bank.json": text.encode("utf-8", "backslashreplace"),
-        **{name: png_bytes(figure) for name, figure in figures.items()},
-    }
+    contents = {"bank.json": text.encode("utf-8", "backslashreplace")}
+    contents |= {name: png_bytes(figure) for name, figure in figures.items()}
     for name, content in contents.items():
         atomic_write(out / name, lambda path, content=content: path.write_bytes(content))  # type: ignore[misc]
     return analysis, [out / name for name in contents]
@@ -440,10 +440,6 @@ def _class_legend(figure: Figure, names: Sequence[str], colors: np.ndarray) -> N
         dots, [f"{number + 1}  {_axis_name(name)}" for number, name in enumerate(names)], loc="outside right upper",
         fontsize=7.5, frameon=False, labelcolor=INK, handletextpad=0.2, labelspacing=0.35,
     )  # fmt: skip
-
-
-def _axis_name(name: str) -> str:
-    return figure_text(name, 38)
 
 
 def _name_axis(axes: Axes, rows: Sequence[str], columns: Sequence[str], *, horizontal: bool = False) -> None:

@@ -228,21 +228,19 @@ class _Trainer:
         self.config, self.run, self.splits, self.state = config, run, splits, state
         dist_ctx = self.dist_ctx = state.dist_ctx
         device = self.device = dist_ctx.device
-        keep, asynchronous = config.checkpoints.keep, config.checkpoints.asynchronous
-        self.writer = CheckpointWriter(run.last, dist_ctx, keep=keep, asynchronous=asynchronous)
+        saving = config.checkpoints
+        self.writer = CheckpointWriter(run.last, dist_ctx, keep=saving.keep, asynchronous=saving.asynchronous)
         self.clipper = GradientClipper(state.model.parameter_groups(), config.optim.clip_grad_norm)
         self.meter = ThroughputMeter(device)
         rank = dist_ctx.rank if dist_ctx.is_distributed else None
         self.profiler = StepProfiler(run.trace, config.log.profile, device, rank)
-        # Missing files are found here, before anything is written.
-        args = config.data, config.optim, state.model, device
+        args = config.data, config.optim, state.model, device  # missing files are found below, before any are written
         self.batches = TrainingBatches(splits.train, *args, seed=config.seed, dist_ctx=dist_ctx)
         self.test = EvaluationBatches(splits.test, *args, dist_ctx=dist_ctx)
         validation = splits.validation or splits.test
         self.validation_split, self.validation = validation.split, self.test
         if validation is not splits.test or self.test.views > 1:
             self.validation = EvaluationBatches(validation, *args, single_view=True, dist_ctx=dist_ctx)
-
         self._rates: dict[str, float] = {}  # of the last step, like the losses
         self._losses: dict[str, float] = {}
 
