@@ -64,6 +64,7 @@ def test_global_blocks_that_compute_something_else_are_an_error(models, monkeypa
         compare(models, video(), "float32")
 
 
+@pytest.mark.slow
 def test_operations_saved_in_the_global_blocks():
     published, ours = (count(name, TINY)[0]["forward_macs"] for name in (PUBLISHED, OURS))
     width, tokens, heads, blocks = 48, 4 * 17, 3, 2
@@ -102,6 +103,7 @@ def test_goals():
     assert macs([*stages, {"stage": "loss", "forward_macs": 7, "backward_macs": 0}]) == 1_400_000_000_000
 
 
+@pytest.mark.slow
 def test_no_case_starts_after_the_deadline():
     result = run(Settings(models=("tiny",), quick=True), deadline=time.monotonic() - 1)
     assert result["records"] == []

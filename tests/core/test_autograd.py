@@ -85,6 +85,7 @@ def test_schema(operator):
     assert autograd.OPERATORS["test_square_torch"] is operator
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("squares", [True, False])
 def test_opcheck_and_gradients_of_any_order(operator, bias, squares):

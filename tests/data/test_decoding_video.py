@@ -187,6 +187,7 @@ def test_loader_workers_use_one_thread(clip_set):
     assert threads == [1, 1]
 
 
+@pytest.mark.slow
 def test_memory_is_constant_over_hundreds_of_decodes(tmp_path):
     files = data_providers.write_leak_files(tmp_path)
     found = data_providers.measure_leak(400, files)

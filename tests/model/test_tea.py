@@ -172,6 +172,7 @@ def test_published_checkpoint_without_its_classifier(tmp_path, prefix):
         assert_close(value, state[prefix + name].to(value.dtype), msg=name)
 
 
+@pytest.mark.slow
 def test_own_state_dict_loads_from_safetensors(tmp_path, loaded):
     assert loaded.randomly_initialized == list(loaded.state_dict()), "without a checkpoint"
     save_file({name: value.contiguous() for name, value in loaded.state_dict().items()}, tmp_path / "tea.safetensors")
@@ -238,6 +239,7 @@ def test_frozen_batch_norm_keeps_statistics_and_affine_parameters(tmp_path, vide
     assert all(p.grad is not None for p in backbone.parameters() if p.requires_grad)
 
 
+@pytest.mark.slow
 def test_gradient_checkpointing_keeps_gradients_and_statistics(backbone, video):
     before = backbone.layer4[2].me.bn3.running_mean.clone()
     other = copy.deepcopy(backbone)

@@ -31,6 +31,7 @@ def test_names_and_shapes_match_the_published_models(published, labels, options)
     assert {name: list(value.shape) for name, value in state.items()} == {f"backbone.{n}": s for n, s in shapes.items()}
 
 
+@pytest.mark.slow
 def test_outputs_match_the_published_implementation():
     weights = golden_weights(golden_shapes("uniformerv2_b16_k400"), "k400_b16_f4")
     head = {name.removeprefix("transformer.proj."): weights.pop(name) for name in list(weights) if ".proj." in name}

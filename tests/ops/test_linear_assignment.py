@@ -316,6 +316,7 @@ def test_opcheck_and_vmap(device, shape, dtype):
     assert torch.equal(torch.func.vmap(linear_assignment, in_dims=1)(cost), linear_assignment(cost).transpose(0, 1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(6, 6), (7, 4)], ids=str)
 def test_compiles_once_and_exports_for_all_batch_sizes(device, shape):
     def make_inputs(count):

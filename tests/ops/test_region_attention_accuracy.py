@@ -105,6 +105,7 @@ def skip_unless_supported(backend, device, dtype):
     skip_unsupported("region_attention", backend, torch.empty(1, 1, 16, device=device, dtype=dtype))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
 @pytest.mark.parametrize("size", [0.25, 4.0, 16.0])
 @pytest.mark.parametrize("backend", ["torch", "reference", "triton"])

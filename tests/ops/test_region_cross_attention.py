@@ -227,6 +227,7 @@ def test_autocast(device, dtype, route):
     assert module.q_proj_weight.grad.dtype == torch.float32
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("route", ROUTES)
 def test_compiles_once_for_every_batch_size(device, route):
     module = RegionCrossAttention(EMBED, HEADS, region_dim=24, norm_regions=True).to(device)

@@ -239,6 +239,7 @@ def test_first_and_second_order_gradients(options, ragged):
         assert gradgradcheck(call, (responses, aggregated))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", FUSED)
 def test_two_runs_return_the_same_bits(device, backend):
     responses = responses_like(device, (4, 16, 3, 40), requires_grad=True)

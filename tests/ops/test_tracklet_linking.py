@@ -276,6 +276,7 @@ def test_layout_does_not_change_the_result(device, method):
         torch.testing.assert_close(tuple(link_tracklets(layout, method=method)), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_compiles_once_and_exports_for_all_batch_sizes(device, method):
     def link(responses):

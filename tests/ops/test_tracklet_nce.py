@@ -322,6 +322,7 @@ def test_two_runs_return_the_same_bits(device):
     assert_same_bits_twice(lambda a, c: tracklet_nce(a, c, index, temperature=1.0, symmetric=True), leaves)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["torch", "triton"])
 @pytest.mark.parametrize("form", ["index", "labels"])
 def test_compiles_once_for_all_batch_sizes(device, backend, form):

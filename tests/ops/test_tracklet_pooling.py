@@ -77,6 +77,7 @@ def test_empty_sizes(device, backend, sizes):
     assert (semantics.grad == 0).all() and responses.grad.numel() == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("frames", [4, 40])
 def test_zero_vectors_have_cosine_and_gradient_zero(device, backend, frames):
     responses, semantics = inputs(device, frames=frames)
@@ -150,6 +151,7 @@ def test_first_and_second_order_gradients(ragged):
     assert gradgradcheck(call, leaves)
 
 
+@pytest.mark.slow
 def test_two_runs_return_the_same_bits(device, backend):
     tensors = inputs(device, frames=16, channels=40, requires_grad=True)
     assert_same_bits_twice(lambda *tensors: pool_tracklets(*tensors, backend=backend), tensors)

@@ -120,6 +120,7 @@ def functions_of(operation, argument, backend, dtype):
     return of_argument(backend), of_argument("reference"), tensors[argument], torch.randn(SHAPES[argument], dtype=dtype)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("transform", TRANSFORMS.values(), ids=TRANSFORMS)
 @pytest.mark.parametrize("operation, argument", INPUTS)
 def test_derivatives(operation, argument, transform):
@@ -130,6 +131,7 @@ def test_derivatives(operation, argument, transform):
     torch.testing.assert_close(found, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("operation", ["attention", "pool"])
 def test_derivatives_of_the_kernels(operation):
     pytest.importorskip("triton")

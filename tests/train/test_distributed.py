@@ -274,6 +274,7 @@ class SilentStore:
         time.sleep(5)
 
 
+@pytest.mark.slow
 def test_failures_of_other_ranks_are_explained(monkeypatch):
     monkeypatch.setattr(distributed, "_FAILURE_TIMEOUT", 0.2)
     monkeypatch.setenv("WORLD_SIZE", "3")

@@ -117,6 +117,7 @@ def test_unsupported_maps_raise_with_the_reason():
         attention_rollout(Unknown(), video(16))
 
 
+@pytest.mark.slow
 @needs_timm
 @pytest.mark.parametrize("model", ["vit_tiny_patch16_224", "vit_base_patch16_siglip_224"])
 def test_rollout_of_timm_matches_the_product_of_attention(model):

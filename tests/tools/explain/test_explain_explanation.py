@@ -149,6 +149,7 @@ def run(*arguments):
     return main(["explain", *(str(argument) for argument in arguments)])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "flag", "count"), [("art", "--timeline-points", 3), ("backbone", "--moments", 0)])
 def test_command_writes_all_files(make_model, clip, tmp_path, capsys, kind, flag, count):
     make_model(kind).save_pretrained(tmp_path / "model")

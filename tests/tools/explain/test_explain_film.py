@@ -202,6 +202,7 @@ def test_chart_has_the_predicted_class_first(make_model, clip):
     assert chart_classes(e, 3) == [0, 1, 2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "names",
     [
