@@ -25,11 +25,12 @@ from typing import Any
 import torch
 from jaxtyping import Int64
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from art.backbones.base import Features
 from art.data.files import WriteError, atomic_write, write_text
+from art.model.files import file_sha256, read_json_mapping
 
 MANIFEST = "manifest.json"
 FORMAT = 1
@@ -76,23 +77,16 @@ def read_manifest(directory: Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: If the directory has no manifest.
-        FeatureError: If it cannot be read, or is of another format.
+        DamagedFile: If it cannot be read.
+        FeatureError: If it is of another format.
     """
     path = directory / MANIFEST
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist; expected a directory written by art extract")
-    manifest = _read_json(path)
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        found = manifest.get("format") if isinstance(manifest, dict) else None
-        raise FeatureError(f"{path} has format {found!r}, expected {FORMAT}, the one that this version reads")
+    manifest = read_json_mapping(path)
+    if manifest.get("format") != FORMAT:
+        raise FeatureError(f"{path} has format {manifest.get('format')!r}; this version reads {FORMAT}")
     return manifest
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise FeatureError(f"{path} cannot be read: {error}") from error
 
 
 def part_path(directory: Path, split: str, number: int) -> Path:
@@ -115,15 +109,14 @@ def write_part(path: Path, tensors: Mapping[str, Tensor], errors: Mapping[int, s
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and len(tensor):
             _check_range(path, name, tensor, tensors["clip"])
+    content = save({name: tensor.contiguous() for name, tensor in tensors.items()})
+    record: dict[str, Any] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    record |= {"clips": tensors["clip"].tolist(), "errors": {str(clip): why for clip, why in errors.items()}}
     try:
-        atomic_write(path, lambda partial: save_file({k: v.contiguous() for k, v in tensors.items()}, partial))
-        record = {"bytes": path.stat().st_size, "sha256": _sha256(path), "clips": tensors["clip"].tolist()}
-        write_text(
-            path.with_suffix(".json"), json.dumps({**record, "errors": {str(k): v for k, v in errors.items()}}) + "\n"
-        )
-    except (OSError, SafetensorError) as error:
-        number = getattr(error, "errno", None)
-        raise WriteError(number, f"cannot be written ({error}); finished parts are kept", str(path)) from error
+        atomic_write(path, lambda partial: partial.write_bytes(content))
+        write_text(path.with_suffix(".json"), json.dumps(record) + "\n")
+    except OSError as error:
+        raise WriteError(error.errno, f"cannot be written ({error}); finished parts are kept", str(path)) from error
 
 
 def write_index(directory: Path, split: str, rows: Sequence[Mapping[str, Any]], num_parts: int) -> dict[int, str]:
@@ -138,14 +131,14 @@ def write_index(directory: Path, split: str, rows: Sequence[Mapping[str, Any]], 
     places: dict[int, dict[str, int]] = {}
     errors: dict[int, str] = {}
     for number in range(num_parts):
-        record = _read_json(part_path(directory, split, number).with_suffix(".json"))
+        record = read_json_mapping(part_path(directory, split, number).with_suffix(".json"))
         places |= {clip: {"part": number, "row": row} for row, clip in enumerate(record["clips"])}
         errors |= {int(clip): reason for clip, reason in record["errors"].items()}
     index = [
         {**row, **places.get(clip, {}), **({"error": errors[clip]} if clip in errors else {})}
         for clip, row in enumerate(rows)
     ]
-    write_text(directory / split / "index.json", json.dumps(index, ensure_ascii=False) + "\n")
+    write_text(directory / split / "index.json", json.dumps({"clips": index}, ensure_ascii=False) + "\n")
     return errors
 
 
@@ -164,22 +157,10 @@ def _check_range(path: Path, name: str, tensor: Tensor, clips: Int64[Tensor, " n
         )
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(file)
-
-
-def _digest(file: Any) -> str:  # Python 3.10
-    digest = hashlib.sha256()
-    while block := file.read(2**20):
-        digest.update(block)
-    return digest.hexdigest()
-
-
 def is_complete(path: Path) -> bool:
     """Return whether a part was written completely and still has its size; does not read it."""
     record = path.with_suffix(".json")
-    return record.is_file() and path.is_file() and _read_json(record)["bytes"] == path.stat().st_size
+    return record.is_file() and path.is_file() and read_json_mapping(record)["bytes"] == path.stat().st_size
 
 
 def read_part(path: Path, *, verify: bool = False) -> dict[str, Tensor]:
@@ -194,7 +175,7 @@ def read_part(path: Path, *, verify: bool = False) -> dict[str, Tensor]:
     """
     if not is_complete(path):
         raise FeatureError(f"{path} is missing or incomplete; run art extract again, which writes what is missing")
-    if verify and _sha256(path) != _read_json(path.with_suffix(".json"))["sha256"]:
+    if verify and file_sha256(path) != read_json_mapping(path.with_suffix(".json"))["sha256"]:
         raise FeatureError(f"{path} is damaged: its SHA-256 differs; remove it and run art extract again")
     try:
         return load_file(path)
@@ -244,7 +225,7 @@ class FeatureSplit:
         index = directory / split / "index.json"
         if not index.is_file():
             raise FeatureError(f"{index} does not exist: the extraction is unfinished; run art extract again")
-        rows = _read_json(index)
+        rows = read_json_mapping(index)["clips"]
         self.paths = [row["path"] for row in rows]
         self.labels = torch.tensor([row["label"] for row in rows])
         self.errors = {number: row["error"] for number, row in enumerate(rows) if row.get("error")}

@@ -177,6 +177,18 @@ def fit(
     validation: Bool[Tensor, " n"] | None = None,
 ) -> None:
     """Train all candidates in the same batches; with ``validation``, append the accuracy after each epoch."""
+    with fork_rng():
+        _fit(candidates, split, settings, subset, device, validation)
+
+
+def _fit(
+    candidates: Sequence[Candidate],
+    split: FeatureSplit,
+    settings: ProbeSettings,
+    subset: Bool[Tensor, " n"],
+    device: torch.device,
+    validation: Bool[Tensor, " n"] | None,
+) -> None:
     steps_per_epoch = -(-int(subset.sum()) // settings.batch_size)
     total, warmup = settings.epochs * steps_per_epoch, settings.warmup_epochs * steps_per_epoch
     step = 0
@@ -202,9 +214,8 @@ def fit(
 
 def _train_step(candidate: Candidate, batch: FeatureBatch, factor: float, seed: int) -> None:
     head = candidate.head.train()
-    with fork_rng():  # dropout depends on the seed and the step only, not on the other heads
-        torch.manual_seed(candidate.seed * 1_000_003 + seed)
-        loss = head.loss(head(batch.features, labels=batch.labels), batch.labels)
+    torch.manual_seed(candidate.seed * 1_000_003 + seed)  # dropout does not depend on the other heads
+    loss = head.loss(head(batch.features), batch.labels)
     candidate.optimizer.zero_grad(set_to_none=True)
     loss.backward()
     torch.nn.utils.clip_grad_norm_(head.parameters(), 5.0)

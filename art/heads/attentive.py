@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from art.backbones.base import Features, load_by_name
@@ -63,9 +63,7 @@ class AttentiveHead(Head):
         self.classifier = nn.Linear(channels, self.num_classes)
         self._initialize()
 
-    def forward(
-        self, features: Features, *, labels: Int[Tensor, " b"] | None = None, return_maps: bool = False
-    ) -> HeadOutput:
+    def forward(self, features: Features, *, return_maps: bool = False) -> HeadOutput:
         """Return the logits, and with ``return_maps`` the attention of each head of the last block."""
         tokens = self.tokens(features)
         for layer in self.layers:

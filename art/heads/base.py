@@ -37,12 +37,12 @@ class HeadOutput(NamedTuple):
         logits: ``[B, Y]``.
         maps: ``[B, K, T', h, w]``, non-negative and with sum 1 over T', h and w: where each of the K queries looks.
             None if they were not requested or the head has none.
-        loss: scalar, the training loss, if the head defines its own; None: cross-entropy of the logits.
+        details: what the head needs for its own loss, if it has one.
     """
 
     logits: Float[Tensor, "b y"]
     maps: Float[Tensor, "b k t h w"] | None = None
-    loss: Float[Tensor, ""] | None = None
+    details: Any = None
 
 
 class Head(nn.Module, ABC):
@@ -74,14 +74,11 @@ class Head(nn.Module, ABC):
         )
 
     @abstractmethod
-    def forward(
-        self, features: Features, *, labels: Int[Tensor, " b"] | None = None, return_maps: bool = False
-    ) -> HeadOutput:
+    def forward(self, features: Features, *, return_maps: bool = False) -> HeadOutput:
         """Classify clips.
 
         Args:
             features: of B clips, in floating point.
-            labels: in training, for heads whose loss has further terms.
             return_maps: also return the maps, if the head :attr:`has_maps`.
         """
 
@@ -100,8 +97,8 @@ class Head(nn.Module, ABC):
         return tokens.flatten(1, 2)
 
     def loss(self, output: HeadOutput, labels: Int[Tensor, " b"]) -> Float[Tensor, ""]:
-        """Return the training loss: that of the output, or the cross-entropy of its logits."""
-        return F.cross_entropy(output.logits, labels) if output.loss is None else output.loss
+        """Return the training loss: the cross-entropy of the logits, unless a subclass has another."""
+        return F.cross_entropy(output.logits, labels)
 
     def after_step(self) -> None:
         """Called after every optimizer step."""

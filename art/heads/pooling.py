@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from art.backbones.base import Features
@@ -26,34 +27,38 @@ class LinearClassifier(nn.Sequential):
         super().__init__(nn.BatchNorm1d(channels, affine=False, eps=1e-6), linear)
 
 
-@register_head("mean")
-class MeanHead(Head):
-    """A linear probe on the mean of all tokens. It has no time position, which would only add a constant."""
+class LinearProbe(Head):
+    """Base class of the linear probes. They have no time position, which would only add a constant."""
 
     def __init__(self, shape: FeatureShape, class_names: Sequence[str]) -> None:
         super().__init__(shape, class_names)
         self.classifier = LinearClassifier(shape.channels, self.num_classes)
 
-    def forward(
-        self, features: Features, *, labels: Int[Tensor, " b"] | None = None, return_maps: bool = False
-    ) -> HeadOutput:
+    @abstractmethod
+    def pool(self, features: Features) -> Float[Tensor, "b c"]:
+        """Return the vector to classify."""
+
+    def forward(self, features: Features, *, return_maps: bool = False) -> HeadOutput:
         """Return the logits."""
-        return HeadOutput(self.classifier(self.tokens(features).mean(1)))
+        return HeadOutput(self.classifier(self.pool(features)))
+
+
+@register_head("mean")
+class MeanHead(LinearProbe):
+    """A linear probe on the mean of all tokens."""
+
+    def pool(self, features: Features) -> Float[Tensor, "b c"]:
+        """Return the mean."""
+        return self.tokens(features).mean(1)
 
 
 @register_head("cls")
-class ClassTokenHead(Head):
+class ClassTokenHead(LinearProbe):
     """A linear probe on ``class_token``, the global feature that the backbone's own classifier would receive."""
 
-    def __init__(self, shape: FeatureShape, class_names: Sequence[str]) -> None:
-        super().__init__(shape, class_names)
-        self.classifier = LinearClassifier(shape.channels, self.num_classes)
-
-    def forward(
-        self, features: Features, *, labels: Int[Tensor, " b"] | None = None, return_maps: bool = False
-    ) -> HeadOutput:
-        """Return the logits."""
-        return HeadOutput(self.classifier(features.class_token))
+    def pool(self, features: Features) -> Float[Tensor, "b c"]:
+        """Return the class token."""
+        return features.class_token
 
 
 @register_head("ep")
@@ -99,9 +104,7 @@ class EfficientProbing(Head):
         self.value = nn.Linear(shape.channels, projected, bias=False)
         self.classifier = LinearClassifier(projected, self.num_classes)
 
-    def forward(
-        self, features: Features, *, labels: Int[Tensor, " b"] | None = None, return_maps: bool = False
-    ) -> HeadOutput:
+    def forward(self, features: Features, *, return_maps: bool = False) -> HeadOutput:
         """Return the logits, and with ``return_maps`` the attention of each query."""
         tokens = self.tokens(features)
         queries = self.queries.expand(len(tokens), -1, -1)

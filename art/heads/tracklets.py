@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from art.backbones.base import Features
@@ -69,15 +69,16 @@ class ARTHead(Head):
             **{**SMALL, **options},
         )  # fmt: skip
 
-    def forward(
-        self, features: Features, *, labels: Int[Tensor, " b"] | None = None, return_maps: bool = False
-    ) -> HeadOutput:
-        """Return the logits, in training with ``labels`` the loss, and with ``return_maps`` a map per tracklet."""
+    def forward(self, features: Features, *, return_maps: bool = False) -> HeadOutput:
+        """Return the logits, and with ``return_maps`` a map per tracklet."""
         tokens = self.tokens(features).unflatten(1, (self.shape.num_steps, -1))
         output = self.model.forward_features(features._replace(tokens=tokens), return_maps=return_maps)
-        loss = None if labels is None else self.model.loss(output, labels).total
         maps = None if output.maps is None else output.maps.transpose(1, 2) / self.shape.num_steps
-        return HeadOutput(output.logits, maps, loss)
+        return HeadOutput(output.logits, maps, output)
+
+    def loss(self, output: HeadOutput, labels: Int[Tensor, " b"]) -> Float[Tensor, ""]:
+        """Return the loss of the paper."""
+        return self.model.loss(output.details, labels).total
 
     def after_step(self) -> None:
         """Update the semantics bank."""

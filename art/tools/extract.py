@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from jaxtyping import UInt8
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Subset
 
 from art.backbones.base import Backbone
 from art.data.dataset import ClipDataset, DataError, seeded_generator
@@ -91,6 +91,7 @@ class Extractor:
         self.backbone: Backbone = model.backbone.eval().requires_grad_(False).to(self.device)
         self.crop: CenterCrop = model.center_crop
         self.num_frames = options.num_frames
+        self.views = {split: _ClipViews(self, clip_set) for split, clip_set in self.clip_sets.items()}
         with torch.inference_mode():
             size = self.backbone.input_size
             blank = torch.zeros(1, self.num_frames, 3, size, size, dtype=torch.uint8, device=self.device)
@@ -108,10 +109,10 @@ class Extractor:
     def extract(self, split: str, clips: Sequence[int]) -> tuple[dict[str, Tensor], dict[int, str]]:
         """Return the tensors of a part, and why clips are missing from it, by their position in the list of clips."""
         settings, dtype = self.settings, DTYPES[self.settings.dtype]
-        views = _ClipViews(self, split, clips)
         per_batch = max(1, settings.config.optim.batch_size // settings.views)
         workers = min(settings.config.data.workers, -(-len(clips) // per_batch))
-        loader: DataLoader[Any] = DataLoader(views, batch_size=per_batch, num_workers=workers, collate_fn=list)
+        chosen = Subset(self.views[split], clips)
+        loader: DataLoader[Any] = DataLoader(chosen, batch_size=per_batch, num_workers=workers, collate_fn=list)
         shapes = {name: (settings.views, *tensor.shape) for name, tensor in self.tensors.items()}
         rows: dict[str, list[Tensor]] = {name: [] for name in shapes}
         stored, errors = [], {}
@@ -157,12 +158,12 @@ class Extractor:
 
 
 class _ClipViews(Dataset[Any]):
-    """The views of each clip, ``[V, T, 3, S, S]`` uint8, or the reason why it cannot be read."""
+    """The views of each clip of a split, ``[V, T, 3, S, S]`` uint8, or the reason why it cannot be read."""
 
-    def __init__(self, extractor: Extractor, split: str, clips: Sequence[int]) -> None:
-        settings, clip_set = extractor.settings, extractor.clip_sets[split]
+    def __init__(self, extractor: Extractor, clip_set: ClipSet) -> None:
+        settings = extractor.settings
         data = settings.config.data
-        self._clips, self._crop, self._views = clips, extractor.crop, settings.views
+        self._crop, self._views = extractor.crop, settings.views
         options: dict[str, Any] = {
             "frame_size": data.frame_size, "sampling": data.frame_sampling, "decoder": data.decoder,
             "max_failed_fraction": 1.0,
@@ -176,10 +177,9 @@ class _ClipViews(Dataset[Any]):
         self._random: ClipDataset | None = make(train=True, seed=seed, draws=draws) if settings.views > 1 else None
 
     def __len__(self) -> int:
-        return len(self._clips)
+        return len(self._plain)
 
-    def __getitem__(self, position: int) -> UInt8[Tensor, "v t 3 s s"] | str:
-        index = self._clips[position]
+    def __getitem__(self, index: int) -> UInt8[Tensor, "v t 3 s s"] | str:
         sample, failures = self._plain.load(0, index)
         if sample is None:
             return failures[index]
@@ -287,6 +287,8 @@ def extract(settings: ExtractSettings, out: Path, *, devices: Sequence[str] = ("
         )
     write_manifest(out, _manifest(extractor, parts))
     workers = min(len(devices), len(missing))
+    if workers > 1:  # each process loads the backbone
+        extractor.backbone.cpu()
     with raise_on_sigterm(), Progress("extract", len(missing), "part") as bar:
         if missing:
             with closing(map_processes(_extract_part, missing, workers, devices[:workers])) as done:

@@ -22,7 +22,7 @@ MANIFEST = {
 
 
 class MadeFeatures:
-    """Stands for a :class:`FeatureSplit` whose classes differ in one channel of a single token."""
+    """A :class:`FeatureSplit` in memory, whose classes differ in one channel of a single token."""
 
     def __init__(self, count, seed):
         generator = torch.Generator().manual_seed(seed)

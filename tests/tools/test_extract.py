@@ -185,7 +185,7 @@ def test_manifest_identifies_the_features(settings, tmp_path):
     assert manifest["splits"]["train"]["parts"] == 1
     manifest["format"] = 2
     (tmp_path / "features" / store.MANIFEST).write_text(json.dumps(manifest))
-    with pytest.raises(FeatureError, match=r"manifest\.json has format 2, expected 1"):
+    with pytest.raises(FeatureError, match=r"manifest\.json has format 2; this version reads 1"):
         read_manifest(tmp_path / "features")
 
 
