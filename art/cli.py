@@ -10,16 +10,16 @@ from art.extras import missing_extra_message
 from art.parser import build_parser
 from art.terminal import prepare_output, printable
 
-# Errors in the user's data or configuration, as (module, name). Only a loaded module can have raised one: comparing by
-# name loads neither torch nor modules that need an extra.
-_USER_ERRORS = (
-    ("art.data.decoding.video", "VideoError"),
-    ("art.data.dataset", "DataError"),
-    ("art.experiments.compare", "RunsFailed"),
-    ("art.train.distributed", "OtherRankError"),
-    ("art.train.loop", "NonFiniteLoss"),
-)
-_NON_FINITE = ("art.model.files", "NonFiniteError")
+# Exit codes of errors that are reported in one line, by (module, name). Only a loaded module can have raised one:
+# comparing by name loads neither torch nor modules that need an extra.
+_EXIT_CODES = {
+    ("art.model.files", "NonFiniteError"): 1,
+    ("art.data.decoding.video", "VideoError"): 2,
+    ("art.data.dataset", "DataError"): 2,
+    ("art.experiments.compare", "RunsFailed"): 2,
+    ("art.train.distributed", "OtherRankError"): 2,
+    ("art.train.loop", "NonFiniteLoss"): 2,
+}
 _INTERRUPTED = ("art.train.runtime", "Interrupted")
 
 
@@ -71,14 +71,14 @@ def _is_printed_here(error: Exception) -> bool:
     return is_main_process()
 
 
-def _is_instance(error: Exception, *types: tuple[str, str]) -> bool:
-    return any(isinstance(error, getattr(sys.modules.get(module), name, ())) for module, name in types)
+def _is_instance(error: Exception, type_name: tuple[str, str]) -> bool:
+    module, name = type_name
+    return isinstance(error, getattr(sys.modules.get(module), name, ()))
 
 
 def _exit_code(error: Exception) -> int | None:
     """Return the exit code of an interruption or a user error, None for any other exception."""
-    if _is_instance(error, _NON_FINITE):
-        return 1
     if _is_instance(error, _INTERRUPTED):
         return 128 + int(getattr(error, "signal_number", 0))
-    return 2 if isinstance(error, (ValueError, OSError, ImportError)) or _is_instance(error, *_USER_ERRORS) else None
+    codes = [code for type_name, code in _EXIT_CODES.items() if _is_instance(error, type_name)]
+    return codes[0] if codes else 2 if isinstance(error, (ValueError, OSError, ImportError)) else None

@@ -38,7 +38,7 @@ def run_prepare(options: argparse.Namespace) -> int:
 
 
 def _prepare_videos(options: argparse.Namespace, max_failed_fraction: float, encode: dict[str, Any]) -> int:
-    from art.data.files import atomic_write, check_writable
+    from art.data.files import check_writable, write_text
     from art.data.prepare.check import as_table, check_dataset
     from art.data.prepare.convert import prepare_dataset
     from art.data.prepare.reencode import Encoding
@@ -62,8 +62,7 @@ def _prepare_videos(options: argparse.Namespace, max_failed_fraction: float, enc
         print(f"to skip splits that cannot be opened: --splits {' '.join(valid)}\n")
     if options.to is not None:
         print(f"{options.to}: {plural(result.made, 'video')} written, {result.kept} already existed")
-    text = json.dumps(check.as_json(), indent=1, ensure_ascii=False) + "\n"
-    atomic_write(out / "prepare.json", lambda path: path.write_text(text, encoding="utf-8"))
+    write_text(out / "prepare.json", json.dumps(check.as_json(), indent=1, ensure_ascii=False) + "\n")
     print(f"details: {out / 'prepare.json'}")
     return 1 if check.failed_fraction > max_failed_fraction else 0
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, cast
 from art.data.files import write_text
 from art.extras import import_extra
 from art.model import CONFIG_FILE, WEIGHTS_FILE, find_checkpoint
-from art.model.files import write_config
+from art.model.files import read_config, write_config
 from art.model.options import ARTOptions
 from art.terminal import plural
 
@@ -285,7 +285,7 @@ def _find_evaluation(checkpoint: Path) -> Path | None:
 
 def _remove_local_path(config: Path) -> None:
     """Reduce the path of the initial weights to its file name: it is private, and loading does not need it."""
-    content = json.loads(config.read_text(encoding="utf-8"))
+    content = read_config(config.parent)  # verified: writing it again renews its checksum
     if content["options"]["pretrained"] is not None:
         content["options"]["pretrained"] = Path(content["options"]["pretrained"]).name
         write_config(config, content)

@@ -23,7 +23,7 @@ from torch.distributed.checkpoint import metadata as dcp_metadata
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
-from art.model.files import file_sha256
+from art.model.files import file_sha256, read_config
 from art.train.distributed import DistContext, is_connection_error
 
 #: File of a checkpoint with the training state other than tensors, next to ``config.json`` and ``model.safetensors``.
@@ -48,9 +48,10 @@ class DamagedCheckpoint(CheckpointError):
 
 
 def write_checksums(directory: Path) -> None:
-    """Write ``SHA256SUMS`` for all files of a checkpoint."""
+    """Write ``SHA256SUMS`` for all files of a checkpoint; the digest of the weights is in ``config.json`` already."""
+    known = read_config(directory).get("sha256", {})
     names = sorted(path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file())
-    lines = [f"{file_sha256(directory / name)}  {name}\n" for name in names if name != CHECKSUMS]
+    lines = [f"{known.get(name) or file_sha256(directory / name)}  {name}\n" for name in names if name != CHECKSUMS]
     (directory / CHECKSUMS).write_text("".join(lines), encoding="utf-8")
 
 

@@ -200,14 +200,14 @@ def merge_masks(allowed: Tensor | None, bias: Tensor | None) -> Masks:
     """Merge a boolean and an additive mask, each [F,H,M,N] with H, or H and M, possibly 1."""
     pairs = None
     if bias is not None:
-        hidden = bias.isneginf()
-        allowed = ~hidden if allowed is None else allowed & ~hidden
-        pairs = torch.where(allowed, bias, -torch.inf)
+        pairs = bias if allowed is None else torch.where(allowed, bias, -torch.inf)
+        allowed = ~pairs.isneginf()
     elif allowed is None:
         return Masks(None, None, None)
     elif allowed.shape[1] > 1 or allowed.shape[2] != 1:
         pairs = allowed
-    return Masks(allowed.any(2).any(1), pairs, allowed.any(-1, keepdim=True))
+    regions = allowed[:, 0, 0] if allowed.shape[1:3] == (1, 1) else allowed.any(2).any(1)
+    return Masks(regions, pairs, allowed.any(-1, keepdim=True))
 
 
 def with_heads(mask: Tensor | None) -> Tensor | None:

@@ -82,6 +82,8 @@ _RETRY_AFTER = 60  # seconds
 _HOST = re.compile(r"(\[(?P<address>[0-9a-f:.]+)\]|(?P<name>[\w.~!$&'()*+,;=%-]+))(:(?P<port>[0-9]{0,5}))?", re.ASCII)
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]*")
 _POLICY = "default-src 'none'; base-uri 'none'; frame-ancestors 'none'; form-action 'self'"
+_LOGIN_DIGEST = b64encode(hashlib.sha256(_LOGIN_STYLE.encode()).digest()).decode()
+_LOGIN_POLICY = f"{_POLICY}; style-src 'sha256-{_LOGIN_DIGEST}'"
 _PAGE_POLICY = (
     f"{_POLICY}; script-src 'self'; style-src 'self'; img-src 'self' data:; media-src 'self' blob:; connect-src 'self'"
 )
@@ -397,8 +399,7 @@ def _require_token(request: Request, message: str = "", status: int = 401) -> Re
     headers = {"WWW-Authenticate": "Bearer"} if status == 401 else {"Retry-After": str(_RETRY_AFTER)}
     if "text/html" not in request.headers.get("accept", ""):
         return JSONResponse({"message": message or "This page requires a token."}, status, headers)
-    digest = b64encode(hashlib.sha256(_LOGIN_STYLE.encode()).digest()).decode()
-    headers["Content-Security-Policy"] = f"{_POLICY}; style-src 'sha256-{digest}'"
+    headers["Content-Security-Policy"] = _LOGIN_POLICY
     return HTMLResponse(_LOGIN_PAGE.replace("{message}", message), status, headers)
 
 
