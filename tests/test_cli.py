@@ -15,8 +15,8 @@ from art.data.motion.render import write_video
 from art.parser import DATASETS
 
 COMMANDS = (
-    "prepare", "shards", "train", "evaluate", "score", "predict", "explain", "bank", "serve", "export", "compare",
-    "ablate", "profile",
+    "prepare", "shards", "train", "evaluate", "score", "predict", "explain", "bank", "serve", "export", "extract",
+    "features", "probe", "compare", "ablate", "profile",
 )  # fmt: skip
 
 

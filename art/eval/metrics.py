@@ -14,8 +14,9 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from art.data.datasets.annotations import composed
+from art.model.files import NonFiniteError
 from art.model.semantics import SemanticsBank, cosine
-from art.terminal import MAX_COLUMNS, pad, printable, short_names, shorten, text_columns
+from art.terminal import MAX_COLUMNS, pad, plural, printable, short_names, shorten, text_columns
 
 
 @dataclass(frozen=True)
@@ -154,7 +155,8 @@ def compute_metrics(
     The arguments are the attributes of :class:`Evaluation`.
 
     Raises:
-        ValueError: If there are no clips, shapes do not match, a label is out of range, or a probability is not finite.
+        ValueError: If there are no clips, shapes do not match, or a label is out of range.
+        NonFiniteError: If a probability is not finite.
     """
     classes = len(class_names)
     if probabilities.ndim != 2 or probabilities.shape[1] != classes:
@@ -172,7 +174,10 @@ def compute_metrics(
         raise ValueError(f"labels: got {labels.min()}..{labels.max()}, expected 0..{classes - 1}")
     if not np.isfinite(probabilities).all():
         rows = np.flatnonzero(~np.isfinite(probabilities).all(axis=1))
-        raise ValueError(f"probabilities: not finite for {len(rows)} clips, the first with index {indices[rows[0]]}")
+        raise NonFiniteError(
+            f"probabilities: the model's output is not finite for {plural(len(rows), 'clip')}, the first with index "
+            f"{indices[rows[0]]}"
+        )
     ranked = np.argsort(-probabilities, axis=1, kind="stable")[:, :5]
     confusion = np.zeros((classes, classes), dtype=np.int64)
     np.add.at(confusion, (labels, ranked[:, 0]), 1)

@@ -114,7 +114,7 @@ def test_average_views():
         (np.zeros((1, 2), np.float32), np.zeros(1, np.int64), r"shape \(1, 2\), expected \[n, 3\]"),
         (np.zeros((2, 3), np.float32), np.zeros(1, np.int64), "labels and indices"),
         (np.zeros((1, 3), np.float32), np.array([3]), r"got 3\.\.3, expected 0\.\.2"),
-        (np.array([[0.5, np.nan, 0.5]], np.float32), np.array([0]), "not finite for 1 clips, the first with index 0"),
+        (np.array([[0.5, np.nan, 0.5]], np.float32), np.array([0]), "not finite for 1 clip, the first with index 0"),
     ],
 )
 def test_invalid_arguments(probabilities, labels, message):

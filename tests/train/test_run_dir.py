@@ -13,6 +13,7 @@ import time
 import pytest
 import torch
 
+from art.cli import main
 from art.data.datasets.base import Clip, ClipSet
 from art.model.files import NonFiniteError
 from art.model.loading import load_model
@@ -349,3 +350,34 @@ def test_weights_that_become_non_finite_keep_the_last_checkpoint(configured, in_
     model.save_pretrained(tmp_path / "saved")
     with pytest.raises(NonFiniteError, match=r"model\.safetensors: .*not finite \(video_head\.weight\)"):
         load_model(tmp_path / "saved")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("value", [float("nan"), 3e38], ids=["weights", "outputs"])
+def test_commands_exit_with_1_if_a_model_is_not_finite(unbroken, clips, tmp_path, capsys, value):
+    """3e38 is finite, but the logits overflow."""
+    run = shutil.copytree(unbroken / "backbone", tmp_path / "run")
+    last = run / "checkpoints" / "last"
+    model = load_model(last)
+    model.video_head.weight.data.fill_(value)
+    model.save_pretrained(last)
+    clip, checkpoint = str(clips / "test_0_0.mp4"), ["--checkpoint", str(run)]
+    for command in (["predict", clip], ["evaluate"], ["explain", clip, "--out", str(tmp_path / "out")]):
+        assert main([*command, *checkpoint]) == 1, command
+        assert "not finite" in capsys.readouterr().err
+    assert not (run / "out").exists()
+
+
+def test_changed_data_is_accepted_by_a_flag(configured, tmp_path, monkeypatch):
+    calls = []
+
+    def train(config, **options):
+        calls.append(options["allow_changed_data"])
+        raise ValueError("enough")
+
+    monkeypatch.setattr("art.train.loop.train", train)
+    config = tmp_path / "config.yaml"
+    config.write_text("")
+    for flags in ([], ["--allow-changed-data"]):
+        main(["train", str(config), "--resume", *flags])
+    assert calls == [False, True]

@@ -270,8 +270,8 @@ def open_list(root: Path, split: str) -> ClipSet:
     """
     check_root(root)
     lists = _find_lists(root, split)
-    if not lists and split_name(split) == "test":
-        split, lists = ("val", _find_lists(root, "val")) if _find_lists(root, "val") else (split, [])
+    if not lists and split_name(split) == "test" and (lists := _find_lists(root, "val")):
+        split = "val"
     if len(lists) != 1:
         found = ", ".join(path.name for path in lists) or "none"
         raise ValueError(

@@ -206,7 +206,7 @@ def open_images(
 def read_files(path: Path) -> dict[str, bytes]:
     """The files of a :class:`StoredClip` from a video or a directory of frames. Raises Unreadable if there are none."""
     if not path.is_dir():
-        if path.exists() and not path.is_file():  # reading a named pipe would wait for its writer
+        if not path.is_file() and path.exists():  # reading a named pipe would wait for its writer
             raise Unreadable("is not a regular file")
         content = path.read_bytes()
         if not content:

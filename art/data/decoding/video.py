@@ -242,7 +242,8 @@ def _open_stored(
 
 
 def _read_image(path: Path) -> bytes:
-    if path.exists() and not path.is_file() and not path.is_dir():  # reading a named pipe would wait for its writer
+    # Reading a named pipe would wait for its writer.
+    if not path.is_file() and not path.is_dir() and path.exists():
         raise Unreadable(f"contains {path.name}, which is not a regular file")
     try:
         return path.read_bytes()

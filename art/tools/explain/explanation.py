@@ -22,6 +22,7 @@ from art.data.decoding.frames import FrameConverter
 from art.data.decoding.video import VideoError, frame_times, iterate_frames, read_chosen
 from art.data.inputs import input_kind
 from art.eval.report.tracklets import map_peak
+from art.model.files import NonFiniteError
 from art.model.pretrained import VideoClassifier, eval_mode
 from art.model.semantics import TEMPLATES, cosine
 from art.tools.explain.backbone_maps import MapUnavailable, attention_rollout, grad_cam
@@ -206,6 +207,8 @@ def explain(
         on_device = video.to(device)
         out = model(on_device, return_maps=True) if model.kind == "art" else model(on_device)
         probabilities = out.logits[0].float().softmax(0).cpu().numpy()
+        if not np.isfinite(probabilities).all():
+            raise NonFiniteError(f"{clip}: the model's output is not finite; use another checkpoint")
         over_time = _classify_prefixes(model, frames, device)
         target = int(probabilities.argmax()) if target is None else target
         missing: dict[str, str] = {}

@@ -22,6 +22,7 @@ from art.data.parallel import exit_with_parent
 from art.data.prepare.reencode import check_encoder
 from art.eval.report.style import LINE_COLORS, tracklet_color
 from art.model import find_checkpoint
+from art.model.files import NonFiniteError
 from art.model.loading import load_model
 from art.model.pretrained import VideoClassifier
 from art.terminal import printable
@@ -110,14 +111,14 @@ def predict_clip(
     try:
         report("Running the model")
         explanation = explain(model, clip, timeline_points=options.timeline_points)
-        if not np.isfinite(explanation.probabilities).all():
-            raise Refused("The model's probabilities are not finite. Use another checkpoint.")
         if _is_drawable(explanation):
             report("Rendering the film")
             out.mkdir()
             write_explanation(explanation, out, top_k=options.top_k)
     except VideoError as error:
         raise _unreadable(clip.name, error.reason) from error
+    except NonFiniteError as error:
+        raise Refused("The model's probabilities are not finite. Use another checkpoint.") from error
     result = result_for_page(explanation, options.top_k)
     return {**result, "processing_seconds": round(time.perf_counter() - start, 2)}
 
