@@ -44,6 +44,26 @@ def plural(number: int, noun: str) -> str:
     return f"{number} {noun}{'s' * (number != 1)}"
 
 
+def list_names(names: Sequence[str], most: int = 3) -> str:
+    """Return the first names of a list, and the number of the others."""
+    more = len(names) - most
+    return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
+
+
+def short_repr(value: object, most: int = 80) -> str:
+    """Return ``repr(value)`` for an error message, truncated to ``most`` characters."""
+    return _truncated(repr(value), most)
+
+
+def one_line(error: BaseException, most: int = 300) -> str:
+    """Return the message of an error on one line, truncated to ``most`` characters."""
+    return _truncated(" ".join(str(error).split()), most)
+
+
+def _truncated(text: str, most: int) -> str:
+    return text if len(text) <= most else f"{text[: most - 3]}..."
+
+
 def letter_columns(letter: str) -> int:
     """Return the columns of a terminal that a letter fills: 2 for wide (CJK, emoji), 0 for combining ones, else 1."""
     if letter in _JOINERS or unicodedata.category(letter) in ("Mn", "Me"):

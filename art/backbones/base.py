@@ -14,6 +14,7 @@ from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from art._deprecated import renamed_names
+from art.terminal import list_names
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -408,7 +409,7 @@ def load_by_name(
         ],
     }
     if any(errors.values()):
-        lines = [f"  {len(names)} {what}: {_join_names(names)}" for what, names in errors.items() if names]
+        lines = [f"  {len(names)} {what}: {list_names(names, _MAX_LISTED)}" for what, names in errors.items() if names]
         raise ValueError("\n".join([f"{source} does not match the model:", *lines, f"  Expected {expected}"]))
     module.load_state_dict(dict(state), strict=False)
     return [name for name in missing if name in optional]
@@ -435,16 +436,13 @@ def _read_state_dict(path: Path) -> dict[str, Tensor]:
     for state in (saved, *nested):
         if isinstance(state, Mapping) and state and all(isinstance(value, Tensor) for value in state.values()):
             return dict(state)
-    keys = f" with the keys {_join_names([str(key) for key in saved])}" if isinstance(saved, Mapping) else ""
+    keys = (
+        f" with the keys {list_names([str(key) for key in saved], _MAX_LISTED)}" if isinstance(saved, Mapping) else ""
+    )
     raise ValueError(
         f"pretrained: {path} contains a {type(saved).__name__}{keys}; expected a state dict, or a dict with one under "
         f"{', '.join(_STATE_DICT_KEYS)}"
     )
-
-
-def _join_names(names: Sequence[str]) -> str:
-    listed = ", ".join(names[:_MAX_LISTED])
-    return listed if len(names) <= _MAX_LISTED else f"{listed}, and {len(names) - _MAX_LISTED} more"
 
 
 __getattr__ = renamed_names(__name__, {"as_unit_range": "to_float01", "layered": "group_params_by_layer"})

@@ -31,6 +31,7 @@ from torch import Tensor
 from art.backbones.base import Features
 from art.data.files import WriteError, atomic_write, write_text
 from art.model.files import file_sha256, read_json_mapping
+from art.terminal import short_repr
 
 MANIFEST = "manifest.json"
 FORMAT = 1
@@ -57,7 +58,7 @@ def write_manifest(directory: Path, manifest: Mapping[str, Any]) -> None:
         differing = [name for name in differing if name not in _INFORMATIVE]
         if differing:
             changes = "; ".join(
-                f"{name} was {_short(former.get(name))}, is {_short(manifest.get(name))}" for name in differing
+                f"{name} was {short_repr(former.get(name))}, is {short_repr(manifest.get(name))}" for name in differing
             )
             raise FeatureError(f"{directory} has other features: {changes}; choose another directory, or remove it")
         return
@@ -65,11 +66,6 @@ def write_manifest(directory: Path, manifest: Mapping[str, Any]) -> None:
 
 
 _INFORMATIVE = ("versions", "created")  # fields that may differ when an extraction is resumed
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 100 else f"{text[:97]}..."
 
 
 def read_manifest(directory: Path) -> dict[str, Any]:

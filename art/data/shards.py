@@ -26,12 +26,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from art.data.datasets.annotations import FRAME_SUFFIXES, VIDEO_SUFFIXES, short_repr
+from art.data.datasets.annotations import FRAME_SUFFIXES, VIDEO_SUFFIXES
 from art.data.datasets.base import Clip, ClipSet, check_root, register_dataset
 from art.data.decoding.frames import StoredClip, Unreadable, read_files
 from art.data.files import PARTIAL, naming_file, parse_location, write_text
 from art.extras import import_extra, install_command
-from art.terminal import plural
+from art.terminal import one_line, plural, short_repr
 
 _FORMAT = "art shards 1"
 _MAX_NAMES = 3  # clips listed in warnings
@@ -293,7 +293,7 @@ def _check_types(content: dict[str, Any]) -> None:
 
 
 def _invalid_index(location: Path | str, error: Exception) -> ValueError:
-    return ValueError(f"{location} is not a valid index of shards: {type(error).__name__}: {_one_line(error)}")
+    return ValueError(f"{location} is not a valid index of shards: {type(error).__name__}: {one_line(error)}")
 
 
 def _check_name(name: str, what: str) -> None:
@@ -394,7 +394,7 @@ def read_shard(place: str | os.PathLike[str]) -> Iterator[tuple[str, StoredClip]
         try:
             is_clip = _is_clip(stored, files.pop("json", b"{}"))
         except (ValueError, RecursionError) as error:
-            problem = problem or f"clip {key} is incomplete or damaged: {_one_line(error)}"
+            problem = problem or f"clip {key} is incomplete or damaged: {one_line(error)}"
             continue
         if is_clip:
             found += 1
@@ -440,8 +440,4 @@ def find_stored_clip(path: Path) -> StoredClip:
 
 
 def _read_error(what: str, error: Exception) -> OSError:
-    return OSError(f"{what} cannot be read: {type(error).__name__}: {_one_line(error)}")
-
-
-def _one_line(error: object) -> str:
-    return " ".join(str(error).split())[:300]
+    return OSError(f"{what} cannot be read: {type(error).__name__}: {one_line(error)}")

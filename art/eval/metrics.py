@@ -16,7 +16,7 @@ from torch.distributed.tensor import DTensor
 from art.data.datasets.annotations import composed
 from art.model.files import NonFiniteError
 from art.model.semantics import SemanticsBank, cosine
-from art.terminal import MAX_COLUMNS, pad, plural, printable, short_names, shorten, text_columns
+from art.terminal import MAX_COLUMNS, list_names, pad, plural, printable, short_names, shorten, text_columns
 
 
 @dataclass(frozen=True)
@@ -248,8 +248,7 @@ def check_same_classes(model_names: Sequence[str], data_names: Sequence[str]) ->
 
 
 def _format_names(names: Sequence[str], limit: int = 5) -> str:
-    rest = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(f"'{shorten(printable(name), 60)}'" for name in names[:limit]) + rest
+    return list_names([f"'{shorten(printable(name), 60)}'" for name in names], limit)
 
 
 _COUNT_COLUMNS = 28  # of the counts and the accuracy in a row

@@ -18,10 +18,10 @@ from torch import Tensor, nn
 
 from art.data.files import check_regular_file, naming_file
 from art.model import CONFIG_FILE, WEIGHTS_FILE
+from art.terminal import list_names
 
 _KEY = "sha256"
 _BLOCK = 2**20  # bytes
-_MAX_LISTED = 3
 
 
 class DamagedFile(ValueError):
@@ -135,12 +135,6 @@ def non_finite_names(parameters: Iterable[tuple[str, Tensor]], buffers: Iterable
         if value.is_floating_point() and value.numel() and not value.amax().isfinite():
             found.append(name)
     return found
-
-
-def list_names(names: list[str], most: int = _MAX_LISTED) -> str:
-    """Return the first names, and the number of the others."""
-    more = len(names) - most
-    return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
 
 
 def _existing(path: Path) -> Path:

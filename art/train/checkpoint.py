@@ -21,8 +21,7 @@ from torch import Tensor
 
 from art.data.files import atomic_write, naming_file, write_text
 from art.model import previous_directory, recover
-from art.model.files import list_names
-from art.terminal import printable
+from art.terminal import list_names, printable
 from art.train.checkpoint_io import (
     SINGLE,
     TENSORS,

@@ -23,7 +23,8 @@ from torch.distributed.checkpoint import metadata as dcp_metadata
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
-from art.model.files import file_sha256, read_config
+from art.model.files import file_sha256
+from art.terminal import one_line
 from art.train.distributed import DistContext, is_connection_error
 
 #: File of a checkpoint with the training state other than tensors, next to ``config.json`` and ``model.safetensors``.
@@ -35,7 +36,6 @@ METADATA = ".metadata"
 #: File of a checkpoint with the checksums of the others.
 CHECKSUMS = "SHA256SUMS"
 
-_MAX_DETAILS = 300  # characters of an error of PyTorch
 SINGLE = DistContext(torch.device("cpu"))
 
 
@@ -48,10 +48,9 @@ class DamagedCheckpoint(CheckpointError):
 
 
 def write_checksums(directory: Path) -> None:
-    """Write ``SHA256SUMS`` for all files of a checkpoint; the digest of the weights is in ``config.json`` already."""
-    known = read_config(directory).get("sha256", {})
+    """Write ``SHA256SUMS`` for all files of a checkpoint."""
     names = sorted(path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file())
-    lines = [f"{known.get(name) or file_sha256(directory / name)}  {name}\n" for name in names if name != CHECKSUMS]
+    lines = [f"{file_sha256(directory / name)}  {name}\n" for name in names if name != CHECKSUMS]
     (directory / CHECKSUMS).write_text("".join(lines), encoding="utf-8")
 
 
@@ -100,7 +99,7 @@ def load_training_state(directory: Path) -> dict[str, Any]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise DamagedCheckpoint(f"{path}: cannot be read as a training state ({_one_line(error)})") from error
+        raise DamagedCheckpoint(f"{path}: cannot be read as a training state ({one_line(error)})") from error
     if not isinstance(state, dict):
         raise DamagedCheckpoint(f"{path}: contains a {type(state).__name__}, expected a dict of the training state")
     return state
@@ -152,7 +151,7 @@ class _Reader(dcp.FileSystemReader):
         try:
             metadata = _MetadataUnpickler(io.BytesIO(path.read_bytes())).load()
         except Exception as error:
-            raise DamagedCheckpoint(f"{path}: cannot be read as tensors ({_one_line(error)})") from error
+            raise DamagedCheckpoint(f"{path}: cannot be read as tensors ({one_line(error)})") from error
         if not isinstance(metadata, Metadata):
             raise DamagedCheckpoint(f"{path}: contains a {type(metadata).__name__}, expected checkpoint metadata")
         if metadata.storage_meta is None:
@@ -192,12 +191,8 @@ def convert_errors(to: type[Exception], message: str, others: tuple[type[Excepti
             yield
     except CheckpointException as error:
         rank, (cause, _) = next(iter(error.failures.items()))
-        raise to(f"{message} (rank {rank}: {_one_line(cause)})") from error
+        raise to(f"{message} (rank {rank}: {one_line(cause)})") from error
     except others as error:
         if is_connection_error(error):
             raise
-        raise to(f"{message} ({_one_line(error)})") from error
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:_MAX_DETAILS]
+        raise to(f"{message} ({one_line(error)})") from error

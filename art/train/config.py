@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from art.data.files import check_regular_file, is_url
+from art.terminal import one_line, short_repr
 from art.train.config_schema import (
     CheckpointConfig,
     Config,
@@ -63,7 +64,7 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> Confi
     for override in overrides:
         key, equals, _ = override.partition("=")
         if not equals or not key.strip():
-            raise ConfigError(f"override {_shorten(override)}: expected dotted.key=value, such as optim.lr=0.01")
+            raise ConfigError(f"override {short_repr(override)}: expected dotted.key=value, such as optim.lr=0.01")
         sources.append(("the command line", _parse_override(override)))
     config = _merge(sources)
     if is_url(config.data.root) and not any(o.partition("=")[0].strip() in ("data", "data.root") for o in overrides):
@@ -200,14 +201,14 @@ def _read_files(path: Path, parents: tuple[Path, ...] = ()) -> list[tuple[str, d
     try:
         content = OmegaConf.to_container(OmegaConf.load(path))
     except (yaml.YAMLError, OmegaConfBaseException, OSError, UnicodeDecodeError, RecursionError) as error:
-        raise ConfigError(f"{path}: cannot be read as YAML ({_one_line(error)})") from error
+        raise ConfigError(f"{path}: cannot be read as YAML ({one_line(error)})") from error
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: holds a {type(content).__name__}, expected a mapping such as 'optim: {{lr: 0.01}}'")
     values = {str(key): value for key, value in content.items()}
     included = values.pop("include", [])
     if not isinstance(included, list) or not all(isinstance(name, str) and name for name in included):
         raise ConfigError(
-            f"{path}: include is {_shorten(included)}, expected a list of files, such as [parts/tea50.yaml]"
+            f"{path}: include is {short_repr(included)}, expected a list of files, such as [parts/tea50.yaml]"
         )
     return [f for name in included for f in _read_files(path.parent / name, (*parents, path))] + [(str(path), values)]
 
@@ -217,7 +218,7 @@ def _parse_override(override: str) -> dict[str, Any]:
         content = OmegaConf.to_container(OmegaConf.from_dotlist([override]))
     except (yaml.YAMLError, OmegaConfBaseException, RecursionError) as error:
         raise ConfigError(
-            f"override {_shorten(override)}: the value cannot be read as YAML ({_one_line(error)})"
+            f"override {short_repr(override)}: the value cannot be read as YAML ({one_line(error)})"
         ) from error
     assert isinstance(content, dict)  # guaranteed by from_dotlist
     return {str(key): value for key, value in content.items()}
@@ -230,26 +231,16 @@ def _merge(sources: Sequence[tuple[str, dict[str, Any]]]) -> Config:
             try:
                 OmegaConf.update(merged, key, value, merge=value != {})  # mappings are merged; {} clears
             except OmegaConfBaseException as error:
-                raise ConfigError(f"{key}: got {_shorten(value)}, expected {_KEYS[key]} (from {source})") from error
+                raise ConfigError(f"{key}: got {short_repr(value)}, expected {_KEYS[key]} (from {source})") from error
     try:
         config = OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
-        raise ConfigError(f"config: {_one_line(error)}") from error
+        raise ConfigError(f"config: {one_line(error)}") from error
     except (ValueError, TypeError) as error:  # ARTOptions validates its own values
         raise ConfigError(f"model: {error}") from error
     assert isinstance(config, Config)
     check_values(config)
     return config
-
-
-def _one_line(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    return text if len(text) <= 3 * _MAX_SHOWN else f"{text[: 3 * _MAX_SHOWN]}..."
-
-
-def _shorten(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}..."
 
 
 def _leaves(values: dict[str, Any], source: str, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -259,7 +250,7 @@ def _leaves(values: dict[str, Any], source: str, prefix: str = "") -> Iterator[t
         if key not in _KEYS:
             name = " ".join(key.split())[:_MAX_SHOWN]
             raise ConfigError(
-                f"{name}: unknown key (got the value {_shorten(value)}); {_suggest(name)} (from {source})"
+                f"{name}: unknown key (got the value {short_repr(value)}); {_suggest(name)} (from {source})"
             )
         if _KEYS[key] == _GROUP and isinstance(value, dict):
             yield from _leaves(value, source, f"{key}.")

@@ -9,6 +9,7 @@ from typing import Any
 
 from art.data.transforms.sampling import SAMPLINGS, FrameSampling
 from art.model.options import ARTOptions
+from art.terminal import short_repr
 
 
 class ConfigError(ValueError):
@@ -300,8 +301,7 @@ def check_values(config: Config) -> None:
 
     def check(key: str, valid: object, expected: str) -> None:
         if not valid:
-            shown = repr(get_value(config, key))
-            raise ConfigError(f"{key}: got {shown if len(shown) <= 100 else shown[:100] + '...'}, expected {expected}")
+            raise ConfigError(f"{key}: got {short_repr(get_value(config, key), 100)}, expected {expected}")
 
     for key, choices in _CHOICES.items():
         value = get_value(config, key)

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from art.data.datasets.base import ClipSet
-from art.model.files import list_names, read_json_mapping
+from art.model.files import read_json_mapping
+from art.terminal import list_names
 
 _FORMAT = 1
 _COLUMNS = 5

@@ -18,9 +18,9 @@ from art.eval.predictions import Predictions, write_evaluation
 from art.eval.report.localization import localize
 from art.eval.report.report import report_run
 from art.model.art_model import ARTModel
-from art.model.files import NonFiniteError, list_names
+from art.model.files import NonFiniteError
 from art.model.loading import load_model
-from art.terminal import Progress, ProgressLines
+from art.terminal import Progress, ProgressLines, list_names
 from art.train.batches import Batch, EvaluationBatches, MicrobatchMetrics, Splits, TrainingBatches
 from art.train.checkpoint import CheckpointWriter, DamagedCheckpoint, Resume, RunDir, copy_checkpoint
 from art.train.config import Config, to_dict
@@ -368,8 +368,7 @@ class _Trainer:
         """Return the same error on all ranks; ``indices`` are this rank's clips with a non-finite loss term."""
         position, rate = self.state.position, max(self._rates.values(), default=0.0)
         all_indices = [i for own in self.dist_ctx.gather_objects(list(indices)) for i in own]
-        clips = ", ".join(str(self.splits.train.clips[i]) for i in all_indices[:_MAX_CLIPS])
-        more = f" and {len(all_indices) - _MAX_CLIPS} more" if len(all_indices) > _MAX_CLIPS else ""
+        clips = list_names([str(self.splits.train.clips[i]) for i in all_indices], _MAX_CLIPS)
         self.writer.wait()
         saved = self.dist_ctx.run_on_rank0(self.run.has_checkpoint)
         kept = f"{self.run.last} has the last valid state" if saved else "nothing has been saved yet"
@@ -377,7 +376,7 @@ class _Trainer:
         terms = "" if _non_finite(self._losses) else f", loss/total {self._losses.get('loss/total', math.nan):.4g}"
         return NonFiniteLoss(
             f"{problem} step {step} (epoch {position.epoch + 1}), learning rate {rate:g}, "
-            f"optim.lr={self.config.optim.lr:g}{terms}{f', clips: {clips}{more}' if clips else ''}. {kept}; a smaller "
+            f"optim.lr={self.config.optim.lr:g}{terms}{f', clips: {clips}' if clips else ''}. {kept}; a smaller "
             f"optim.lr, optim.warmup_epochs{precision} or optim.clip_grad_norm=1 may help, in a new run"
         )
 

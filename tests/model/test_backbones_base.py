@@ -240,5 +240,5 @@ def test_all_mismatches_are_in_one_error_and_nothing_is_loaded():
 
 
 def test_long_lists_are_truncated():
-    with pytest.raises(ValueError, match=r"25 unexpected: more\.0, .*more\.19, and 5 more"):
+    with pytest.raises(ValueError, match=r"25 unexpected: more\.0, .*more\.19 and 5 more"):
         load(SmallModule(), {**SmallModule().state_dict(), **{f"more.{i}": torch.zeros(1) for i in range(25)}})

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 from art.data.datasets.base import Clip, RequiredFile, check_root, suggest
 from art.data.files import check_regular_file
+from art.terminal import short_repr
 
 #: Optional files in the root of a custom dataset.
 CLASSES, MIRROR = "classes.txt", "mirror.csv"
@@ -371,9 +372,3 @@ def class_index(value: object, where: str, count: int) -> int:
             f"{where}: label {value} is out of range, expected 0 to {count - 1}: there are {count} classes"
         )
     return value
-
-
-def short_repr(value: object) -> str:
-    """``repr(value)`` for an error message, truncated to 80 characters."""
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."

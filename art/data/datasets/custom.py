@@ -28,11 +28,11 @@ from art.data.datasets.annotations import (
     read_lines,
     read_mirror,
     read_table,
-    short_repr,
 )
 from art.data.datasets.base import Clip, ClipSet, check_root, register_dataset, suggest
 from art.data.datasets.directories import directory_splits, open_directory
 from art.data.datasets.splits import SPLITS, find_split, split_name
+from art.terminal import short_repr
 
 __all__ = [
     "CLASSES", "MIRROR", "ClipPaths", "clips_of_table", "directory_splits", "list_splits", "open_csv",

@@ -22,7 +22,6 @@ from art.data.datasets.annotations import (
     is_hidden,
     read_classes,
     read_mirror,
-    short_repr,
 )
 from art.data.datasets.base import Clip, ClipSet, check_root, register_dataset, suggest
 from art.data.datasets.splits import (
@@ -36,7 +35,7 @@ from art.data.datasets.splits import (
     split_clips,
     split_name,
 )
-from art.terminal import plural
+from art.terminal import plural, short_repr
 
 _MAX_NAMES = 3  # directories listed in a message
 _log = logging.getLogger(__name__)

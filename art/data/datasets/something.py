@@ -17,15 +17,9 @@ import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from art.data.datasets.annotations import (
-    AnnotationFile,
-    class_index,
-    labeled_clips,
-    read_json,
-    read_lines,
-    short_repr,
-)
+from art.data.datasets.annotations import AnnotationFile, class_index, labeled_clips, read_json, read_lines
 from art.data.datasets.base import ClipSet, mirror_by_words, register_dataset, suggest
+from art.terminal import short_repr
 
 _SITE = "https://www.qualcomm.com/developer/software/something-something-v-2-dataset"
 _V1_SPLITS, _V2_SPLITS = ("train", "val"), ("train", "val", "test")

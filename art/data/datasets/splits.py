@@ -16,9 +16,10 @@ from collections import Counter, defaultdict
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
 
-from art.data.datasets.annotations import composed, read_table, short_repr
+from art.data.datasets.annotations import composed, read_table
 from art.data.datasets.base import Clip, ClipSet
 from art.data.files import write_text
+from art.terminal import list_names, short_repr
 
 #: Table of a split that was made, with the columns ``split,path``: in the root of the clips, or in a run directory.
 SPLITS = "splits.csv"
@@ -298,12 +299,11 @@ def _check_classes(train: ClipSet, other: ClipSet) -> list[str]:
             "(the model has an unused class). Subtract 1 from each label, or write the names of the classes as labels"
         ]
     listed = [f"{names[label]!r} ({tested[label]} in {other.split!r})" for label in empty]
-    more = f" and {len(empty) - _MAX_NAMES} more" if len(empty) > _MAX_NAMES else ""
     verb = "classes has" if len(empty) == 1 else "classes have"
     alike = {name.strip().lower(): name for label, name in enumerate(names) if label in trained}
     similar = next((alike[key] for label in empty if (key := names[label].strip().lower()) in alike), None)
     hint = "" if similar is None else f"; {train.split!r} has {similar!r}, which differs in capitals or spaces"
-    return [f"{len(empty)} of {len(names)} {verb} no training clips: {', '.join(listed[:_MAX_NAMES])}{more}{hint}"]
+    return [f"{len(empty)} of {len(names)} {verb} no training clips: {list_names(listed, _MAX_NAMES)}{hint}"]
 
 
 def describe_split(train: ClipSet, test: ClipSet, groups: Sequence[Sequence[str | None]]) -> list[str]:

@@ -32,9 +32,9 @@ from art.data.datasets.annotations import (
     labeled_clips,
     read_json,
     read_lines,
-    short_repr,
 )
 from art.data.datasets.base import Clip, ClipSet, register_dataset
+from art.terminal import short_repr
 
 _GYM_SPLITS = ("train", "val")
 _GYM_SITE = "https://sdolivia.github.io/FineGym"
