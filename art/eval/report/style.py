@@ -256,7 +256,7 @@ svg text { font-family: system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans
 }
 .bars .true .name { font-weight: 650; }
 .bars em { color: var(--muted); font-style: normal; font-weight: 400; }
-.name { overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
+.name { overflow-wrap: anywhere; }
 .value { text-align: right; color: var(--muted); }
 .bar { height: 7px; border-radius: 4px; background: var(--line); overflow: hidden; display: block; }
 .bar i { display: block; height: 100%; border-radius: 4px; background: var(--muted); width: calc(var(--value) * 100%); }
