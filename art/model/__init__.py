@@ -25,7 +25,7 @@ def find_checkpoint(path: Path) -> Path:
         FileNotFoundError: If it is neither.
     """
     for directory in (path, path / "checkpoints" / "last"):
-        # Not recover(): a training that is replacing the checkpoint must remain the only writer.
+        # Not recover(): a training run that is replacing the checkpoint must remain the only writer.
         for candidate in (directory, previous_directory(directory)):
             if (candidate / CONFIG_FILE).is_file():
                 return candidate

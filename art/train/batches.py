@@ -14,8 +14,8 @@ from jaxtyping import Float, Float32, Int64, Shaped
 from torch import Tensor
 
 from art.data.datasets.base import ClipSet, open_dataset
-from art.data.datasets.directories import MadeSplit, needs_split, open_directory, split_directory
-from art.data.datasets.splits import MADE_SPLITS, SPLITS, check_splits, write_splits
+from art.data.datasets.directories import GeneratedSplit, lacks_split_directories, open_directory, split_directory
+from art.data.datasets.splits import GENERATED_SPLITS, SPLITS, check_splits, write_splits
 from art.data.loader import build_loader, dataset_of
 from art.data.transforms.augment import PairMix, TrainAugment
 from art.data.transforms.rand_augment import RandAugment
@@ -66,7 +66,7 @@ class Batch:
 
 
 def open_split(data: DataConfig, split: str, run: Path | None = None) -> ClipSet:
-    """Open a split of the configured dataset. ``run`` is the run directory that may contain the split that was made
+    """Open a split of the configured dataset. ``run`` is the run directory that may contain the generated split
     for class directories; None makes it again."""
     if data.name == "folder":
         return open_directory(Path(data.root), split, **_split_options(data, run))
@@ -86,13 +86,13 @@ class Splits:
         train: the clips for training.
         test: the clips of the reported accuracy.
         validation: the clips that select the best checkpoint, or None.
-        made: the split that was made for class directories, or None.
+        generated: the generated split for class directories, or None.
     """
 
     train: ClipSet
     test: ClipSet
     validation: ClipSet | None
-    made: MadeSplit | None = None
+    generated: GeneratedSplit | None = None
 
     @classmethod
     def open(cls, data: DataConfig, run: Path | None = None) -> Splits:
@@ -102,8 +102,8 @@ class Splits:
             ClassMismatch: the classes of a split differ from those of the training split.
             ConfigError: two splits are the same.
         """
-        made = _made_split(data, run)
-        opened = {} if made is None else {clips.split: clips for clips in made.clip_sets}
+        generated = _generated_split(data, run)
+        opened = {} if generated is None else {clips.split: clips for clips in generated.clip_sets}
         train, test = (opened.get(name) or open_split(data, name, run) for name in (data.train_split, data.test_split))
         validation = open_split(data, data.validation_split, run) if data.validation_split is not None else None
         if validation is not None and validation.split == test.split and data.validation_split != data.test_split:
@@ -117,7 +117,7 @@ class Splits:
                     f"data: split {other.split!r} has the classes {', '.join(other.class_names)}; "
                     f"split {train.split!r} has {', '.join(train.class_names)}; expected the same"
                 )
-        return cls(train, test, validation, made)
+        return cls(train, test, validation, generated)
 
     def all(self) -> list[ClipSet]:
         """Return every split once."""
@@ -125,22 +125,27 @@ class Splits:
         return list({clip_set.split: clip_set for clip_set in splits}.values())
 
     def problems(self) -> list[str]:
-        """What a user should know about the splits of own clips: how they were made, and clips in two of them."""
+        """Return warnings about the splits of a user's clips: how they were generated, and clips in two of them."""
         others = [clips for clips in (self.test, self.validation) if clips is not None]
-        notes = [] if self.made is None else self.made.notes
+        notes = [] if self.generated is None else self.generated.notes
         if self.train.name in _OWN_CLIPS:
             notes = [*notes, *(problem for other in others for problem in check_splits(self.train, other))]
         return list(dict.fromkeys(notes))
 
     def save(self, run: Path) -> None:
-        """Save the split that was made, if any, to a run directory."""
-        if self.made is not None and not (run / SPLITS).exists():
-            write_splits(run / SPLITS, self.made.splits)
+        """Save the generated split, if any, to a run directory."""
+        if self.generated is not None and not (run / SPLITS).exists():
+            write_splits(run / SPLITS, self.generated.splits)
 
 
-def _made_split(data: DataConfig, run: Path | None) -> MadeSplit | None:
+def _generated_split(data: DataConfig, run: Path | None) -> GeneratedSplit | None:
     root = Path(data.root)
-    if data.name != "folder" or data.train_split not in MADE_SPLITS or not root.is_dir() or not needs_split(root):
+    if (
+        data.name != "folder"
+        or data.train_split not in GENERATED_SPLITS
+        or not root.is_dir()
+        or not lacks_split_directories(root)
+    ):
         return None
     return split_directory(root, **_split_options(data, run))
 

@@ -73,7 +73,7 @@ class RunExists(FileExistsError):
 class RunDir:
     """Paths of a run: ``config.yaml``, ``classes.txt``, ``data.json``, ``metrics.jsonl``, ``tensorboard/``,
     ``checkpoints/last`` and ``best``, ``evaluation.json``, ``predictions.npz``, ``report.html``, and if enabled
-    ``loggers.json``, ``wandb/``, ``trace/``, and ``splits.csv`` if a split was made."""
+    ``loggers.json``, ``wandb/``, ``trace/``, and ``splits.csv`` if a split was generated."""
 
     _CONTENTS = (
         "config.yaml", "classes.txt", "splits.csv", "data.json", "metrics.jsonl", "tensorboard", "checkpoints",

@@ -18,9 +18,9 @@ from typing import Any
 _log = logging.getLogger(__name__)
 
 _NAME = ".lock"
-_PATIENCE = 3.0  # seconds in which a process that was killed may still be ending
-_BEAT = 5.0  # seconds between two updates of the file by its holder
-_OBSERVE = 3.2 * _BEAT
+_ACQUIRE_TIMEOUT = 3.0  # seconds in which a process that was killed may still be ending
+_HEARTBEAT_SECONDS = 5.0  # seconds between two updates of the file by its holder
+_OBSERVE = 3.2 * _HEARTBEAT_SECONDS
 _BYTES = 512  # size of the file
 _held: set[Path] = set()  # by this process, which a record lock would not exclude
 
@@ -49,7 +49,7 @@ class RunLock:
         """Lock the directory, which must exist, unless this object has locked it already.
 
         Raises:
-            RunInUse: another process, or another training in this process, has locked it.
+            RunInUse: another process, or another training run in this process, has locked it.
             OSError: the file cannot be written.
         """
         if self._file is not None:
@@ -85,7 +85,7 @@ class RunLock:
 
     def _lock(self) -> int:
         """Return the locked file."""
-        deadline = time.monotonic() + _PATIENCE
+        deadline = time.monotonic() + _ACQUIRE_TIMEOUT
         ended: dict[str, Any] = {}
         while True:
             file = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
@@ -112,7 +112,7 @@ class RunLock:
         )
         deadline = time.monotonic() + _OBSERVE
         while time.monotonic() < deadline:
-            time.sleep(_BEAT / 10)
+            time.sleep(_HEARTBEAT_SECONDS / 10)
             try:
                 content = self._path.read_bytes()  # opened again each time, as network file systems require
             except FileNotFoundError:  # the other process has finished
@@ -129,14 +129,14 @@ class RunLock:
 
     def _keep_beating(self) -> None:
         count = 0
-        while not self._stop.wait(_BEAT):
+        while not self._stop.wait(_HEARTBEAT_SECONDS):
             self._beat(count := count + 1)
 
     def _in_use(self, holder: dict[str, Any]) -> RunInUse:
         by = f"process {holder['pid']} on {holder.get('host')}" if "pid" in holder else "another process"
         return RunInUse(
-            f"{self._directory}: the run directory is in use: a training ({by}) is writing to it; wait until it has "
-            "ended, or choose another directory with output=..."
+            f"{self._directory}: the run directory is in use: a training run ({by}) is writing to it; wait until it "
+            "has ended, or choose another directory with output=..."
         )
 
 

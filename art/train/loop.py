@@ -87,7 +87,7 @@ def train(
 
     Raises:
         RunExists, FileNotFoundError, ConfigError: see :meth:`art.train.checkpoint.RunDir.check`.
-        RunInUse: another training writes to ``config.output``.
+        RunInUse: another training run writes to ``config.output``.
         CheckpointError: every checkpoint of the run to resume is damaged.
         DataChanged: the clips of the run to resume have changed.
         Interrupted: SIGINT or SIGTERM on any rank; raised after the current step, with the state saved.
@@ -121,7 +121,7 @@ def _train(
     def begin() -> None:
         run.path.mkdir(parents=True, exist_ok=True)
         if check() != resuming:
-            raise RunInUse(f"{run.path}: another training has started a run here in the meantime")
+            raise RunInUse(f"{run.path}: another process has started a run here in the meantime")
         if trainer.adopted is not None:
             run.adopt(*trainer.adopted)
         run.begin(config, trainer.splits.train.class_names, resume=resuming, record=trainer.record)

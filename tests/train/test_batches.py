@@ -224,7 +224,7 @@ def test_problems_of_splits(configured, tmp_path, write_clip):
     (tmp_path / "val.csv").write_text("path,label\na.mp4,run\nc.mp4,jump\n")
     own = configured(tmp_path, f"data.root={tmp_path}").data
     splits = Splits.open(own)
-    assert (splits.test.split, splits.made) == ("val", None), "there is no test table"
+    assert (splits.test.split, splits.generated) == ("val", None), "there is no test table"
     splits.save(tmp_path)
     assert not (tmp_path / "splits.csv").exists()
     leak, classes = splits.problems()

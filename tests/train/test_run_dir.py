@@ -49,7 +49,7 @@ def holder(tmp_path):
 
 
 def test_lock_excludes_other_processes_until_the_holder_ends(tmp_path, holder, monkeypatch):
-    monkeypatch.setattr(lock_module, "_PATIENCE", 0.2)
+    monkeypatch.setattr(lock_module, "_ACQUIRE_TIMEOUT", 0.2)
     process, _ = holder
     with pytest.raises(RunInUse, match=rf"{tmp_path}: .*process {process.pid} on {socket.gethostname()}"):
         RunLock(tmp_path).acquire()
@@ -73,7 +73,7 @@ def test_lock_waits_for_a_holder_that_is_ending(tmp_path, holder):
 
 @pytest.mark.parametrize("alive", [True, False])
 def test_lock_of_another_machine_is_observed(tmp_path, monkeypatch, alive):
-    monkeypatch.setattr(lock_module, "_BEAT", 0.02)
+    monkeypatch.setattr(lock_module, "_HEARTBEAT_SECONDS", 0.02)
     monkeypatch.setattr(lock_module, "_OBSERVE", 0.2)
     holder = {"host": "elsewhere", "pid": 7, "boot": "other", "beat": 1}
     (tmp_path / ".lock").write_text(json.dumps(holder))
@@ -100,7 +100,7 @@ def test_file_systems_without_locks_rely_on_updates_of_the_file(tmp_path, monkey
         raise OSError(errno.ENOLCK, "no locks available")
 
     monkeypatch.setattr(fcntl, "lockf", unsupported)
-    monkeypatch.setattr(lock_module, "_BEAT", 0.02)
+    monkeypatch.setattr(lock_module, "_HEARTBEAT_SECONDS", 0.02)
     monkeypatch.setattr(lock_module, "_OBSERVE", 2.0)
     with RunLock(tmp_path) as lock:
         lock.acquire()

@@ -1,8 +1,8 @@
 """Custom datasets in class directories ("folder"), with or without directories of splits.
 
 ``<root>/<split>/<class>/<clip>``, where splits may have their usual spellings (``Train``, ``validation``), or
-``<root>/<class>/<clip>``, of which a split is made: stratified, and by subdirectories of the classes, so that clips of
-a person or session stay together. ``splits.csv`` in the root or in a run directory stores a split that was made.
+``<root>/<class>/<clip>``, for which a split is generated: stratified, and by subdirectories of the classes, so that
+clips of a person or session stay together. ``splits.csv`` in the root or in a run directory stores a generated split.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from art.data.datasets.annotations import (
 )
 from art.data.datasets.base import Clip, ClipSet, check_root, register_dataset, suggest
 from art.data.datasets.splits import (
-    MADE_SPLITS,
+    GENERATED_SPLITS,
     SPLITS,
     describe_split,
     directory_split,
@@ -43,14 +43,14 @@ _log = logging.getLogger(__name__)
 
 def directory_splits(root: Path) -> tuple[str, ...]:
     """The splits of :func:`open_directory`, sorted: "train", "val" and "test" for directories with one of their usual
-    names, and other directories with the same classes; or those that are made for class directories."""
+    names, and other directories with the same classes; or those generated for class directories."""
     splits = _split_directories(root)
     if splits:
         return tuple(sorted(splits))
-    return MADE_SPLITS if any(_holds_clips(root / name) for name in _subdirectories(root)) else ()
+    return GENERATED_SPLITS if any(_holds_clips(root / name) for name in _subdirectories(root)) else ()
 
 
-def needs_split(root: Path) -> bool:
+def lacks_split_directories(root: Path) -> bool:
     """Whether ``root`` has class directories, but no directories of splits."""
     return not _split_directories(root)
 
@@ -70,8 +70,8 @@ def open_directory(
         split: name of a split, or another spelling of it. Without a test split, "test" opens the validation split.
         table: ``splits.csv`` of a run, used if there are no directories of splits and most of its clips are in
             ``root``. Default: the one in ``root``.
-        seed: selects another split, if one is made.
-        test_fraction: fraction of the clips of each class for the test, if a split is made.
+        seed: selects another split, if one is generated.
+        test_fraction: fraction of the clips of each class for the test, if a split is generated.
 
     Raises:
         FileNotFoundError: ``root`` is not a directory.
@@ -81,7 +81,7 @@ def open_directory(
     splits = _split_directories(root)
     if splits:
         return _open_split(root, split, splits)
-    found = find_split(split, MADE_SPLITS)
+    found = find_split(split, GENERATED_SPLITS)
     if found is not None:
         train, test = split_directory(root, table=table, seed=seed, test_fraction=test_fraction).clip_sets
         return train if found == "train" else test
@@ -89,14 +89,14 @@ def open_directory(
     if split not in directories:
         raise ValueError(
             f"{root} has no split {split!r}; found: {', '.join(directories[:20]) or 'none'}; expected {root}/{split}, "
-            f"or one of {', '.join(MADE_SPLITS)}, which are made of class directories{_table_hint(root)}"
+            f"or one of {', '.join(GENERATED_SPLITS)}, which are generated for class directories{_table_hint(root)}"
         )
     return _open_split(root, split, {name: name for name in directories})
 
 
 @dataclass(frozen=True)
-class MadeSplit:
-    """A split that was made for class directories, or read from a table.
+class GeneratedSplit:
+    """A split generated for class directories, or read from a table.
 
     Attributes:
         clip_sets: the clips for training, and those for the test.
@@ -109,7 +109,9 @@ class MadeSplit:
     notes: list[str]
 
 
-def split_directory(root: Path, *, table: Path | None = None, seed: int = 0, test_fraction: float = 0.2) -> MadeSplit:
+def split_directory(
+    root: Path, *, table: Path | None = None, seed: int = 0, test_fraction: float = 0.2
+) -> GeneratedSplit:
     """Make the split of ``<root>/<class>/<clip>``; arguments and errors are those of :func:`open_directory`.
 
     The subdirectory of a class, as in ``run/anna/1.mp4``, is the group of its clips; see
@@ -122,15 +124,15 @@ def split_directory(root: Path, *, table: Path | None = None, seed: int = 0, tes
     for file in filter(None, (table, root / SPLITS)):
         if not splits and file.is_file():
             splits, notes = _splits_of_table(file, listed, required=file == root / SPLITS)
-    made = not splits
-    if made:
+    is_new = not splits
+    if is_new:
         splits = _make_split(listed, seed, test_fraction)
     class_names = _class_names(root, [_class_of(name) for name in splits])
     parts = {split: sorted(name for name in splits if splits[name] == split) for split in ("train", "test")}
-    train, test = (_clip_set(root, split, part, class_names, made) for split, part in parts.items())
-    if made:
+    train, test = (_clip_set(root, split, part, class_names, is_new) for split, part in parts.items())
+    if is_new:
         notes = describe_split(train, test, [[_group_of(name) for name in part] for part in parts.values()])
-    return MadeSplit((train, test), splits, notes)
+    return GeneratedSplit((train, test), splits, notes)
 
 
 def _make_split(listed: Sequence[str], seed: int, test_fraction: float) -> dict[str, str]:
@@ -144,9 +146,9 @@ def _make_split(listed: Sequence[str], seed: int, test_fraction: float) -> dict[
     return dict(zip(listed, assigned, strict=True))
 
 
-def _clip_set(root: Path, split: str, names: list[str], class_names: tuple[str, ...], made: bool) -> ClipSet:
+def _clip_set(root: Path, split: str, names: list[str], class_names: tuple[str, ...], is_new: bool) -> ClipSet:
     if not names:
-        expected = "a class with at least two clips" if made else f"{SPLITS} with rows of this split"
+        expected = "a class with at least two clips" if is_new else f"{SPLITS} with rows of this split"
         raise ValueError(f"{root}: no clips for the split {split!r}; expected {expected}")
     index = {name: i for i, name in enumerate(class_names)}
     unknown = next((name for name in names if _class_of(name) not in index), None)

@@ -1,4 +1,4 @@
-"""Splits of custom datasets: their names, the split that is made for class directories, and checks across splits."""
+"""Splits of custom datasets: their names, the split generated for class directories, and checks across splits."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from art.data.datasets.base import Clip, ClipSet
 from art.data.files import write_text
 from art.terminal import list_names, short_repr
 
-#: Table of a split that was made, with the columns ``split,path``: in the root of the clips, or in a run directory.
+#: Table of a generated split, with the columns ``split,path``: in the root of the clips, or in a run directory.
 SPLITS = "splits.csv"
-#: Names of the splits that are made for class directories.
-MADE_SPLITS = ("test", "train")
+#: Names of the splits that are generated for class directories.
+GENERATED_SPLITS = ("test", "train")
 _NAMES = {
     "train": "train", "training": "train",
     "val": "val", "valid": "val", "validation": "val", "dev": "val",
@@ -178,7 +178,7 @@ def read_splits(path: Path) -> dict[str, str]:
         split, name = split_name(values["split"]), composed(posixpath.normpath(values["path"]))
         if "/" not in name:  # written on Windows; elsewhere a backslash is part of a name
             name = posixpath.normpath(name.replace("\\", "/"))
-        if split not in MADE_SPLITS:
+        if split not in GENERATED_SPLITS:
             raise ValueError(f"{path}:{line}: split is {short_repr(values['split'])}; expected train or test")
         if not values["path"]:
             raise ValueError(f"{path}:{line}: path is empty")
@@ -307,7 +307,7 @@ def _check_classes(train: ClipSet, other: ClipSet) -> list[str]:
 
 
 def describe_split(train: ClipSet, test: ClipSet, groups: Sequence[Sequence[str | None]]) -> list[str]:
-    """What a user should know about a split that was made: its size, groups in both parts, and classes without test
+    """What a user should know about a generated split: its size, groups in both parts, and classes without test
     clips. ``groups`` are those of the clips of both parts."""
     both = {group for group in groups[0] if group is not None} & set(groups[1])
     count = len({group for part in groups for group in part if group is not None})

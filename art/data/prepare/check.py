@@ -13,7 +13,7 @@ from typing import Any
 
 from art.data.dataset import check_clip_set
 from art.data.datasets.base import Clip, ClipSet, RequiredFile, dataset_splits, open_dataset, required_files
-from art.data.datasets.directories import needs_split, split_directory
+from art.data.datasets.directories import lacks_split_directories, split_directory
 from art.data.datasets.splits import check_splits
 from art.data.decoding.source import TOLERANCE
 from art.data.decoding.video import VideoError, decoded_bytes, frame_times, iterate_frames, read_frames
@@ -71,7 +71,7 @@ class SplitCheck:
 @dataclass(frozen=True)
 class DatasetCheck:
     """The result for a dataset. ``level`` is one of ``LEVELS``; ``annotations`` are the files that its reader needs;
-    ``notes`` are facts about several splits, such as how they were made, and clips that are in two of them."""
+    ``notes`` are facts about several splits, such as how they were generated, and clips that are in two of them."""
 
     name: str
     root: Path
@@ -186,7 +186,7 @@ def check_dataset(
 
 
 def _check_across_splits(name: str, root: Path, clip_sets: dict[str, ClipSet]) -> list[str]:
-    notes = split_directory(root).notes if name == "folder" and needs_split(root) else []
+    notes = split_directory(root).notes if name == "folder" and lacks_split_directories(root) else []
     train = clip_sets.get("train")
     if train is None:
         return notes

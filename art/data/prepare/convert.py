@@ -22,7 +22,7 @@ from typing import Any
 from art.data.datasets.annotations import CLASSES, parse_table, read_text
 from art.data.datasets.base import Clip, ClipSet, check_root, open_dataset, required_files
 from art.data.datasets.custom import ClipPaths, split_list_line
-from art.data.datasets.directories import needs_split, split_directory
+from art.data.datasets.directories import lacks_split_directories, split_directory
 from art.data.datasets.splits import SPLITS, write_splits
 from art.data.decoding.video import VideoError
 from art.data.files import Journal, WriteError, atomic_write, check_writable, write_text
@@ -117,9 +117,9 @@ def prepare_dataset(
             # Without this list, classes whose clips are all unreadable would be missing in the new directory.
             names = next(iter(opened.values())).class_names
             write_text(to / CLASSES, "".join(f"{class_name}\n" for class_name in names))
-        if name == "folder" and needs_split(root):  # a new split would differ if a clip is unreadable
-            made = split_directory(root).splits
-            write_splits(to / SPLITS, {_new_name(clip): split for clip, split in made.items()})
+        if name == "folder" and lacks_split_directories(root):  # a new split would differ if a clip is unreadable
+            generated = split_directory(root).splits
+            write_splits(to / SPLITS, {_new_name(clip): split for clip, split in generated.items()})
         waiting = [job for job in jobs if not _is_finished(job, journal, to)]
         readable = [job for job in waiting if job.source.exists()]
         missing = {job.key for job in waiting if not job.source.exists()}
