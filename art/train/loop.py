@@ -124,7 +124,8 @@ def _train(
             raise RunInUse(f"{run.path}: another process has started a run here in the meantime")
         if trainer.adopted is not None:
             run.adopt(*trainer.adopted)
-        run.begin(config, trainer.splits.train.class_names, resume=resuming, record=trainer.record)
+        record = trainer.record or record_data(trainer.splits.all())
+        run.begin(config, trainer.splits.train.class_names, resume=resuming, record=record)
         trainer.splits.save(run.path)
 
     with init_distributed(config.device, config.parallel.timeout) as dist_ctx:
@@ -209,8 +210,8 @@ class _Trainer:
             for problem in splits.problems() if dist_ctx.is_main else ():
                 _log.warning("data: %s", problem)
             class_names = splits.train.class_names
-            record = record_data(splits.all()) if dist_ctx.is_main else None
-            if resume and record is not None:
+            record = record_data(splits.all()) if resume and dist_ctx.is_main else None
+            if record is not None:
                 run.check_data(record, allow_changes=allow_changed_data)
         seed_everything(config.seed)
         checkpoint, damaged = dist_ctx.run_on_rank0(run.find_checkpoint) if resume else (None, {})

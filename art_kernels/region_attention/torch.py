@@ -156,7 +156,8 @@ def _blocks(queries: Tensor, regions: Tensor) -> Iterator[tuple[slice, list[slic
     """Yield slices of frames, each with its slices of rows, such that a block's regions and scores fit the bound."""
     frames, rows, channels = queries.shape
     count, size = regions.shape[1], queries.element_size()
-    size += 4 if size == 2 else 0  # the float32 copy of `_factors`
+    if not _has_wide_products(regions) and size == 2:
+        size += 4  # the float32 copy of `_factors`
     if frames == 0:
         return
     bound = BLOCK_BYTES.get(queries.device.type, BLOCK_BYTES["cuda"])
@@ -188,15 +189,20 @@ def _zero_masked(regions: Tensor, mask: Tensor | None) -> Tensor:
 
 def _factors(values: Tensor) -> tuple[Tensor, Tensor]:
     """Return the values as factors of products rounded to their dtype, and of float32 products (:func:`_product`)."""
-    if values.is_cuda and torch.version.hip is None:
+    if _has_wide_products(values):
         return values, values
     wide = at_least_float32(values)
     # Products of bfloat16 are faster than those of float32 on a CPU, products of float16 are slower.
     return wide if values.dtype == torch.float16 else values, wide
 
 
+def _has_wide_products(tensor: Tensor) -> bool:
+    """Return whether products of 16-bit tensors can be returned in float32, without a copy of the factors."""
+    return tensor.is_cuda and torch.version.hip is None
+
+
 def _product(left: Tensor, right: Tensor) -> Tensor:
     """Compute left @ right in the accumulation dtype."""
-    if right.dtype.itemsize == 2 and right.is_cuda and torch.version.hip is None:
+    if right.dtype.itemsize == 2 and _has_wide_products(right):
         return torch.bmm(left, right, out_dtype=torch.float32)
     return torch.bmm(at_least_float32(left), at_least_float32(right))
