@@ -4,6 +4,7 @@ from art.backbones.base import Backbone, Features, backbone_names, build_backbon
 from art.backbones.image_vit import ClipViT, TimmViT
 from art.backbones.tea import TEA50
 from art.backbones.tiny import Tiny
+from art.backbones.transformers_image import TransformersImage
 from art.backbones.transformers_video import TransformersVideo
 from art.backbones.uniformerv2 import UniFormerV2
 
@@ -14,6 +15,7 @@ __all__ = [
     "Features",
     "TimmViT",
     "Tiny",
+    "TransformersImage",
     "TransformersVideo",
     "UniFormerV2",
     "backbone_names",

@@ -57,7 +57,8 @@ WITHOUT_EXAMPLE = {
         "keys of the configuration: see the example of `load_config`",
     ),
     **dict.fromkeys(
-        ("ClipViT", "TimmViT", "TransformersVideo"), "requires a library whose import takes seconds: tests/model"
+        ("ClipViT", "TimmViT", "TransformersImage", "TransformersVideo"),
+        "requires a library whose import takes seconds: tests/model",
     ),
     "UniFormerV2": "has at least 115 million parameters: tests/model",
     "Backbone": "abstract: docs/how_to_add.md has a complete example, which runs",

@@ -12,7 +12,10 @@ from art import ARTModel, build_backbone
 from art.extras import import_extra
 
 SIZES = {"num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 32}
-SMALL = {"hidden_size": 16, "input_size": 24, **SIZES}
+HIDDEN = {"hidden_size": 16, "input_size": 24}
+SMALL = {**HIDDEN, **SIZES}
+IMAGE = {**HIDDEN, "num_hidden_layers": 3, "num_attention_heads": 2, "mlp_ratio": 2}
+VIDEOPRISM = {**HIDDEN, "num_attention_heads": 2, "intermediate_size": 32, "tubelet_size": [1, 8, 8]}
 UNIFORMER = {"width": 24, "layers": 3, "heads": 2, "patch_size": 8, "input_size": 24, "global_dropout": 0.0}
 # name: options, number of layers, a parameter of the first layer and one of the last but one.
 CASES = {
@@ -39,9 +42,46 @@ CASES = {
         "model.timesformer.embeddings.cls_token",
         "model.timesformer.encoder.layer.1.attention.attention.qkv",
     ),
+    "vjepa2": (
+        {**HIDDEN, "num_hidden_layers": 3, "num_attention_heads": 2, "patch_size": 8},
+        4,
+        "model.encoder.embeddings.patch_embeddings.proj",
+        "model.encoder.layer.1.mlp.fc1",
+    ),
+    "videoprism": (
+        {**VIDEOPRISM, "num_spatial_layers": 2, "num_temporal_layers": 2},
+        5,
+        "model.spatial_embeddings.position_embeddings",
+        "model.temporal_layers.0.attention.q_proj",
+    ),
+    "dinov3": (
+        {**SMALL, "patch_size": 8, "num_register_tokens": 2, "pos_embed_rescale": None},
+        4,
+        "model.embeddings.register_tokens",
+        "model.model.layer.1.attention.q_proj",
+    ),
+    "dinov2": (
+        {**IMAGE, "patch_size": 8},
+        4,
+        "model.embeddings.position_embeddings",
+        "model.encoder.layer.1.mlp.fc1",
+    ),
+    "dinov2_with_registers": (
+        {**IMAGE, "patch_size": 8},
+        4,
+        "model.embeddings.register_tokens",
+        "model.encoder.layer.1.mlp.fc1",
+    ),
+    "siglip2": (
+        {**SMALL, "patch_size": 8},
+        4,
+        "model.embeddings.position_embedding",
+        "model.encoder.layers.1.mlp.fc1",
+    ),
 }
-VIDEO_MODELS = ["videomae", "vivit", "timesformer"]
-LIBRARIES = {"timm_vit": "timm", "clip_vit": "open_clip", **dict.fromkeys(VIDEO_MODELS, "transformers")}
+VIDEO_MODELS = ["videomae", "vivit", "timesformer", "vjepa2", "videoprism"]
+OF_TRANSFORMERS = [*VIDEO_MODELS, "dinov3", "dinov2", "dinov2_with_registers", "siglip2"]
+LIBRARIES = {"timm_vit": "timm", "clip_vit": "open_clip", **dict.fromkeys(OF_TRANSFORMERS, "transformers")}
 FROM_LIBRARY = list(LIBRARIES)
 
 
@@ -110,7 +150,7 @@ def test_gradient_checkpointing_saves_memory_and_keeps_gradients(make, name):
 @pytest.mark.parametrize("name", FROM_LIBRARY)
 def test_tokens_are_frame_by_frame_in_row_major_order(make, name):
     backbone = make(name, num_frames=4).eval()
-    if name in VIDEO_MODELS:
+    if name in OF_TRANSFORMERS:
         perturb(backbone.model)
     patch = backbone.input_size // 3
     video = random_video(backbone.input_size, num_frames=4)
@@ -134,7 +174,8 @@ def test_uint8_and_float_agree(make, name):
 
 @pytest.mark.parametrize("name", FROM_LIBRARY)
 def test_frozen(make, name):
-    dropout = {"hidden_dropout_prob": 0.5} if name in VIDEO_MODELS else {}
+    field = "attention_probs_dropout_prob" if name == "vjepa2" else "hidden_dropout_prob"
+    dropout = {field: 0.5} if name in VIDEO_MODELS else {}
     backbone = make(name, frozen=True, **dropout).train()
     video = random_video(backbone.input_size)
     first = backbone(video)
@@ -157,7 +198,7 @@ def test_compiles_without_graph_breaks(make, name):
 def test_art_trains_and_loads_without_the_pretrained_file(make, name, frozen, tmp_path):
     published = make(name).model
     path = tmp_path / "published"
-    published.save_pretrained(path) if name in VIDEO_MODELS else torch.save(published.state_dict(), path)
+    published.save_pretrained(path) if name in OF_TRANSFORMERS else torch.save(published.state_dict(), path)
     options = {**CASES[name][0], "frozen": frozen, "image_mean": [0.5, 0.5, 0.5]}
     size = {"latent_dim": 16, "num_heads": 2, "pretrained": str(path)}
     model = ARTModel(["walk", "run", "jump"], name, 2, backbone_options=options, **size)

@@ -58,8 +58,8 @@ def test_invalid_requests():
         ("clip_vit_b_16", "open_clip", "clip"),
         ("timm_vit", "timm", "timm"),
         ("videomae", "transformers", "transformers"),
-        ("vivit", "transformers", "transformers"),
-        ("timesformer", "transformers", "transformers"),
+        ("vjepa2", "transformers", "transformers"),
+        ("dinov3", "transformers", "transformers"),
     ],
 )
 def test_missing_library(backbone, library, extra, monkeypatch):

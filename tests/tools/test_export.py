@@ -37,6 +37,8 @@ BACKBONES = {
     "videomae": ("transformers", {**TINY, "patch_size": 8}),
     "vivit": ("transformers", {**TINY, "tubelet_size": [2, 8, 8]}),
     "timesformer": ("transformers", {**TINY, "patch_size": 8}),
+    "vjepa2": ("transformers", {**{k: v for k, v in TINY.items() if k != "intermediate_size"}, "patch_size": 8}),
+    "dinov3": ("transformers", {**TINY, "patch_size": 8}),
 }
 #: Exported to ONNX, to cover each kind of graph: convolutions and temporal positions, and blocks of another library.
 ONNX_BACKBONES = ("uniformerv2_b16", "timm_vit")
