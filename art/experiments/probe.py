@@ -8,6 +8,7 @@ the selected settings are trained on all training clips and evaluated once on th
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -181,8 +182,11 @@ def costs(candidate: Candidate, split: FeatureSplit) -> dict[str, float]:
     batch = next(iter(split.batches(1)))
     device = next(candidate.head.parameters()).device
     tokens, class_token, _ = batch.features
+    head = (
+        copy.deepcopy(candidate.head).eval().requires_grad_(False)
+    )  # the counter hooks tensors that require gradients
     with FlopCounterMode(display=False, custom_mapping=flop_formulas()) as counter, torch.no_grad():
-        candidate.head.eval()(batch.features._replace(tokens=tokens.to(device), class_token=class_token.to(device)))
+        head(batch.features._replace(tokens=tokens.to(device), class_token=class_token.to(device)))
     return {
         "parameters": sum(parameter.numel() for parameter in candidate.head.parameters() if parameter.requires_grad),
         "flops": counter.get_total_flops(),

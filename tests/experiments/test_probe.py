@@ -11,8 +11,15 @@ from safetensors.torch import load_file
 from art.backbones import Features
 from art.cli import main
 from art.data.features import FeatureBatch, FeatureSplit
-from art.experiments.probe import clip_interval, nearest_neighbors, probe, seed_interval
-from art.experiments.probe_training import ProbeSettings, holdout_mask, make_head, parse_settings, select
+from art.experiments.probe import clip_interval, costs, nearest_neighbors, probe, seed_interval
+from art.experiments.probe_training import (
+    ProbeSettings,
+    holdout_mask,
+    make_candidate,
+    make_head,
+    parse_settings,
+    select,
+)
 
 NAMES = ["run", "walk", "jump"]
 MANIFEST = {
@@ -168,3 +175,11 @@ def test_commands(configured, tmp_path, capsys):
     assert main(["probe", str(tmp_path / "none")]) == 2
     assert "manifest.json does not exist" in capsys.readouterr().err
     assert len(FeatureSplit(features, "train")) == 9
+
+
+@pytest.mark.parametrize("name", ["attentive", "art"])
+def test_costs_of_heads_that_pass_views_of_parameters_to_modules(name):
+    candidate = make_candidate(name, MANIFEST, SETTINGS, 1e-3, 0, 1, torch.device("cpu"))
+    before = [parameter.requires_grad for parameter in candidate.head.parameters()]
+    assert costs(candidate, MadeFeatures(4, 0))["flops"] > 0
+    assert [parameter.requires_grad for parameter in candidate.head.parameters()] == before
