@@ -201,6 +201,7 @@ class FeatureSplit:
         manifest: of the directory.
         paths: ``[n]``, the clips, relative to the root of the dataset.
         labels: ``[n]``.
+        spans: ``[n]``, start and end of each clip in its file, in seconds; None is the beginning or the end.
         errors: why a clip has no features, by its position.
 
     Args:
@@ -224,6 +225,7 @@ class FeatureSplit:
         rows = read_json_mapping(index)["clips"]
         self.paths = [row["path"] for row in rows]
         self.labels = torch.tensor([row["label"] for row in rows])
+        self.spans = [(row["start"], row["end"]) for row in rows]
         self.errors = {number: row["error"] for number, row in enumerate(rows) if row.get("error")}
         self._parts = [part_path(directory, split, number) for number in range(self.manifest["splits"][split]["parts"])]
         for path in self._parts:

@@ -29,6 +29,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from art.data.features import FeatureSplit, read_manifest
 from art.data.files import atomic_write, check_writable, write_text
 from art.eval.metrics import Evaluation, compute_metrics
+from art.experiments.probe_report import write_report
 from art.experiments.probe_training import (
     KNN,
     Candidate,
@@ -48,7 +49,8 @@ _BOOTSTRAP = 2000
 
 
 def run_probe(directory: Path, out: Path, settings: ProbeSettings) -> str:
-    """Run ``art probe`` and return its table; writes ``probe.json``, ``probe.md`` and the weights of each head.
+    """Run ``art probe`` and return its table; writes ``probe.json``, ``probe.md``, ``report.html``
+    and the weights of each head.
 
     Args:
         directory: of the features, with splits "train" and "test" or those named so by the extraction.
@@ -66,6 +68,7 @@ def run_probe(directory: Path, out: Path, settings: ProbeSettings) -> str:
     table = to_markdown(result)
     write_text(out / "probe.md", table)
     write_text(out / "probe.json", json.dumps({**result, "provenance": provenance()}, indent=1) + "\n")
+    write_report(out / "report.html", result, heads, test)
     return table
 
 

@@ -130,14 +130,14 @@ def write_report(
                 f"expected one for each of {len(class_names)} class names"
             )
     sections = [
-        _header(title, summary or {}),
+        page_header(title, summary or {}),
         _headline_numbers(evaluation, localization),
         _samples(samples, class_names),
         _localization(localization) if localization is not None else "",
         _curves(history),
         _groups(evaluation),
-        _confusion(evaluation, class_names, pairs),
-        _classes(evaluation, class_names),
+        confusion_sections(evaluation, class_names, pairs),
+        class_section(evaluation, class_names),
     ]
     text = document(title, "\n".join(filter(None, sections)))
     path = Path(directory) / "report.html"
@@ -145,7 +145,8 @@ def write_report(
     return path
 
 
-def _header(title: str, summary: Mapping[str, Any]) -> str:
+def page_header(title: str, summary: Mapping[str, Any]) -> str:
+    """Return the heading of a page, with facts by name."""
     facts = "".join(
         f"<div><dt>{escape(_LABELS.get(name, name))}</dt><dd>{_format_fact(name, value)}</dd></div>"
         for name, value in summary.items()
@@ -308,7 +309,8 @@ def _groups(evaluation: Evaluation) -> str:
     return section("groups", "Accuracy within each group", note, body)
 
 
-def _confusion(evaluation: Evaluation, class_names: Sequence[str], pairs: Sequence[PairExamples]) -> str:
+def confusion_sections(evaluation: Evaluation, class_names: Sequence[str], pairs: Sequence[PairExamples]) -> str:
+    """Return the confusion matrix and the most confused pairs."""
     figure = confusion_figure(evaluation.confusion, class_names)
     svg = to_svg(figure, label="confusion matrix with normalized rows", prefix="confusion")
     matrix_note = (
@@ -331,7 +333,8 @@ def _confusion(evaluation: Evaluation, class_names: Sequence[str], pairs: Sequen
     )
 
 
-def _classes(evaluation: Evaluation, class_names: Sequence[str]) -> str:
+def class_section(evaluation: Evaluation, class_names: Sequence[str]) -> str:
+    """Return the accuracy and the confusions of each class."""
     accuracy, clips = class_accuracy(evaluation.confusion), evaluation.confusion.sum(axis=1)
     order = sorted(range(len(class_names)), key=lambda i: (np.isnan(accuracy[i]), accuracy[i], i))
     items = []
