@@ -37,17 +37,17 @@ def accuracy_figure(result: Mapping[str, Any]) -> Figure:
     for place, row in enumerate(rows.values()):
         low, high = (100 * value for value in row["interval_over_clips"])
         axes.plot([low, high], [place, place], color=CORRECT, linewidth=6, alpha=0.28, solid_capstyle="butt")
+        bounds = [100 * min(max(value, 0.0), 1.0) for value in row.get("interval_over_seeds") or row["top1"]]
         if row.get("interval_over_seeds"):
-            bounds = [100 * value for value in row["interval_over_seeds"]]
             axes.plot(bounds, [place, place], color=INK, linewidth=1, marker="|", markersize=8)
         axes.scatter([100 * value for value in row["top1"]], [place] * len(row["top1"]), s=16, color=CORRECT, zorder=3)
         axes.annotate(
             f"{100 * mean(row['top1']):.1f}",
-            (max(high, 100 * max(row["top1"])), place), (5, 0), textcoords="offset points", va="center", fontsize=8,
+            (max(high, *bounds), place), (5, 0), textcoords="offset points", va="center", fontsize=8,
             color=INK,
         )  # fmt: skip
     axes.axvline(100 * result["chance"], color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
-    axes.set_xlim(0, 107)
+    axes.set_xlim(0, 110)
     axes.set_xticks(range(0, 101, 20))
     axes.set_yticks(range(len(rows)), [figure_text(name, 24) for name in rows])
     axes.tick_params(axis="y", labelcolor=INK, labelsize=9)

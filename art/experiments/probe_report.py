@@ -78,8 +78,10 @@ _STYLE = """<style>
 .terms dt { font-weight: 650; } .terms dd { margin: 0; color: var(--muted); overflow-wrap: anywhere; }
 .head { display: grid; grid-template-columns: minmax(110px, 150px) minmax(0, 1fr); gap: 12px; align-items: center; }
 .head img, .queries img { width: 100%; display: block; border-radius: 4px; }
-.head p { font-size: 12.5px; line-height: 1.35; overflow-wrap: anywhere; }
-.head p b { font-size: 14px; } .head small { color: var(--muted); display: block; }
+.others { display: flex; flex-wrap: wrap; gap: 8px 28px; }
+.head p, .others p { font-size: 12.5px; line-height: 1.4; overflow-wrap: anywhere; }
+.head p b, .others p b { font-size: 14px; } .head small, .others small { color: var(--muted); display: block; }
+.odds { color: var(--muted); }
 .right { color: var(--blue); } .mistake { color: var(--vermilion); }
 .queries { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 330px), 1fr)); gap: 12px; }
 .queries figure { margin: 0; } .queries figcaption { font-size: 12.5px; color: var(--muted); margin-bottom: 2px; }
@@ -100,7 +102,7 @@ def write_report(path: Path, result: Mapping[str, Any], heads: Mapping[str, Head
             is not there, the report says so and shows the maps alone.
     """
     dataset = test.manifest["dataset"]["name"]
-    title = f"Heads on {test.manifest['backbone']['name']}, {dataset}"
+    title = f"Heads on frozen {test.manifest['backbone']['name']}, {dataset}"
     parts = [_STYLE, page_header(title, _facts(result, test)), _numbers(result), _table(result), _charts(result)]
     if heads:
         best = best_head(result)
@@ -212,8 +214,8 @@ def _maps(clips: Sequence[ProbedClip], result: Mapping[str, Any], best: str, tes
     note = (
         f"Test clips that {best}, the head with the best held-out accuracy, classifies correctly and wrongly, chosen "
         "at random with a fixed seed. Tint: where the mean over a head's queries is above the average of the time "
-        "step, strongest at the maximum of the clip. The number in a frame is the time step, from 0 to "
-        f"{test.manifest['shape']['num_steps'] - 1}. All heads are those of the first seed."
+        "step, strongest at the maximum of the clip; nearly uniform maps stay without tint. The number in a frame is "
+        f"the time step, from 0 to {test.manifest['shape']['num_steps'] - 1}. All heads are those of the first seed."
     )
     if without:
         note += f" Without maps, because they do not attend: {', '.join(without)}."
@@ -241,16 +243,16 @@ def _clip_card(clip: ProbedClip, kind: str, names: Sequence[str]) -> str:
     rows = [_row("<p><b>frames</b></p>", clip.frames, "frames")] if clip.frames is not None else []
     for name, maps in clip.maps.items():
         whole = maps.mean(1, keepdims=True)
-        label = f"<p><b>{escape(name)}</b><small>{_describe(maps)}</small>{_prediction(clip, name, names)}</p>"
+        label = f"<p><b>{escape(name)}</b><br>{_prediction(clip, name, names)}<small>{_describe(maps)}</small></p>"
         rows.append(_row(label, _tinted(clip, whole)[0], f"map of {name}"))
     others = "".join(
-        f"<p><b>{escape(name)}</b> <small>no map</small>{_prediction(clip, name, names)}</p>"
+        f"<p><b>{escape(name)}</b><br>{_prediction(clip, name, names)}<small>no map</small></p>"
         for name in clip.probabilities if name not in clip.maps
     )  # fmt: skip
-    content = "\n".join(rows) + (f'\n<div class="head others">{others}</div>' if others else "")
+    content = "\n".join(rows) + (f'\n<div class="others">{others}</div>' if others else "")
     return (
-        f'<article class="card clip {kind}">\n<h3>{name_html(names[clip.label])} <em>true class</em></h3>\n'
-        f'<p class="file">{name_html(clip.path)}</p>\n{content}\n</article>'
+        f'<article class="card clip {kind}">\n<div><h3>{name_html(names[clip.label])} <em>true class</em></h3>\n'
+        f'<p class="file">{name_html(clip.path)}</p></div>\n{content}\n</article>'
     )
 
 
@@ -273,12 +275,17 @@ def _tinted(clip: ProbedClip, maps: Float[np.ndarray, "t k h w"]) -> UInt8[np.nd
 
 
 def _describe(maps: Float[np.ndarray, "t k h w"]) -> str:
-    """Name the number of maps, and the time step with the largest weight unless all are equal."""
-    weights = maps.mean(1).sum((1, 2))
-    text = plural(maps.shape[1], "map") if maps.shape[1] == 1 else f"mean of {maps.shape[1]} maps"
-    if weights.max() > 1.02 * weights.min():
-        text += f"; step {int(weights.argmax())} has {100 * weights.max():.0f} % of the weight"
-    return text
+    """Name the number of maps, and a time step with much more weight than the others."""
+    count = maps.shape[1]
+    return ("1 map" if count == 1 else f"mean of {count} maps") + _dominant_step(maps.mean(1))
+
+
+def _dominant_step(weights: Float[np.ndarray, "t h w"]) -> str:
+    """Name the time step with the largest weight if it has more than 1.5 times the mean."""
+    steps = weights.sum((1, 2))
+    if steps.max() <= 1.5 * steps.mean():
+        return ""
+    return f", {100 * steps.max() / steps.sum():.0f} % of the weight in step {int(steps.argmax())}"
 
 
 def _prediction(clip: ProbedClip, head: str, names: Sequence[str]) -> str:
@@ -286,7 +293,7 @@ def _prediction(clip: ProbedClip, head: str, names: Sequence[str]) -> str:
     predicted = int(probabilities.argmax())
     kind = "right" if predicted == clip.label else "mistake"
     value = float(probabilities[predicted])
-    return f'<span class="{kind}">{name_html(names[predicted])}</span> <small>{percent(value)}</small>'
+    return f'<span class="{kind}">{name_html(names[predicted])}</span> <span class="odds">{percent(value)}</span>'
 
 
 def _queries(clip: ProbedClip, test: FeatureSplit) -> str:
@@ -299,8 +306,7 @@ def _queries(clip: ProbedClip, test: FeatureSplit) -> str:
         tinted = _tinted(clip, maps[:, :_QUERIES])
         figures = []
         for k, frames in enumerate(tinted):
-            weights = maps[:, k].sum((1, 2))
-            caption = f"map {k + 1}: {100 * weights.max():.0f} % of the weight in step {int(weights.argmax())}"
+            caption = f"map {k + 1}{_dominant_step(maps[:, k])}"
             figures.append(
                 f'<figure><figcaption>{caption}</figcaption><img src="{_strip(frames)}" alt="map {k + 1}"></figure>'
             )
