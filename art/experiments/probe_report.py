@@ -50,7 +50,7 @@ _BACKGROUND = 44  # gray level behind the maps of a clip without frames
 _COLUMNS = {
     "top-1": "accuracy on the test clips, mean over seeds, after training on all training clips.",
     "95 % over seeds": "interval of the mean over seeds (Student's t): how much the result depends on initial weights "
-    "and the order of the clips. It says nothing about other test clips.",
+    "and the order of the clips. It does not cover the choice of test clips.",
     "95 % over clips": "bootstrap interval over the test clips: how much the result would change with other clips of "
     "the same kind. Heads whose intervals overlap widely are not distinguished by this test split.",
     "mean class": "mean of the accuracies of the classes.",
@@ -99,7 +99,7 @@ def write_report(path: Path, result: Mapping[str, Any], heads: Mapping[str, Head
         result: output of :func:`art.experiments.probe.probe`.
         heads: the trained heads of the first seed, by name.
         test: the features of the test split. Frames are read again from the dataset that the manifest names; if it
-            is not there, the report says so and shows the maps alone.
+            is not there, the report names the reason and shows the maps alone.
     """
     dataset = test.manifest["dataset"]["name"]
     title = f"Heads on frozen {test.manifest['backbone']['name']}, {dataset}"
