@@ -163,7 +163,8 @@ class ARTModel(VideoClassifier):
 
         latent = self.video_projection(class_token.detach() if o.detach_video else class_token)
         selected, semantics = self.semantics.select(latent, o.num_tracklets)
-        tokens = torch.lerp(tokens.detach(), tokens, o.token_gradient)  # equal values, scaled gradient
+        if tokens.requires_grad:
+            tokens = torch.lerp(tokens.detach(), tokens, o.token_gradient)  # equal values, scaled gradient
         tokens = self.token_projection(tokens)
         if o.region_position == "sine":
             tokens = tokens + sine_position(grid, o.latent_dim, device=tokens.device).to(tokens.dtype)

@@ -58,6 +58,8 @@ class SpatialSemanticEnhancement(nn.Module):
         """Return the enhanced tokens X̂ and the enhanced semantics Ŝ of each frame."""
         b, t, n, _ = tokens.shape
         frame_semantics = semantics[:, None].expand(-1, t, -1, -1)
+        if not self.layers:
+            return tokens, frame_semantics
         x = torch.cat([tokens, frame_semantics], dim=2).flatten(0, 1)
         for layer in self.layers:
             x = layer(x)
