@@ -276,8 +276,9 @@ class FeatureSplit:
         if generator is not None and views > 1:
             view = torch.randint(views, (len(rows),), generator=generator)
         names = ["tokens" if layer == "last" else f"tokens.{layer}" for layer in layers]
-        tokens = [part[name][rows, view].float() for name in names]
-        class_token = part["class_token"][rows, view].float()
+        flat = rows * views + view  # index_select is faster than indexing with two tensors
+        tokens = [part[name].flatten(0, 1).index_select(0, flat).float() for name in names]
+        class_token = part["class_token"].flatten(0, 1).index_select(0, flat).float()
         grid = self._grid if len(tokens) == 1 else (len(tokens) * self._grid[0], self._grid[1])
         joined = tokens[0] if len(tokens) == 1 else torch.cat(tokens, 2)
         clips = part["clip"][rows]

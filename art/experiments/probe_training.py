@@ -18,7 +18,7 @@ from art.backbones.base import Features
 from art.data.dataset import seeded_generator
 from art.data.datasets.base import suggest
 from art.data.features import FeatureBatch, FeatureSplit
-from art.heads import FeatureShape, Head, build_head
+from art.heads import FeatureShape, Head, HeadOutput, build_head
 from art.train.runtime import fork_rng
 
 #: Heads by name in tables: registered head and its options. Other registered heads are also accepted.
@@ -93,7 +93,7 @@ class Candidate:
         seed: of its initial weights.
         epochs: number of epochs after which its training ends.
         accuracy: on the held-out clips, after each epoch.
-        seconds: spent on this head.
+        seconds: spent on training this head; where steps are shared, an equal part of their time.
     """
 
     name: str
@@ -165,7 +165,7 @@ def make_candidate(
         {"params": [p for p in trained if p.ndim > 1], "weight_decay": settings.weight_decay},
         {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
     ]
-    return Candidate(name, lr, seed, epochs, head, torch.optim.AdamW(groups, lr=lr))
+    return Candidate(name, lr, seed, epochs, head, torch.optim.AdamW(groups, lr=lr, fused=True))
 
 
 def fit(
@@ -194,6 +194,7 @@ def _fit(
     step = 0
     for epoch in range(max((each.epochs for each in candidates), default=0)):
         running = [each for each in candidates if each.epochs > epoch]
+        groups = _groups(running)
         generator = seeded_generator(settings.seed, epoch)
         for batch in _full_batches(split.batches(settings.batch_size, generator=generator, subset=subset)):
             step += 1
@@ -201,10 +202,11 @@ def _fit(
                 min(1.0, step / warmup) if step < warmup else 0.5 * (1 + math.cos(math.pi * min(1.0, step / total)))
             )
             batch = _to(batch, device)
-            for each in running:
+            for group in groups:
                 begun = time.perf_counter()
-                _train_step(each, batch, factor, seed=step)
-                each.seconds += time.perf_counter() - begun
+                _train_step(group, batch, factor, seed=step)
+                for each in group:
+                    each.seconds += (time.perf_counter() - begun) / len(group)
         if validation is not None:
             for each, (logits, labels) in zip(
                 running, predict(running, split, settings, device, validation), strict=True
@@ -212,17 +214,34 @@ def _fit(
                 each.accuracy.append(float((logits.argmax(1) == labels).float().mean()))
 
 
-def _train_step(candidate: Candidate, batch: FeatureBatch, factor: float, seed: int) -> None:
-    head = candidate.head.train()
-    torch.manual_seed(candidate.seed * 1_000_003 + seed)  # dropout does not depend on the other heads
-    loss = head.loss(head(batch.features), batch.labels)
-    candidate.optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    torch.nn.utils.clip_grad_norm_(head.parameters(), 5.0)
-    for group in candidate.optimizer.param_groups:
-        group["lr"] = candidate.lr * factor
-    candidate.optimizer.step()
-    head.after_step()
+def _groups(candidates: Sequence[Candidate]) -> list[list[Candidate]]:
+    """Group candidates whose heads share work; each other candidate is a group alone."""
+    groups: dict[Any, list[Candidate]] = {}
+    for each in candidates:
+        shared = each.head.forward_together is not Head.forward_together
+        groups.setdefault(each.name if shared else id(each), []).append(each)
+    return list(groups.values())
+
+
+def _forward(group: Sequence[Candidate], features: Features) -> list[HeadOutput]:
+    return group[0].head.forward_together([each.head for each in group], features)
+
+
+def _train_step(group: Sequence[Candidate], batch: FeatureBatch, factor: float, seed: int) -> None:
+    """Train candidates by one step; the gradient of the sum of their losses has the gradient of each."""
+    for each in group:
+        each.head.train()
+        each.optimizer.zero_grad(set_to_none=True)
+    torch.manual_seed(group[0].seed * 1_000_003 + seed)  # dropout does not depend on the other heads
+    outputs = _forward(group, batch.features)
+    losses = [each.head.loss(output, batch.labels) for each, output in zip(group, outputs, strict=True)]
+    torch.stack(losses).sum().backward()
+    for each in group:
+        torch.nn.utils.clip_grad_norm_(each.head.parameters(), 5.0)
+        for parameters in each.optimizer.param_groups:
+            parameters["lr"] = each.lr * factor
+        each.optimizer.step()
+        each.head.after_step()
 
 
 def _full_batches(batches: Iterable[FeatureBatch]) -> Iterable[FeatureBatch]:
@@ -247,17 +266,20 @@ def predict(
     reverse: bool = False,
 ) -> list[tuple[Float[Tensor, "n y"], Int64[Tensor, " n"]]]:
     """Return logits and labels for each candidate, on the CPU; ``reverse`` reverses the order of frames."""
-    logits: list[list[Tensor]] = [[] for _ in candidates]
+    logits: dict[int, list[Tensor]] = {id(each): [] for each in candidates}
     labels = []
+    for each in candidates:
+        each.head.eval()
     for batch in split.batches(settings.batch_size, subset=subset):
         batch = _to(batch, device)
         features = batch.features
         if reverse:
             features = features._replace(tokens=features.tokens.flip(1))
-        for each, parts in zip(candidates, logits, strict=True):
-            parts.append(each.head.eval()(features).logits.float().cpu())
+        for group in _groups(candidates):
+            for each, output in zip(group, _forward(group, features), strict=True):
+                logits[id(each)].append(output.logits.float().cpu())
         labels.append(batch.labels.cpu())
-    return [(torch.cat(parts), torch.cat(labels)) for parts in logits]
+    return [(torch.cat(logits[id(each)]), torch.cat(labels)) for each in candidates]
 
 
 def select(candidates: Sequence[Candidate]) -> tuple[float, int]:

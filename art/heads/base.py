@@ -82,19 +82,32 @@ class Head(nn.Module, ABC):
             return_maps: also return the maps, if the head :attr:`has_maps`.
         """
 
+    @staticmethod
+    def forward_together(heads: Sequence[Any], features: Features) -> list[HeadOutput]:
+        """Return the output of each of several heads of one class with the same shape and options.
+
+        A subclass overrides it to read the tokens once for all heads. It must not use random numbers, because the
+        result of a head does not depend on the others.
+        """
+        return [head(features) for head in heads]
+
     def tokens(self, features: Features) -> Float[Tensor, "b tn c"]:
         """Return the tokens of each clip in one sequence, with the time position.
 
         Raises:
             ValueError: If the features have another shape than the head was built for.
         """
-        tokens = features.tokens
-        found = FeatureShape(tokens.shape[1], features.grid, tokens.shape[3])
-        if found != self.shape:
-            raise ValueError(f"features have {_describe(found)}, but the head was built for {_describe(self.shape)}")
+        tokens = self.checked(features).tokens
         if self.time_position is not None:
             tokens = tokens + self.time_position
         return tokens.flatten(1, 2)
+
+    def checked(self, features: Features) -> Features:
+        """Return the features, which must have the shape that the head was built for; else, raise ValueError."""
+        found = FeatureShape(features.tokens.shape[1], features.grid, features.tokens.shape[3])
+        if found != self.shape:
+            raise ValueError(f"features have {_describe(found)}, but the head was built for {_describe(self.shape)}")
+        return features
 
     def loss(self, output: HeadOutput, labels: Int[Tensor, " b"]) -> Float[Tensor, ""]:
         """Return the training loss: the cross-entropy of the logits, unless a subclass has another."""

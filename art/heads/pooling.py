@@ -42,6 +42,12 @@ class LinearProbe(Head):
         """Return the logits."""
         return HeadOutput(self.classifier(self.pool(features)))
 
+    @staticmethod
+    def forward_together(heads: Sequence[LinearProbe], features: Features) -> list[HeadOutput]:
+        """Pool once, and return the output of each head."""
+        pooled = heads[0].pool(features)
+        return [HeadOutput(head.classifier(pooled)) for head in heads]
+
 
 @register_head("mean")
 class MeanHead(LinearProbe):
@@ -112,6 +118,27 @@ class EfficientProbing(Head):
             pooled, maps = region_attention(queries, tokens, return_map=True)
             return HeadOutput(self.classifier(self.project(pooled)), self.unflatten_maps(maps))
         return HeadOutput(self.classifier(self.project(region_attention(queries, tokens))))
+
+    @staticmethod
+    def forward_together(heads: Sequence[EfficientProbing], features: Features) -> list[HeadOutput]:
+        """Return the output of each head from one call of ``region_attention`` with the queries of all heads.
+
+        The time positions p_t differ between heads, but not the tokens: with e_t, the unit vector of step t, as further
+        channels of the tokens, u · (x + p_t) = (u, u Pᵀ) · (x, e_t). Pooling e_t computes the weight of each step.
+        """
+        first, channels = heads[0], heads[0].shape.channels
+        tokens = first.checked(features).tokens
+        queries: list[Tensor] = [head.queries for head in heads]
+        positions = [head.time_position[:, 0] for head in heads if head.time_position is not None]  # of all, or none
+        if positions:
+            steps = torch.eye(first.shape.num_steps, dtype=tokens.dtype, device=tokens.device)
+            tokens = torch.cat([tokens, steps[:, None].expand(*tokens.shape[:-1], -1)], -1)
+            queries = [torch.cat([u, u @ p.mT], 1) for u, p in zip(queries, positions, strict=True)]
+        joined = torch.cat(queries).expand(len(tokens), -1, -1)
+        pooled = region_attention(joined, tokens.flatten(1, 2), scale=channels**-0.5).split(len(first.queries), 1)
+        if positions:
+            pooled = [x[..., :channels] + x[..., channels:] @ p for x, p in zip(pooled, positions, strict=True)]
+        return [HeadOutput(head.classifier(head.project(x))) for head, x in zip(heads, pooled, strict=True)]
 
     def project(self, pooled: Float[Tensor, "b q c"]) -> Float[Tensor, "b d"]:
         """Apply W_j to the tokens that query j pooled, and concatenate."""

@@ -20,6 +20,8 @@ from art.experiments.probe_training import (
     parse_settings,
     select,
 )
+from art.heads import EfficientProbing, Head
+from art.heads.pooling import LinearProbe
 
 NAMES = ["run", "walk", "jump"]
 MANIFEST = {
@@ -87,6 +89,18 @@ def test_results_are_reproducible_and_do_not_depend_on_the_other_heads(result):
     assert alone["heads"]["ep"]["top1"] == rows["heads"]["ep"]["top1"]
     for name, value in again["ep"].state_dict().items():
         assert torch.equal(value, heads["ep"].state_dict()[name]), name
+
+
+def test_shared_steps_select_and_train_as_separate_steps_do(result, monkeypatch):
+    for head in (LinearProbe, EfficientProbing):
+        monkeypatch.setattr(head, "forward_together", staticmethod(Head.forward_together))
+    rows, heads = result
+    separate, others = probe(MadeFeatures(48, 0), MadeFeatures(30, 1), SETTINGS)
+    for name in ("mean", "ep"):
+        for key in ("lr", "epochs", "holdout_accuracy", "best_on_test", "top1"):
+            assert separate["heads"][name][key] == rows["heads"][name][key], f"{name}: {key}"
+        for key, value in others[name].state_dict().items():
+            torch.testing.assert_close(value, heads[name].state_dict()[key], rtol=1e-4, atol=1e-6)
 
 
 def test_holdout_has_a_part_of_each_class_and_whole_groups():

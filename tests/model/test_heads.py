@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -199,3 +201,27 @@ def test_a_model_built_from_features_has_no_backbone():
     model = build_head("art", SHAPE, NAMES).model
     with pytest.raises(TypeError, match="call forward_features"):
         model(torch.zeros(1, 3, 3, 8, 8))
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("mean", {}), ("cls", {}), ("ep", {"num_queries": 3}), ("ep", {"num_queries": 3, "time_position": "learned"})],
+)
+@pytest.mark.parametrize("train", [True, False])
+def test_heads_computed_together_equal_each_alone(name, options, train):
+    heads = [build_head(name, SHAPE, NAMES, **options).double().train(train) for _ in range(3)]
+    for head in heads:
+        if head.time_position is not None:
+            nn.init.normal_(head.time_position)
+    features, labels = make_features(), torch.tensor([0, 1, 2, 1])
+    alone = [copy.deepcopy(head) for head in heads]
+    outputs = heads[0].forward_together(heads, features)
+    torch.stack([head.loss(output, labels) for head, output in zip(heads, outputs, strict=True)]).sum().backward()
+    for head, output, other in zip(heads, outputs, alone, strict=True):
+        expected = other(features)
+        other.loss(expected, labels).backward()
+        torch.testing.assert_close(output.logits, expected.logits, rtol=1e-9, atol=1e-12)
+        for parameter, expected_parameter in zip(head.parameters(), other.parameters(), strict=True):
+            torch.testing.assert_close(parameter.grad, expected_parameter.grad, rtol=1e-8, atol=1e-12)
+        for buffer, expected_buffer in zip(head.buffers(), other.buffers(), strict=True):
+            torch.testing.assert_close(buffer, expected_buffer)
