@@ -55,7 +55,6 @@ LICENSES = {
     "facebook/dinov2-": "apache-2.0",
     "facebook/dinov3-": "dinov3-license",
     "google/siglip2-": "apache-2.0",
-    "google/videoprism-": "apache-2.0",
 }
 
 
@@ -118,7 +117,12 @@ class TransformersBackbone(AdaptedBackbone):
         **config: Any,
     ) -> None:
         transformers = import_extra("transformers", extra="transformers", needed_by=f"backbone {name!r}")
-        model_class = getattr(transformers, family.model)
+        model_class = getattr(transformers, family.model, None)
+        if model_class is None:
+            raise ImportError(
+                f"backbone {name!r} needs {family.model}, which transformers {transformers.__version__} lacks: "
+                "pip install --upgrade transformers"
+            )
         size = family.input_size if input_size is None else input_size
         settings = _make_config(family, model_class.config_class, config, num_frames=num_frames, input_size=size)
         tubelet, patch_size = family.patch(settings)
@@ -225,7 +229,13 @@ def _check_checkpoint(pretrained: str, family: Family, settings: Any) -> None:
             "'owner/model' on the Hugging Face Hub"
         )
     config_class = type(settings)
-    saved, _ = config_class.get_config_dict(pretrained)
+    try:
+        saved, _ = config_class.get_config_dict(pretrained)
+    except OSError as error:
+        raise FileNotFoundError(
+            f"pretrained is {pretrained!r}, but its config.json could not be read: {str(error).splitlines()[0]} Expected "
+            "a directory with it, or 'owner/model' on the Hugging Face Hub, which must be reachable or cached"
+        ) from error
     saved = saved.get(config_class.base_config_key or "", saved)  # of a model with a text tower
     if saved.get("model_type") != settings.model_type:
         raise ValueError(

@@ -1,5 +1,6 @@
 """``timm_vit`` and ``clip_vit`` compared with timm and open_clip, with small models and random weights."""
 
+import functools
 import json
 from importlib.util import find_spec
 
@@ -49,6 +50,43 @@ def test_timm_features_match_timm(model, video):
     assert backbone.channels == class_token.shape[1] == tokens.shape[3]
 
 
+@pytest.mark.parametrize(
+    ("model", "size", "prefix", "license"),
+    [
+        ("vit_base_patch16_dinov3", 48, 5, "dinov3-license"),
+        ("vit_base_patch16_dinov3_qkvb", 48, 5, "dinov3-license"),
+        ("vit_base_patch14_dinov2", 42, 1, "apache-2.0"),
+        ("vit_base_patch14_reg4_dinov2", 42, 5, "apache-2.0"),
+        ("vit_base_patch16_siglip_256", 48, 0, "apache-2.0"),
+        ("vit_base_patch16_siglip_gap_256", 48, 0, "apache-2.0"),
+    ],
+)
+def test_timm_prefix_pooling_and_layers_of_foundation_models(model, size, prefix, license, monkeypatch):
+    """The architectures of timm, with less and narrower blocks."""
+    small = {"embed_dim": 48, "depth": 3, "num_heads": 3}
+    monkeypatch.setattr(timm, "create_model", functools.partial(timm.create_model, **small))
+    backbone = build_backbone("timm_vit", num_frames=3, model=model, input_size=size).eval()
+    video = torch.rand(2, 3, 3, size, size)
+    frames = backbone.normalize(video).flatten(0, 1)
+    first = []
+    backbone.model.blocks[0].register_forward_hook(lambda module, args, output: first.append(output))
+    with torch.no_grad():
+        for parameter in backbone.model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+        features, named = backbone(video), backbone.named_features(video, layers=[0, -1])
+        hidden = backbone.model.forward_features(frames).unflatten(0, (2, 3))
+        pooled = backbone.model(frames).unflatten(0, (2, 3)).mean(1)  # without a classifier
+    assert hidden.shape[2] == prefix + 9
+    assert_close(features.tokens, hidden[:, :, prefix:])
+    assert_close(named["tokens.-1"], features.tokens)
+    assert_close(named["tokens.0"], backbone.model.norm(first[0])[:, prefix:].unflatten(0, (2, 3)))
+    assert_close(features.class_token, pooled)
+    assert ("prefix" in named) == (prefix > 0)
+    if prefix:
+        assert_close(named["prefix"], hidden[:, :, :prefix])
+    assert timm.get_pretrained_cfg(model).license == license
+
+
 @pytest.mark.parametrize("pretrained", ["file", "tag"])
 def test_timm_loads_a_file_or_tag_without_the_classifier(pretrained, monkeypatch, tmp_path):
     """The download of the tag is replaced by the same weights."""
@@ -63,6 +101,7 @@ def test_timm_loads_a_file_or_tag_without_the_classifier(pretrained, monkeypatch
     assert requested == (["timm/test_vit.r160_in1k"] if pretrained == "tag" else [])
     assert_close(backbone.model.state_dict(), {n: v for n, v in expected.items() if "head." not in n})
     assert_close(backbone.image_mean.flatten(), torch.full((3,), 0.5))
+    assert backbone.license == ("apache-2.0" if pretrained == "tag" else None)
 
 
 def test_timm_positions_are_interpolated_as_in_timm(path):

@@ -8,6 +8,7 @@ import torch
 from torch.testing import assert_close
 
 from art import build_backbone
+from art.backbones.transformers_base import checkpoint_license
 from art.extras import import_extra
 
 if find_spec("transformers") is None:
@@ -84,7 +85,7 @@ def test_features_match_transformers(family, tmp_path):
 
 @pytest.mark.parametrize("family", FAMILIES[:3])
 def test_layers_match_the_feature_maps_of_transformers(family, tmp_path):
-    """``DINOv3ViTBackbone`` and its equals normalize each layer and leave out the prefix."""
+    """``DINOv3ViTBackbone`` and its equals normalize each layer and omit the prefix."""
     reference, video = make_reference(family, "Backbone", out_indices=[1, 2, 3]), random_video()
     backbone = make(family, pretrained=save(reference, tmp_path))
     with torch.no_grad():
@@ -151,3 +152,37 @@ def test_defaults_are_the_published_base_models():
     assert [backbone.channels for backbone in backbones.values()] == [768] * 4
     assert [backbone.grid[0] for backbone in backbones.values()] == [14, 16, 16, 14]
     assert backbones["dinov3"].model.config.num_register_tokens == 4
+
+
+def test_directory_without_a_configuration(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"its config.json could not be read: .*Expected a directory with it"):
+        make("dinov2", pretrained=str(tmp_path))
+
+
+# License.
+
+
+@pytest.mark.parametrize(
+    ("card", "license"),
+    [
+        ("---\nlicense: cc-by-nc-4.0\n---\n# A model", "cc-by-nc-4.0"),
+        ("---\nlicense: other\nlicense_name: dinov3-license\n---\n", "dinov3-license"),
+        ("---\nlicense: other\n---\n", "other"),
+        ("# A model without metadata", None),
+        (None, None),
+    ],
+)
+def test_license_of_the_model_card(card, license, tmp_path):
+    directory = save(make_reference("dinov2"), tmp_path)
+    if card is not None:
+        (tmp_path / "README.md").write_text(card)
+    assert make("dinov2", pretrained=directory).license == license
+    assert make("dinov2").license is None
+
+
+def test_license_of_published_weights_without_a_network(monkeypatch, tmp_path):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("transformers.utils.hub.constants.HF_HUB_CACHE", str(tmp_path))
+    assert checkpoint_license("facebook/dinov3-vitb16-pretrain-lvd1689m") == "dinov3-license"
+    assert checkpoint_license("facebook/dinov2-with-registers-base") == "apache-2.0"
+    assert checkpoint_license("somebody/dinov2-base") is None

@@ -2,6 +2,7 @@
 
 import json
 from importlib.util import find_spec
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -166,3 +167,12 @@ def test_normalization_of_a_processor_that_does_not_normalize(tmp_path):
     backbone = make("videoprism", pretrained=directory)
     assert_close(backbone.image_mean.flatten(), torch.zeros(3))
     assert_close(backbone.image_std.flatten(), torch.ones(3))
+
+
+def test_transformers_without_the_model(monkeypatch):
+    older = SimpleNamespace(__version__="5.0.0")
+    monkeypatch.setattr("art.backbones.transformers_base.import_extra", lambda *_, **__: older)
+    with pytest.raises(
+        ImportError, match=r"needs VideoPrismVisionModel, which transformers 5\.0\.0 lacks: pip install"
+    ):
+        make("videoprism")
