@@ -13,6 +13,7 @@ import yaml
 from art.data.datasets.base import dataset_entry
 from art.data.transforms.sampling import FrameSampling
 from art.model.options import ARTOptions
+from art.tools.extract import Extractor, ExtractSettings
 from art.tools.profile import profile
 from art.train.config import Config, ConfigError, config_from_dict, load_config, save_config, to_dict, variants
 from art.train.loop import train
@@ -26,6 +27,7 @@ RECIPES = [
         ("uniformerv2_b16", "uniformerv2_l14", "tea50"),
     )
 ]
+FROZEN = list(product(("finegym99", "finegym288", "diving48", "something_v2"), ("vjepa2_l", "dinov3_b")))
 
 
 def test_defaults_match_the_paper():
@@ -276,7 +278,9 @@ def test_motion_config_is_valid():
 
 
 def test_one_recipe_per_backbone_and_benchmark():
-    assert {path.stem for path in CONFIGS.glob("*.yaml")} == {*RECIPES, "motion", "clips"}
+    assert {path.stem for path in CONFIGS.glob("*.yaml")} == {
+        *RECIPES, *("_".join(names) for names in FROZEN), "motion", "clips",
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -294,6 +298,40 @@ def test_recipes_follow_the_paper(recipe):
     transformer = config.model.backbone.startswith("uniformerv2")
     assert (optim.backbone_optimizer == "adamw") == transformer
     assert (optim.backbone_lr is not None and optim.backbone_lr < 1e-4) == transformer
+
+
+@pytest.mark.parametrize(("dataset", "backbone"), FROZEN)
+def test_recipes_of_frozen_backbones(dataset, backbone):
+    config = load_config(CONFIGS / f"{dataset}_{backbone}.yaml")
+    model = config.model
+    assert config.data.name == dataset and config.output == f"runs/{dataset}_{backbone}"
+    assert {config.data.train_split, config.data.test_split} <= set(dataset_entry(dataset).splits)
+    assert model.num_frames == (32 if (dataset, backbone) == ("diving48", "vjepa2_l") else 16)
+    assert model.backbone_options == {"frozen": True, "input_size": 256}
+    assert round(config.data.frame_size * model.test_crop) == 256
+    assert model.pretrained == {
+        "vjepa2_l": "facebook/vjepa2-vitl-fpc64-256", "dinov3_b": "facebook/dinov3-vitb16-pretrain-lvd1689m",
+    }[backbone]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("backbone", "mlp", "shapes"),
+    [
+        ("vjepa2_l", "mlp_ratio: 2.0", {"tokens": (2, 4, 24), "class_token": (24,)}),
+        ("dinov3_b", "intermediate_size: 24", {"tokens": (4, 4, 24), "class_token": (24,), "prefix": (4, 5, 24)}),
+    ],
+)
+def test_recipe_extracts(backbone, mlp, shapes, diving48):
+    """With a smaller model, random weights, and fewer frames."""
+    pytest.importorskip("transformers", exc_type=ImportError)
+    options = f"hidden_size: 24, num_hidden_layers: 1, num_attention_heads: 2, {mlp}, input_size: 32"
+    overrides = [f"data.root={diving48}", f"model.backbone_options={{{options}}}", "model.pretrained=null"]
+    config = load_config(CONFIGS / f"diving48_{backbone}.yaml", [*overrides, "model.num_frames=4", *SMALL[-5:]])
+    extractor = Extractor(ExtractSettings(config), "cpu")
+    tensors, errors = extractor.extract("train", [0, 3])
+    assert not errors
+    assert {name: tuple(tensor.shape[2:]) for name, tensor in tensors.items() if name != "clip"} == shapes
+    assert all(tensor.isfinite().all() for tensor in tensors.values())
 
 
 def test_recipe_learning_rates_by_group():
