@@ -64,7 +64,7 @@ $(VENV)/.installed: $(BUILD_INPUTS)
 
 $(VENV)/.installed-dev: $(BUILD_INPUTS)
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) --editable ".[motion,clip,timm,transformers,onnx,hub,serve,dev]"
+	$(PIP) --editable ".[motion,clip,timm,transformers,lite,onnx,hub,serve,dev]"
 	touch $@
 
 clean:

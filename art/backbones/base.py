@@ -219,8 +219,8 @@ A = TypeVar("A", bound="AdaptedBackbone")
 class AdaptedBackbone(Backbone):
     """Base class of backbones that wrap a model of another library.
 
-    Its subclasses also have the option ``gradient_checkpointing``: recompute the activations of each block in the
-    backward pass, with less memory, more time, and the same result.
+    Transformers among its subclasses also have the option ``gradient_checkpointing``: recompute the activations of each
+    block in the backward pass, with less memory, more time, and the same result.
 
     Args:
         model: the library's model, or the part of it that computes features.
@@ -299,7 +299,7 @@ def check_frame_size(video: Shaped[Tensor, "b t 3 height width"], input_size: in
     if video.shape[3:] != (input_size, input_size):
         patch_size = input_size // grid[0]
         raise ValueError(
-            f"video has frames of {video.shape[3]}×{video.shape[4]} pixels, but the position embeddings are for "
+            f"video has frames of {video.shape[3]}×{video.shape[4]} pixels, but the model is built for "
             f"{grid[0]}×{grid[1]} patches of {patch_size}: expected {input_size}×{input_size}; for another square size "
             f"set input_size to a multiple of {patch_size}"
         )

@@ -57,7 +57,7 @@ WITHOUT_EXAMPLE = {
         "keys of the configuration: see the example of `load_config`",
     ),
     **dict.fromkeys(
-        ("ClipViT", "TimmViT", "TransformersImage", "TransformersVideo"),
+        ("ClipViT", "EfficientNetLite0", "TimmViT", "TransformersImage", "TransformersVideo"),
         "requires a library whose import takes seconds: tests/model",
     ),
     "UniFormerV2": "has at least 115 million parameters: tests/model",

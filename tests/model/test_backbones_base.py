@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -60,6 +61,7 @@ def test_invalid_requests():
         ("videomae", "transformers", "transformers"),
         ("vjepa2", "transformers", "transformers"),
         ("dinov3", "transformers", "transformers"),
+        ("efficientnet_lite0", "efficientnet_lite_pytorch", "lite"),
     ],
 )
 def test_missing_library(backbone, library, extra, monkeypatch):
@@ -76,6 +78,22 @@ def test_libraries_are_imported_lazily():
         "sys.exit(any(name in sys.modules for name in ('open_clip', 'timm', 'transformers', 'torchvision')))"
     )
     assert subprocess.run([sys.executable, "-c", check]).returncode == 0
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("timm") is None, reason="the extra [timm] is not installed")
+def test_libraries_can_be_imported_after_a_backbone_of_them_is_built():
+    """Next to a torch for CPUs, torchvision's wheel for CUDA cannot be imported, nor can timm."""
+    check = """
+import contextlib
+with contextlib.suppress(RuntimeError):
+    import timm  # the first attempt may fail
+from art import build_backbone
+build_backbone("timm_vit", num_frames=1, model="test_vit", input_size=48)
+import timm, torchvision
+"""
+    result = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
 
 
 def test_parameters_by_depth_is_optional():
