@@ -154,11 +154,6 @@ def test_defaults_are_the_published_base_models():
     assert backbones["dinov3"].model.config.num_register_tokens == 4
 
 
-def test_directory_without_a_configuration(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"its config.json could not be read: .*Expected a directory with it"):
-        make("dinov2", pretrained=str(tmp_path))
-
-
 # License.
 
 
@@ -180,9 +175,11 @@ def test_license_of_the_model_card(card, license, tmp_path):
     assert make("dinov2").license is None
 
 
-def test_license_of_published_weights_without_a_network(monkeypatch, tmp_path):
+def test_published_weights_without_a_network(monkeypatch, tmp_path):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("transformers.utils.hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(FileNotFoundError, match=r"'facebook/dinov2-base', whose config.json could not be read"):
+        make("dinov2", pretrained="facebook/dinov2-base")
     assert checkpoint_license("facebook/dinov3-vitb16-pretrain-lvd1689m") == "dinov3-license"
     assert checkpoint_license("facebook/dinov2-with-registers-base") == "apache-2.0"
     assert checkpoint_license("somebody/dinov2-base") is None
