@@ -233,8 +233,8 @@ def _check_checkpoint(pretrained: str, family: Family, settings: Any) -> None:
         saved, _ = config_class.get_config_dict(pretrained)
     except OSError as error:
         raise FileNotFoundError(
-            f"pretrained is {pretrained!r}, whose config.json could not be read: {str(error).splitlines()[0]} Expected a "
-            "directory with it, or 'owner/model' on the Hugging Face Hub, which must be reachable or cached"
+            f"pretrained is {pretrained!r}, whose config.json could not be read: {str(error).splitlines()[0]} Expected "
+            "a directory with it, or 'owner/model' on the Hugging Face Hub, which must be reachable or cached"
         ) from error
     saved = saved.get(config_class.base_config_key or "", saved)  # of a model with a text tower
     if saved.get("model_type") != settings.model_type:
