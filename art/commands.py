@@ -281,17 +281,21 @@ def run_extract(options: argparse.Namespace) -> int:
     devices = expand_devices(_split_commas(options.devices) or ["auto"], options.jobs)
     if options.dry_run:
         planned = plan(Extractor(settings, devices[0]), options.out, measured_clips=4)
+        minutes = (planned.seconds or 0) / len(devices) / 60
         print(
-            f"{planned.clips} clips, {settings.views} views of {planned.tokens} tokens each\n"
+            f"{plural(planned.clips, 'clip')}, each with {plural(settings.views, 'view')} of "
+            f"{plural(planned.tokens, 'token')}\n"
             f"{planned.clip_bytes / 2**20:.2f} MiB per clip, {planned.total_bytes / 2**30:.2f} GiB in total; "
             f"{planned.free_bytes / 2**30:.1f} GiB are free\n"
-            f"about {(planned.seconds or 0) / len(devices) / 60:.1f} minutes on {len(devices)} device(s)"
+            f"about {minutes:.1f} min with {plural(len(devices), 'process', 'processes')}"
         )
         return 0
     written = extract(settings, options.out, devices=devices)
-    print(f"{written.clips} clips in {written.parts} files ({written.kept} already existed), {written.errors} failed")
-    if written.seconds and written.kept < written.parts:
-        print(", ".join(f"{name} {seconds:.1f} s" for name, seconds in written.seconds.items()))
+    files = plural(written.parts, "file")
+    print(f"{plural(written.clips, 'clip')} in {files} ({written.kept} already existed), {written.errors} failed")
+    if total := sum(written.seconds.values()):
+        stages = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in written.seconds.items())
+        print(f"{stages}: {100 * (1 - written.seconds['other'] / total):.0f} % decoding and forward passes")
     print(f"written to {options.out}")
     return 1 if written.errors else 0
 
@@ -302,7 +306,7 @@ def run_features(options: argparse.Namespace) -> int:
 
     print(describe(options.directory))
     if options.verify:
-        print(f"verified {verify(options.directory)} files")
+        print(f"verified {plural(verify(options.directory), 'file')}")
     return 0
 
 

@@ -39,9 +39,9 @@ def _escape(letter: str) -> str:
     return letter if letter in _JOINERS else letter.encode("unicode_escape").decode()
 
 
-def plural(number: int, noun: str) -> str:
-    """Format ``3, "clip"`` as ``3 clips``."""
-    return f"{number} {noun}{'s' * (number != 1)}"
+def plural(number: int, noun: str, nouns: str = "") -> str:
+    """Format ``3, "clip"`` as ``3 clips``; ``nouns`` is the plural if it has another ending."""
+    return f"{number} {noun if number == 1 else nouns or noun + 's'}"
 
 
 def list_names(names: Sequence[str], most: int = 3) -> str:

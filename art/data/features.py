@@ -14,24 +14,23 @@ Clips are shuffled once, so that reading a file from its beginning is a fair sam
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Int64
+from jaxtyping import Float, Int64
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from art.backbones.base import Features
-from art.data.files import WriteError, atomic_write, write_text
-from art.model.files import file_sha256, read_json_mapping
-from art.terminal import short_repr
+from art.data.files import PARTIAL, WriteError, file_sha256, read_json_mapping, write_text
+from art.terminal import plural, short_repr
 
 MANIFEST = "manifest.json"
 FORMAT = 1
@@ -46,26 +45,35 @@ class FeatureError(ValueError):
 
 
 def write_manifest(directory: Path, manifest: Mapping[str, Any]) -> None:
-    """Write ``manifest.json``, or check that the existing one is equal.
-
-    Raises:
-        FeatureError: If the directory has features with another manifest; the message names the differing fields.
-    """
-    path = directory / MANIFEST
-    if path.is_file():
-        former = read_manifest(directory)
-        differing = sorted(name for name in {*former, *manifest} if former.get(name) != manifest.get(name))
-        differing = [name for name in differing if name not in _INFORMATIVE]
-        if differing:
-            changes = "; ".join(
-                f"{name} was {short_repr(former.get(name))}, is {short_repr(manifest.get(name))}" for name in differing
-            )
-            raise FeatureError(f"{directory} has other features: {changes}; choose another directory, or remove it")
-        return
-    write_text(path, json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
+    """Write ``manifest.json``, or check that the existing one is equal, see :func:`check_manifest`."""
+    if (directory / MANIFEST).is_file():
+        check_manifest(directory, manifest)
+    else:
+        write_text(directory / MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
 
 
-_INFORMATIVE = ("versions", "created")  # fields that may differ when an extraction is resumed
+def check_manifest(directory: Path, manifest: Mapping[str, Any]) -> None:
+    """Raise FeatureError, which names the differing fields, if the directory has features with another manifest."""
+    former, manifest = _fields(read_manifest(directory)), _fields(manifest)
+    differing = sorted(name for name in {*former, *manifest} if former.get(name) != manifest.get(name))
+    if differing:
+        changes = "; ".join(
+            f"{name} was {short_repr(former.get(name))}, is {short_repr(manifest.get(name))}" for name in differing
+        )
+        raise FeatureError(f"{directory} has other features: {changes}; choose another directory, or remove it")
+
+
+def _fields(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields that determine the features, those of a mapping by names such as ``splits.train.clips``."""
+    fields: dict[str, Any] = {}
+    for name, value in manifest.items():
+        if name == "versions":  # may differ when an extraction is resumed
+            continue
+        if isinstance(value, Mapping):
+            fields |= {f"{name}.{inner}": each for inner, each in _fields(value).items()}
+        else:
+            fields[name] = value
+    return fields
 
 
 def read_manifest(directory: Path) -> dict[str, Any]:
@@ -90,29 +98,45 @@ def part_path(directory: Path, split: str, number: int) -> Path:
     return directory / split / f"part-{number:06d}.safetensors"
 
 
-def write_part(path: Path, tensors: Mapping[str, Tensor], errors: Mapping[int, str]) -> None:
-    """Write a part, then the file with its size and SHA-256, which makes it valid.
+def save_part(path: Path, tensors: Mapping[str, Tensor], errors: Mapping[int, str]) -> dict[str, Any]:
+    """Write the tensors of a part under a temporary name; :func:`finish_part` makes it valid.
 
     Args:
         path: of the part.
         tensors: see the top of this module.
         errors: why clips of this part have no row, by their position in the split's list of clips.
 
+    Returns:
+        The rows of the part, for :func:`finish_part`.
+
     Raises:
-        FeatureError: If a floating-point tensor is not finite, or too large for float16; the message names the clip.
         WriteError: If the file cannot be written, for example because the disk is full.
     """
-    for name, tensor in tensors.items():
-        if tensor.is_floating_point() and len(tensor):
-            _check_range(path, name, tensor, tensors["clip"])
-    content = save({name: tensor.contiguous() for name, tensor in tensors.items()})
-    record: dict[str, Any] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-    record |= {"clips": tensors["clip"].tolist(), "errors": {str(clip): why for clip, why in errors.items()}}
+    partial = path.with_name(path.name + PARTIAL)
     try:
-        atomic_write(path, lambda partial: partial.write_bytes(content))
-        write_text(path.with_suffix(".json"), json.dumps(record) + "\n")
-    except OSError as error:
-        raise WriteError(error.errno, f"cannot be written ({error}); finished parts are kept", str(path)) from error
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial)
+        partial.chmod(path.parent.stat().st_mode & 0o666)  # safetensors writes for one user
+    except (OSError, SafetensorError) as error:
+        partial.unlink(missing_ok=True)
+        raise WriteError(f"{path} cannot be written ({error}); finished parts are kept") from error
+    return {"clips": tensors["clip"].tolist(), "errors": {str(clip): why for clip, why in errors.items()}}
+
+
+def finish_part(path: Path, rows: Mapping[str, Any]) -> None:
+    """Rename what :func:`save_part` wrote, then write the file with its size and SHA-256, which makes it valid."""
+    partial = path.with_name(path.name + PARTIAL)
+    record = {"bytes": partial.stat().st_size, "sha256": file_sha256(partial), **rows}
+    partial.replace(path)
+    write_text(path.with_suffix(".json"), json.dumps(record) + "\n")
+
+
+def remove_partial(directory: Path, splits: Iterable[str]) -> None:
+    """Remove what a killed extraction left incomplete: files that it, or safetensors, was writing."""
+    for split in splits:
+        for pattern in (f"*{PARTIAL}", ".tmp*"):
+            for path in (directory / split).glob(pattern):
+                path.unlink()
 
 
 def write_index(directory: Path, split: str, rows: Sequence[Mapping[str, Any]], num_parts: int) -> dict[int, str]:
@@ -138,19 +162,24 @@ def write_index(directory: Path, split: str, rows: Sequence[Mapping[str, Any]], 
     return errors
 
 
-def _check_range(path: Path, name: str, tensor: Tensor, clips: Int64[Tensor, " n"]) -> None:
-    largest = tensor.abs().flatten(1).amax(1).float()
-    finite = largest.isfinite()
-    if not bool(finite.all()):
-        clip = int(clips[~finite][0])
-        advice = "; use --dtype bfloat16" if tensor.dtype == torch.float16 else ""
-        raise FeatureError(f"{path.name}: {name} of clip {clip} is not finite in {tensor.dtype}{advice}")
-    if tensor.dtype == torch.float16 and bool((largest > FLOAT16_LIMIT).any()):
-        clip = int(clips[largest > FLOAT16_LIMIT][0])
-        raise FeatureError(
-            f"{path.name}: {name} of clip {clip} reaches {float(largest.max()):.3g}, near the end of float16's range; "
-            "use --dtype bfloat16"
-        )
+def check_range(name: str, largest: Float[Tensor, " n"], dtype: torch.dtype, clips: Sequence[str]) -> None:
+    """Raise FeatureError, which names the clip, if a tensor does not fit its dtype.
+
+    Args:
+        name: of the tensor.
+        largest: the largest magnitude of each clip, before the conversion.
+        dtype: in which it is stored.
+        clips: names of the clips.
+    """
+    limit = FLOAT16_LIMIT if dtype == torch.float16 else torch.finfo(dtype).max
+    for clip, value in zip(clips, largest.tolist(), strict=True):
+        if not math.isfinite(value):
+            raise FeatureError(f"{name} of clip {clip} is not finite: check the weights of the backbone")
+        if value > limit:
+            raise FeatureError(
+                f"{name} of clip {clip} reaches {value:.3g}, and {str(dtype).removeprefix('torch.')} ends at "
+                f"{torch.finfo(dtype).max:.3g}; use --dtype bfloat16"
+            )
 
 
 def is_complete(path: Path) -> bool:
@@ -207,15 +236,22 @@ class FeatureSplit:
     Args:
         directory: written by ``art extract``.
         split: name of the split.
+        layers: whose tokens are concatenated along the token axis of each time step: "last", and those that were
+            stored additionally.
         cache_bytes: parts are kept in memory, in the stored dtype, if the whole split is at most this large.
 
     Raises:
         FileNotFoundError: If there are no features.
         FeatureError: If the extraction is unfinished.
+        ValueError: If a layer was not stored.
     """
 
-    def __init__(self, directory: Path, split: str, *, cache_bytes: int = 4 * 2**30) -> None:
+    def __init__(
+        self, directory: Path, split: str, *, layers: Sequence[str] = ("last",), cache_bytes: int = 4 * 2**30
+    ) -> None:
         self.manifest, self.directory, self.split = read_manifest(directory), directory, split
+        self._tensors = _tensor_names(directory, self.manifest, layers)
+        self._grid = shape_of(self.manifest, layers)[1]
         splits = sorted(self.manifest["splits"])
         if split not in splits:
             raise FileNotFoundError(f"{directory} has no features of split {split!r}; it has {', '.join(splits)}")
@@ -233,7 +269,6 @@ class FeatureSplit:
                 raise FeatureError(f"{path} is missing or incomplete; run art extract again")
         self.num_bytes = sum(path.stat().st_size for path in self._parts)
         self._cache: dict[int, dict[str, Tensor]] | None = {} if self.num_bytes <= cache_bytes else None
-        self._grid = tuple(self.manifest["shape"]["grid"])
 
     def __len__(self) -> int:
         """Number of clips with features."""
@@ -245,7 +280,6 @@ class FeatureSplit:
         *,
         generator: torch.Generator | None = None,
         subset: Tensor | None = None,
-        layers: Sequence[str] = ("last",),
     ) -> Iterator[FeatureBatch]:
         """Iterate over the clips once, one part at a time; the next part is read in the background.
 
@@ -254,7 +288,6 @@ class FeatureSplit:
             generator: shuffles the parts, and the clips of each, and chooses a view of each clip. None: stored order
                 and the first view.
             subset: ``[n]`` bool, which clips of the list to return; None: all.
-            layers: whose tokens are concatenated along the token axis of each step.
         """
         order = list(range(len(self._parts)))
         if generator is not None:
@@ -266,23 +299,19 @@ class FeatureSplit:
                 rows = rows[torch.randperm(len(rows), generator=generator)]
             for chosen in rows.split(batch_size):
                 if len(chosen):
-                    yield self._batch(part, chosen, generator, layers)
+                    yield self._batch(part, chosen, generator)
 
-    def _batch(
-        self, part: Mapping[str, Tensor], rows: Tensor, generator: torch.Generator | None, layers: Sequence[str]
-    ) -> FeatureBatch:
+    def _batch(self, part: Mapping[str, Tensor], rows: Tensor, generator: torch.Generator | None) -> FeatureBatch:
         views = part["class_token"].shape[1]
         view = torch.zeros(len(rows), dtype=torch.int64)
         if generator is not None and views > 1:
             view = torch.randint(views, (len(rows),), generator=generator)
-        names = ["tokens" if layer == "last" else f"tokens.{layer}" for layer in layers]
         flat = rows * views + view  # index_select is faster than indexing with two tensors
-        tokens = [part[name].flatten(0, 1).index_select(0, flat).float() for name in names]
+        tokens = [part[name].flatten(0, 1).index_select(0, flat).float() for name in self._tensors]
         class_token = part["class_token"].flatten(0, 1).index_select(0, flat).float()
-        grid = self._grid if len(tokens) == 1 else (len(tokens) * self._grid[0], self._grid[1])
         joined = tokens[0] if len(tokens) == 1 else torch.cat(tokens, 2)
         clips = part["clip"][rows]
-        return FeatureBatch(Features(joined, class_token, grid), self.labels[clips], clips)
+        return FeatureBatch(Features(joined, class_token, self._grid), self.labels[clips], clips)
 
     def _load(self, number: int) -> dict[str, Tensor]:
         if self._cache is None:
@@ -290,6 +319,24 @@ class FeatureSplit:
         if number not in self._cache:
             self._cache[number] = read_part(self._parts[number])
         return self._cache[number]
+
+
+def shape_of(manifest: Mapping[str, Any], layers: Sequence[str]) -> tuple[int, tuple[int, int], int]:
+    """Return time steps, grid and channels of features with these layers, whose grids are below each other."""
+    shape = manifest["shape"]
+    height, width = shape["grid"]
+    return shape["num_steps"], (len(layers) * height, width), shape["channels"]
+
+
+def _tensor_names(directory: Path, manifest: Mapping[str, Any], layers: Sequence[str]) -> list[str]:
+    stored = {"last": "tokens", **{str(layer): f"tokens.{layer}" for layer in manifest["layers"]}}
+    for layer in layers:
+        if layer not in stored:
+            raise ValueError(
+                f"layers: {directory} has no layer {layer!r}; expected some of {', '.join(stored)}, or run art extract "
+                "--layers"
+            )
+    return [stored[layer] for layer in layers]
 
 
 def _prefetch(numbers: Sequence[int], load: Callable[[int], dict[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
@@ -324,13 +371,14 @@ def describe(directory: Path) -> str:
         f"backbone   {backbone['name']}, weights {backbone['pretrained'] or 'random'}, license "
         f"{backbone['license'] or 'unknown'}, SHA-256 {backbone['sha256'][:12]}",
         f"tokens     {shape['num_steps']} time steps of {shape['grid'][0]}×{shape['grid'][1]}, "
-        f"{shape['channels']} channels, {manifest['dtype']}, {manifest['views']} view(s)",
+        f"{shape['channels']} channels, {manifest['dtype']}, {plural(manifest['views'], 'view')}",
     ]
     for split, facts in manifest["splits"].items():
         features = FeatureSplit(directory, split, cache_bytes=0)
         lines.append(
-            f"{split:<10} {len(features)} clips in {facts['parts']} files, {features.num_bytes / 2**20:.1f} MiB"
-            + (f", {len(features.errors)} clips failed" if features.errors else "")
+            f"{split:<10} {plural(len(features), 'clip')} in {plural(facts['parts'], 'file')}, "
+            f"{features.num_bytes / 2**20:.1f} MiB"
+            + (f", {plural(len(features.errors), 'clip')} failed" if features.errors else "")
         )
         for name, tensor in read_part(part_path(directory, split, 0)).items():
             if tensor.is_floating_point() and len(tensor):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import re
@@ -76,6 +77,38 @@ def check_regular_file(path: Path) -> None:
         raise ValueError(f"{path} is {kinds.get(stat.S_IFMT(mode), 'a device')}; expected a regular file")
 
 
+class DamagedFile(ValueError):
+    """A file that cannot be read, or that differs from its checksum."""
+
+
+def read_json_mapping(path: Path) -> dict[str, Any]:
+    """Return the content of a JSON file that contains an object.
+
+    Raises:
+        DamagedFile: If the file is empty, is not JSON, or contains something else.
+    """
+    check_regular_file(path)
+    data = path.read_bytes()
+    if not data.strip(b" \t\r\n\0"):
+        raise DamagedFile(f"{path}: the file is empty ({len(data)} bytes); restore it from a copy")
+    try:
+        content = json.loads(data.decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise DamagedFile(f"{path}: cannot be read as JSON ({error}); the file is damaged, restore it") from error
+    if not isinstance(content, dict):
+        raise DamagedFile(f"{path}: contains a {type(content).__name__}, expected a JSON object")
+    return content
+
+
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 digest of a file in hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
 class WriteError(OSError):
     """An output file cannot be written, for example because the disk is full."""
 
@@ -112,10 +145,15 @@ def write_text(path: Path, text: str) -> None:
     atomic_write(path, lambda partial: partial.write_text(text, encoding="utf-8", errors="backslashreplace"))
 
 
+def existing_ancestor(path: Path) -> Path:
+    """Return the path itself if it exists, or the closest directory above it that does."""
+    return next(each for each in (path, *path.absolute().parents) if each.exists())
+
+
 def check_writable(directory: Path, argument: str) -> None:
     """Raise ValueError, which names the ``argument``, unless files can be written to ``directory``. It need not exist,
     and is not created."""
-    existing = next(path for path in (directory, *directory.absolute().parents) if path.exists())
+    existing = existing_ancestor(directory)
     if not existing.is_dir():
         raise ValueError(f"{argument} {directory}: {existing} is not a directory")
     if not os.access(existing, os.W_OK | os.X_OK):

@@ -61,7 +61,7 @@ def run_probe(directory: Path, out: Path, settings: ProbeSettings) -> str:
     names = list(read_manifest(directory)["splits"])
     if len(names) != 2:
         raise ValueError(f"{directory} has features of {', '.join(names)}; expected a training and a test split")
-    train, test = (FeatureSplit(directory, name) for name in names)
+    train, test = (FeatureSplit(directory, name, layers=settings.layers) for name in names)
     result, heads = probe(train, test, settings)
     for name, head in heads.items():
         atomic_write(out / f"{name}.safetensors", partial(save_file, head.state_dict()))

@@ -133,7 +133,8 @@ class ProbedClip:
         frames: ``[T', H, W, 3]``, the middle frame of each time step; None if they cannot be read.
         problem: why there are no frames.
         probabilities: ``[Y]`` by head.
-        maps: ``[T', K, h, w]`` by head, for heads that have them; they sum to 1 over T', h and w.
+        maps: ``[T', K, h, w]`` by head, for heads that have them; they sum to 1 over T', h and w, and are
+            the sum over layers.
     """
 
     path: str
@@ -150,6 +151,7 @@ def collect_clips(
     """Return clips, by their positions in the list of clips, with frames, predictions and maps."""
     subset = torch.zeros(len(split.paths), dtype=torch.bool)
     subset[list(numbers)] = True
+    height = split.manifest["shape"]["grid"][0]
     probabilities: dict[int, dict[str, Float[np.ndarray, " y"]]] = {}
     maps: dict[int, dict[str, Float[np.ndarray, "t k h w"]]] = {}
     for batch, outputs in _outputs(heads, split, subset, return_maps=True):
@@ -158,7 +160,8 @@ def collect_clips(
                 name: out.logits[row].float().softmax(0).cpu().numpy() for name, out in outputs.items()
             }
             maps[number] = {
-                name: out.maps[row].float().transpose(0, 1).cpu().numpy()
+                # The grids of several layers are below each other.
+                name: out.maps[row].float().transpose(0, 1).unflatten(2, (-1, height)).sum(2).cpu().numpy()
                 for name, out in outputs.items() if out.maps is not None
             }  # fmt: skip
     clips = []

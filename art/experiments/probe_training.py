@@ -17,7 +17,7 @@ from torch import Tensor
 from art.backbones.base import Features
 from art.data.dataset import seeded_generator
 from art.data.datasets.base import suggest
-from art.data.features import FeatureBatch, FeatureSplit
+from art.data.features import FeatureBatch, FeatureSplit, shape_of
 from art.heads import FeatureShape, Head, HeadOutput, build_head
 from art.train.runtime import fork_rng
 
@@ -38,6 +38,8 @@ class ProbeSettings:
     Attributes:
         heads: names of registered heads or of :data:`VARIANTS`; "knn" classifies the mean of the tokens by its nearest
             neighbors, without training.
+        layers: whose tokens are concatenated along the token axis of each time step: "last", and those that were stored
+            with ``art extract --layers``.
         lrs: learning rates of AdamW, of which one is selected for each head.
         seeds: number of seeds of the initial weights and the order of the clips.
         epochs: maximum number of epochs; the best one is selected. The learning rate follows a cosine over all of them.
@@ -57,6 +59,7 @@ class ProbeSettings:
     """
 
     heads: tuple[str, ...] = ("mean", "cls", "ep", "attentive", "art")
+    layers: tuple[str, ...] = ("last",)
     lrs: tuple[float, ...] = (3e-4, 1e-3, 3e-3)
     seeds: int = 3
     epochs: int = 20
@@ -75,6 +78,8 @@ class ProbeSettings:
                 raise ValueError(f"{name}: got {getattr(self, name)}, expected at least {least}")
         if not self.heads or len(set(self.heads)) != len(self.heads):
             raise ValueError(f"heads: got {', '.join(self.heads) or 'none'}, expected different names, at least one")
+        if not self.layers or len(set(self.layers)) != len(self.layers):
+            raise ValueError(f"layers: got {', '.join(self.layers) or 'none'}, expected different names, at least one")
         if not self.lrs or not all(0 < lr < math.inf for lr in self.lrs):
             raise ValueError(f"lrs: got {list(self.lrs)}, expected learning rates above 0")
         if self.time_position not in ("auto", "learned", "none"):
@@ -108,7 +113,7 @@ class Candidate:
 
 def make_head(name: str, manifest: Mapping[str, Any], settings: ProbeSettings, seed: int) -> Head:
     """Build a head for features with the weights of a seed; does not change the global random generators."""
-    shape = FeatureShape(**{**manifest["shape"], "grid": tuple(manifest["shape"]["grid"])})
+    shape = FeatureShape(*shape_of(manifest, settings.layers))
     framewise = manifest["backbone"]["framewise"]
     learned_time = settings.time_position == "learned" or (settings.time_position == "auto" and framewise)
     registered, options = VARIANTS.get(name, (name, {}))

@@ -16,29 +16,15 @@ from typing import Any
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from art.data.files import check_regular_file, naming_file
+from art.data.files import DamagedFile, file_sha256, naming_file, read_json_mapping
 from art.model import CONFIG_FILE, WEIGHTS_FILE
 from art.terminal import list_names
 
 _KEY = "sha256"
-_BLOCK = 2**20  # bytes
-
-
-class DamagedFile(ValueError):
-    """A file that cannot be read, or that differs from its checksum."""
 
 
 class NonFiniteError(ValueError):
     """The weights or the outputs of a model are NaN or infinite."""
-
-
-def file_sha256(path: Path) -> str:
-    """Return the SHA-256 digest of a file in hexadecimal."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(_BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def write_config(path: Path, config: Mapping[str, Any], weights_sha256: str | None = None) -> None:
@@ -58,25 +44,6 @@ def write_config(path: Path, config: Mapping[str, Any], weights_sha256: str | No
     # A class name from a directory that is not UTF-8 has lone surrogates, which JSON can escape.
     with naming_file(path):
         path.write_text(text, encoding="utf-8", errors="backslashreplace")
-
-
-def read_json_mapping(path: Path) -> dict[str, Any]:
-    """Return the content of a JSON file that contains an object.
-
-    Raises:
-        DamagedFile: If the file is empty, is not JSON, or contains something else.
-    """
-    check_regular_file(path)
-    data = path.read_bytes()
-    if not data.strip(b" \t\r\n\0"):
-        raise DamagedFile(f"{path}: the file is empty ({len(data)} bytes); restore it from a copy")
-    try:
-        content = json.loads(data.decode("utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise DamagedFile(f"{path}: cannot be read as JSON ({error}); the file is damaged, restore it") from error
-    if not isinstance(content, dict):
-        raise DamagedFile(f"{path}: contains a {type(content).__name__}, expected a JSON object")
-    return content
 
 
 def read_config(directory: Path) -> dict[str, Any]:

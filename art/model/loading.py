@@ -12,8 +12,9 @@ from torch import Tensor
 
 import art.model.art_model  # noqa: F401 - registers ARTModel in VideoClassifier.kinds
 from art.backbones.base import load_by_name, read_checkpoint
+from art.data.files import read_json_mapping
 from art.model import CONFIG_FILE, WEIGHTS_FILE, find_checkpoint
-from art.model.files import NonFiniteError, non_finite_names, read_config, read_json_mapping, read_weights
+from art.model.files import NonFiniteError, non_finite_names, read_config, read_weights
 from art.model.options import ARTOptions
 from art.model.pretrained import VideoClassifier
 from art.terminal import list_names

@@ -23,18 +23,11 @@ from torch import Tensor, nn
 from art._deprecated import renamed_attribute
 from art.backbones import build_backbone
 from art.backbones.base import Backbone
+from art.data.files import DamagedFile, file_sha256
 from art.data.transforms.augment import CenterCrop
 from art.data.transforms.sampling import SPARSE, FrameSampling
 from art.model import CONFIG_FILE, WEIGHTS_FILE
-from art.model.files import (
-    DamagedFile,
-    NonFiniteError,
-    check_finite,
-    file_sha256,
-    read_config,
-    read_weights,
-    write_config,
-)
+from art.model.files import NonFiniteError, check_finite, read_config, read_weights, write_config
 from art.model.losses import Labels, LossTerms
 from art.model.options import ARTOptions
 

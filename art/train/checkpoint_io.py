@@ -23,7 +23,7 @@ from torch.distributed.checkpoint import metadata as dcp_metadata
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
-from art.model.files import file_sha256
+from art.data.files import file_sha256
 from art.terminal import one_line
 from art.train.distributed import DistContext, is_connection_error
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from art.data.datasets.base import ClipSet
-from art.model.files import read_json_mapping
+from art.data.files import read_json_mapping
 from art.terminal import list_names
 
 _FORMAT = 1

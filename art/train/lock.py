@@ -1,4 +1,4 @@
-"""The lock of a run directory, so that it has one writer at a time, on one machine or on several."""
+"""The lock of a directory, so that it has one writer at a time, on one machine or on several."""
 
 from __future__ import annotations
 
@@ -25,21 +25,26 @@ _BYTES = 512  # size of the file
 _held: set[Path] = set()  # by this process, which a record lock would not exclude
 
 
-class RunInUse(OSError):
-    """Another training writes to the run directory."""
+class DirectoryInUse(OSError):
+    """Another process writes to the directory."""
 
 
-class RunLock:
-    """A lock on a run directory, released when the process ends in any way.
+class DirectoryLock:
+    """A lock on a directory, released when the process ends in any way.
 
     It is a POSIX record lock on the file ``.lock`` in the directory: unlike ``flock`` locks, child processes do not
     inherit it, and network file systems support it between machines. Some file systems do not, or only within a
     machine; for those the holder updates the file every few seconds, and a file that another machine left behind is
     observed for 16 s, after which the lock is taken over. The file is removed at the end.
+
+    Args:
+        directory: to lock.
+        work: what writes to it, for the error message.
+        option: with which another directory is chosen, for the error message.
     """
 
-    def __init__(self, directory: Path) -> None:
-        self._directory = directory
+    def __init__(self, directory: Path, work: str = "a training run", option: str = "output=...") -> None:
+        self._directory, self._work, self._option = directory, work, option
         self._path = directory / _NAME
         self._file: int | None = None
         self._stop = threading.Event()
@@ -49,7 +54,7 @@ class RunLock:
         """Lock the directory, which must exist, unless this object has locked it already.
 
         Raises:
-            RunInUse: another process, or another training run in this process, has locked it.
+            DirectoryInUse: another process, or another object in this process, has locked it.
             OSError: the file cannot be written.
         """
         if self._file is not None:
@@ -75,7 +80,7 @@ class RunLock:
         os.close(self._file)
         self._file = None
 
-    def __enter__(self) -> RunLock:
+    def __enter__(self) -> DirectoryLock:
         return self
 
     def __exit__(
@@ -124,7 +129,7 @@ class RunLock:
     def _beat(self, count: int = 0) -> None:
         assert self._file is not None
         content = {"host": socket.gethostname(), "pid": os.getpid(), "boot": _boot_id(), "beat": count}
-        with contextlib.suppress(OSError):  # a full disk does not stop training
+        with contextlib.suppress(OSError):  # a full disk does not stop the work
             os.pwrite(self._file, json.dumps(content).encode().ljust(_BYTES), 0)
 
     def _keep_beating(self) -> None:
@@ -132,11 +137,11 @@ class RunLock:
         while not self._stop.wait(_HEARTBEAT_SECONDS):
             self._beat(count := count + 1)
 
-    def _in_use(self, holder: dict[str, Any]) -> RunInUse:
+    def _in_use(self, holder: dict[str, Any]) -> DirectoryInUse:
         by = f"process {holder['pid']} on {holder.get('host')}" if "pid" in holder else "another process"
-        return RunInUse(
-            f"{self._directory}: the run directory is in use: a training run ({by}) is writing to it; wait until it "
-            "has ended, or choose another directory with output=..."
+        return DirectoryInUse(
+            f"{self._directory} is in use: {self._work} ({by}) is writing to it; wait until it has ended, or choose "
+            f"another directory with {self._option}"
         )
 
 

@@ -15,9 +15,8 @@ import torch
 from jaxtyping import Float32
 
 from art._deprecated import renamed_names
-from art.data.files import atomic_write, naming_file, write_text
+from art.data.files import atomic_write, naming_file, read_json_mapping, write_text
 from art.extras import import_extra
-from art.model.files import read_json_mapping
 from art.train.checkpoint import RunDir
 from art.train.config import LogConfig
 from art.train.runtime import peak_device_memory_bytes, peak_memory_bytes

@@ -26,7 +26,7 @@ from art.train.checkpoint import CheckpointWriter, DamagedCheckpoint, Resume, Ru
 from art.train.config import Config, to_dict
 from art.train.data_record import record_data
 from art.train.distributed import DistContext, init_distributed
-from art.train.lock import RunInUse, RunLock
+from art.train.lock import DirectoryInUse, DirectoryLock
 from art.train.logging import NullLogger, RunLogger, ThroughputMeter, check_loggers, format_epoch, open_loggers
 from art.train.optim import GradientClipper, learning_rate_factor, set_learning_rates
 from art.train.parallel import no_sync, unwrap_ddp
@@ -87,7 +87,7 @@ def train(
 
     Raises:
         RunExists, FileNotFoundError, ConfigError: see :meth:`art.train.checkpoint.RunDir.check`.
-        RunInUse: another training run writes to ``config.output``.
+        DirectoryInUse: another training run writes to ``config.output``.
         CheckpointError: every checkpoint of the run to resume is damaged.
         DataChanged: the clips of the run to resume have changed.
         Interrupted: SIGINT or SIGTERM on any rank; raised after the current step, with the state saved.
@@ -106,12 +106,12 @@ def train(
         1
     """
     run = RunDir(config.output)
-    with RunLock(run.path) as lock:
+    with DirectoryLock(run.path) as lock:
         return _train(config, run, lock, resume, overwrite, allow_changed_data)
 
 
 def _train(
-    config: Config, run: RunDir, lock: RunLock, resume: Resume, overwrite: bool, allow_changed_data: bool
+    config: Config, run: RunDir, lock: DirectoryLock, resume: Resume, overwrite: bool, allow_changed_data: bool
 ) -> TrainResult:
     def check() -> bool:
         if run.path.is_dir():
@@ -121,7 +121,7 @@ def _train(
     def begin() -> None:
         run.path.mkdir(parents=True, exist_ok=True)
         if check() != resuming:
-            raise RunInUse(f"{run.path}: another process has started a run here in the meantime")
+            raise DirectoryInUse(f"{run.path}: another process has started a run here in the meantime")
         if trainer.adopted is not None:
             run.adopt(*trainer.adopted)
         record = trainer.record or record_data(trainer.splits.all())

@@ -9,9 +9,9 @@ import art.tools.predict
 from art.data.dataset import ClipDataset
 from art.data.datasets.annotations import read_classes
 from art.data.datasets.base import open_dataset
+from art.data.files import read_json_mapping
 from art.data.inputs import input_kind, open_inputs
 from art.data.transforms.augment import CenterCrop
-from art.model.files import read_json_mapping
 from art.train.config import load_config
 
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from art.data.features import FeatureSplit, part_path, write_index, write_manifest, write_part
+from art.data.features import FeatureSplit, finish_part, part_path, save_part, write_index, write_manifest
 from art.experiments.probe import probe
 from art.experiments.probe_clips import ClipFrames, ClipUnreadable, collect_clips, evaluate_heads
 from art.experiments.probe_report import accuracy_figure, selection_figures, write_report
@@ -46,8 +46,8 @@ def probed(tmp_path_factory):
         labels = torch.tensor([row["label"] for row in clips])
         tokens[torch.arange(len(clips)), 0, 1, 3, labels] += 6
         part = {"tokens": tokens, "class_token": tokens.mean((2, 3)), "clip": torch.arange(len(clips))}
-        (features / split).mkdir()
-        write_part(part_path(features, split, 0), part, {})
+        path = part_path(features, split, 0)
+        finish_part(path, save_part(path, part, {}))
         write_index(features, split, clips, 1)
     train, test = (FeatureSplit(features, split) for split in ("train", "test"))
     result, heads = probe(train, test, SETTINGS)
@@ -57,7 +57,7 @@ def probed(tmp_path_factory):
 def _manifest(root):
     return {
         "format": 1, "num_frames": 4, "sampling": {"kind": "sparse", "stride": 1}, "input_size": 32, "test_crop": 1.0,
-        "frame_size": None, "precision": "fp32", "dtype": "float32", "views": 1, "seed": 0,
+        "layers": [], "frame_size": None, "precision": "fp32", "dtype": "float32", "views": 1, "seed": 0,
         "backbone": {
             "name": "made", "options": {}, "pretrained": "/weights/made.safetensors", "sha256": "ab" * 32,
             "license": "apache-2.0", "framewise": False,

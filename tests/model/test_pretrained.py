@@ -8,8 +8,9 @@ import torch
 from torch.testing import assert_close
 
 from art import ARTModel, BackboneClassifier, VideoClassifier, build_model, load_model
+from art.data.files import DamagedFile
 from art.data.transforms.sampling import FrameSampling
-from art.model.files import DamagedFile, read_config, write_config
+from art.model.files import read_config, write_config
 
 LABELS = torch.tensor([1, 3])
 

@@ -22,14 +22,14 @@ from art.train.checkpoint import CheckpointError, RunDir, load_training_state
 from art.train.checkpoint_io import verify_checkpoint
 from art.train.config import ConfigError
 from art.train.data_record import DataChanged, check_unchanged, format_record, read_record, record_data
-from art.train.lock import RunInUse, RunLock
+from art.train.lock import DirectoryInUse, DirectoryLock
 from art.train.loop import NonFiniteLoss, train
 
 # The lock
 
 
 def hold(directory, ready, end):
-    with RunLock(directory) as lock:
+    with DirectoryLock(directory) as lock:
         lock.acquire()
         ready.set()
         end.wait()
@@ -51,23 +51,24 @@ def holder(tmp_path):
 def test_lock_excludes_other_processes_until_the_holder_ends(tmp_path, holder, monkeypatch):
     monkeypatch.setattr(lock_module, "_ACQUIRE_TIMEOUT", 0.2)
     process, _ = holder
-    with pytest.raises(RunInUse, match=rf"{tmp_path}: .*process {process.pid} on {socket.gethostname()}"):
-        RunLock(tmp_path).acquire()
+    message = rf"{tmp_path} is in use: .*process {process.pid} on {socket.gethostname()}"
+    with pytest.raises(DirectoryInUse, match=message):
+        DirectoryLock(tmp_path).acquire()
     process.kill()
     process.join()
     assert (tmp_path / ".lock").exists()  # stale
-    with RunLock(tmp_path) as lock:
+    with DirectoryLock(tmp_path) as lock:
         lock.acquire()
         lock.acquire()  # has no effect
-        with pytest.raises(RunInUse, match="in use"):
-            RunLock(tmp_path).acquire()
+        with pytest.raises(DirectoryInUse, match="in use"):
+            DirectoryLock(tmp_path).acquire()
     assert list(tmp_path.iterdir()) == []
 
 
 def test_lock_waits_for_a_holder_that_is_ending(tmp_path, holder):
     _, end = holder
     end.set()
-    with RunLock(tmp_path) as lock:
+    with DirectoryLock(tmp_path) as lock:
         lock.acquire()
 
 
@@ -77,7 +78,7 @@ def test_lock_of_another_machine_is_observed(tmp_path, monkeypatch, alive):
     monkeypatch.setattr(lock_module, "_OBSERVE", 0.2)
     holder = {"host": "elsewhere", "pid": 7, "boot": "other", "beat": 1}
     (tmp_path / ".lock").write_text(json.dumps(holder))
-    lock, count = RunLock(tmp_path), 0
+    lock, count = DirectoryLock(tmp_path), 0
 
     def sleep(_):
         nonlocal count
@@ -87,7 +88,7 @@ def test_lock_of_another_machine_is_observed(tmp_path, monkeypatch, alive):
 
     monkeypatch.setattr(time, "sleep", sleep)
     if alive:
-        with pytest.raises(RunInUse, match="process 7 on elsewhere"):
+        with pytest.raises(DirectoryInUse, match="process 7 on elsewhere"):
             lock.acquire()
     else:
         lock.acquire()
@@ -102,14 +103,14 @@ def test_file_systems_without_locks_rely_on_updates_of_the_file(tmp_path, monkey
     monkeypatch.setattr(fcntl, "lockf", unsupported)
     monkeypatch.setattr(lock_module, "_HEARTBEAT_SECONDS", 0.02)
     monkeypatch.setattr(lock_module, "_OBSERVE", 2.0)
-    with RunLock(tmp_path) as lock:
+    with DirectoryLock(tmp_path) as lock:
         lock.acquire()
         monkeypatch.setattr(lock_module, "_held", set())  # as in another process
-        with pytest.raises(RunInUse):
-            RunLock(tmp_path).acquire()
+        with pytest.raises(DirectoryInUse):
+            DirectoryLock(tmp_path).acquire()
     monkeypatch.setattr(lock_module, "_OBSERVE", 0.1)
     (tmp_path / ".lock").write_text(json.dumps({"host": "here", "pid": 7, "boot": lock_module._boot_id(), "beat": 1}))
-    with RunLock(tmp_path) as lock:
+    with DirectoryLock(tmp_path) as lock:
         lock.acquire()
 
 
