@@ -82,6 +82,7 @@ _STYLE = """<style>
 .head p, .others p { font-size: 12.5px; line-height: 1.4; overflow-wrap: anywhere; }
 .head p b, .others p b { font-size: 14px; } .head small, .others small { color: var(--muted); display: block; }
 .odds { color: var(--muted); }
+.missing { margin-bottom: 14px; }
 .right { color: var(--blue); } .mistake { color: var(--vermilion); }
 .queries { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 330px), 1fr)); gap: 12px; }
 .queries figure { margin: 0; } .queries figcaption { font-size: 12.5px; color: var(--muted); margin-bottom: 2px; }
@@ -142,7 +143,7 @@ def _numbers(result: Mapping[str, Any]) -> str:
     cards = []
     for name, row in result["heads"].items():
         low, high = row["interval_over_clips"]
-        detail = f"95 % over clips {100 * low:.1f} to {100 * high:.1f}"
+        detail = f"{100 * low:.1f} to {100 * high:.1f} over clips"
         cards.append(number_card(percent(mean(row["top1"])), name, detail))
     cards.append(number_card(percent(result["chance"]), "chance", "always the largest class"))
     return f'<div class="numbers">\n{"".join(cards)}\n</div>'
@@ -223,7 +224,7 @@ def _maps(clips: Sequence[ProbedClip], result: Mapping[str, Any], best: str, tes
         note += " The votes of knn for single clips are not stored."
     problems = list(dict.fromkeys(clip.problem for clip in clips if clip.problem))
     warning = "".join(
-        f'<p class="card">Frames are missing, so the maps are drawn alone: {name_html(problem, 400)}.</p>'
+        f'<p class="card missing">Frames are missing, so the maps are drawn alone: {name_html(problem, 400)}.</p>'
         for problem in problems
     )
     names = test.manifest["class_names"]

@@ -38,7 +38,7 @@ def probed(tmp_path_factory):
     generator = torch.Generator().manual_seed(0)
     for row in rows["test"]:
         (root / row["path"]).mkdir()
-        for number, level in enumerate((40, 40, 200, 200), start=1):
+        for number, level in enumerate((40, 90, 150, 210), start=1):
             Image.new("RGB", (64, 48), (level, level, level)).save(root / row["path"] / f"{number:05d}.jpg")
     write_manifest(features, _manifest(root))
     for split, clips in rows.items():
@@ -122,7 +122,7 @@ def test_the_frames_are_those_of_the_features(probed):
     clip = collect_clips(probed.heads, probed.test, [3], ClipFrames(probed.test))[0]
     assert clip.path == "test3" and clip.label == 1 and clip.problem == ""
     assert clip.frames.shape == (STEPS, 32, 32, 3)
-    assert clip.frames.mean((1, 2, 3)) == pytest.approx([40, 200], abs=6), "the middle of each time step"
+    assert clip.frames.mean((1, 2, 3)) == pytest.approx([90, 210], abs=3), "the middle of each time step"
     assert clip.maps["ep"].shape == (STEPS, 2, *GRID) and "mean" not in clip.maps
     assert clip.maps["ep"].sum((0, 2, 3)) == pytest.approx([1, 1], abs=1e-5)
     largest = np.unravel_index(clip.maps["ep"].mean(1).argmax(), (STEPS, *GRID))
