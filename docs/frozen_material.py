@@ -1,6 +1,6 @@
 """Save one clip with the attention maps of all heads from a report of `art probe` as the picture of docs/frozen.md.
 
-python docs/frozen_material.py runs/probe/report.html  # docs/pictures/frozen-maps.png, with headless Chromium
+python docs/frozen_material.py runs/probe/report.html  # docs/pictures/frozen-maps.jpg, with headless Chromium
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import argparse
 from pathlib import Path
 
 FLAGS = ("--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking")
-PICTURE = Path(__file__).parent / "pictures" / "frozen-maps.png"
+PICTURE = Path(__file__).parent / "pictures" / "frozen-maps.jpg"
 
 
 def main() -> None:
@@ -30,7 +30,7 @@ def take_picture(report: Path, clip: int, chromium: str) -> None:
         browser = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
         page = browser.new_page(viewport={"width": 1560, "height": 900})
         page.goto(report.absolute().as_uri())
-        page.locator("#maps article").nth(clip).screenshot(path=PICTURE)
+        page.locator("#maps article").nth(clip).screenshot(path=PICTURE, type="jpeg", quality=85)
         browser.close()
 
 

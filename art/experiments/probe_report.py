@@ -276,9 +276,12 @@ def _tinted(clip: ProbedClip, maps: Float[np.ndarray, "t k h w"]) -> UInt8[np.nd
 
 
 def _describe(maps: Float[np.ndarray, "t k h w"]) -> str:
-    """Name the number of maps, and a time step with much more weight than the others."""
-    count = maps.shape[1]
-    return ("1 map" if count == 1 else f"mean of {count} maps") + _dominant_step(maps.mean(1))
+    """Name the number of maps, the maximum of their mean, and a time step with much more weight than the others."""
+    count, mean_map = maps.shape[1], maps.mean(1)
+    peak = (
+        f"{'1 map' if count == 1 else f'mean of {count} maps'}, peak {mean_map.max() / mean_map.mean():.1f} × uniform"
+    )
+    return peak + _dominant_step(mean_map)
 
 
 def _dominant_step(weights: Float[np.ndarray, "t h w"]) -> str:
