@@ -11,6 +11,9 @@ Forward and backward of the head and the cross-entropy, with gradients of the pa
     art_kernels         art.heads.EfficientProbing, which pools with region_attention
 
 Before timing, logits and gradients of each are compared with float64.
+
+A second table compares a pass over feature files alone, from the page cache to batches in float32, with one that also
+trains a head, as `art probe` does.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from __future__ import annotations
 import argparse
 import copy
 import sys
+import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -33,6 +37,8 @@ if not __package__:  # run as a file
     import benchmarks  # noqa: F401  moves the checkout to the end of sys.path
 
 from art.backbones import Features
+from art.data.features import FORMAT, FeatureSplit, part_path, write_index, write_manifest, write_part
+from art.experiments.probe_training import ProbeSettings, fit, make_candidate
 from art.heads import EfficientProbing, FeatureShape
 from benchmarks.common.measure import (
     COMPILERS,
@@ -58,7 +64,7 @@ from benchmarks.common.results import (
     print_table,
     run_command,
 )
-from benchmarks.common.timing import QUICK, TimingConfig
+from benchmarks.common.timing import QUICK, TimingConfig, time_calls
 
 #: Logits for a head and the tokens [B, N, C].
 Forward = Callable[[EfficientProbing, Tensor], Tensor]
@@ -163,7 +169,12 @@ def run(settings: Settings, *, deadline: float | None = None) -> dict[str, Any]:
         for name in settings.shapes:
             with results.case(shape=name, dtype=dtype):
                 _measure_shape(results, SHAPES[name], dtype, limits)
-    result = results.to_dict(**asdict(limits))
+    reading: list[Record] = []
+    if not results.out_of_time(shape="reading"):
+        with results.catch_failure(shape="reading"):
+            reading = measure_reading(device, timing, clips=16 if settings.quick else 512)
+            print_table({name: partial(_value, name) for name in reading[0]}, reading)
+    result = results.to_dict(**asdict(limits), reading=reading)
     print_footer(result)
     return result
 
@@ -207,6 +218,43 @@ def step(forward: Forward, head: EfficientProbing, tokens: Tensor, labels: Tenso
     parameters = dict(head.named_parameters())
     gradients = torch.autograd.grad(F.cross_entropy(logits, labels), [*parameters.values()])
     return {"logits": logits.detach(), **dict(zip(parameters, gradients, strict=True))}
+
+
+def measure_reading(device: torch.device, timing: TimingConfig, *, clips: int) -> list[Record]:
+    """Return the rate of a pass over features like those of `motion`, alone and with training of one head."""
+    settings = ProbeSettings(epochs=1)
+    with tempfile.TemporaryDirectory() as directory:
+        split = write_features(Path(directory), clips)
+        calls: dict[str, Callable[[], object]] = {"reading": lambda: sum(1 for _ in split.batches(settings.batch_size))}
+        for name in ("mean", "ep"):
+            candidate = make_candidate(name, split.manifest, settings, 1e-3, 0, 1, device)
+            everything = torch.ones(clips, dtype=torch.bool)
+            calls[f"reading and {name}"] = partial(fit, [candidate], split, settings, everything, device)
+        timings = time_calls(calls, device, timing)
+    alone = timings["reading"].median_ms
+    return [
+        {"pass": name, "clips_per_second": 1000 * clips / each.median_ms, "of_reading": alone / each.median_ms}
+        for name, each in timings.items()
+    ]
+
+
+def write_features(directory: Path, clips: int) -> FeatureSplit:
+    """Write random features in two parts; returns them without a cache."""
+    shape, names = FeatureShape(8, (14, 14), 144), [str(number) for number in range(20)]
+    facts = {"format": FORMAT, "backbone": {"framewise": False}, "class_names": names, "shape": shape._asdict()}
+    write_manifest(directory, {**facts, "splits": {"train": {"parts": 2}}})
+    for number, clip in enumerate(torch.arange(clips).chunk(2)):
+        tokens = torch.randn(len(clip), 1, 8, 196, shape.channels).half()
+        path = part_path(directory, "train", number)
+        path.parent.mkdir(exist_ok=True)
+        write_part(path, {"tokens": tokens, "class_token": tokens[:, :, 0, 0].clone(), "clip": clip}, {})
+    rows = [{"path": f"{clip}", "start": None, "end": None, "label": clip % 20} for clip in range(clips)]
+    write_index(directory, "train", rows, 2)
+    return FeatureSplit(directory, "train", cache_bytes=0)
+
+
+def _value(name: str, record: Record) -> str:
+    return record[name] if isinstance(record[name], str) else f"{record[name]:.2f}"
 
 
 def print_records(records: list[Record]) -> None:

@@ -35,5 +35,7 @@ def test_quick_run_and_wrong_values(tmp_path, monkeypatch):
     result = json.loads(out.read_text())
     assert [record["provider"] for record in result["records"]] == list(PROVIDERS)
     assert all(max(record["errors"].values()) < 1e-4 for record in result["records"])
+    assert [each["pass"] for each in result["reading"]] == ["reading", "reading and mean", "reading and ep"]
+    assert all(each["clips_per_second"] > 0 for each in result["reading"])
     monkeypatch.setitem(bench_probe.PROVIDERS, OURS, lambda head, tokens: 2 * bench_probe.published(head, tokens))
     assert main(["--quick"]) == 1
