@@ -321,6 +321,20 @@ def run_probe(options: argparse.Namespace) -> int:
     return 0
 
 
+def run_fit(options: argparse.Namespace) -> int:
+    """Train a classifier of clips in class directories on a frozen backbone."""
+    from art.experiments.fit import DEFAULTS, configure, fit_directory, to_text
+    from art.experiments.probe_training import parse_settings
+
+    own = [item for item in options.overrides if item.startswith(("data.", "model.", "precision="))]
+    settings = parse_settings([item for item in options.overrides if item not in own], DEFAULTS)
+    config = configure(options.directory, options.backbone, options.pretrained, own)
+    out = options.out or Path("runs") / f"fit-{options.directory.resolve().name}"
+    print(to_text(fit_directory(config, out, settings, folds=options.folds)))
+    print(f"written to {out}; try: art predict --checkpoint {out} CLIP")
+    return 0
+
+
 def run_compare(options: argparse.Namespace) -> int:
     """Train variants with several seeds and compare them."""
     from art.experiments.compare import compare, to_markdown

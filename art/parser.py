@@ -40,7 +40,8 @@ def build_parser() -> argparse.ArgumentParser:
     subparsers = parser.add_subparsers(dest="command", metavar="command", title="commands")
     for add_command in (
         _add_prepare, _add_shards, _add_train, _add_evaluate, _add_score, _add_predict, _add_explain, _add_bank,
-        _add_serve, _add_export, _add_extract, _add_features, _add_probe, _add_compare, _add_ablate, _add_profile,
+        _add_serve, _add_export, _add_extract, _add_features, _add_probe, _add_fit, _add_compare, _add_ablate,
+        _add_profile,
     ):  # fmt: skip
         add_command(subparsers)
     return parser
@@ -370,12 +371,29 @@ def _add_probe(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
         description="Train several heads with several learning rates and seeds on the features of art extract, all in "
         "one pass over the files. Learning rate and number of epochs are selected on held-out training clips; heads "
         "with the selected settings are then trained on all training clips, and evaluated once on the test split. "
-        "Writes probe.json, probe.md and the weights of each head.",
+        "Writes probe.json, probe.md and a run directory for each head.",
     )  # fmt: skip
     probe.add_argument("directory", type=Path, metavar="DIR", help="written by art extract")
-    keys = "heads, lrs, seeds, epochs, batch_size, weight_decay, holdout, time_position, seed, device, or HEAD.option"
-    _add_overrides(probe, f"{keys}, such as ep.num_queries=16")
+    keys = "heads, lrs, seeds, epochs, batch_size, weight_decay, holdout, time_position, save, seed, device"
+    _add_overrides(probe, f"{keys}, or HEAD.option, such as ep.num_queries=16")
     _add_out(probe, "probe/ in the directory of the features")
+
+
+def _add_fit(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
+    fit = _command(
+        subparsers, "fit", commands.run_fit, "train a classifier of your own clips on a frozen backbone",
+        "my_clips --backbone efficientnet_lite0 --pretrained imagenet",
+        "my_clips --backbone vjepa2 --pretrained facebook/vjepa2-vitl-fpc64-256 model.num_frames=16 heads=ep",
+        description="Extract the features of clips in class directories, select and train a head, and save a run for "
+        "art predict, explain, serve, ... Without a test split, and with at most 50 clips per class, accuracy is "
+        "estimated by cross-validation. Writes fit.json, report.html and the files of a run.",
+    )  # fmt: skip
+    fit.add_argument("directory", type=Path, metavar="DIRECTORY", help="clips in DIRECTORY/CLASS/, or with splits")
+    fit.add_argument("--backbone", required=True, metavar="NAME", help="a registered backbone, see docs/backbones.md")
+    fit.add_argument("--pretrained", metavar="WEIGHTS", help="file or tag of its weights; the same as model.pretrained")
+    fit.add_argument("--folds", type=int, metavar="N", help="folds of the cross-validation (default: 5, or none)")
+    _add_overrides(fit, "data.*, model.*, precision, or settings of art probe, such as heads=mean,ep")
+    _add_out(fit, "runs/fit-DIRECTORY")
 
 
 def _add_compare(subparsers: Subparsers[argparse.ArgumentParser]) -> None:

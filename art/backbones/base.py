@@ -45,14 +45,28 @@ class Features(NamedTuple):
     class_token: Float[Tensor, "b c"]
     grid: tuple[int, int]
 
+    @classmethod
+    def from_named(
+        cls, named: Mapping[str, Tensor], grid: tuple[int, int], layers: Sequence[str] = ("last",)
+    ) -> Features:
+        """Return features of the output of :meth:`Backbone.named_features`, with T' time steps.
+
+        The tokens of several layers, "last" or the number of a block, are concatenated along the token axis, and their
+        grids vertically.
+        """
+        tokens = [named["tokens" if layer == "last" else f"tokens.{layer}"] for layer in layers]
+        joined = tokens[0] if len(tokens) == 1 else torch.cat(tokens, -2)
+        return cls(joined, named["class_token"], (len(tokens) * grid[0], grid[1]))
+
 
 class Backbone(nn.Module, ABC):
     """Base class of the backbones: modules that map a video ``[B, T, 3, H, W]``, uint8 or floating point in 0..1, to
-    :class:`Features`. A subclass sets both attributes and normalizes the colors itself.
+    :class:`Features`. A subclass sets the first three attributes and normalizes the colors itself.
 
     Attributes:
         channels: C of its features.
         input_size: height and width in pixels of the frames that it is meant for.
+        grid: (h, w) of the tokens of such a frame.
         tubelet: number of consecutive frames that share the same tokens.
         framewise: whether each frame is processed separately, so that tokens do not depend on other frames.
         license: of the pretrained weights, as published with them; None if there are none, or it is unknown.
@@ -60,6 +74,7 @@ class Backbone(nn.Module, ABC):
 
     channels: int
     input_size: int
+    grid: tuple[int, int]
     tubelet: int = 1
     framewise: bool = False
     license: str | None = None

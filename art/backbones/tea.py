@@ -174,7 +174,7 @@ class TEA50(Backbone):
     """
 
     channels = 2048
-    input_size = 224
+    input_size, grid = 224, (7, 7)
     image_mean: Tensor
     image_std: Tensor
     initialised = renamed_attribute("initialised", "randomly_initialized")

@@ -61,7 +61,7 @@ class Tiny(Backbone):
         (8, 8)
     """
 
-    input_size = 112
+    input_size, grid = 112, (14, 14)
 
     def __init__(
         self,

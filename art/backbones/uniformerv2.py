@@ -347,7 +347,7 @@ class UniFormerV2(Backbone):
         self.architecture = a = Architecture(**architecture)
         self._check_frames(num_frames)
         self.channels = a.width
-        self.input_size = a.input_size
+        self.input_size, self.grid = a.input_size, a.grid
         depth, stride = (3, 2) if a.temporal_downsample else (1, 1)
         patch, padding = (a.patch_size, a.patch_size), (depth // 2, 0, 0)
         self.conv1 = nn.Conv3d(3, a.width, (depth, *patch), (stride, *patch), padding, bias=False)

@@ -18,10 +18,11 @@ import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int64
 from safetensors import SafetensorError
@@ -33,6 +34,7 @@ from art.data.files import PARTIAL, WriteError, file_sha256, read_json_mapping, 
 from art.terminal import plural, short_repr
 
 MANIFEST = "manifest.json"
+CONFIG = "config.yaml"  # the configuration of the extraction, to build the backbone again
 FORMAT = 1
 PART_BYTES = 256 * 2**20
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -145,7 +147,7 @@ def write_index(directory: Path, split: str, rows: Sequence[Mapping[str, Any]], 
     Args:
         directory: of the features.
         split: name of the split.
-        rows: path, start, end and label of each clip.
+        rows: path, start, end, label and, if the dataset has groups, group of each clip.
         num_parts: number of parts.
     """
     places: dict[int, dict[str, int]] = {}
@@ -229,6 +231,8 @@ class FeatureSplit:
     Attributes:
         manifest: of the directory.
         paths: ``[n]``, the clips, relative to the root of the dataset.
+        groups: ``[n]``, clips of the same group, such as a person, are never divided between training and test. Without
+            groups in the dataset, clips of the same file.
         labels: ``[n]``.
         spans: ``[n]``, start and end of each clip in its file, in seconds; None is the beginning or the end.
         errors: why a clip has no features, by its position.
@@ -260,6 +264,7 @@ class FeatureSplit:
             raise FeatureError(f"{index} does not exist: the extraction is unfinished; run art extract again")
         rows = read_json_mapping(index)["clips"]
         self.paths = [row["path"] for row in rows]
+        self.groups = [row.get("group") or row["path"] for row in rows]
         self.labels = torch.tensor([row["label"] for row in rows])
         self.spans = [(row["start"], row["end"]) for row in rows]
         self.errors = {number: row["error"] for number, row in enumerate(rows) if row.get("error")}
@@ -337,6 +342,38 @@ def _tensor_names(directory: Path, manifest: Mapping[str, Any], layers: Sequence
                 "--layers"
             )
     return [stored[layer] for layer in layers]
+
+
+class JoinedFeatures:
+    """The clips of several splits of a directory in one list, with the interface of :class:`FeatureSplit`.
+
+    Args:
+        splits: of the same directory.
+    """
+
+    def __init__(self, splits: Sequence[FeatureSplit]) -> None:
+        self.splits, self.manifest = splits, splits[0].manifest
+        self.paths = [path for split in splits for path in split.paths]
+        self.groups = [group for split in splits for group in split.groups]
+        self.labels = torch.cat([split.labels for split in splits])
+        self.num_bytes = sum(split.num_bytes for split in splits)
+        starts = np.cumsum([0, *(len(split.paths) for split in splits)]).tolist()
+        self.missing = [start + clip for start, split in zip(starts, splits, strict=False) for clip in split.errors]
+
+    def __len__(self) -> int:
+        """Number of clips with features."""
+        return sum(map(len, self.splits))
+
+    def batches(
+        self, batch_size: int, *, generator: torch.Generator | None = None, subset: Tensor | None = None
+    ) -> Iterator[FeatureBatch]:
+        """Iterate over the clips of one split after the other; see :meth:`FeatureSplit.batches`."""
+        start = 0
+        for split in self.splits:
+            own = None if subset is None else subset[start : start + len(split.paths)]
+            for batch in split.batches(batch_size, generator=generator, subset=own):
+                yield replace(batch, clips=batch.clips + start)
+            start += len(split.paths)
 
 
 def _prefetch(numbers: Sequence[int], load: Callable[[int], dict[str, Tensor]]) -> Iterator[dict[str, Tensor]]:

@@ -8,12 +8,10 @@ the selected settings are trained on all training clips and evaluated once on th
 
 from __future__ import annotations
 
-import copy
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
-from functools import partial
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -22,26 +20,31 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from art.data.features import FeatureSplit, read_manifest
-from art.data.files import atomic_write, check_writable, write_text
+from art.data.features import CONFIG, FeatureError, FeatureSplit, JoinedFeatures, read_manifest
+from art.data.files import check_writable, write_text
 from art.eval.metrics import Evaluation, compute_metrics
 from art.experiments.probe_report import write_report
 from art.experiments.probe_training import (
     KNN,
     Candidate,
     ProbeSettings,
+    Selection,
     fit,
+    head_arguments,
     holdout_mask,
     make_candidate,
     predict,
     select,
 )
-from art.heads import Head
-from art.train.runtime import provenance, resolve_device
+from art.heads import Head, ProbeClassifier
+from art.model.files import state_sha256
+from art.model.loading import build_model
+from art.train.checkpoint import RunDir
+from art.train.config import Config, load_saved_config, save_config, with_values
+from art.train.runtime import fork_rng, provenance, resolve_device
 from art_kernels.flops import flop_formulas
 
 _NEIGHBORS = (1, 5, 10, 20, 50)
@@ -49,8 +52,8 @@ _BOOTSTRAP = 2000
 
 
 def run_probe(directory: Path, out: Path, settings: ProbeSettings) -> str:
-    """Run ``art probe`` and return its table; writes ``probe.json``, ``probe.md``, ``report.html``
-    and the weights of each head.
+    """Run ``art probe`` and return its table; writes ``probe.json``, ``probe.md``, ``report.html``, and a run directory
+    for each head.
 
     Args:
         directory: of the features, with splits "train" and "test" or those named so by the extraction.
@@ -62,14 +65,115 @@ def run_probe(directory: Path, out: Path, settings: ProbeSettings) -> str:
     if len(names) != 2:
         raise ValueError(f"{directory} has features of {', '.join(names)}; expected a training and a test split")
     train, test = (FeatureSplit(directory, name, layers=settings.layers) for name in names)
+    config = load_saved_config(directory / CONFIG)
+    model = frozen_model(config, train.manifest)
     result, heads = probe(train, test, settings)
-    for name, head in heads.items():
-        atomic_write(out / f"{name}.safetensors", partial(save_file, head.state_dict()))
+    for name in heads if settings.save == "all" else [best_head(result)] if settings.save == "best" else []:
+        save_run(model, heads[name], name, settings, train.manifest, config, out / name)
     table = to_markdown(result)
     write_text(out / "probe.md", table)
     write_text(out / "probe.json", json.dumps({**result, "provenance": provenance()}, indent=1) + "\n")
     write_report(out / "report.html", result, heads, test)
     return table
+
+
+def best_head(result: Mapping[str, Any]) -> str:
+    """Return the name of the head with the best accuracy on the held-out clips, of those that were trained."""
+    trained = {name: row["holdout_accuracy"] for name, row in result["heads"].items() if name != KNN}
+    return max(trained, key=trained.__getitem__)
+
+
+def frozen_model(config: Config, manifest: Mapping[str, Any]) -> ProbeClassifier:
+    """Build a model with the backbone of the features, and any head.
+
+    Raises:
+        FeatureError: If the weights of the backbone are not those that the features were computed with.
+    """
+    with fork_rng():
+        torch.manual_seed(config.seed)  # of a backbone without pretrained weights
+        model = build_model("probe", manifest["class_names"], replace(config.model, head="mean", head_options={}))
+    if state_sha256(model.backbone) != manifest["backbone"]["sha256"]:
+        raise FeatureError(
+            f"model.pretrained: the weights of {config.model.pretrained or 'the backbone'} are not those that the "
+            "features were extracted with, so the heads cannot be saved; restore the file, extract again, or pass "
+            "save=none"
+        )
+    assert isinstance(model, ProbeClassifier)
+    model.sampling = config.data.frame_sampling
+    return model
+
+
+def save_run(
+    model: ProbeClassifier,
+    head: Head,
+    name: str,
+    settings: ProbeSettings,
+    manifest: Mapping[str, Any],
+    config: Config,
+    directory: Path,
+) -> None:
+    """Save a head with its backbone as a run directory, which ``art predict``, ``evaluate``, ``explain``, ... accept.
+
+    Args:
+        model: output of :func:`frozen_model`; its head is replaced.
+        head: the trained head.
+        name: of the head in tables.
+        settings: of the training.
+        manifest: of the features.
+        config: of the extraction.
+        directory: of the run.
+    """
+    registered, options = head_arguments(name, manifest, settings)
+    values = {
+        "kind": "probe", "output": str(directory), "model.head": registered, "model.head_options": options,
+        "model.head_layers": list(settings.layers),
+    }  # fmt: skip
+    own = with_values(config, values, "art probe")
+    model.head, model.options = head.cpu().eval(), own.model
+    run = RunDir(directory)
+    model.save_pretrained(run.last)
+    save_config(own, run.config)
+
+
+@dataclass(frozen=True)
+class TrainedHeads:
+    """Result of :func:`train_heads`.
+
+    Attributes:
+        candidates: heads of the first round: all learning rates and seeds.
+        selected: the settings that were selected for each head.
+        final: heads with those settings, one for each seed.
+        held_out: ``[n]``, the clips on which they were selected.
+    """
+
+    candidates: list[Candidate]
+    selected: dict[str, Selection]
+    final: list[Candidate]
+    held_out: Bool[Tensor, " n"]
+
+
+def train_heads(
+    split: FeatureSplit | JoinedFeatures, settings: ProbeSettings, subset: Bool[Tensor, " n"], device: torch.device
+) -> TrainedHeads:
+    """Run both rounds of training on the clips of ``subset``: select settings on held-out clips, and train on all."""
+    names, manifest = [name for name in settings.heads if name != KNN], split.manifest
+    held_out = torch.zeros_like(subset)
+    numbers = subset.nonzero()[:, 0]
+    groups = [split.groups[number] for number in numbers.tolist()]
+    held_out[numbers] = holdout_mask(split.labels[numbers], groups, settings.holdout, settings.seed)
+    seeds = range(settings.seed, settings.seed + settings.seeds)
+    first = [
+        make_candidate(name, manifest, settings, lr, seed, settings.epochs, device)
+        for name in names for lr in settings.lrs for seed in seeds
+    ]  # fmt: skip
+    fit(first, split, settings, subset & ~held_out, device, validation=held_out)
+    selected = {name: select([each for each in first if each.name == name]) for name in names}
+    final = [
+        make_candidate(name, manifest, settings, selection.lr, seed, selection.epochs, device)
+        for name, selection in selected.items() for seed in seeds
+    ]  # fmt: skip
+    fit(final, split, settings, subset, device)
+    return TrainedHeads(first, selected, final, held_out)
 
 
 def probe(train: FeatureSplit, test: FeatureSplit, settings: ProbeSettings) -> tuple[dict[str, Any], dict[str, Head]]:
@@ -82,46 +186,33 @@ def probe(train: FeatureSplit, test: FeatureSplit, settings: ProbeSettings) -> t
     Raises:
         ValueError: a head or option is unknown, or the clips cannot be divided; raised before any training.
     """
-    device, manifest = resolve_device(settings.device), train.manifest
-    names = [name for name in settings.heads if name != KNN]
-    held_out = holdout_mask(train.labels, train.paths, settings.holdout, settings.seed)
-    seeds = range(settings.seed, settings.seed + settings.seeds)
-    first = [
-        make_candidate(name, manifest, settings, lr, seed, settings.epochs, device)
-        for name in names for lr in settings.lrs for seed in seeds
-    ]  # fmt: skip
-    fit(first, train, settings, ~held_out, device, validation=held_out)
-    selected = {name: select([each for each in first if each.name == name]) for name in names}
-    final = [
-        make_candidate(name, manifest, settings, lr, seed, epochs, device)
-        for name, (lr, epochs) in selected.items() for seed in seeds
-    ]  # fmt: skip
-    everything = torch.ones(len(train.labels), dtype=torch.bool)
-    fit(final, train, settings, everything, device)
-    best_on_test = _best_by_name(first, test, settings, device)
+    device = resolve_device(settings.device)
+    trained = train_heads(train, settings, torch.ones(len(train.labels), dtype=torch.bool), device)
+    best_on_test = _best_by_name(trained.candidates, test, settings, device)
     heads = {
         name: {
-            "lr": lr,
-            "epochs": epochs,
-            "holdout_accuracy": mean(each.accuracy[epochs - 1] for each in first if (each.name, each.lr) == (name, lr)),
+            "lr": selection.lr,
+            "epochs": selection.epochs,
+            "holdout_accuracy": selection.accuracy,
             "best_on_test": best_on_test[name],
-            **evaluate_seeds([each for each in final if each.name == name], test, settings, device),
+            **evaluate_seeds([each for each in trained.final if each.name == name], test, settings, device),
         }
-        for name, (lr, epochs) in selected.items()
+        for name, selection in trained.selected.items()
     }
     if KNN in settings.heads:
-        heads[KNN] = nearest_neighbors(train, test, held_out, settings)
+        heads[KNN] = nearest_neighbors(train, test, trained.held_out, settings)
     candidates = [
-        {"head": each.name, "lr": each.lr, "seed": each.seed, "holdout_accuracy": each.accuracy} for each in first
+        {"head": each.name, "lr": each.lr, "seed": each.seed, "holdout_accuracy": each.accuracy}
+        for each in trained.candidates
     ]
     result = {
         "heads": {name: heads[name] for name in settings.heads},
         "candidates": candidates,
         "chance": float(torch.bincount(test.labels).max() / len(test.labels)),
-        "clips": {"train": len(train), "holdout": int(held_out.sum()), "test": len(test)},
+        "clips": {"train": len(train), "holdout": int(trained.held_out.sum()), "test": len(test)},
         "settings": asdict(settings),
     }
-    return result, {each.name: each.head for each in final if each.seed == settings.seed}
+    return result, {each.name: each.head for each in trained.final if each.seed == settings.seed}
 
 
 def _best_by_name(
@@ -185,11 +276,9 @@ def costs(candidate: Candidate, split: FeatureSplit) -> dict[str, float]:
     batch = next(iter(split.batches(1)))
     device = next(candidate.head.parameters()).device
     tokens, class_token, _ = batch.features
-    head = (
-        copy.deepcopy(candidate.head).eval().requires_grad_(False)
-    )  # the counter hooks tensors that require gradients
-    with FlopCounterMode(display=False, custom_mapping=flop_formulas()) as counter, torch.no_grad():
-        head(batch.features._replace(tokens=tokens.to(device), class_token=class_token.to(device)))
+    # Without no_grad(), in which the counter fails if a module has an input that is a view of a parameter.
+    with FlopCounterMode(display=False, custom_mapping=flop_formulas()) as counter:
+        candidate.head.eval()(batch.features._replace(tokens=tokens.to(device), class_token=class_token.to(device)))
     return {
         "parameters": sum(parameter.numel() for parameter in candidate.head.parameters() if parameter.requires_grad),
         "flops": counter.get_total_flops(),

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
-from typing import Any
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,7 +17,8 @@ from torch import Tensor
 from art.backbones.base import Features
 from art.data.dataset import seeded_generator
 from art.data.datasets.base import suggest
-from art.data.features import FeatureBatch, FeatureSplit, shape_of
+from art.data.datasets.splits import split_clips
+from art.data.features import FeatureBatch, FeatureSplit, JoinedFeatures, shape_of
 from art.heads import FeatureShape, Head, HeadOutput, build_head
 from art.train.runtime import fork_rng
 
@@ -50,6 +51,8 @@ class ProbeSettings:
             together.
         time_position: "learned" or "none" for heads that have one; "auto" learns it if the backbone processes each
             frame separately.
+        save: which heads are saved with their backbone as a run directory: "all", "best" on the held-out clips, or
+            "none".
         options: further options by head name.
         seed: first seed.
         device: "auto", "cpu", "cuda", ….
@@ -68,6 +71,7 @@ class ProbeSettings:
     weight_decay: float = 0.05
     holdout: float = 0.2
     time_position: str = "auto"
+    save: str = "all"
     options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     seed: int = 0
     device: str = "auto"
@@ -84,6 +88,8 @@ class ProbeSettings:
             raise ValueError(f"lrs: got {list(self.lrs)}, expected learning rates above 0")
         if self.time_position not in ("auto", "learned", "none"):
             raise ValueError(f"time_position: got {self.time_position!r}, expected 'auto', 'learned' or 'none'")
+        if self.save not in ("all", "best", "none"):
+            raise ValueError(f"save: got {self.save!r}, expected 'all', 'best' or 'none'")
         if not 0 < self.holdout < 1:
             raise ValueError(f"holdout: got {self.holdout}, expected a fraction above 0 and below 1")
 
@@ -111,15 +117,21 @@ class Candidate:
     seconds: float = 0.0
 
 
-def make_head(name: str, manifest: Mapping[str, Any], settings: ProbeSettings, seed: int) -> Head:
-    """Build a head for features with the weights of a seed; does not change the global random generators."""
-    shape = FeatureShape(*shape_of(manifest, settings.layers))
+def head_arguments(name: str, manifest: Mapping[str, Any], settings: ProbeSettings) -> tuple[str, dict[str, Any]]:
+    """Return the registered name and the options of a head by its name in tables."""
     framewise = manifest["backbone"]["framewise"]
     learned_time = settings.time_position == "learned" or (settings.time_position == "auto" and framewise)
     registered, options = VARIANTS.get(name, (name, {}))
     options = {**options, **settings.options.get(name, {})}
     if learned_time and name not in ("mean", "cls"):
         options.setdefault("time_position", "learned")
+    return registered, options
+
+
+def make_head(name: str, manifest: Mapping[str, Any], settings: ProbeSettings, seed: int) -> Head:
+    """Build a head for features with the weights of a seed; does not change the global random generators."""
+    shape = FeatureShape(*shape_of(manifest, settings.layers))
+    registered, options = head_arguments(name, manifest, settings)
     with fork_rng():
         torch.manual_seed(seed)
         return build_head(registered, shape, manifest["class_names"], **options)
@@ -128,33 +140,24 @@ def make_head(name: str, manifest: Mapping[str, Any], settings: ProbeSettings, s
 def holdout_mask(labels: Int64[Tensor, " n"], groups: Sequence[str], fraction: float, seed: int) -> Bool[Tensor, " n"]:
     """Choose held-out clips: about ``fraction`` of each class, and all or none of the clips of a group.
 
+    See :func:`art.data.datasets.splits.split_clips`.
+
     Args:
         labels: of the clips.
-        groups: of each clip, such as the file that it was cut from.
+        groups: of each clip, such as a person or the file that it was cut from.
         fraction: of the clips to choose.
         seed: of the choice.
 
     Raises:
-        ValueError: No clip, or every clip of a class, would be chosen.
+        ValueError: No clip can be chosen such that its class keeps clips.
     """
-    members: dict[str, list[int]] = {}
-    for number, group in enumerate(groups):
-        members.setdefault(group, []).append(number)
-    counts = torch.bincount(labels)
-    wanted = (counts * fraction).round().clamp(min=1).long()
-    chosen, mask = torch.zeros_like(counts), torch.zeros(len(labels), dtype=torch.bool)
-    names = list(members)
-    for position in torch.randperm(len(names), generator=seeded_generator(seed)).tolist():
-        numbers = members[names[position]]
-        added = torch.bincount(labels[numbers], minlength=len(counts))
-        if bool((chosen + added <= wanted).all()):
-            mask[numbers] = True
-            chosen += added
-    left = counts - chosen
-    if not bool(mask.any()) or bool((left[counts > 0] == 0).any()):
+    names = [str(number) for number in range(len(labels))]
+    parts = split_clips(names, labels.tolist(), groups, seed=seed, test_fraction=fraction)
+    mask = torch.tensor([part == "test" for part in parts])
+    if not bool(mask.any()):
         raise ValueError(
-            f"holdout: {fraction:g} of {len(labels)} clips in {len(names)} groups cannot be held out such that every "
-            "class keeps clips; add clips, or use another fraction"
+            f"holdout: {fraction:g} of {len(labels)} clips in {len(set(groups))} groups cannot be held out such that "
+            "every class keeps clips; add clips"
         )
     return mask
 
@@ -175,7 +178,7 @@ def make_candidate(
 
 def fit(
     candidates: Sequence[Candidate],
-    split: FeatureSplit,
+    split: FeatureSplit | JoinedFeatures,
     settings: ProbeSettings,
     subset: Bool[Tensor, " n"],
     device: torch.device,
@@ -188,7 +191,7 @@ def fit(
 
 def _fit(
     candidates: Sequence[Candidate],
-    split: FeatureSplit,
+    split: FeatureSplit | JoinedFeatures,
     settings: ProbeSettings,
     subset: Bool[Tensor, " n"],
     device: torch.device,
@@ -263,7 +266,7 @@ def _to(batch: FeatureBatch, device: torch.device) -> FeatureBatch:
 @torch.inference_mode()
 def predict(
     candidates: Sequence[Candidate],
-    split: FeatureSplit,
+    split: FeatureSplit | JoinedFeatures,
     settings: ProbeSettings,
     device: torch.device,
     subset: Bool[Tensor, " n"] | None = None,
@@ -287,22 +290,31 @@ def predict(
     return [(torch.cat(logits[id(each)]), torch.cat(labels)) for each in candidates]
 
 
-def select(candidates: Sequence[Candidate]) -> tuple[float, int]:
+class Selection(NamedTuple):
+    """Settings of a head with the best mean accuracy over seeds on the held-out clips, and that accuracy."""
+
+    lr: float
+    epochs: int
+    accuracy: float
+
+
+def select(candidates: Sequence[Candidate]) -> Selection:
     """Return learning rate and number of epochs with the best mean accuracy over seeds, the earliest if equal."""
     means = {
         lr: np.mean([each.accuracy for each in candidates if each.lr == lr], axis=0)
         for lr in dict.fromkeys(each.lr for each in candidates)
     }
     lr = max(means, key=lambda each: means[each].max())
-    return lr, int(means[lr].argmax()) + 1
+    return Selection(lr, int(means[lr].argmax()) + 1, float(means[lr].max()))
 
 
-def parse_settings(overrides: Sequence[str]) -> ProbeSettings:
+def parse_settings(overrides: Sequence[str], defaults: ProbeSettings | None = None) -> ProbeSettings:
     """Parse ``key=value`` settings of the command line; ``HEAD.option=value`` is an option of a head.
 
     Raises:
         ValueError: A key is unknown, or a value cannot be converted.
     """
+    defaults = defaults or ProbeSettings()
     known = {item.name: item for item in fields(ProbeSettings) if item.name != "options"}
     values: dict[str, Any] = {}
     options: dict[str, dict[str, Any]] = {}
@@ -314,8 +326,8 @@ def parse_settings(overrides: Sequence[str]) -> ProbeSettings:
             continue
         if key not in known:
             raise ValueError(f"{key}: unknown setting{suggest(key, [*known])}")
-        values[key] = _convert(key, text, getattr(ProbeSettings, key))
-    settings = ProbeSettings(**values, options=options)
+        values[key] = _convert(key, text, getattr(defaults, key))
+    settings = replace(defaults, **values, options=options)
     unused = sorted(set(options) - set(settings.heads))
     if unused:
         raise ValueError(f"{unused[0]}: has options, but is not in heads={','.join(settings.heads)}")

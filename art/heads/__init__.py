@@ -2,6 +2,7 @@
 
 from art.heads.attentive import AttentiveHead
 from art.heads.base import FeatureShape, Head, HeadOutput, build_head, head_names, register_head
+from art.heads.classifier import ProbeClassifier, ProbeOutput
 from art.heads.pooling import ClassTokenHead, EfficientProbing, MeanHead
 from art.heads.tracklets import ARTHead
 
@@ -14,6 +15,8 @@ __all__ = [
     "Head",
     "HeadOutput",
     "MeanHead",
+    "ProbeClassifier",
+    "ProbeOutput",
     "build_head",
     "head_names",
     "register_head",

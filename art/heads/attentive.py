@@ -36,6 +36,7 @@ class AttentiveHead(Head):
     """
 
     has_maps = True
+    map_noun = ("attention head",)
 
     def __init__(
         self,

@@ -8,10 +8,13 @@ from typing import Any, Literal, NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from art.backbones.base import Features, did_you_mean
+from art.model.losses import Labels
+from art.model.pretrained import Query
+from art.terminal import plural
 
 TimePosition = Literal["none", "learned"]
 
@@ -58,9 +61,11 @@ class Head(nn.Module, ABC):
 
     Attributes:
         has_maps: whether the head attends to tokens, so that :meth:`forward` can return maps.
+        map_noun: what each map belongs to, in the singular and, if it does not end in "s", in the plural.
     """
 
     has_maps = False
+    map_noun: tuple[str, ...] = ("learned query", "learned queries")
 
     def __init__(
         self, shape: FeatureShape, class_names: Sequence[str], *, time_position: TimePosition = "none"
@@ -109,8 +114,31 @@ class Head(nn.Module, ABC):
             raise ValueError(f"features have {_describe(found)}, but the head was built for {_describe(self.shape)}")
         return features
 
-    def loss(self, output: HeadOutput, labels: Int[Tensor, " b"]) -> Float[Tensor, ""]:
-        """Return the training loss: the cross-entropy of the logits, unless a subclass has another."""
+    @property
+    def num_maps(self) -> int:
+        """Number of maps that :meth:`frame_maps` returns; 0 if the head has none."""
+        return int(self.has_maps)
+
+    def frame_maps(self, output: HeadOutput) -> tuple[Float[Tensor, "b t k h w"], Float[Tensor, "b t k"]]:
+        """Return maps of each time step, with sum 1, and the weights of the time steps, from an output with maps.
+
+        K is :attr:`num_maps`: 1, the mean over queries, unless a subclass has maps of its own.
+        """
+        assert output.maps is not None
+        maps = output.maps.mean(1)[:, :, None]
+        saliency = maps.sum((-2, -1))
+        return maps / saliency.clamp(min=torch.finfo(maps.dtype).tiny)[..., None, None], saliency
+
+    def map_queries(self, output: HeadOutput, clip: int = 0) -> tuple[Query, ...]:
+        """Return what each of the maps belongs to."""
+        assert output.maps is not None
+        return (Query(f"mean of {plural(output.maps.shape[1], *self.map_noun)}"),)
+
+    def loss(self, output: HeadOutput, labels: Labels) -> Float[Tensor, ""]:
+        """Return the training loss: the cross-entropy of the logits, unless a subclass has another.
+
+        ``labels`` are class indices, or class probabilities of mixed videos.
+        """
         return F.cross_entropy(output.logits, labels)
 
     def after_step(self) -> None:

@@ -6,12 +6,14 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from art.backbones.base import Features
 from art.heads.base import FeatureShape, Head, HeadOutput, TimePosition, register_head
 from art.model.art_model import ARTModel
+from art.model.losses import Labels
+from art.model.pretrained import Query
 
 #: Options of :class:`ARTModel` for small datasets, as in configs/motion.yaml; the paper's are larger.
 SMALL: dict[str, Any] = {
@@ -37,6 +39,7 @@ class ARTHead(Head):
         class_names: Y names, in label order; the queries are their text embeddings.
         queries: "text"; "shuffled" assigns each class the name of another one, and "learned" replaces the embeddings by
             random ones, both to measure how much the text contributes.
+        semantics: text embeddings; None computes them.
         num_tracklets: K.
         time_position: see :class:`Head`.
         options: options of :class:`ARTModel`; the defaults are :data:`SMALL`.
@@ -54,6 +57,7 @@ class ARTHead(Head):
         class_names: Sequence[str],
         *,
         queries: Literal["text", "shuffled", "learned"] = "text",
+        semantics: Float[Tensor, "p y c"] | None = None,
         num_tracklets: int = 2,
         time_position: TimePosition = "none",
         **options: Any,
@@ -63,7 +67,8 @@ class ARTHead(Head):
             raise ValueError(f"queries is {queries!r}, expected 'text', 'shuffled' or 'learned'")
         names = list(class_names)
         prompts = names[1:] + names[:1] if queries == "shuffled" else None
-        semantics = torch.randn(1, len(names), SMALL["latent_dim"]) if queries == "learned" else None
+        if semantics is None and queries == "learned":
+            semantics = torch.randn(1, len(names), SMALL["latent_dim"])
         self.model = ARTModel.from_features(
             names, shape.channels, shape.num_steps, num_tracklets, prompts=prompts, semantics=semantics,
             **{**SMALL, **options},
@@ -76,7 +81,20 @@ class ARTHead(Head):
         maps = None if output.maps is None else output.maps.transpose(1, 2) / self.shape.num_steps
         return HeadOutput(output.logits, maps, output)
 
-    def loss(self, output: HeadOutput, labels: Int[Tensor, " b"]) -> Float[Tensor, ""]:
+    @property
+    def num_maps(self) -> int:
+        """K."""
+        return self.model.num_maps
+
+    def frame_maps(self, output: HeadOutput) -> tuple[Float[Tensor, "b t k h w"], Float[Tensor, "b t k"]]:
+        """Return the maps and the saliency of the tracklets."""
+        return output.details.maps, output.details.saliency
+
+    def map_queries(self, output: HeadOutput, clip: int = 0) -> tuple[Query, ...]:
+        """Return the class texts that query the tracklets."""
+        return self.model.map_queries(output.details, clip)
+
+    def loss(self, output: HeadOutput, labels: Labels) -> Float[Tensor, ""]:
         """Return the loss of the paper."""
         return self.model.loss(output.details, labels).total
 

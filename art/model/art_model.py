@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from art.backbones import Backbone, Features, build_backbone, register_backbone
 from art.model.losses import Labels, LossTerms, multilevel_contrast, semantic_consistency, tracklet_contrast
 from art.model.options import ARTOptions
-from art.model.pretrained import VideoClassifier
+from art.model.pretrained import Query, VideoClassifier
 from art.model.regions import RegionActivation, SpatialSemanticEnhancement, sine_position
-from art.model.semantics import TEMPLATES, SemanticsBank, encode_prompts
+from art.model.semantics import TEMPLATES, SemanticsBank, cosine, encode_prompts
 from art.text import build_text_encoder
 from art_kernels import gather_tracklets, link_tracklets, pool_tracklets
 
@@ -222,6 +222,24 @@ class ARTModel(VideoClassifier):
         """Update the semantics bank, S ← μS + (1−μ)S_a. Call after every optimizer step."""
         self.semantics.ema_update()
 
+    @property
+    def num_maps(self) -> int:
+        """K, the number of tracklets."""
+        return self.options.num_tracklets
+
+    @torch.no_grad()
+    def map_queries(self, output: ARTOutput, clip: int = 0) -> tuple[Query, ...]:
+        """Return the prompts that :meth:`art.model.semantics.SemanticsBank.select` chose for a clip."""
+        bank = self.semantics
+        similarities = cosine(output.video_latent[clip : clip + 1], bank.projection(bank.bank))[0]  # [P, Y]
+        templates, texts = self.options.templates or TEMPLATES, self.prompts or self.class_names
+        queries = []
+        for label in output.selected[clip].tolist():
+            similarity, prompt = similarities[:, label].max(0)
+            text = templates[int(prompt)].replace("{label}", texts[label])
+            queries.append(Query(self.class_names[label], label, text, float(similarity)))
+        return tuple(queries)
+
     @classmethod
     def from_features(
         cls, class_names: Sequence[str], channels: int, num_frames: int, num_tracklets: int = 2, **options: Any
@@ -261,6 +279,7 @@ class FeatureInput(Backbone):
     """
 
     input_size = 1
+    grid = (1, 1)
 
     def __init__(self, *, num_frames: int, channels: int, pretrained: str | None = None) -> None:
         super().__init__()

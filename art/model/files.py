@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -25,6 +26,15 @@ _KEY = "sha256"
 
 class NonFiniteError(ValueError):
     """The weights or the outputs of a model are NaN or infinite."""
+
+
+def state_sha256(module: nn.Module) -> str:
+    """Return the SHA-256 digest of the state dict of a module: names, shapes, dtypes and values."""
+    digest = hashlib.sha256()
+    for name, tensor in module.state_dict().items():
+        digest.update(f"{name} {list(tensor.shape)} {tensor.dtype}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def write_config(path: Path, config: Mapping[str, Any], weights_sha256: str | None = None) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-import art.model.art_model  # noqa: F401 - registers ARTModel in VideoClassifier.kinds
+import art.heads  # noqa: F401 - registers all models in VideoClassifier.kinds
 from art.backbones.base import load_by_name, read_checkpoint
 from art.data.files import read_json_mapping
 from art.model import CONFIG_FILE, WEIGHTS_FILE, find_checkpoint
@@ -24,7 +24,7 @@ __all__ = ["VideoClassifier", "build_model", "load_model"]
 _log = logging.getLogger(__name__)
 
 #: Modules whose weights belong to the classes.
-_CLASS_MODULES = ("video_head", "final_head", "semantics")
+_CLASS_MODULES = ("video_head", "final_head", "semantics", "head")
 _WRAPPERS = ("module.", "_orig_mod.", "model.")  # of DDP, torch.compile, and art.train.parallel.ModelWithLoss
 
 
@@ -39,7 +39,7 @@ def build_model(
     message names the modules that keep new weights. Any other value is passed to the backbone.
 
     Args:
-        kind: "art" or "backbone".
+        kind: "art", "backbone" or "probe".
         class_names: Y names, in label order.
         options: of the model.
         prompts: as in :class:`art.ARTModel`.

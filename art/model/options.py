@@ -54,6 +54,9 @@ class ARTOptions:
         logit_scale: factor on the cosines that are logits in the bank's losses (1/0.07 is our reading).
         bank_momentum: μ of the bank's moving average (0.999 is our reading).
         detach_video: block the gradient of the bank's losses into the backbone (on is our reading).
+        head: name of the head of a model of kind "probe", see :mod:`art.heads`.
+        head_options: keyword arguments of that head.
+        head_layers: "last", or numbers of blocks, whose tokens that head receives.
         weight_video: weight of L_v.
         weight_contextual: weight of L_con.
         weight_mtc: weight of L_MTC.
@@ -111,6 +114,9 @@ class ARTOptions:
     logit_scale: float = 1 / 0.07
     bank_momentum: float = 0.999
     detach_video: bool = True
+    head: str = "ep"
+    head_options: dict[str, Any] = field(default_factory=dict)
+    head_layers: list[str] = field(default_factory=lambda: ["last"])
     weight_video: float = 1.0
     weight_contextual: float = 1.0
     weight_mtc: float = 5.0

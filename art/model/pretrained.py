@@ -34,6 +34,28 @@ from art.model.options import ARTOptions
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
+
+@dataclass(frozen=True)
+class Query:
+    """What a map of a model belongs to: the class text that queries a tracklet, or a learned query.
+
+    Attributes:
+        name: the name of the class, or a description of the learned query.
+        label: class index; None for a learned query.
+        prompt: the prompt of the class that is most similar to the clip; None for a learned query.
+        similarity: cosine similarity of that prompt and the clip; None for a learned query.
+    """
+
+    name: str
+    label: int | None = None
+    prompt: str | None = None
+    similarity: float | None = None
+
+    def title(self, k: int) -> str:
+        """Return a title for map ``k``, counted from 0."""
+        return f"Attention, {self.name}" if self.label is None else f"Tracklet {k + 1}, query “{self.name}”"
+
+
 C = TypeVar("C", bound="VideoClassifier")
 
 
@@ -77,6 +99,20 @@ class VideoClassifier(nn.Module, ABC):
     def num_frames(self) -> int:
         """T, the number of frames per clip."""
         return self.options.num_frames
+
+    @property
+    def num_maps(self) -> int:
+        """K, the number of maps per frame that the model returns if they are requested; 0 if it has none."""
+        return 0
+
+    def map_queries(self, output: Any, clip: int = 0) -> tuple[Query, ...]:
+        """Return what each of the maps belongs to.
+
+        Args:
+            output: what :meth:`forward` returned with maps.
+            clip: number of the clip in the batch.
+        """
+        return ()
 
     @property
     def center_crop(self) -> CenterCrop:

@@ -233,7 +233,9 @@ def _metadata(name: str, evaluation: Mapping[str, Any] | None, license: str | No
 def _description(config: Mapping[str, Any]) -> str:
     options, sampling = config["options"], config.get("sampling", {})
     method = "Backbone without ART"
-    if config["kind"] == "art":
+    if config["kind"] == "probe":
+        method = f"Frozen backbone with the head `{options['head']}`"
+    elif config["kind"] == "art":
         paper = "[arXiv 2511.21202](https://arxiv.org/abs/2511.21202)"
         method = f"Action-Region Tracking ({paper}) with {options['num_tracklets']} tracklets"
     details = [f"{len(config['class_names'])} classes", f"{options['num_frames']} frames per clip"]

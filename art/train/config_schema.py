@@ -219,7 +219,8 @@ class Config:
     Attributes:
         seed: seed of all random generators.
         output: run directory.
-        kind: "art", or "backbone" for the baseline, the backbone with a linear head.
+        kind: "art"; "backbone" for the baseline, the backbone with a linear head; or "probe", a frozen backbone with
+            the head ``model.head``.
         device: "auto" (CUDA if available, else CPU), "cpu", "cuda", "cuda:<number>" or "mps".
         precision: "fp32", or mixed precision: "bf16" or "fp16" (with loss scaling).
         tf32: allow TF32 (10-bit mantissa) in float32 matrix products and convolutions on CUDA.
@@ -255,7 +256,7 @@ class Config:
 
 _CHOICES = {
     "data.decoder": ("pyav", "torchcodec", "auto"),
-    "kind": ("art", "backbone"),
+    "kind": ("art", "backbone", "probe"),
     "precision": ("fp32", "bf16", "fp16"),
     "optim.optimizer": ("sgd", "adamw"),
     "optim.backbone_optimizer": (None, "sgd", "adamw"),

@@ -131,7 +131,7 @@ def split_directory(
     parts = {split: sorted(name for name in splits if splits[name] == split) for split in ("train", "test")}
     train, test = (_clip_set(root, split, part, class_names, is_new) for split, part in parts.items())
     if is_new:
-        notes = describe_split(train, test, [[_group_of(name) for name in part] for part in parts.values()])
+        notes = describe_split(train, test, [[group_of(name) for name in part] for part in parts.values()])
     return GeneratedSplit((train, test), splits, notes)
 
 
@@ -141,7 +141,7 @@ def _make_split(listed: Sequence[str], seed: int, test_fraction: float) -> dict[
         names = list(listed)
     index = {name: i for i, name in enumerate(dict.fromkeys(map(_class_of, listed)))}
     labels = [index[_class_of(name)] for name in listed]
-    groups = [_group_of(name) for name in listed]
+    groups = [group_of(name) for name in listed]
     assigned = split_clips(names, labels, groups, seed=seed, test_fraction=test_fraction)
     return dict(zip(listed, assigned, strict=True))
 
@@ -233,7 +233,7 @@ def _class_of(name: str) -> str:
     return composed(name.partition("/")[0])
 
 
-def _group_of(name: str) -> str | None:
+def group_of(name: str) -> str | None:
     """The subdirectory of a class in which a clip is; None if it is in the class directory itself."""
     parts = name.split("/")
     return composed(parts[1]).casefold() if len(parts) > 2 else None

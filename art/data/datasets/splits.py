@@ -113,7 +113,7 @@ def split_clips(
     """
     if not 0 < test_fraction < 1:
         raise ValueError(f"test_fraction must be above 0 and below 1, got {test_fraction}")
-    members = _units(names, labels, groups)
+    members = units_of_clips(names, labels, groups)
     total = Counter(labels)
     target = {c: min(n - 1, max(1, round(test_fraction * n))) for c, n in total.items()}
     sizes = {unit: Counter(labels[i] for i in indices) for unit, indices in members.items()}
@@ -151,7 +151,9 @@ def split_clips(
     return assigned
 
 
-def _units(names: Sequence[str], labels: Sequence[int], groups: Sequence[str | None]) -> dict[Hashable, list[int]]:
+def units_of_clips(
+    names: Sequence[str], labels: Sequence[int], groups: Sequence[str | None]
+) -> dict[Hashable, list[int]]:
     """The clips that stay together: those of a group, or a single one."""
     members: dict[Hashable, list[int]] = defaultdict(list)
     for i, (name, group) in enumerate(zip(names, groups, strict=True)):

@@ -116,7 +116,7 @@ def localize(model: VideoClassifier, clip_set: ClipSet) -> Localization | None:
     Returns:
         None for a model without response maps, for other datasets, whose joints are unknown, and for shards.
     """
-    if model.kind != "art" or not _has_joints(clip_set):
+    if not model.num_maps or not _has_joints(clip_set):
         return None
     joints = read_joints(clip_set.root)
     return measure_localization(
@@ -193,8 +193,8 @@ def measure_localization(
         ValueError: If the model has no response maps, ``defining`` does not match the classes, a joint is unknown, no
             class has a defining joint, or the joint is never in view.
     """
-    if model.kind != "art":
-        raise ValueError(f"model is of kind {model.kind!r}, which has no response maps to measure; expected 'art'")
+    if not model.num_maps:
+        raise ValueError(f"model is of kind {model.kind!r} and has no maps to measure; expected one of kind 'art'")
     limbs = _limb_indices(defining, joint_names, len(clip_set.class_names))
     bone_pairs = bone_indices(joint_names, bones)
     read = read or clip_reader(model)

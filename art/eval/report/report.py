@@ -42,6 +42,8 @@ _LABELS = {
     "step_seconds": "median time per step",
     "sampling": "frame sampling",
 }
+#: Beginning of the page's title by kind of model.
+_TITLES = {"art": "ART", "backbone": "Backbone", "probe": "Frozen backbone"}
 _Z = 1.959964  # 95 % of a normal distribution is within this number of standard deviations
 
 
@@ -80,7 +82,7 @@ def report_run(
     }
     return write_report(
         directory,
-        title=f"{'ART' if model.kind == 'art' else 'Backbone'} on {clip_set.name}",
+        title=f"{_TITLES[model.kind]} on {clip_set.name}",
         history=history,
         evaluation=evaluation,
         class_names=evaluation.class_names,

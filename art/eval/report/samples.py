@@ -15,7 +15,7 @@ from art.data.decoding.video import read_clip
 from art.eval.metrics import Evaluation
 from art.eval.report.style import bar, figure_pixels, jpeg_uri, name_html, percent, tracklet_color
 from art.eval.report.tracklets import frame_strip, path_figure, shown_frames, tinted_frames, tracklet_paths
-from art.model.pretrained import VideoClassifier, eval_mode
+from art.model.pretrained import Query, VideoClassifier, eval_mode
 
 _FRAMES = 8  # frames per clip
 _PIXELS = 176  # width of a frame: twice its width on a wide page
@@ -34,14 +34,14 @@ class SampleClip:
         frames: ``[T, H, W, 3]``, as the model received them.
         label: the true class.
         probabilities: ``[Y]``.
-        maps: ``[T, K, h, w]``, the response maps. This and the next two are None for a model without response maps.
+        maps: ``[T, K, h, w]``, the response maps. This and the next two are None for a model without maps.
         saliency: ``[T, K]``, the weight of each frame in each tracklet.
-        selected: ``[K]``, the class whose text queried each tracklet.
+        queries: K names, the class whose text queried each tracklet.
         joints: ``[T, 2]``, position of the limb that distinguishes the class from similar ones, as fractions of the
             image size; None if no limb does, or if it is unknown.
 
     Raises:
-        ValueError: If shapes do not match, or only some of maps, saliency, and selected are set.
+        ValueError: If shapes do not match, or only some of maps, saliency, and queries are set.
     """
 
     path: Path
@@ -50,7 +50,7 @@ class SampleClip:
     probabilities: Float[np.ndarray, " y"]
     maps: Float[np.ndarray, "t k h w"] | None = None
     saliency: Float[np.ndarray, "t k"] | None = None
-    selected: Int[np.ndarray, " k"] | None = None
+    queries: tuple[Query, ...] | None = None
     joints: Float[np.ndarray, "t 2"] | None = None
 
     def __post_init__(self) -> None:
@@ -61,11 +61,11 @@ class SampleClip:
         frames = len(self.frames)
         if self.joints is not None and self.joints.shape != (frames, 2):
             raise ValueError(f"joints has shape {self.joints.shape}, expected ({frames}, 2)")
-        if self.maps is None and self.saliency is None and self.selected is None:
+        if self.maps is None and self.saliency is None and self.queries is None:
             return
-        if self.maps is None or self.saliency is None or self.selected is None:
-            raise ValueError("maps, saliency and selected belong together: pass all three or none")
-        expected = (frames, len(self.selected))
+        if self.maps is None or self.saliency is None or self.queries is None:
+            raise ValueError("maps, saliency and queries belong together: pass all three or none")
+        expected = (frames, len(self.queries))
         if self.maps.ndim != 4 or self.maps.shape[:2] != expected or self.saliency.shape != expected:
             raise ValueError(
                 f"maps has shape {self.maps.shape} and saliency {self.saliency.shape}, "
@@ -152,7 +152,7 @@ def collect_samples(
         for row in (*correct_rows, *wrong_rows):
             clip = clip_set.clips[int(evaluation.indices[row])]
             video = read(clip)
-            out = model(video[None].to(device), return_maps=True) if model.kind == "art" else None
+            out = model(video[None].to(device), return_maps=True) if model.num_maps else None
             sample = SampleClip(
                 path=clip.path,
                 frames=video.permute(0, 2, 3, 1).contiguous().cpu().numpy(),
@@ -160,7 +160,7 @@ def collect_samples(
                 probabilities=evaluation.probabilities[row],
                 maps=out.maps[0].float().cpu().numpy() if out is not None else None,
                 saliency=out.saliency[0].float().cpu().numpy() if out is not None else None,
-                selected=out.selected[0].cpu().numpy() if out is not None else None,
+                queries=model.map_queries(out) if out is not None else None,
                 joints=limb(clip) if limb else None,
             )
             samples.append(sample)
@@ -170,7 +170,7 @@ def collect_samples(
 def sample_card(sample: SampleClip, class_names: Sequence[str]) -> str:
     """Return the HTML of a clip: its prediction, and frames with response, path, and saliency of each tracklet."""
     shown = shown_frames(len(sample.frames), _FRAMES)
-    if sample.maps is None or sample.saliency is None or sample.selected is None:
+    if sample.maps is None or sample.saliency is None or sample.queries is None:
         overview, tracks = "", [_frames(sample, sample.frames, shown)]
     else:
         paths, tinted = tracklet_paths(sample.maps), tinted_frames(sample.frames, sample.maps)
@@ -178,10 +178,10 @@ def sample_card(sample: SampleClip, class_names: Sequence[str]) -> str:
         overview = f'<img src="{jpeg_uri(pixels)}" alt="path of each tracklet over the middle frame">'
         largest = float(sample.saliency.max())
         tracks = [
-            f'<div class="track" style="--color:{tracklet_color(k)}"><p><i class="dot"></i>tracklet {k + 1}, queried '
-            f"by <b>{name_html(class_names[int(name)])}</b></p>{_frames(sample, tinted[k], shown, k, paths[:, k])}"
+            f'<div class="track" style="--color:{tracklet_color(k)}"><p><i class="dot"></i>'
+            f"{name_html(query.title(k))}</p>{_frames(sample, tinted[k], shown, k, paths[:, k])}"
             f"{_saliency_bars(sample.saliency[:, k], largest)}</div>"
-            for k, name in enumerate(sample.selected)
+            for k, query in enumerate(sample.queries)
         ]
     kind = "correct" if sample.predicted == sample.label else "wrong"
     name = name_html(class_names[sample.label])

@@ -24,6 +24,7 @@ from art.backbones.image_vit import ClipViT, TimmViT
 from art.backbones.tiny import Tiny
 from art.backbones.transformers_video import TransformersVideo
 from art.backbones.uniformerv2 import SelfAttention, UniFormerV2
+from art.heads.classifier import ProbeClassifier
 
 
 class MapUnavailable(Exception):
@@ -74,6 +75,24 @@ def grad_cam(
                 weighted = _weighted_sum(blocks.patches(output), change.mean((1, 2)))
                 return _expand_to_frames(weighted, frames, features.grid)
     raise MapUnavailable("no patch of its last two blocks influences the class")
+
+
+def head_grad_cam(
+    model: ProbeClassifier, video: Shaped[Tensor, "1 t 3 height width"], target: int
+) -> Float[Tensor, "t h w"]:
+    """Compute the Grad-CAM map of class ``target`` from the tokens that the head of a frozen backbone receives.
+
+    Returns:
+        As :func:`grad_cam`; the maps of several layers are added.
+    """
+    features = model.features(video)
+    tokens = features.tokens.detach().requires_grad_()
+    with _frozen(model), torch.enable_grad():
+        logit = model.head(features._replace(tokens=tokens)).logits[0, target]
+        (gradient,) = torch.autograd.grad(logit, [tokens])
+    weighted = _weighted_sum(tokens, gradient.mean((1, 2)))
+    layers = _expand_to_frames(weighted, video.shape[1], features.grid)
+    return layers.unflatten(1, (-1, model.backbone.grid[0])).sum(1)
 
 
 @torch.no_grad()

@@ -22,10 +22,10 @@ from art.data.decoding.frames import FrameConverter
 from art.data.decoding.video import VideoError, frame_times, iterate_frames, read_chosen
 from art.data.inputs import input_kind
 from art.eval.report.tracklets import map_peak
+from art.heads.classifier import ProbeClassifier
 from art.model.files import NonFiniteError
-from art.model.pretrained import VideoClassifier, eval_mode
-from art.model.semantics import TEMPLATES, cosine
-from art.tools.explain.backbone_maps import MapUnavailable, attention_rollout, grad_cam
+from art.model.pretrained import Query, VideoClassifier, eval_mode
+from art.tools.explain.backbone_maps import MapUnavailable, attention_rollout, grad_cam, head_grad_cam
 
 #: Frames per second of a directory of frames, which has no presentation times.
 DIRECTORY_RATE = 25.0
@@ -34,39 +34,15 @@ _FRAMES_AT_ONCE = 32  # read from a directory
 
 
 @dataclass(frozen=True)
-class Query:
-    """The class text that queries a tracklet.
-
-    Attributes:
-        label: Class index.
-        name: Class name.
-        prompt: The prompt of the class that is most similar to the clip.
-        similarity: Cosine similarity of that prompt and the clip.
-
-    Examples:
-        >>> from art import load_model
-        >>> from art.tools.explain import explain
-        >>> explanation = explain(load_model("runs/motion/checkpoints/last"), "clip.mp4", timeline_points=0)
-        >>> sorted(query.name for query in explanation.queries)
-        ['run', 'walk']
-    """
-
-    label: int
-    name: str
-    prompt: str
-    similarity: float
-
-
-@dataclass(frozen=True)
 class Explanation:
     """The explanation of a prediction for a clip of F frames, T of which the model sees.
 
     Positions are fractions of the model's crop (``frames``), with (0, 0) at the top left; ``crop`` locates the crop in
-    the source frame. A model without tracklets (kind "backbone") has no queries, and None for every array of tracklets.
+    the source frame. A model without maps has no queries, and None for every array of tracklets.
 
     Attributes:
         clip: Path of the video file.
-        kind: Model kind, "art" or "backbone".
+        kind: Model kind, "art", "backbone" or "probe".
         class_names: The Y class names.
         size: Height and width of the upright source frames, in pixels.
         crop: Left, top, right and bottom of the model's crop, as fractions of the source frame.
@@ -78,12 +54,13 @@ class Explanation:
         centers: ``[T, K, 2]``, (x, y) of the strongest response: the centroid of the peak cell and its neighbors.
         boxes: ``[T, K, 4]``, left, top, right and bottom around the peak; see :func:`response_boxes`.
         saliency: ``[T, K]``, weight of each frame in each tracklet; sums to 1 over T.
-        queries: The text that queries each of the K tracklets.
+        queries: The text that queries each of the K tracklets, or the learned queries that a map is the mean of.
         timeline: ``[M]``, end time of each clip prefix that was classified, in seconds.
         probabilities_over_time: ``[M, Y]``, predictions for T frames sampled from each prefix, that is, the prediction
             if the clip ended there. The last row is ``probabilities``.
         target: The class that ``grad_cam`` explains.
-        grad_cam: ``[T, h, w]``, see :func:`.backbone_maps.grad_cam`.
+        grad_cam: ``[T, h, w]``, see :func:`.backbone_maps.grad_cam`, or
+            :func:`.backbone_maps.head_grad_cam` for a head on tokens.
         rollout: ``[T, h, w]``, see :func:`.backbone_maps.attention_rollout`.
         missing: The reason why "grad_cam" or "rollout" is None.
 
@@ -139,9 +116,9 @@ class Explanation:
             assert self.saliency is not None and self.centers is not None and self.boxes is not None
             tracklets.append(
                 {
-                    "class": query.name,
+                    "class": query.name if query.label is not None else None,
                     "prompt": query.prompt,
-                    "similarity": round(query.similarity, 6),
+                    "similarity": None if query.similarity is None else round(query.similarity, 6),
                     "saliency": _rounded(self.saliency[:, k]),
                     "centers": _rounded(self.centers[:, k]),
                     "boxes": _rounded(self.boxes[:, k]),
@@ -205,7 +182,7 @@ def explain(
     with eval_mode(model) as device:
         video = frames.stack(frames.sampled)[None]
         on_device = video.to(device)
-        out = model(on_device, return_maps=True) if model.kind == "art" else model(on_device)
+        out = model(on_device, return_maps=True) if model.num_maps else model(on_device)
         probabilities = out.logits[0].float().softmax(0).cpu().numpy()
         if not np.isfinite(probabilities).all():
             raise NonFiniteError(f"{clip}: the model's output is not finite; use another checkpoint")
@@ -213,24 +190,20 @@ def explain(
         target = int(probabilities.argmax()) if target is None else target
         missing: dict[str, str] = {}
         backbone_maps: dict[str, np.ndarray | None] = {}
-        head: Any = model.video_head
-        for name, compute in (
-            ("grad_cam", lambda: grad_cam(model.backbone, head, on_device, target)),
-            ("rollout", lambda: attention_rollout(model.backbone, on_device)),
-        ):
+        for name, compute in (("grad_cam", _grad_cam), ("rollout", _rollout)):
             try:
-                backbone_maps[name] = compute().float().cpu().numpy()
+                backbone_maps[name] = compute(model, on_device, target).float().cpu().numpy()
             except MapUnavailable as reason:
                 backbone_maps[name], missing[name] = None, str(reason)
         tracklets: dict[str, Any] = {"maps": None, "centers": None, "boxes": None, "saliency": None, "queries": ()}
-        if model.kind == "art":
+        if model.num_maps:
             maps = out.maps[0].float().cpu()
             tracklets = {
                 "maps": maps.numpy(),
                 "centers": map_peak(maps, refine=True).numpy(),
                 "boxes": response_boxes(maps.numpy()),
                 "saliency": out.saliency[0].float().cpu().numpy(),
-                "queries": _queries(model, out),
+                "queries": model.map_queries(out),
             }
     return Explanation(
         clip=Path(clip),
@@ -249,6 +222,19 @@ def explain(
         **backbone_maps,  # type: ignore[arg-type]
         **tracklets,
     )
+
+
+def _grad_cam(model: VideoClassifier, video: Tensor, target: int) -> Tensor:
+    if isinstance(model, ProbeClassifier) and model.video_head is None:
+        return head_grad_cam(model, video, target)
+    head: Any = model.video_head
+    return grad_cam(model.backbone, head, video, target)
+
+
+def _rollout(model: VideoClassifier, video: Tensor, target: int) -> Tensor:
+    if isinstance(model, ProbeClassifier) and model.video_head is None:
+        raise MapUnavailable("the head classifies its tokens, not its global feature")
+    return attention_rollout(model.backbone, video)
 
 
 def response_boxes(maps: Float[np.ndarray, "t k h w"], level: float = 0.5) -> Float[np.ndarray, "t k 4"]:
@@ -386,20 +372,6 @@ def _classify_prefixes(model: VideoClassifier, frames: _ClipFrames, device: torc
         batch = torch.stack([frames.stack(indices) for indices in frames.prefix_sampled[start : start + _BATCH_SIZE]])
         probabilities.append(model(batch.to(device)).logits.float().softmax(1).cpu())
     return torch.cat(probabilities).numpy()
-
-
-def _queries(model: Any, out: Any) -> tuple[Query, ...]:
-    """Find the prompts that :meth:`art.model.semantics.SemanticsBank.select` chose."""
-    bank = model.semantics
-    similarities = cosine(out.video_latent, bank.projection(bank.bank))[0]  # [P, Y]
-    templates = model.options.templates or TEMPLATES
-    texts = model.prompts or model.class_names
-    queries = []
-    for label in out.selected[0].tolist():
-        similarity, prompt = similarities[:, label].max(0)
-        text = templates[int(prompt)].replace("{label}", texts[label])
-        queries.append(Query(label, model.class_names[label], text, float(similarity)))
-    return tuple(queries)
 
 
 def _crop_bounds(model: VideoClassifier, height: int, width: int) -> tuple[float, float, float, float]:

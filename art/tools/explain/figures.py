@@ -172,7 +172,7 @@ def saliency_figure(explanation: Explanation) -> Figure:
     sheet = _Sheet(e, np.arange(1), 0.1 + e.num_tracklets * (_CAPTION + 0.4))
     for k, query in enumerate(e.queries):
         top = 0.05 + k * (_CAPTION + 0.4)
-        sheet.text(_EDGE, top + 0.15, f"Tracklet {k + 1}, query “{query.name}”", 9.5, weight="bold")
+        sheet.text(_EDGE, top + 0.15, query.title(k), 9.5, weight="bold")
         drawing.draw_saliency(sheet.axes(top + _CAPTION, _STRIP), e, k)
     return sheet.figure
 
@@ -205,8 +205,9 @@ class _Sheet:
         e, query, color = self.explanation, self.explanation.queries[k], tracklet_color(k)
         assert e.maps is not None and e.centers is not None and e.boxes is not None and e.saliency is not None
         self.text(_EDGE, top + 0.15, "■", 11, color=color)
-        self.text(_EDGE + 0.18, top + 0.15, f"Tracklet {k + 1}, query “{query.name}”", 9.5, 4.6, weight="bold")
-        self.text(_WIDTH - _EDGE, top + 0.15, f"Prompt: “{query.prompt}”", 8.5, 4.7, color=MUTED, ha="right")
+        self.text(_EDGE + 0.18, top + 0.15, query.title(k), 9.5, 4.6, weight="bold")
+        if query.prompt is not None:
+            self.text(_WIDTH - _EDGE, top + 0.15, f"Prompt: “{query.prompt}”", 8.5, 4.7, color=MUTED, ha="right")
         axes = self.axes(top + _CAPTION, self.frame_size)
         # Only this tracklet is tinted, in its own color: the maps of the others are constant.
         alone = np.full_like(e.maps[:, : k + 1], 1 / e.maps[0, 0].size)

@@ -304,7 +304,7 @@ class Scene:
     def _draw_strip_label(self, figure: Figure, k: int, strip: Rect, label: Rect) -> None:
         query, size = self.explanation.queries[k], self.layout.text
         marker = {"color": tracklet_color(k), "fontweight": "bold"}
-        title = f"Tracklet {k + 1}, query “{query.name}”"
+        title = query.title(k)
         right = label.left + label.width
         if self.layout.legend is None:  # one line above the strip
             y = label.top + label.height / 2
@@ -318,7 +318,7 @@ class Scene:
         y = label.top + label.height * (0.28 if two_lines else 0.5)
         x = self._text(figure, label.left, y, "■ ", size, 40, **marker)
         self._text(figure, x, y, title, size, right - x)
-        if two_lines:
+        if two_lines and query.prompt is not None:
             self._text(figure, x, y + size + 5, f"“{query.prompt}”", size - 2, right - x, color=MUTED)
         y = strip.top + strip.height / 2
         self._text(figure, strip.left - 8, y, "Saliency", size - 4, 60, color=MUTED, ha="right")

@@ -193,10 +193,9 @@ def check_export(model: VideoClassifier, out: Path, file_format: str, outputs: S
             f"outputs: got {','.join(outputs)!r}, expected logits, optionally followed by {', '.join(OUTPUTS[1:])}"
         )
     o = model.options
-    if model.kind != "art":
-        if "maps" in outputs:
-            raise ValueError(f"outputs: got maps, but models of kind {model.kind!r} have no response maps; remove maps")
-    elif o.linking != "index" and o.num_tracklets > MAX_MATCHED_TRACKLETS:
+    if "maps" in outputs and not model.num_maps:
+        raise ValueError(f"outputs: got maps, but this model of kind {model.kind!r} has no maps; remove maps")
+    if model.kind == "art" and o.linking != "index" and o.num_tracklets > MAX_MATCHED_TRACKLETS:
         raise ValueError(
             f"linking is {o.linking!r} with num_tracklets {o.num_tracklets}: its graph enumerates all matchings, which "
             f"is supported for at most {MAX_MATCHED_TRACKLETS} tracklets; train with model.linking=index, which can be "

@@ -17,7 +17,9 @@ import torch
 
 from art.data.dataset import DataError, seeded_generator
 from art.data.datasets.base import ClipSet
+from art.data.datasets.directories import group_of
 from art.data.features import (
+    CONFIG,
     PART_BYTES,
     finish_part,
     is_complete,
@@ -32,6 +34,7 @@ from art.data.parallel import map_processes, worker_slot
 from art.data.shards import ShardSet
 from art.terminal import Progress
 from art.tools.extract.extractor import Extractor, ExtractSettings, make_manifest
+from art.train.config import save_config
 from art.train.lock import DirectoryLock
 from art.train.runtime import raise_on_sigterm
 
@@ -174,6 +177,7 @@ def write_features(settings: ExtractSettings, out: Path, device: str, run: Runne
         missing = [part for part in parts if not is_complete(part.path)]
         _check_space(extractor, out, missing)
         write_manifest(out, make_manifest(extractor, num_parts))
+        save_config(settings.config, out / CONFIG)
         seconds = {"decode": 0.0, "forward": 0.0, "other": 0.0}
         # Checksums are computed in a thread, while the next part is extracted.
         with raise_on_sigterm(), Progress("extract", len(missing), "part") as bar, ThreadPoolExecutor(1) as pool:
@@ -227,13 +231,17 @@ def _check_space(extractor: Extractor, out: Path, missing: Sequence[Part]) -> No
 def _write_index(extractor: Extractor, out: Path, split: str, num_parts: int) -> int:
     """Write the list of clips of a split, and return the number of clips without features."""
     clip_set = extractor.clip_sets[split]
-    rows = [
-        {"path": clip_set.relative_path(number), "start": clip.start, "end": clip.end, "label": clip.label}
-        for number, clip in enumerate(clip_set)
-    ]
+    rows = [_index_row(clip_set, number) for number in range(len(clip_set))]
     failed = write_index(out, split, rows, num_parts)
     _check_failures(clip_set, failed, extractor.settings.config.data.max_failed_fraction)
     return len(failed)
+
+
+def _index_row(clip_set: ClipSet, number: int) -> dict[str, Any]:
+    """Return the row of a clip in ``index.json``. Only class directories have groups, as in ``run/anna/1.mp4``."""
+    clip, path = clip_set.clips[number], clip_set.relative_path(number)
+    group = group_of(path) if clip_set.name == "folder" else None
+    return {"path": path, "start": clip.start, "end": clip.end, "label": clip.label, "group": group}
 
 
 def _check_failures(clip_set: ClipSet, failed: Mapping[int, str], limit: float) -> None:

@@ -25,6 +25,7 @@ from art.data.features import DTYPES, FORMAT, check_range
 from art.data.loader import dataset_of
 from art.data.parallel import Stopped, stop_requested
 from art.data.transforms.augment import CenterCrop, TrainAugment
+from art.model.files import state_sha256
 from art.model.loading import build_model
 from art.train.batches import open_split
 from art.train.config import Config
@@ -199,7 +200,7 @@ def make_manifest(extractor: Extractor, num_parts: Mapping[str, int]) -> dict[st
         "format": FORMAT,
         "backbone": {
             "name": options.backbone, "options": options.backbone_options, "pretrained": options.pretrained,
-            "sha256": _weights_sha256(backbone), "license": backbone.license, "framewise": backbone.framewise,
+            "sha256": state_sha256(backbone), "license": backbone.license, "framewise": backbone.framewise,
             "mean": _color(backbone, "image_mean"), "std": _color(backbone, "image_std"),
         },
         "num_frames": options.num_frames,
@@ -244,14 +245,6 @@ def _library_versions() -> dict[str, str]:
     """Return the versions of loaded libraries that read clips or have the backbone."""
     names = [name for name in ("av", "torchcodec", "timm", "transformers", "open_clip") if name in sys.modules]
     return {name: version(packages_distributions()[name][0]) for name in names}
-
-
-def _weights_sha256(backbone: Backbone) -> str:
-    digest = hashlib.sha256()
-    for name, tensor in backbone.state_dict().items():
-        digest.update(f"{name} {list(tensor.shape)} {tensor.dtype}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _clips_sha256(clip_set: ClipSet) -> str:

@@ -84,7 +84,8 @@ def describe(model: VideoClassifier, device: object) -> dict[str, Any]:
         "kind": model.kind,
         "backbone": model.options.backbone,
         "frames": model.num_frames,
-        "tracklets": model.options.num_tracklets if model.kind == "art" else 0,
+        "tracklets": model.num_maps,
+        "head": model.options.head if model.kind == "probe" else None,
         "classes": [*map(printable, model.class_names)],
         "device": str(device),
     }
@@ -159,8 +160,9 @@ def _tracklets(e: Explanation) -> list[dict[str, Any]]:
     return [
         {
             "color": tracklet_color(k),
-            "class": printable(query.name),
-            "prompt": printable(query.prompt),
+            "title": printable(query.title(k)),
+            "class": None if query.label is None else printable(query.name),
+            "prompt": None if query.prompt is None else printable(query.prompt),
             "saliency": [
                 {"seconds": time, "weight": float(weight)}
                 for time, weight in zip(seconds, e.saliency[:, k], strict=True)

@@ -57,7 +57,8 @@ async function start() {
   } catch {
     return fail(NO_SERVER);
   }
-  const model = about.kind === "art" ? `ART with ${about.tracklets} tracklets` : "Backbone";
+  const model = about.kind === "art" ? `ART with ${about.tracklets} tracklets`
+    : about.kind === "probe" ? `Head ${about.head}` : "Backbone";
   byId("about").textContent =
     `${model} on ${about.backbone}, ${about.classes.length} classes, ${about.frames} frames per clip, running on ${about.device}.`;
   byId("limits").textContent =
@@ -241,7 +242,7 @@ function showResult(element, result, id, sample) {
   const listeners = []; // called with the time of the film, in seconds
   const left = make("div");
   if (result.film) left.append(...film(result, id, listeners));
-  left.append(...result.tracklets.map((tracklet, k) => saliencyStrip(tracklet, k, result.seconds, listeners)));
+  left.append(...result.tracklets.map((tracklet) => saliencyStrip(tracklet, result.seconds, listeners)));
   const right = make("div", {}, make("h3", { textContent: "Classes" }), classList(result.classes));
   if (result.timeline) {
     right.append(
@@ -334,7 +335,7 @@ function player(video, seconds, listeners) {
   return make("div", { className: "player" }, toggle, slider, time);
 }
 
-function saliencyStrip({ color, class: name, prompt, saliency }, k, seconds, listeners) {
+function saliencyStrip({ color, title, prompt, saliency }, seconds, listeners) {
   const position = (time) => `${(100 * time) / Math.max(seconds, 1e-9)}%`;
   const peak = saliency.reduce((best, frame) => (frame.weight > best.weight ? frame : best));
   const bars = make("div", { className: "strip", role: "img" });
@@ -353,8 +354,8 @@ function saliencyStrip({ color, class: name, prompt, saliency }, k, seconds, lis
   bars.append(cursor);
   listeners.push((now) => (cursor.style.left = `calc(${position(now)} - 1px)`));
   return make("div", { className: "tracklet" },
-    make("p", {}, dot(color), `Tracklet ${k + 1}, query “`, named(name), "” ",
-      make("span", { className: "muted" }, "(“", named(prompt), "”)")),
+    make("p", {}, dot(color), named(title), " ",
+      prompt === null ? "" : make("span", { className: "muted" }, "(“", named(prompt), "”)")),
     bars);
 }
 

@@ -1,0 +1,244 @@
+"""``art fit``: a classifier of your own clips from a frozen backbone, with an estimate of its accuracy.
+
+If the clips have no test split, accuracy is estimated by cross-validation: each fold is predicted by heads that were
+selected and trained on the other folds only. The saved model is trained on all clips, in the same way.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Int64
+from torch import Tensor
+
+from art.backbones import build_backbone
+from art.data.dataset import seeded_generator
+from art.data.datasets.directories import lacks_split_directories
+from art.data.datasets.splits import SPLITS, units_of_clips
+from art.data.features import FeatureSplit, JoinedFeatures
+from art.data.files import check_writable, write_text
+from art.eval.metrics import Evaluation, compute_metrics
+from art.eval.report.report import wilson_interval, write_report
+from art.experiments.probe import frozen_model, save_run, train_heads
+from art.experiments.probe_training import ProbeSettings, predict
+from art.terminal import Progress, plural
+from art.tools.extract import ExtractSettings, extract
+from art.train.config import Config, load_config, with_values
+from art.train.runtime import provenance, resolve_device
+
+#: Heads of which one is selected on held-out clips, and their settings, for few clips.
+DEFAULTS = ProbeSettings(heads=("mean", "ep"), lrs=(1e-3, 3e-3, 1e-2), seeds=1, batch_size=32)
+_MAX_PAIRS = 5
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """Result of :func:`fit_directory`.
+
+    Attributes:
+        evaluation: predictions for clips that the predicting head was not trained on.
+        interval: Wilson's 95 % interval of the top-1 accuracy; too narrow if clips are similar to each other.
+        folds: number of folds of the cross-validation; 0 if the clips have a test split.
+        head: name of the head in the saved model.
+        lr: its learning rate.
+        epochs: its number of epochs.
+    """
+
+    evaluation: Evaluation
+    interval: tuple[float, float]
+    folds: int
+    head: str
+    lr: float
+    epochs: int
+
+
+def configure(root: Path, backbone: str, pretrained: str | None, overrides: Sequence[str] = ()) -> Config:
+    """Return the configuration for clips in class directories: frames of any size, resized to the backbone's."""
+    config = load_config(None, [f"model.backbone={backbone}", "data.flip=0", *overrides])
+    values: dict[str, Any] = {"data.name": "folder", "data.root": str(root)}
+    if pretrained is not None:
+        values["model.pretrained"] = pretrained
+    if config.data.frame_size is None:
+        options = config.model
+        probe = build_backbone(options.backbone, num_frames=options.num_frames, **options.backbone_options)
+        values["data.frame_size"] = probe.input_size
+    return with_values(config, values, "art fit")
+
+
+def fit_directory(config: Config, out: Path, settings: ProbeSettings, *, folds: int | None = None) -> Fitted:
+    """Extract features, estimate the accuracy, train on all clips, and save a run directory.
+
+    Writes ``features/``, ``fit.json``, ``report.html``, ``config.yaml`` and ``checkpoints/last``.
+
+    Args:
+        config: ``data``, class directories, and ``model``, the backbone, are used.
+        out: output directory.
+        settings: how heads are trained; one of ``settings.heads`` is selected on held-out clips.
+        folds: of the cross-validation, at least 2. Default: 5 if there is no test split and at most 50 clips per class;
+            otherwise the test split, or a fifth of the clips, is tested, and not used for training.
+
+    Raises:
+        ValueError: ``folds`` is below 2, or a class has a single clip or group; raised before heads are trained.
+    """
+    if folds is not None and folds < 2:
+        raise ValueError(f"folds: got {folds}, expected at least 2")
+    check_writable(out, "out")
+    features, device = out / "features", resolve_device(settings.device)
+    extract(ExtractSettings(config), features, devices=[str(device)])
+    splits = config.data.train_split, config.data.test_split
+    train, test = (FeatureSplit(features, split, layers=settings.layers) for split in splits)
+    model = frozen_model(config, train.manifest)
+    clips = JoinedFeatures([train, test])
+    if folds is None and _has_no_split(Path(config.data.root)):
+        folds = 5 if len(clips) <= _FEW * len(train.manifest["class_names"]) else None
+    fold_of = _test_fold(train, test) if folds is None else assign_folds(clips, folds, settings.seed)
+    evaluation = cross_validate(clips, fold_of, settings, device)
+    everything = fold_of != MISSING
+    trained = train_heads(clips, settings, everything if folds else everything & (fold_of < 0), device)
+    head = min(trained.final, key=lambda each: -trained.selected[each.name].accuracy)
+    save_run(model, head.head, head.name, settings, train.manifest, config, out)
+    interval = wilson_interval(evaluation.top1, evaluation.total)
+    fitted = Fitted(evaluation, interval, folds or 0, head.name, head.lr, head.epochs)
+    _write(fitted, clips, config, settings, out)
+    return fitted
+
+
+#: Folds of clips that are never tested: without features, and only trained on.
+MISSING, TRAIN_ONLY = -2, -1
+_FEW = 50  # clips per class
+
+
+def _has_no_split(root: Path) -> bool:
+    return lacks_split_directories(root) and not (root / SPLITS).is_file()
+
+
+def _test_fold(train: FeatureSplit, test: FeatureSplit) -> Int64[Tensor, " n"]:
+    """Return a single fold, the test split."""
+    fold_of = torch.cat([torch.full((len(train.paths),), TRAIN_ONLY), torch.zeros(len(test.paths), dtype=torch.int64)])
+    return _without_missing(fold_of, JoinedFeatures([train, test]))
+
+
+def _without_missing(fold_of: Int64[Tensor, " n"], clips: JoinedFeatures) -> Int64[Tensor, " n"]:
+    fold_of[clips.missing] = MISSING
+    return fold_of
+
+
+def assign_folds(clips: JoinedFeatures, folds: int, seed: int) -> Int64[Tensor, " n"]:
+    """Assign clips to folds of about equal size in each class; clips of a group are in the same fold.
+
+    Raises:
+        ValueError: A class has a single clip or group, so that its test fold would leave no training clips.
+    """
+    labels: list[int] = clips.labels.tolist()
+    units = list(units_of_clips(clips.paths, labels, clips.groups).values())
+    classes: list[set[int]] = [set() for _ in clips.manifest["class_names"]]
+    for number, unit in enumerate(units):
+        for clip in unit:
+            classes[labels[clip]].add(number)
+    for name, own in zip(clips.manifest["class_names"], classes, strict=True):
+        if len(own) < 2:
+            raise ValueError(
+                f"{clips.manifest['dataset']['root']}: the clips of {name!r} are {plural(len(own), 'clip')} or all "
+                "of one group (subdirectory); cross-validation needs at least 2 per class, and 5 or more to be useful"
+            )
+    sizes = torch.zeros(folds, len(classes))
+    fold_of = torch.full((len(labels),), TRAIN_ONLY)
+    order = torch.randperm(len(units), generator=seeded_generator(seed)).tolist()
+    for number in sorted(order, key=lambda each: -len(units[each])):  # the largest groups first
+        members = torch.tensor(units[number])
+        counts = torch.bincount(clips.labels[members], minlength=len(classes)).float()
+        fold = int((sizes @ counts + 1e-3 * sizes.sum(1)).argmin())
+        fold_of[members] = fold
+        sizes[fold] += counts
+    return _without_missing(fold_of, clips)
+
+
+def cross_validate(
+    clips: JoinedFeatures, fold_of: Int64[Tensor, " n"], settings: ProbeSettings, device: torch.device
+) -> Evaluation:
+    """Predict the clips of each fold with heads that were selected and trained on the other clips."""
+    probabilities: list[Tensor] = []
+    numbers: list[Tensor] = []
+    folds = range(int(fold_of.max()) + 1)
+    with Progress("cross-validate", len(folds), "fold") as bar:
+        for fold in folds:
+            tested = fold_of == fold
+            trained = train_heads(clips, settings, (fold_of != MISSING) & ~tested, device)
+            best = max(trained.selected, key=lambda name: trained.selected[name].accuracy)
+            chosen = [each for each in trained.final if each.name == best]
+            outputs = predict(chosen, clips, settings, device, tested)
+            probabilities.append(torch.stack([logits.softmax(1) for logits, _ in outputs]).mean(0))
+            numbers.append(torch.cat([batch.clips for batch in clips.batches(settings.batch_size, subset=tested)]))
+            bar.update()
+    indices = torch.cat(numbers)
+    order = indices.argsort()
+    return compute_metrics(
+        torch.cat(probabilities)[order].numpy(), clips.labels[indices[order]].numpy(), indices[order].numpy(),
+        clips.manifest["class_names"], groups=clips.manifest["groups"],
+    )  # fmt: skip
+
+
+def _write(fitted: Fitted, clips: JoinedFeatures, config: Config, settings: ProbeSettings, out: Path) -> None:
+    evaluation = fitted.evaluation
+    content = {
+        "top1": evaluation.top1,
+        "interval": fitted.interval,
+        "mean_class_accuracy": evaluation.mean_class_accuracy,
+        "largest_class": float(evaluation.confusion.sum(1).max() / evaluation.total),
+        "clips": evaluation.total,
+        "folds": fitted.folds,
+        "head": {"name": fitted.head, "lr": fitted.lr, "epochs": fitted.epochs},
+        "class_names": list(evaluation.class_names),
+        "confusion": evaluation.confusion.tolist(),
+        "predictions": [
+            {"path": clips.paths[index], "label": int(label), "probabilities": row.tolist()}
+            for index, label, row in zip(
+                evaluation.indices.tolist(), evaluation.labels, evaluation.probabilities, strict=True
+            )
+        ],
+        "settings": asdict(settings),
+        "provenance": provenance(),
+    }
+    write_text(out / "fit.json", json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    write_report(
+        out,
+        title=f"Clips of {Path(config.data.root).name}, {config.model.backbone} frozen",
+        history=(),
+        evaluation=evaluation,
+        class_names=evaluation.class_names,
+        samples=(),
+        summary={
+            "estimate": f"{fitted.folds}-fold cross-validation" if fitted.folds else "test split",
+            "95 % interval": " to ".join(f"{100 * bound:.1f}" for bound in fitted.interval) + " %",
+            "saved head": fitted.head,
+            "data": config.data.root,
+            **{name: value for name, value in provenance().items() if name in ("torch", "date")},
+        },
+    )
+
+
+def to_text(fitted: Fitted) -> str:
+    """Format the estimate and the most frequent confusions for a terminal."""
+    e = fitted.evaluation
+    low, high = (100 * bound for bound in fitted.interval)
+    how = f"{fitted.folds}-fold cross-validation" if fitted.folds else "the test split"
+    lines = [
+        f"accuracy {100 * e.top1:.1f} % ({low:.0f} to {high:.0f} %, 95 % interval), {e.correct_top1} of "
+        f"{plural(e.total, 'clip')}, by {how}",
+        f"mean over classes {100 * e.mean_class_accuracy:.1f} %; always the largest class: "
+        f"{100 * e.confusion.sum(1).max() / e.total:.1f} %",
+        f"saved head: {fitted.head}, learning rate {fitted.lr:g}, {plural(fitted.epochs, 'epoch')}",
+    ]
+    wrong = e.confusion - np.diag(np.diag(e.confusion))
+    for flat in np.argsort(-wrong, axis=None, kind="stable")[:_MAX_PAIRS]:
+        true, predicted = np.unravel_index(flat, wrong.shape)
+        if count := int(wrong[true, predicted]):
+            names = (repr(e.class_names[label]) for label in (true, predicted))
+            lines.append(f"  {plural(count, 'clip')} of " + " predicted as ".join(names))
+    return "\n".join(lines)
