@@ -26,7 +26,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from art.data.features import CONFIG, FeatureError, FeatureSplit, JoinedFeatures, read_manifest
 from art.data.files import check_writable, write_text
 from art.eval.metrics import Evaluation, compute_metrics
-from art.experiments.probe_report import write_report
+from art.experiments.probe_report import best_head, write_report
 from art.experiments.probe_training import (
     KNN,
     Candidate,
@@ -75,12 +75,6 @@ def run_probe(directory: Path, out: Path, settings: ProbeSettings) -> str:
     write_text(out / "probe.json", json.dumps({**result, "provenance": provenance()}, indent=1) + "\n")
     write_report(out / "report.html", result, heads, test)
     return table
-
-
-def best_head(result: Mapping[str, Any]) -> str:
-    """Return the name of the head with the best accuracy on the held-out clips, of those that were trained."""
-    trained = {name: row["holdout_accuracy"] for name, row in result["heads"].items() if name != KNN}
-    return max(trained, key=trained.__getitem__)
 
 
 def frozen_model(config: Config, manifest: Mapping[str, Any]) -> ProbeClassifier:

@@ -8,6 +8,7 @@ from torch import nn
 
 from art.data.transforms.augment import CenterCrop
 from art.data.transforms.sampling import FrameSampling
+from art.model.pretrained import Query
 
 GRID, SIZE, FRAMES = 4, 32, 6
 NAMES = ("blob to the right", "blob downwards", "nothing moves")
@@ -59,8 +60,14 @@ class BlobModel(nn.Module):
             logits=logits,
             maps=maps / maps.sum((-2, -1), keepdim=True) if return_maps else None,
             saliency=torch.full(shape, 1 / FRAMES),
-            selected=torch.arange(self.tracklets).expand(len(video), -1),
         )
+
+    @property
+    def num_maps(self):
+        return 0 if self.kind == "backbone" else self.tracklets
+
+    def map_queries(self, output, clip=0):
+        return tuple(Query(self.class_names[k], k) for k in range(self.tracklets))
 
 
 def read_blob(clip):

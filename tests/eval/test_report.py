@@ -12,6 +12,7 @@ from art.data.shards import write_shards
 from art.eval.metrics import compute_metrics
 from art.eval.report import SampleClip, collect_pairs, collect_samples, measure_localization, write_report
 from art.eval.report.report import _format_duration, wilson_interval
+from art.model.pretrained import Query
 from art.train.batches import open_split
 from art.train.loop import train
 
@@ -72,7 +73,7 @@ def sample(label, predicted, classes, *, tracklets=2, joints=None, path="some/wh
     if tracklets:
         maps["maps"] = rng.random((FRAMES, tracklets, 4, 4))
         maps["saliency"] = rng.dirichlet(np.ones(FRAMES), tracklets).T
-        maps["selected"] = np.arange(tracklets)
+        maps["queries"] = tuple(Query(f"class {k}", k) for k in range(tracklets))
     frames = blob_video(label % 3).permute(0, 2, 3, 1).numpy()
     return SampleClip(Path(path), frames, label, probabilities, joints=joints, **maps)
 
@@ -128,7 +129,7 @@ def test_report_contains_the_numbers_of_a_run(tmp_path, blob_clips, blob_evaluat
     assert "50.0 % 100.0 % 100.0 %" in page.text, "the tracklets: mean, best, any"
     chance = localization.overall.random_region
     assert f"{100 * chance.single:.1f} %" in page.text and f"{100 * chance.best:.1f} %" in page.text
-    assert page.text.count("queried by") == 3 * 2
+    assert page.text.count(", query “") == 3 * 2
     assert page.count["img"] == 3 * (1 + 2 * FRAMES), "each clip: an overview, and each tracklet's frames"
     assert page.count["svg"] == 3, "two charts and the confusion matrix"
 
@@ -189,12 +190,12 @@ def test_no_samples_and_no_history(tmp_path):
 
 def test_one_tracklet(tmp_path):
     page = written(tmp_path, evaluation_of([0], [1], NAMES), NAMES, [sample(0, 1, 3, tracklets=1)])
-    assert page.text.count("queried by") == 1 and "tracklet 2" not in page.text
+    assert page.text.count(", query “") == 1 and "Tracklet 2" not in page.text
 
 
 def test_backbone_shows_frames_only(tmp_path):
     page = written(tmp_path, evaluation_of([0], [1], NAMES), NAMES, [sample(0, 1, 3, tracklets=0)])
-    assert "queried by" not in page.text and "Sample clips" in page.text and "Tint" not in page.text
+    assert ", query “" not in page.text and "Sample clips" in page.text and "Tint" not in page.text
     assert page.count["img"] == FRAMES
 
 
@@ -292,6 +293,6 @@ def test_clips_in_shards_have_samples_but_no_pairs(configured, clips, tmp_path):
         result = train(configured(tmp_path / name, *overrides))
         pages[name] = (tmp_path / name / "report.html").read_text()
         assert result.evaluation.correct_top1 < 6, "there are mistakes to show"
-    assert all("queried by" in page and "predicted as" in page for page in pages.values())
+    assert all(", query “" in page and "predicted as" in page for page in pages.values())
     assert 'class="strip wrong"' in pages["csv"] and 'alt="3 frames of test_' in pages["csv"]
     assert 'class="strip' not in pages["shards"]

@@ -216,7 +216,7 @@ def test_joints_are_those_of_the_frames_shown(blob_clips):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"model": BlobModel("backbone")}, "no response maps"),
+        ({"model": BlobModel("backbone")}, "has no maps"),
         ({"defining": ("hand",)}, "1 entries, expected one for each of 3"),
         ({"defining": ("hand", "nose", None)}, "not tracked: nose"),
         ({"defining": (None, None, None)}, "nothing to measure"),

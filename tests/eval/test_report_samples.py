@@ -8,6 +8,7 @@ from blob_model import FRAMES, GRID, SIZE, BlobModel, blob_path, read_blob
 from art.data.transforms.sampling import FrameSampling
 from art.eval.report import samples as samples_module
 from art.eval.report.samples import SampleClip, choose_clips, clip_reader, collect_samples
+from art.model.pretrained import Query
 
 
 def test_samples_are_correct_then_wrong_with_maps(blob_clips, blob_evaluation):
@@ -17,7 +18,7 @@ def test_samples_are_correct_then_wrong_with_maps(blob_clips, blob_evaluation):
     for s in chosen:
         assert s.frames.shape == (FRAMES, SIZE, SIZE, 3)
         assert s.maps.shape == (FRAMES, 2, GRID, GRID) and s.saliency.shape == (FRAMES, 2)
-        assert s.selected.tolist() == [0, 1]
+        assert [query.label for query in s.queries] == [0, 1]
         assert s.probabilities.sum() == pytest.approx(1.0)
         np.testing.assert_array_equal(s.frames, read_blob(s).permute(0, 2, 3, 1).numpy())
 
@@ -47,7 +48,7 @@ def test_model_mode_is_restored_and_there_are_no_gradients(blob_clips, blob_eval
 
 def test_backbone_has_no_maps(blob_clips, blob_evaluation):
     (sample,) = collect_samples(BlobModel("backbone"), blob_clips, blob_evaluation, right=1, wrong=0, read=read_blob)
-    assert sample.maps is None and sample.saliency is None and sample.selected is None
+    assert sample.maps is None and sample.saliency is None and sample.queries is None
 
 
 def test_limbs_of_clips(blob_clips, blob_evaluation):
@@ -84,7 +85,7 @@ def test_invalid_arguments(blob_clips, blob_evaluation):
 
 
 IMAGES = np.zeros((4, 8, 8, 3), dtype=np.uint8)
-MAPS = {"maps": np.ones((4, 2, 3, 3)), "saliency": np.ones((4, 2)), "selected": np.array([0, 1])}
+MAPS = {"maps": np.ones((4, 2, 3, 3)), "saliency": np.ones((4, 2)), "queries": (Query("a", 0), Query("b", 1))}
 
 
 @pytest.mark.parametrize(

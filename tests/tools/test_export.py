@@ -325,7 +325,7 @@ def test_invalid_arguments(make_art, out, file_format, outputs, options, message
 def test_no_clips_and_no_maps(make_art, make_model, tmp_path):
     with pytest.raises(ValueError, match="clips: got none"):
         export_model(make_art(), random_clips(0), tmp_path / "m.pt2", "torch")
-    with pytest.raises(ValueError, match="have no response maps"):
+    with pytest.raises(ValueError, match="has no maps"):
         export_model(make_model("backbone"), random_clips(3), tmp_path / "m.pt2", "torch", outputs=("logits", "maps"))
 
 

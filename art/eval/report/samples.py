@@ -36,7 +36,7 @@ class SampleClip:
         probabilities: ``[Y]``.
         maps: ``[T, K, h, w]``, the response maps. This and the next two are None for a model without maps.
         saliency: ``[T, K]``, the weight of each frame in each tracklet.
-        queries: K names, the class whose text queried each tracklet.
+        queries: what each of the K maps belongs to.
         joints: ``[T, 2]``, position of the limb that distinguishes the class from similar ones, as fractions of the
             image size; None if no limb does, or if it is unknown.
 
