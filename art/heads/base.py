@@ -122,7 +122,7 @@ class Head(nn.Module, ABC):
     def frame_maps(self, output: HeadOutput) -> tuple[Float[Tensor, "b t k h w"], Float[Tensor, "b t k"]]:
         """Return maps of each time step, with sum 1, and the weights of the time steps, from an output with maps.
 
-        K is :attr:`num_maps`: 1, the mean over queries, unless a subclass has maps of its own.
+        K is :attr:`num_maps`: 1, the mean over queries, unless a subclass overrides both.
         """
         assert output.maps is not None
         maps = output.maps.mean(1)[:, :, None]
