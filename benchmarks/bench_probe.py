@@ -37,7 +37,7 @@ if not __package__:  # run as a file
     import benchmarks  # noqa: F401  moves the checkout to the end of sys.path
 
 from art.backbones import Features
-from art.data.features import FORMAT, FeatureSplit, part_path, write_index, write_manifest, write_part
+from art.data.features import FORMAT, FeatureSplit, finish_part, part_path, save_part, write_index, write_manifest
 from art.experiments.probe_training import ProbeSettings, fit, make_candidate
 from art.heads import EfficientProbing, FeatureShape
 from benchmarks.common.measure import (
@@ -247,7 +247,8 @@ def write_features(directory: Path, clips: int) -> FeatureSplit:
         tokens = torch.randn(len(clip), 1, 8, 196, shape.channels).half()
         path = part_path(directory, "train", number)
         path.parent.mkdir(exist_ok=True)
-        write_part(path, {"tokens": tokens, "class_token": tokens[:, :, 0, 0].clone(), "clip": clip}, {})
+        tensors = {"tokens": tokens, "class_token": tokens[:, :, 0, 0].clone(), "clip": clip}
+        finish_part(path, save_part(path, tensors, {}))
     rows = [{"path": f"{clip}", "start": None, "end": None, "label": clip % 20} for clip in range(clips)]
     write_index(directory, "train", rows, 2)
     return FeatureSplit(directory, "train", cache_bytes=0)

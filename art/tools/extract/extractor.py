@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from importlib.metadata import packages_distributions, version
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -243,8 +243,9 @@ def _color(backbone: Backbone, name: str) -> list[float] | None:
 
 def _library_versions() -> dict[str, str]:
     """Return the versions of loaded libraries that read clips or have the backbone."""
-    names = [name for name in ("av", "torchcodec", "timm", "transformers", "open_clip") if name in sys.modules]
-    return {name: version(packages_distributions()[name][0]) for name in names}
+    names = ("av", "torchcodec", "timm", "transformers", "open_clip")
+    # ``packages_distributions`` would read the list of files of every installed package, which takes seconds.
+    return {name: version("open_clip_torch" if name == "open_clip" else name) for name in names if name in sys.modules}
 
 
 def _clips_sha256(clip_set: ClipSet) -> str:
