@@ -75,5 +75,8 @@ def test_interrupted_run_resumes_to_the_same_result(legacy, one_thread):
         names = [name for name in before if name.startswith(("loss/", "lr/", "gradient_norm/"))]
         assert [line[name] for name in names] == pytest.approx([before[name] for name in names], rel=1e-4, abs=1e-4)
     weights, before = (load_model(legacy / name / "checkpoints/last").state_dict() for name in ("stopped", "finished"))
+    for state in (weights, before):
+        for name in [name for name in state if name.endswith("in_proj_bias")]:
+            state[name].unflatten(0, (3, -1))[1] = 0  # softmax ignores biases of keys: AdamW amplifies rounding errors
     torch.testing.assert_close(weights, before, rtol=1e-4, atol=1e-4)
     assert result.evaluation.top1 == json.loads((legacy / "finished" / "evaluation.json").read_text())["top1"]

@@ -148,7 +148,7 @@ def _transformer_blocks(backbone: Backbone, num_frames: int) -> _Blocks | None:
         base: Any = backbone.model.base_model
         layers = base.layers if hasattr(base, "layers") else base.encoder.layer
         steps = num_frames // backbone.tubelet
-        return _Blocks(list(layers), lambda output: family.split(_hidden_state(output), steps)[0])
+        return _Blocks(list(layers), lambda output: family.split(_hidden_state(output), steps))
     if _is_timm(backbone):
         vit: Any = backbone.model
         if not hasattr(vit, "blocks"):
