@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from jaxtyping import Shaped
+import torch
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from art.backbones.base import (
@@ -22,6 +23,8 @@ from art.extras import import_extra
 #: Number of blocks up to the end of each stage, and the stride there in pixels. The last stage is a 1×1 convolution.
 STAGES = {1: (1, 2), 2: (3, 4), 3: (5, 8), 4: (8, 16), 5: (11, 16), 6: (15, 32), 7: (16, 32), 8: (16, 32)}
 TAG = "imagenet"
+#: Frames per pass on a CPU, where the activations of more do not fit the caches.
+_FRAMES = 2
 
 
 @register_backbone("efficientnet_lite0")
@@ -92,15 +95,23 @@ class EfficientNetLite0(AdaptedBackbone):
 
     def forward(self, video: Shaped[Tensor, "b t 3 height width"]) -> Features:
         """Return the features of ``video``; ``class_token`` is the mean over positions and frames."""
-        model: Any = self.model
         frames = self.normalize(video)
-        x = model._swish(model._bn0(model._conv_stem(frames.flatten(0, 1))))
+        images = frames.flatten(0, 1).contiguous(memory_format=torch.channels_last)
+        if self.training or images.device.type != "cpu" or torch.compiler.is_compiling():
+            x = self._run(images)
+        else:
+            x = torch.cat([self._run(part) for part in images.split(_FRAMES)])
+        tokens = x.flatten(2).transpose(1, 2).unflatten(0, frames.shape[:2])
+        return Features(tokens, tokens.mean((1, 2)), self.grid)
+
+    def _run(self, images: Float[Tensor, "n 3 height width"]) -> Float[Tensor, "n c h w"]:
+        model: Any = self.model
+        x = model._swish(model._bn0(model._conv_stem(images)))
         for i, block in enumerate(model._blocks):
             x = block(x, drop_connect_rate=self.drop_connect_rate * i / self.total_blocks)
         if self.stage == len(STAGES):
             x = model._swish(model._bn1(model._conv_head(x)))
-        tokens = x.flatten(2).transpose(1, 2).unflatten(0, frames.shape[:2])
-        return Features(tokens, tokens.mean((1, 2)), self.grid)
+        return x
 
     def parameters_by_depth(self) -> list[list[nn.Parameter]]:
         """Return one group for the stem and one per block; the last includes the 1×1 convolution."""

@@ -7,10 +7,12 @@ selected and trained on the other folds only. The saved model is trained on all 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,16 +21,19 @@ from torch import Tensor
 
 from art.backbones import build_backbone
 from art.data.dataset import seeded_generator
-from art.data.datasets.directories import lacks_split_directories
+from art.data.datasets.base import suggest
+from art.data.datasets.directories import group_of, lacks_split_directories
 from art.data.datasets.splits import SPLITS, units_of_clips
 from art.data.features import FeatureSplit, JoinedFeatures
 from art.data.files import check_writable, write_text
 from art.eval.metrics import Evaluation, compute_metrics
 from art.eval.report.report import wilson_interval, write_report
 from art.experiments.probe import frozen_model, save_run, train_heads
-from art.experiments.probe_training import ProbeSettings, predict
+from art.experiments.probe_training import VARIANTS, ProbeSettings, holdout_mask, predict
+from art.heads import head_names
 from art.terminal import Progress, plural
 from art.tools.extract import ExtractSettings, extract
+from art.train.batches import open_split
 from art.train.config import Config, load_config, with_values
 from art.train.runtime import provenance, resolve_device
 
@@ -48,6 +53,7 @@ class Fitted:
         head: name of the head in the saved model.
         lr: its learning rate.
         epochs: its number of epochs.
+        seconds: by stage, in the order of the stages.
     """
 
     evaluation: Evaluation
@@ -56,6 +62,7 @@ class Fitted:
     head: str
     lr: float
     epochs: int
+    seconds: Mapping[str, float]
 
 
 def configure(root: Path, backbone: str, pretrained: str | None, overrides: Sequence[str] = ()) -> Config:
@@ -84,27 +91,33 @@ def fit_directory(config: Config, out: Path, settings: ProbeSettings, *, folds: 
             otherwise the test split, or a fifth of the clips, is tested, and not used for training.
 
     Raises:
-        ValueError: ``folds`` is below 2, or a class has a single clip or group; raised before heads are trained.
+        ValueError: a head is unknown, a class has too few clips or groups, or ``folds`` is out of range; raised before
+            the extraction.
     """
-    if folds is not None and folds < 2:
-        raise ValueError(f"folds: got {folds}, expected at least 2")
     check_writable(out, "out")
+    for name in settings.heads:
+        if VARIANTS.get(name, (name,))[0] not in head_names():
+            raise ValueError(f"heads: {name!r} is unknown{suggest(name, sorted({*head_names(), *VARIANTS}))}")
     features, device = out / "features", resolve_device(settings.device)
-    extract(ExtractSettings(config), features, devices=[str(device)])
-    splits = config.data.train_split, config.data.test_split
-    train, test = (FeatureSplit(features, split, layers=settings.layers) for split in splits)
-    model = frozen_model(config, train.manifest)
-    clips = JoinedFeatures([train, test])
-    if folds is None and _has_no_split(Path(config.data.root)):
-        folds = 5 if len(clips) <= _FEW * len(train.manifest["class_names"]) else None
-    fold_of = _test_fold(train, test) if folds is None else assign_folds(clips, folds, settings.seed)
-    evaluation = cross_validate(clips, fold_of, settings, device)
-    everything = fold_of != MISSING
-    trained = train_heads(clips, settings, everything if folds else everything & (fold_of < 0), device)
-    head = min(trained.final, key=lambda each: -trained.selected[each.name].accuracy)
-    save_run(model, head.head, head.name, settings, train.manifest, config, out)
+    listed = list_clips(config)
+    fold_of, folds = plan_folds(listed, folds, settings)
+    seconds: dict[str, float] = {}
+    with _timed(seconds, "extraction"):
+        layers = tuple(int(layer) for layer in settings.layers if layer != "last")
+        extract(ExtractSettings(config, _splits(config), layers), features, devices=[str(device)])
+    splits = [FeatureSplit(features, split, layers=settings.layers) for split in _splits(config)]
+    clips, manifest = JoinedFeatures(splits), splits[0].manifest
+    fold_of[clips.missing] = MISSING
+    model = frozen_model(config, manifest)
+    with _timed(seconds, "estimate of the accuracy"):
+        evaluation = cross_validate(clips, fold_of, settings, device)
+    with _timed(seconds, "training on all clips" if folds else "training"):
+        used = fold_of != MISSING if folds else fold_of == TRAIN_ONLY
+        trained = train_heads(clips, settings, used, device)
+    head = max(trained.final, key=lambda each: trained.selected[each.name].rank)
+    save_run(model, head.head, head.name, settings, manifest, config, out)
     interval = wilson_interval(evaluation.top1, evaluation.total)
-    fitted = Fitted(evaluation, interval, folds or 0, head.name, head.lr, head.epochs)
+    fitted = Fitted(evaluation, interval, folds, head.name, head.lr, head.epochs, seconds)
     _write(fitted, clips, config, settings, out)
     return fitted
 
@@ -114,49 +127,108 @@ MISSING, TRAIN_ONLY = -2, -1
 _FEW = 50  # clips per class
 
 
-def _has_no_split(root: Path) -> bool:
-    return lacks_split_directories(root) and not (root / SPLITS).is_file()
+@contextmanager
+def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
+    begun = time.perf_counter()
+    yield
+    seconds[stage] = time.perf_counter() - begun
 
 
-def _test_fold(train: FeatureSplit, test: FeatureSplit) -> Int64[Tensor, " n"]:
-    """Return a single fold, the test split."""
-    fold_of = torch.cat([torch.full((len(train.paths),), TRAIN_ONLY), torch.zeros(len(test.paths), dtype=torch.int64)])
-    return _without_missing(fold_of, JoinedFeatures([train, test]))
+def _splits(config: Config) -> tuple[str, str]:
+    return config.data.train_split, config.data.test_split
 
 
-def _without_missing(fold_of: Int64[Tensor, " n"], clips: JoinedFeatures) -> Int64[Tensor, " n"]:
-    fold_of[clips.missing] = MISSING
-    return fold_of
+class ClipList(NamedTuple):
+    """The clips of all splits in one list.
+
+    Attributes:
+        paths: relative to ``root``.
+        labels: of the clips.
+        groups: of the clips; a clip without a group is its own.
+        class_names: in label order.
+        root: of the dataset.
+        num_test: number of clips of the test split, which are the last ones.
+        generated: whether the split was generated.
+    """
+
+    paths: list[str]
+    labels: list[int]
+    groups: list[str]
+    class_names: Sequence[str]
+    root: Path
+    num_test: int = 0
+    generated: bool = True
 
 
-def assign_folds(clips: JoinedFeatures, folds: int, seed: int) -> Int64[Tensor, " n"]:
+def list_clips(config: Config) -> ClipList:
+    """List the clips of class directories."""
+    root = Path(config.data.root)
+    sets = [open_split(config.data, split) for split in _splits(config)]
+    paths = [each.relative_path(i) for each in sets for i in range(len(each))]
+    labels = [clip.label for each in sets for clip in each.clips]
+    generated = lacks_split_directories(root) and not (root / SPLITS).is_file()
+    groups = [group_of(path) or path for path in paths]
+    return ClipList(paths, labels, groups, sets[0].class_names, root, len(sets[1]), generated)
+
+
+def plan_folds(clips: ClipList, folds: int | None, settings: ProbeSettings) -> tuple[Int64[Tensor, " n"], int]:
+    """Return the fold in which each clip is tested, and the number of folds, 0 for a test split.
+
+    Args:
+        clips: of all splits.
+        folds: see :func:`fit_directory`.
+        settings: of the training.
+
+    Raises:
+        ValueError: ``folds`` is out of range, or the training clips of a fold are too few to hold some out.
+    """
+    units = len(units_of_clips(clips.paths, clips.labels, clips.groups))
+    if folds is not None and not 2 <= folds <= units:
+        raise ValueError(f"folds: got {folds}, expected 2 to {units}, the number of clips, or of groups of clips")
+    if folds is None and clips.generated and len(clips.paths) <= _FEW * len(clips.class_names):
+        folds = min(5, units)
+    labels = torch.tensor(clips.labels)
+    if folds is not None:
+        fold_of = assign_folds(clips, folds, settings.seed)
+    else:
+        fold_of = torch.full((len(labels),), TRAIN_ONLY)
+        fold_of[len(labels) - clips.num_test :] = 0
+    for fold in range(int(fold_of.max()) + 1):
+        numbers = (fold_of != fold).nonzero()[:, 0]
+        groups = [clips.groups[number] for number in numbers.tolist()]
+        holdout_mask(labels[numbers], groups, settings.holdout, settings.seed)
+    return fold_of, folds or 0
+
+
+def assign_folds(clips: ClipList, folds: int, seed: int) -> Int64[Tensor, " n"]:
     """Assign clips to folds of about equal size in each class; clips of a group are in the same fold.
 
     Raises:
         ValueError: A class has a single clip or group, so that its test fold would leave no training clips.
     """
-    labels: list[int] = clips.labels.tolist()
-    units = list(units_of_clips(clips.paths, labels, clips.groups).values())
-    classes: list[set[int]] = [set() for _ in clips.manifest["class_names"]]
+    labels = torch.tensor(clips.labels)
+    units = list(units_of_clips(clips.paths, clips.labels, clips.groups).values())
+    classes: list[set[int]] = [set() for _ in clips.class_names]
     for number, unit in enumerate(units):
         for clip in unit:
-            classes[labels[clip]].add(number)
-    for name, own in zip(clips.manifest["class_names"], classes, strict=True):
+            classes[clips.labels[clip]].add(number)
+    for name, own in zip(clips.class_names, classes, strict=True):
         if len(own) < 2:
             raise ValueError(
-                f"{clips.manifest['dataset']['root']}: the clips of {name!r} are {plural(len(own), 'clip')} or all "
-                "of one group (subdirectory); cross-validation needs at least 2 per class, and 5 or more to be useful"
+                f"{clips.root}: class {name!r} has {plural(len(own), 'clip')}, or only clips of one group "
+                "(subdirectory); cross-validation needs at least 2 per class, and 5 or more to be useful: add clips, "
+                "or remove the class"
             )
     sizes = torch.zeros(folds, len(classes))
     fold_of = torch.full((len(labels),), TRAIN_ONLY)
     order = torch.randperm(len(units), generator=seeded_generator(seed)).tolist()
     for number in sorted(order, key=lambda each: -len(units[each])):  # the largest groups first
         members = torch.tensor(units[number])
-        counts = torch.bincount(clips.labels[members], minlength=len(classes)).float()
+        counts = torch.bincount(labels[members], minlength=len(classes)).float()
         fold = int((sizes @ counts + 1e-3 * sizes.sum(1)).argmin())
         fold_of[members] = fold
         sizes[fold] += counts
-    return _without_missing(fold_of, clips)
+    return fold_of
 
 
 def cross_validate(
@@ -170,7 +242,7 @@ def cross_validate(
         for fold in folds:
             tested = fold_of == fold
             trained = train_heads(clips, settings, (fold_of != MISSING) & ~tested, device)
-            best = max(trained.selected, key=lambda name: trained.selected[name].accuracy)
+            best = max(trained.selected, key=lambda name: trained.selected[name].rank)
             chosen = [each for each in trained.final if each.name == best]
             outputs = predict(chosen, clips, settings, device, tested)
             probabilities.append(torch.stack([logits.softmax(1) for logits, _ in outputs]).mean(0))
@@ -196,6 +268,7 @@ def _write(fitted: Fitted, clips: JoinedFeatures, config: Config, settings: Prob
         "head": {"name": fitted.head, "lr": fitted.lr, "epochs": fitted.epochs},
         "class_names": list(evaluation.class_names),
         "confusion": evaluation.confusion.tolist(),
+        "seconds": fitted.seconds,
         "predictions": [
             {"path": clips.paths[index], "label": int(label), "probabilities": row.tolist()}
             for index, label, row in zip(
@@ -234,6 +307,7 @@ def to_text(fitted: Fitted) -> str:
         f"mean over classes {100 * e.mean_class_accuracy:.1f} %; always the largest class: "
         f"{100 * e.confusion.sum(1).max() / e.total:.1f} %",
         f"saved head: {fitted.head}, learning rate {fitted.lr:g}, {plural(fitted.epochs, 'epoch')}",
+        ", ".join(f"{stage} {seconds:.0f} s" for stage, seconds in fitted.seconds.items()),
     ]
     wrong = e.confusion - np.diag(np.diag(e.confusion))
     for flat in np.argsort(-wrong, axis=None, kind="stable")[:_MAX_PAIRS]:

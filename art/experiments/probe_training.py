@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 import yaml
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
@@ -104,6 +105,7 @@ class Candidate:
         seed: of its initial weights.
         epochs: number of epochs after which its training ends.
         accuracy: on the held-out clips, after each epoch.
+        loss: cross-entropy on them.
         seconds: spent on training this head; where steps are shared, an equal part of their time.
     """
 
@@ -114,6 +116,7 @@ class Candidate:
     head: Head
     optimizer: torch.optim.Optimizer
     accuracy: list[float] = field(default_factory=list)
+    loss: list[float] = field(default_factory=list)
     seconds: float = 0.0
 
 
@@ -184,7 +187,7 @@ def fit(
     device: torch.device,
     validation: Bool[Tensor, " n"] | None = None,
 ) -> None:
-    """Train all candidates in the same batches; with ``validation``, append the accuracy after each epoch."""
+    """Train all candidates in the same batches; with ``validation``, append accuracy and loss after each epoch."""
     with fork_rng():
         _fit(candidates, split, settings, subset, device, validation)
 
@@ -220,6 +223,7 @@ def _fit(
                 running, predict(running, split, settings, device, validation), strict=True
             ):
                 each.accuracy.append(float((logits.argmax(1) == labels).float().mean()))
+                each.loss.append(float(F.cross_entropy(logits, labels)))
 
 
 def _groups(candidates: Sequence[Candidate]) -> list[list[Candidate]]:
@@ -291,21 +295,27 @@ def predict(
 
 
 class Selection(NamedTuple):
-    """Settings of a head with the best mean accuracy over seeds on the held-out clips, and that accuracy."""
+    """Settings of a head with the best mean accuracy over seeds on the held-out clips, and that accuracy and loss."""
 
     lr: float
     epochs: int
     accuracy: float
+    loss: float
+
+    @property
+    def rank(self) -> tuple[float, float]:
+        """Larger is better. The loss distinguishes settings that classify few held-out clips equally well."""
+        return self.accuracy, -self.loss
 
 
 def select(candidates: Sequence[Candidate]) -> Selection:
-    """Return learning rate and number of epochs with the best mean accuracy over seeds, the earliest if equal."""
-    means = {
-        lr: np.mean([each.accuracy for each in candidates if each.lr == lr], axis=0)
-        for lr in dict.fromkeys(each.lr for each in candidates)
-    }
-    lr = max(means, key=lambda each: means[each].max())
-    return Selection(lr, int(means[lr].argmax()) + 1, float(means[lr].max()))
+    """Return learning rate and number of epochs with the best mean accuracy over seeds; if equal, the lowest loss."""
+    found = []
+    for lr in dict.fromkeys(each.lr for each in candidates):
+        own = [each for each in candidates if each.lr == lr]
+        means = (np.mean([getattr(each, name) for each in own], axis=0).tolist() for name in ("accuracy", "loss"))
+        found += [Selection(lr, epoch, *values) for epoch, values in enumerate(zip(*means, strict=True), start=1)]
+    return max(found, key=lambda each: each.rank)
 
 
 def parse_settings(overrides: Sequence[str], defaults: ProbeSettings | None = None) -> ProbeSettings:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,13 +11,19 @@ import torch
 from art.backbones import Features
 from art.cli import main
 from art.data.features import FeatureBatch
-from art.experiments.fit import DEFAULTS, MISSING, assign_folds, cross_validate
+from art.experiments.fit import DEFAULTS, TRAIN_ONLY, ClipList, assign_folds, cross_validate, plan_folds
 
 NAMES = ["run", "walk", "jump"]
 MANIFEST = {
     "class_names": NAMES, "groups": [], "shape": {"num_steps": 1, "grid": [1, 1], "channels": 32},
     "backbone": {"framewise": False}, "dataset": {"root": "clips"},
 }  # fmt: skip
+
+
+def clip_list(count, group_size=1, labels=None):
+    labels = [number % 3 for number in range(count)] if labels is None else labels
+    groups = [str(number // group_size) for number in range(count)]
+    return ClipList([f"{number}.mp4" for number in range(count)], labels, groups, NAMES, Path("clips"))
 
 
 class Clips:
@@ -41,34 +48,46 @@ class Clips:
 
 
 def test_folds_have_all_classes_and_whole_groups():
-    clips = Clips(60, 0.0, group_size=2)
-    fold_of = assign_folds(clips, 5, seed=0)
+    clips = clip_list(60, group_size=2)
+    fold_of, folds = plan_folds(clips, None, DEFAULTS)
+    assert folds == 5
     for fold in range(5):
-        counts = torch.bincount(clips.labels[fold_of == fold], minlength=3)
+        counts = torch.bincount(torch.tensor(clips.labels)[fold_of == fold], minlength=3)
         assert counts.sum() == 12 and counts.min() >= 3
     assert torch.equal(fold_of[::2], fold_of[1::2]), "both clips of a group are in the same fold"
     assert not torch.equal(assign_folds(clips, 5, seed=1), fold_of)
 
 
-def test_clips_without_features_are_in_no_fold():
-    clips = Clips(12, 0.0)
-    clips.missing = [3]
-    assert assign_folds(clips, 2, seed=0).eq(MISSING).nonzero().tolist() == [[3]]
+def test_folds_are_at_most_the_groups():
+    fold_of, folds = plan_folds(clip_list(36, group_size=9), None, DEFAULTS)
+    assert folds == 4 and torch.bincount(fold_of).tolist() == [9, 9, 9, 9]
 
 
-def test_a_class_with_a_single_clip_is_refused():
-    clips = Clips(7, 0.0)
-    clips.labels[:] = torch.tensor([0, 0, 0, 1, 1, 1, 2])
-    with pytest.raises(ValueError, match=r"the clips of 'jump' are 1 clip .* at least 2 per class"):
-        assign_folds(clips, 3, seed=0)
+def test_the_test_split_is_the_only_fold():
+    fold_of, folds = plan_folds(clip_list(20)._replace(num_test=6, generated=False), None, DEFAULTS)
+    assert folds == 0 and fold_of.tolist() == [TRAIN_ONLY] * 14 + [0] * 6
 
 
-@pytest.mark.parametrize(("signal", "low", "high"), [(0.0, 0.15, 0.55), (20.0, 0.9, 1.0)])
+@pytest.mark.parametrize(
+    ("labels", "folds", "message"),
+    [
+        ([0, 0, 0, 1, 1, 1, 2], None, r"class 'jump' has 1 clip, .* at least 2 per class.*add clips, or remove"),
+        ([0, 1, 2] * 4, 1, "folds: got 1, expected 2 to 12"),
+        ([0, 1, 2] * 4, 13, "folds: got 13, expected 2 to 12"),
+        ([0, 0, 1, 1, 2, 2], 2, r"holdout: 0\.2 of \d clips .* cannot be held out .*add clips"),
+    ],
+)
+def test_clips_that_cannot_be_divided(labels, folds, message):
+    with pytest.raises(ValueError, match=message):
+        plan_folds(clip_list(len(labels), labels=labels), folds, DEFAULTS)
+
+
+@pytest.mark.parametrize(("signal", "low", "high"), [(0.0, 0.15, 0.55), (20.0, 0.75, 1.0)])
 def test_the_estimate_is_independent_of_the_tested_clips(signal, low, high):
     """Without signal, heads fit 24 clips of 32 channels perfectly; the estimate must be near chance."""
     clips = Clips(30, signal)
     settings = DEFAULTS.__class__(heads=("mean",), lrs=(1e-2,), seeds=1, epochs=30, batch_size=8, device="cpu")
-    evaluation = cross_validate(clips, assign_folds(clips, 5, seed=0), settings, torch.device("cpu"))
+    evaluation = cross_validate(clips, assign_folds(clip_list(30), 5, seed=0), settings, torch.device("cpu"))
     assert evaluation.total == 30 and evaluation.labels.tolist() == clips.labels.tolist()
     assert low <= evaluation.top1 <= high
 

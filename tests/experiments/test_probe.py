@@ -116,13 +116,14 @@ def test_holdout_has_a_part_of_each_class_and_whole_groups():
         holdout_mask(labels[:3], ["one video"] * 3, 0.25, seed=0)
 
 
-def test_select_prefers_the_mean_over_seeds_and_the_earliest_epoch():
+def test_select_prefers_the_mean_over_seeds_then_the_lowest_loss():
     class Row:
-        def __init__(self, lr, accuracy):
-            self.lr, self.accuracy = lr, accuracy
+        def __init__(self, lr, accuracy, loss):
+            self.lr, self.accuracy, self.loss = lr, accuracy, loss
 
-    rows = [Row(1.0, [0.2, 0.9]), Row(1.0, [0.2, 0.1]), Row(2.0, [0.6, 0.6]), Row(2.0, [0.6, 0.6])]
-    assert select(rows) == (2.0, 1, 0.6)
+    rows = [Row(1.0, [0.2, 0.9], [0.1, 0.1]), Row(1.0, [0.2, 0.1], [0.1, 0.1])]
+    rows += [Row(2.0, [0.6, 0.6, 0.5], [2.0, 1.0, 0.5])] * 2
+    assert select(rows) == (2.0, 2, 0.6, 1.0)
 
 
 def test_intervals():
