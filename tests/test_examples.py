@@ -55,6 +55,14 @@ def test_timm_attention_pool():
     assert number("speedup:", output) > 1
 
 
+@needs("transformers")
+def test_vjepa2_heads():
+    output = run("vjepa2_heads.py")
+    assert "'tokens': [2, 4, 16, 48]" in output and "prefix tokens: False" in output
+    for line in ("attentive and VJEPA2ForVideoClassification", "folded and published", "after loading"):
+        assert 0 < number(f"{line}.*largest difference", output) < 1e-5
+
+
 def test_tracker():
     output = run("tracker.py")
     assert "tracks: 6, of 6 objects" in output
