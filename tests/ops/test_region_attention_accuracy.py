@@ -14,13 +14,13 @@ from art_kernels.region_attention.reference import Arguments
 pytest.importorskip("art_kernels.region_attention.triton", reason="Triton is not installed")
 
 TORCH_SIZES = [(8, 1, 49, 96), (4, 3, 197, 100), (2, 16, 49, 1000)]
-TRITON_SIZES = [
-    pytest.param(16, 1, 19, 40, id="one-row"),
-    pytest.param(3, 14, 37, 100, id="37x100"),
+TRITON_SIZES = [  # with masks, the first frame is empty
+    pytest.param(16 if GPU else 8, 1, 19, 40, id="one-row"),
+    pytest.param(3 if GPU else 2, 14, 37, 100, id="37x100"),
     pytest.param(2, 37, 21, 40, id="row-blocks"),
-    pytest.param(4, 13, 19, 132, id="chunks"),
+    pytest.param(4 if GPU else 2, 13, 19, 132, id="chunks"),
     pytest.param(2, 13, 19, 1000, id="1000-channels"),
-    pytest.param(4, 13, 130, 33, id="splits"),
+    pytest.param(4 if GPU else 2, 13, 130, 33, id="splits"),
 ]
 VARIANTS = {
     "plain": (False, False, None),
@@ -78,7 +78,7 @@ def triton_cases():
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype, sizes, position, masked, layer_norm_eps", list(triton_cases()))
 def test_accuracy_of_the_kernels(dtype, sizes, position, masked, layer_norm_eps):
-    draws = 12 if GPU else 6 if dtype == torch.float32 else 2
+    draws = 12 if GPU else 3 if dtype == torch.float32 else 2
     check_accuracy(DEVICE, "triton", dtype, sizes, position, masked, layer_norm_eps, draws)
 
 
