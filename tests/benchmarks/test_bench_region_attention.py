@@ -221,8 +221,8 @@ def test_no_case_starts_after_the_deadline(tiny):
 
 def test_the_command_writes_result_table_and_charts(tiny, tmp_path, capsys):
     out, plots = tmp_path / "new" / "result.json", tmp_path / "plots"
-    arguments = ["--shapes", "tiny", "--passes", "both", "--quick", "--crossing", "--out", str(out), "--plots", str(plots)]
-    assert main(arguments) == 0
+    arguments = ["--shapes", "tiny", "--passes", "both", "--quick", "--crossing"]
+    assert main([*arguments, "--out", str(out), "--plots", str(plots)]) == 0
     table = capsys.readouterr().out
     assert "tiny, float32: 1 frames, 2 queries of 8, 7 layer-normalized regions of 6, 2 heads" in table
     assert all(provider in table for provider in PROVIDERS)

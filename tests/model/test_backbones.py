@@ -193,7 +193,7 @@ def test_compiles_without_graph_breaks(make, name):
         assert_close(torch.compile(backbone, fullgraph=True, backend="eager")(video), backbone(video))
 
 
-@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("frozen", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", FROM_LIBRARY)
 def test_art_trains_and_loads_without_the_pretrained_file(make, name, frozen, tmp_path):
     published = make(name).model
