@@ -86,7 +86,7 @@ def test_clips_that_cannot_be_divided(labels, folds, message):
 def test_the_estimate_is_independent_of_the_tested_clips(signal, low, high):
     """Without signal, heads fit 24 clips of 32 channels perfectly; the estimate must be near chance."""
     clips = Clips(30, signal)
-    settings = DEFAULTS.__class__(heads=("mean",), lrs=(1e-2,), seeds=1, epochs=30, batch_size=8, device="cpu")
+    settings = DEFAULTS.__class__(heads=("mean",), lrs=(1e-1,), seeds=1, epochs=30, batch_size=24, device="cpu")
     evaluation = cross_validate(clips, assign_folds(clip_list(30), 5, seed=0), settings, torch.device("cpu"))
     assert evaluation.total == 30 and evaluation.labels.tolist() == clips.labels.tolist()
     assert low <= evaluation.top1 <= high
