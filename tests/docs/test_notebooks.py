@@ -13,7 +13,7 @@ from PIL import Image
 from docs.hooks.notebooks import executed
 
 ROOT = Path(__file__).resolve().parents[2]
-FIGURES = {"quick_start": 3, "region_attention": 2, "tracklets": 3}
+FIGURES = {"quick_start": 3, "region_attention": 2, "tracklets": 3, "vjepa2_heads": 2}
 
 
 def test_all_notebooks_are_tested():
