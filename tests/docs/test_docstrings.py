@@ -62,6 +62,7 @@ WITHOUT_EXAMPLE = {
     ),
     "UniFormerV2": "has at least 115 million parameters: tests/model",
     "Backbone": "abstract: docs/how_to_add.md has a complete example, which runs",
+    "Query": "the result of `VideoClassifier.map_queries`: tests/tools/explain",
     "explain_to_directory": "the command `art explain`",
     "write_bank_analysis": "the command `art bank`",
     **dict.fromkeys(
