@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from art.eval.metrics import Evaluation, average_views, compute_metrics
 from art.eval.predictions import Predictions, write_evaluation
+from art.eval.region_use import measure_region_use
 from art.eval.report.localization import localize
 from art.eval.report.report import report_run
 from art.model import find_checkpoint
@@ -154,6 +156,7 @@ def evaluate_checkpoint(
     model = model.to(device)
     batches = EvaluationBatches(clip_set, config.data, config.optim, model, device)
     evaluation = evaluate(model, batches, device=device, precision=config.precision, groups=clip_set.groups)
+    evaluation = replace(evaluation, region_use=measure_region_use(model, clip_set))
     if report is not None:
         localization = localize(model, clip_set)
         limbs = None if localization is None else localization.to_dict()

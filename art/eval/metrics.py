@@ -43,6 +43,62 @@ class GroupAccuracy:
         return self.correct / self.clips if self.clips else None
 
 
+_LEAST_COST = 0.01  # accuracy lost without regions, below which a model does not use them
+_LARGEST_CONSTANT = 0.7  # fraction of the maps
+
+
+@dataclass(frozen=True)
+class RegionUse:
+    """How much a model depends on its regions, and its maps on the clip.
+
+    Attributes:
+        clips: number of clips that were measured.
+        top1: accuracy on them.
+        top1_zeroed: accuracy with the part of the regions replaced by zeros; None for a model without tracklets.
+        top1_shuffled: accuracy with the tracklets of another clip, at random; None for a model without tracklets.
+        constant: fraction of the maps' energy Σa² that is in their mean over clips, frames and tracklets.
+        within_clip: fraction of the energy that is in the deviation from a clip's mean over its frames.
+        query: fraction of the variance of aggregated tracklets that the class of their query explains; None without
+            tracklets.
+    """
+
+    clips: int
+    top1: float
+    top1_zeroed: float | None
+    top1_shuffled: float | None
+    constant: float
+    within_clip: float
+    query: float | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything as numbers, ready for JSON."""
+        return asdict(self)
+
+    @property
+    def warnings(self) -> list[str]:
+        """Why the maps do not show what the prediction is based on; empty if they may."""
+        found = []
+        if self.top1_zeroed is not None and self.top1 - self.top1_zeroed < _LEAST_COST:
+            cost = 100 * (self.top1 - self.top1_zeroed)
+            found.append(f"without its regions, the accuracy changes by only {-cost:+.1f} points")
+        if self.constant > _LARGEST_CONSTANT:
+            found.append(f"{100 * self.constant:.0f} % of the maps is the same for every clip and frame")
+        return found
+
+    def to_text(self) -> str:
+        """Format everything in a few lines."""
+        lines = [f"regions of {self.clips} clips: {100 * self.constant:.0f} % of the maps is constant, "
+                 f"{100 * self.within_clip:.0f} % varies within a clip"]  # fmt: skip
+        if self.top1_zeroed is not None and self.top1_shuffled is not None and self.query is not None:
+            lines.append(
+                f"accuracy {100 * self.top1:.1f} %, without regions {100 * self.top1_zeroed:.1f} %, with those of "
+                f"another clip {100 * self.top1_shuffled:.1f} %; the class of its query explains "
+                f"{100 * self.query:.0f} % of a tracklet"
+            )
+        lines += [f"warning: the model does not attend to the action: {why}" for why in self.warnings]
+        return "\n".join(lines)
+
+
 @dataclass(frozen=True)
 class Evaluation:
     """Predictions for a set of clips, and their accuracy.
@@ -57,6 +113,7 @@ class Evaluation:
         order: [m, T, K] int64, the query that produced each response of each tracklet, as in :class:`art.ARTOutput`,
             where m is n times the views per clip; None for a model without tracklets.
         groups: the group of each class (``ClipSet.groups``), or empty.
+        region_use: how much the model depends on its regions; None if it was not measured.
     """
 
     class_names: tuple[str, ...]
@@ -67,6 +124,7 @@ class Evaluation:
     correct_top5: int
     order: Int64[np.ndarray, "m t k"] | None = None
     groups: tuple[str, ...] = ()
+    region_use: RegionUse | None = None
 
     @property
     def total(self) -> int:
@@ -139,6 +197,7 @@ class Evaluation:
             "per_class": per_class,
             "per_group": [{**asdict(group), "top1": group.top1} for group in self.per_group],
             "confusion": self.confusion.tolist(),
+            "region_use": None if self.region_use is None else self.region_use.to_dict(),
         }
 
 
@@ -285,6 +344,8 @@ def accuracy_table(evaluation: Evaluation) -> str:
         line(totals[1], evaluation.correct_top5, evaluation.total),
         f"{pad(totals[2], width)}  {'':>16} {100 * evaluation.mean_class_accuracy:6.2f} %",
     ]
+    if evaluation.region_use is not None:
+        lines += [rule, evaluation.region_use.to_text()]
     return "\n".join(lines)
 
 

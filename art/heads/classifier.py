@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from art.backbones import Features, build_backbone
 from art.heads.base import FeatureShape, HeadOutput, build_head
 from art.heads.pooling import ClassTokenHead
+from art.heads.tracklets import ARTHead
 from art.model.losses import Labels, LossTerms
 from art.model.options import ARTOptions
 from art.model.pretrained import Query, VideoClassifier
@@ -155,6 +156,16 @@ class ProbeClassifier(VideoClassifier):
     def map_queries(self, output: ProbeOutput, clip: int = 0) -> tuple[Query, ...]:
         """Return what each map belongs to, see :meth:`art.VideoClassifier.map_queries`."""
         return self.head.map_queries(output.head, clip)
+
+    def region_parts(self, output: ProbeOutput) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
+        """Return what the logits of the head "art" are computed from, see :meth:`art.VideoClassifier.region_parts`."""
+        return self.head.model.region_parts(output.head.details) if isinstance(self.head, ARTHead) else None
+
+    def combine_parts(self, context: Tensor, regions: Tensor) -> Float[Tensor, "b y"]:
+        """Return the logits of the parts of :meth:`region_parts`."""
+        if not isinstance(self.head, ARTHead):
+            return super().combine_parts(context, regions)
+        return self.head.model.combine_parts(context, regions)
 
     @classmethod
     def _from_shapes(

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from art.backbones.base import Features
 from art.heads.base import FeatureShape, Head, HeadOutput, TimePosition, register_head
@@ -15,18 +15,13 @@ from art.model.art_model import ARTModel
 from art.model.losses import Labels
 from art.model.pretrained import Query
 
-#: Options of :class:`ARTModel` for small datasets, as in configs/motion.yaml; the paper's are larger.
-SMALL: dict[str, Any] = {
+#: Options of :class:`ARTModel`, as in configs/motion.yaml.
+DEFAULTS: dict[str, Any] = {
+    "readout": "evidence",
     "latent_dim": 64,
-    "num_heads": 2,
-    "feedforward_dim": 128,
-    "enhancement_layers": 0,
-    "activation_layers": 2,
-    "dropout": 0.3,
+    "dropout": 0.0,
     "bank_momentum": 0.99,
-    "region_position": "sine",
-    "clamp_repulsion": True,
-    "temperature": 0.1,
+    "weight_mtc": 0.0,
 }
 
 
@@ -42,7 +37,7 @@ class ARTHead(Head):
         semantics: text embeddings; None computes them.
         num_tracklets: K.
         time_position: see :class:`Head`.
-        options: options of :class:`ARTModel`; the defaults are :data:`SMALL`.
+        options: options of :class:`ARTModel`; the defaults are :data:`DEFAULTS`.
 
     Raises:
         ValueError: If an option is out of range.
@@ -67,17 +62,20 @@ class ARTHead(Head):
             raise ValueError(f"queries is {queries!r}, expected 'text', 'shuffled' or 'learned'")
         names = list(class_names)
         prompts = names[1:] + names[:1] if queries == "shuffled" else None
+        options = {**DEFAULTS, "text_queries": queries != "learned", **options}
         if semantics is None and queries == "learned":
-            semantics = torch.randn(1, len(names), SMALL["latent_dim"])
+            semantics = torch.randn(1, len(names), options["latent_dim"])
+        self.class_norm = nn.BatchNorm1d(shape.channels, affine=False, eps=1e-6)
         self.model = ARTModel.from_features(
             names, shape.channels, shape.num_steps, num_tracklets, prompts=prompts, semantics=semantics,
-            **{**SMALL, **options},
+            **options,
         )  # fmt: skip
 
     def forward(self, features: Features, *, return_maps: bool = False) -> HeadOutput:
         """Return the logits, and with ``return_maps`` a map per tracklet."""
         tokens = self.tokens(features).unflatten(1, (self.shape.num_steps, -1))
-        output = self.model.forward_features(features._replace(tokens=tokens), return_maps=return_maps)
+        features = features._replace(tokens=tokens, class_token=self.class_norm(features.class_token))
+        output = self.model.forward_features(features, return_maps=return_maps)
         maps = None if output.maps is None else output.maps.transpose(1, 2) / self.shape.num_steps
         return HeadOutput(output.logits, maps, output)
 

@@ -12,6 +12,7 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
 from art.backbones import Backbone, Features, build_backbone, register_backbone
+from art.model.evidence import Evidence, RegionEvidence
 from art.model.losses import Labels, LossTerms, multilevel_contrast, semantic_consistency, tracklet_contrast
 from art.model.options import ARTOptions
 from art.model.pretrained import Query, VideoClassifier
@@ -40,6 +41,9 @@ class ARTOutput:
         saliency: ``[B, T, K]``, the weights of the pooling.
         order: ``[B, T, K]``, the query index of each response; k for tracklet k if ``linking`` is "index".
         maps: ``[B, T, K, h, w]`` or None, attention of the last layer, averaged over heads.
+        contributions: ``[B, T, K, h, w]`` or None: what each region adds to the evidence for the class of its tracklet,
+            with the readout "evidence"; returned with the maps.
+        region_evidence: output of :class:`.evidence.RegionEvidence`, with the readout "evidence".
 
     Examples:
         >>> import torch
@@ -61,6 +65,8 @@ class ARTOutput:
     saliency: Float[Tensor, "b t k"]
     order: Int[Tensor, "b t k"]
     maps: Float[Tensor, "b t k h w"] | None
+    contributions: Float[Tensor, "b t k h w"] | None = None
+    region_evidence: Evidence | None = None
 
 
 class ARTModel(VideoClassifier):
@@ -123,25 +129,32 @@ class ARTModel(VideoClassifier):
         )
         self.input_size = self.backbone.input_size
         channels = self.backbone.channels
-        self.token_projection = nn.Linear(channels, d)
+        concatenates = o.readout == "concatenation"
+        if concatenates:
+            self.token_projection = nn.Linear(channels, d)
         self.video_projection = nn.Linear(channels, d)
         self.semantics = SemanticsBank(semantics, d, o.bank_momentum)
-        self.enhancement = SpatialSemanticEnhancement(
-            d, o.num_heads, o.feedforward_dim, o.enhancement_layers, o.layer_dropout
-        )
-        self.activation = RegionActivation(
-            d,
-            o.num_heads,
-            o.feedforward_dim,
-            o.activation_layers,
-            o.num_frames,
-            o.num_tracklets,
-            self_attention=o.query_self_attention,
-            response_residual=o.response_residual,
-            dropout=o.layer_dropout,
-        )
+        if concatenates:
+            self.enhancement = SpatialSemanticEnhancement(
+                d, o.num_heads, o.feedforward_dim, o.enhancement_layers, o.layer_dropout
+            )
+            self.activation = RegionActivation(
+                d,
+                o.num_heads,
+                o.feedforward_dim,
+                o.activation_layers,
+                o.num_frames,
+                o.num_tracklets,
+                self_attention=o.query_self_attention,
+                response_residual=o.response_residual,
+                dropout=o.layer_dropout,
+            )
+        else:
+            text_dim = d if o.text_queries else None
+            self.evidence = RegionEvidence(channels, num_classes, text_dim, o.region_position)
         self.video_head = self.backbone.video_head(num_classes)
-        self.final_head = nn.Linear(channels + o.num_tracklets * d, num_classes)
+        if concatenates:
+            self.final_head = nn.Linear(channels + o.num_tracklets * d, num_classes)
 
     def forward(self, video: Shaped[Tensor, "b t 3 height width"], *, return_maps: bool = False) -> ARTOutput:
         """Classify videos.
@@ -159,12 +172,53 @@ class ARTModel(VideoClassifier):
     def forward_features(self, features: Features, *, return_maps: bool = False) -> ARTOutput:
         """Classify the features of a backbone: :meth:`forward` without the backbone."""
         o = self.options
-        tokens, class_token, grid = features
-
-        latent = self.video_projection(class_token.detach() if o.detach_video else class_token)
-        selected, semantics = self.semantics.select(latent, o.num_tracklets)
-        if tokens.requires_grad:
+        tokens, class_token, _ = features
+        if o.token_gradient < 1 and tokens.requires_grad:
             tokens = torch.lerp(tokens.detach(), tokens, o.token_gradient)  # equal values, scaled gradient
+            features = features._replace(tokens=tokens)
+        latent = self.video_projection(class_token.detach() if o.detach_video else class_token)
+        read = self._read_evidence if o.readout == "evidence" else self._read_concatenation
+        return read(features, latent, return_maps)
+
+    def _read_evidence(self, features: Features, latent: Tensor, return_maps: bool) -> ARTOutput:
+        """Add the evidence of the regions to the logits; tracklets belong to the K most probable classes."""
+        o, grid = self.options, features.grid
+        semantics = self.semantics.projection(self.semantics.bank).mean(0) if o.text_queries else None
+        found = self.evidence(features.tokens, grid, semantics)
+        video_logits = self.video_head(F.dropout(features.class_token, o.dropout, self.training))
+        logits = video_logits + found.logits
+        selected = logits.detach().topk(o.num_tracklets, dim=1).indices
+        index = selected[:, None].expand(-1, found.evidence.shape[1], -1)
+        evidence = found.evidence.gather(2, index)
+        responses = found.responses.gather(2, index[..., None].expand(-1, -1, -1, found.responses.shape[3]))
+        order = link_tracklets(responses.detach(), method=o.linking).order
+        responses, saliency = gather_tracklets(responses, order), gather_tracklets(evidence, order).softmax(1)
+        maps = contributions = None
+        if return_maps:
+            attention = self.evidence.maps(found, selected)
+            parts = self.evidence.contributions(found, selected, attention)
+            maps, contributions = (gather_tracklets(each, order).unflatten(-1, grid) for each in (attention, parts))
+        return ARTOutput(
+            logits=logits,
+            video_logits=video_logits,
+            class_token=features.class_token,
+            video_latent=latent,
+            selected=selected,
+            responses=responses,
+            tracklets=responses.transpose(1, 2),
+            aggregated=torch.einsum("btk,btkc->bkc", saliency, responses),
+            saliency=saliency,
+            order=order,
+            maps=maps,
+            contributions=contributions,
+            region_evidence=found,
+        )
+
+    def _read_concatenation(self, features: Features, latent: Tensor, return_maps: bool) -> ARTOutput:
+        """Classify x_cls and the tracklets of the K classes whose texts are the most similar to the video."""
+        o = self.options
+        tokens, class_token, grid = features
+        selected, semantics = self.semantics.select(latent, o.num_tracklets)
         tokens = self.token_projection(tokens)
         if o.region_position == "sine":
             tokens = tokens + sine_position(grid, o.latent_dim, device=tokens.device).to(tokens.dtype)
@@ -176,7 +230,6 @@ class ARTModel(VideoClassifier):
         aggregated, saliency = aggregate(
             responses, semantics, temperature=o.temperature, detach_saliency=o.detach_saliency
         )
-
         context = torch.cat([class_token, aggregated.flatten(1)], dim=1)
         return ARTOutput(
             logits=self.final_head(F.dropout(context, o.dropout, self.training)),
@@ -193,7 +246,8 @@ class ARTModel(VideoClassifier):
         )
 
     def loss(self, output: ARTOutput, labels: Labels, group: ProcessGroup | None = None) -> LossTerms:
-        """Compute L = L_v + L_con + 5·L_MTC + 5·L_sema, weighted by the options, plus L_nce if it has a weight.
+        """Compute L = L_v + L_con + 5·L_MTC + 5·L_sema, weighted by the options, plus L_nce if it has a weight, and
+        the two terms of the regions with the readout "evidence".
 
         Arguments are those of :meth:`art.VideoClassifier.loss`.
 
@@ -212,11 +266,17 @@ class ARTModel(VideoClassifier):
             + o.weight_mtc * contrast["mtc"]
             + o.weight_sema * sema["sema"]
         )
-        nce = None
+        region = focus = nce = None
+        if output.region_evidence is not None:
+            region = F.cross_entropy(output.region_evidence.logits, labels)
+            focus = self.evidence.focus(output.region_evidence, labels)
+            total = total + o.weight_region * region + o.weight_focus * focus
         if o.weight_nce != 0:
             nce = tracklet_contrast(output.aggregated, labels, o, group)
             total = total + o.weight_nce * nce
-        return LossTerms(total=total, video=video, contextual=contextual, **contrast, **sema, nce=nce)
+        return LossTerms(
+            total=total, video=video, contextual=contextual, region=region, focus=focus, **contrast, **sema, nce=nce
+        )
 
     def update_bank(self) -> None:
         """Update the semantics bank, S ← μS + (1−μ)S_a. Call after every optimizer step."""
@@ -239,6 +299,19 @@ class ARTModel(VideoClassifier):
             text = templates[int(prompt)].replace("{label}", texts[label])
             queries.append(Query(self.class_names[label], label, text, float(similarity)))
         return tuple(queries)
+
+    def region_parts(self, output: ARTOutput) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return what the logits are computed from, see :meth:`art.VideoClassifier.region_parts`."""
+        if output.region_evidence is not None:
+            return output.video_logits, output.region_evidence.logits, output.aggregated, output.selected
+        return output.class_token, output.aggregated, output.aggregated, output.selected
+
+    def combine_parts(self, context: Tensor, regions: Tensor) -> Float[Tensor, "b y"]:
+        """Return the logits of the parts of :meth:`region_parts`."""
+        if self.options.readout == "evidence":
+            return context + regions
+        logits: Tensor = self.final_head(torch.cat([context, regions.flatten(1)], dim=1))
+        return logits
 
     @classmethod
     def from_features(

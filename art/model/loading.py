@@ -24,7 +24,7 @@ __all__ = ["VideoClassifier", "build_model", "load_model"]
 _log = logging.getLogger(__name__)
 
 #: Modules whose weights belong to the classes.
-_CLASS_MODULES = ("video_head", "final_head", "semantics", "head")
+_CLASS_MODULES = ("video_head", "final_head", "semantics", "head", "evidence")
 _WRAPPERS = ("module.", "_orig_mod.", "model.")  # of DDP, torch.compile, and art.train.parallel.ModelWithLoss
 
 

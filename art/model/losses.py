@@ -25,7 +25,9 @@ class LossTerms:
     Attributes:
         total: L, the loss to minimize.
         video: L_v, cross-entropy of the head on x_cls.
-        contextual: L_con, cross-entropy of the head on [x_cls, Tr_1 … Tr_K].
+        contextual: L_con, cross-entropy of the final logits.
+        region: cross-entropy of the evidence of the regions alone.
+        focus: entropy of the true class's maps, relative to that of a uniform map.
         spatial: repulsion between the regions of one frame.
         temporal: attraction within a tracklet between adjacent frames.
         tracklet: repulsion between tracklets.
@@ -47,6 +49,8 @@ class LossTerms:
     total: Float[Tensor, ""]
     video: Float[Tensor, ""]
     contextual: Float[Tensor, ""] | None = None
+    region: Float[Tensor, ""] | None = None
+    focus: Float[Tensor, ""] | None = None
     spatial: Float[Tensor, ""] | None = None
     temporal: Float[Tensor, ""] | None = None
     tracklet: Float[Tensor, ""] | None = None

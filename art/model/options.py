@@ -11,6 +11,7 @@ LINKING = ("index", "greedy", "optimal")
 TEMPORAL_FORMS = ("hinge", "absolute")
 TRACKLET_FORMS = ("pooled", "flattened")
 REGION_POSITIONS = ("none", "sine")
+READOUTS = ("concatenation", "evidence")
 
 
 @dataclass
@@ -23,14 +24,18 @@ class ARTOptions:
         pretrained: path or tag of the backbone's initial weights; None initializes them randomly.
         num_frames: T, frames per clip.
         num_tracklets: K, queries per frame, and so tracklets per clip.
+        readout: how regions are classified: "concatenation", the paper's, a linear head on [x_cls, Tr_1 … Tr_K]; or
+            "evidence", a query and a score for each class, see :mod:`art.model.evidence`, which has no enhancement and
+            activation layers, and whose responses have the width C.
+        text_queries: with the readout "evidence": add the projected class texts to the learned queries.
         latent_dim: d, the width of regions, queries, and projected text.
         num_heads: attention heads (8 is our reading).
         feedforward_dim: hidden width of each feed-forward block (1024 is our reading).
         enhancement_layers: transformer layers of the spatial semantic enhancement; 0 disables it.
         activation_layers: layers of the region activation.
         region_position: position encoding of the regions: "none", which leaves it to the backbone, or "sine", a fixed
-            encoding added to the projected tokens (none is our reading; a transformer backbone encodes positions, the
-            pooled features of a CNN do not).
+            encoding added to the projected tokens, or with the readout "evidence" to the keys only (none is our
+            reading; a transformer backbone encodes positions, the pooled features of a CNN do not).
         token_gradient: factor in 0..1 on the gradient from the regions into the backbone (1 is our reading; with a
             backbone trained from scratch, L_v converges sooner if this is small).
         query_self_attention: let the K queries of a frame attend to each other (off is our reading).
@@ -60,6 +65,8 @@ class ARTOptions:
         weight_video: weight of L_v.
         weight_contextual: weight of L_con.
         weight_mtc: weight of L_MTC.
+        weight_region: weight of the cross-entropy of the regions alone, with the readout "evidence".
+        weight_focus: weight of the relative entropy of the true class's maps, with the readout "evidence".
         weight_spatial: weight of the spatial term within L_MTC.
         weight_temporal: weight of the temporal term within L_MTC.
         weight_tracklet: weight of the tracklet term within L_MTC.
@@ -89,6 +96,8 @@ class ARTOptions:
     pretrained: str | None = None
     num_frames: int = 16
     num_tracklets: int = 2
+    readout: str = "concatenation"
+    text_queries: bool = True
     latent_dim: int = 256
     num_heads: int = 8
     feedforward_dim: int = 1024
@@ -120,6 +129,8 @@ class ARTOptions:
     weight_video: float = 1.0
     weight_contextual: float = 1.0
     weight_mtc: float = 5.0
+    weight_region: float = 1.0
+    weight_focus: float = 0.2
     weight_spatial: float = 1.0
     weight_temporal: float = 1.0
     weight_tracklet: float = 1.0
@@ -149,6 +160,7 @@ class ARTOptions:
             ("temporal_form", TEMPORAL_FORMS),
             ("tracklet_form", TRACKLET_FORMS),
             ("region_position", REGION_POSITIONS),
+            ("readout", READOUTS),
         ):
             self._require(name, getattr(self, name) in choices, " or ".join(map(repr, choices)))
 

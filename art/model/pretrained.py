@@ -114,6 +114,20 @@ class VideoClassifier(nn.Module, ABC):
         """
         return ()
 
+    def region_parts(self, output: Any) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
+        """Return what the logits are computed from; None for a model without tracklets.
+
+        Returns:
+            The part that does not depend on regions ``[B, ...]``, the part of the regions ``[B, ...]``, the aggregated
+            tracklets ``[B, K, d]``, and the classes of their queries ``[B, K]``. :meth:`combine_parts` returns the
+            logits of the first two.
+        """
+        return None
+
+    def combine_parts(self, context: Tensor, regions: Tensor) -> Float[Tensor, "b y"]:
+        """Return the logits of the parts of :meth:`region_parts`, which may be changed or of different clips."""
+        raise TypeError(f"{type(self).__name__} has no tracklets")
+
     @property
     def center_crop(self) -> CenterCrop:
         """The crop of evaluation and prediction, resized to ``input_size``."""

@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 from art.eval.evaluate import EvaluationStopped, evaluate, views_of
 from art.eval.metrics import Evaluation, bank_similarities, quantiles
 from art.eval.predictions import Predictions, write_evaluation
+from art.eval.region_use import measure_region_use
 from art.eval.report.localization import localize
 from art.eval.report.report import report_run
 from art.model.art_model import ARTModel
@@ -145,8 +146,7 @@ def _train(
     if not dist_ctx.is_main:
         return TrainResult(run.path, evaluation, {})
     measured = trainer.measured()
-    _write_results(trainer, evaluation, measured)
-    return TrainResult(run.path, evaluation, measured)
+    return TrainResult(run.path, _write_results(trainer, evaluation, measured), measured)
 
 
 def check_trainable(config: Config) -> None:
@@ -160,15 +160,15 @@ def check_trainable(config: Config) -> None:
     _Trainer.create(config, run, DistContext(resolve_device(config.device)), resume=resume)
 
 
-def _write_results(trainer: _Trainer, evaluation: Evaluation, measured: dict[str, Any]) -> None:
-    """Write the predictions and metrics of the last checkpoint on the test split, and the report."""
+def _write_results(trainer: _Trainer, evaluation: Evaluation, measured: dict[str, Any]) -> Evaluation:
+    """Write predictions, metrics and report of the last checkpoint on the test split; return them with region use."""
     config, run, test = trainer.config, trainer.run, trainer.splits.test
     model = trainer.state.model
-    sharded = trainer.dist_ctx.is_distributed and config.parallel.strategy == "fsdp"
-    if sharded or trainer.state.ema is not None:  # this model is not the one that was evaluated
+    is_sharded = trainer.dist_ctx.is_distributed and config.parallel.strategy == "fsdp"
+    if is_sharded or trainer.state.ema is not None:  # this model is not the one that was evaluated
         model = load_model(run.last).to(trainer.device)
-    localization = localize(model, test)
-    views = views_of(config.data)
+    evaluation = replace(evaluation, region_use=measure_region_use(model, test))
+    localization, views = localize(model, test), views_of(config.data)
     details = {
         "checkpoint": "checkpoints/last",
         "views": views,
@@ -178,7 +178,6 @@ def _write_results(trainer: _Trainer, evaluation: Evaluation, measured: dict[str
     }
     write_evaluation(run.path, Predictions.of(evaluation, test), details)
     if config.report:
-        facts = {name: measured[name] for name in ("epochs", "seconds", "step_seconds")}
         report_run(
             run.path,
             model=model,
@@ -186,8 +185,9 @@ def _write_results(trainer: _Trainer, evaluation: Evaluation, measured: dict[str
             evaluation=evaluation,
             localization=localization,
             history=run.history(),
-            facts={"seed": config.seed, **facts, **views},
+            facts={"seed": config.seed, **{n: measured[n] for n in ("epochs", "seconds", "step_seconds")}, **views},
         )
+    return evaluation
 
 
 class _Trainer:

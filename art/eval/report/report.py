@@ -15,7 +15,7 @@ from jaxtyping import Int
 from art.data.datasets.base import ClipSet
 from art.data.files import atomic_write
 from art.data.shards import ShardSet
-from art.eval.metrics import Evaluation
+from art.eval.metrics import Evaluation, RegionUse
 from art.eval.report.confusion import PairExamples, class_accuracy, collect_pairs, confusion_figure, pair_explorer
 from art.eval.report.curves import training_curves
 from art.eval.report.localization import HitRates, Localization, defining_limb
@@ -135,6 +135,7 @@ def write_report(
         page_header(title, summary or {}),
         _headline_numbers(evaluation, localization),
         _samples(samples, class_names),
+        _region_use(evaluation.region_use) if evaluation.region_use is not None else "",
         _localization(localization) if localization is not None else "",
         _curves(history),
         _groups(evaluation),
@@ -226,6 +227,30 @@ def _samples(samples: Sequence[SampleClip], class_names: Sequence[str]) -> str:
         columns.append(f"<div>\n{heading}\n" + "\n".join(cards) + "\n</div>")
     heading = "Responses of the tracklets" if has_maps else "Sample clips"
     return section("clips", heading, note, '<div class="columns">', *columns, "</div>")
+
+
+def _region_use(use: RegionUse) -> str:
+    note = (
+        "Measured without annotations. Constant: the fraction of the maps' energy that is the same map for every clip "
+        "and frame. Without regions, and with those of another clip: the classifier receives zeros, or the tracklets "
+        "of a clip chosen at random."
+    )
+    varies = f"{percent(use.within_clip)} varies within a clip"
+    cards = [number_card(percent(use.constant), "of the maps is constant", varies)]
+    if use.top1_zeroed is not None and use.top1_shuffled is not None and use.query is not None:
+        lost = f"{100 * (use.top1 - use.top1_zeroed):.1f} points"
+        cards += [
+            number_card(lost, "lost without regions", f"{percent(use.top1_zeroed)} correct"),
+            number_card(
+                percent(use.top1_shuffled), "correct with those of another clip", f"{percent(use.top1)} with its own"
+            ),
+            number_card(percent(use.query), "of a tracklet is explained by the class of its query"),
+        ]
+    warning = "; ".join(use.warnings)
+    if warning:
+        warning = f'<p class="warning"><b>The model does not attend to the action:</b> {escape(warning)}.</p>'
+    title = "Does the model use its regions?"
+    return section("regions", title, note, warning, f'<div class="numbers">{"".join(cards)}</div>')
 
 
 def _localization(localization: Localization) -> str:

@@ -217,6 +217,7 @@ svg text { font-family: system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans
 .facts div { display: flex; gap: 6px; }
 .facts dt { color: var(--muted); }
 .facts dd { margin: 0; overflow-wrap: anywhere; }
+.warning { border-left: 4px solid var(--vermilion); padding: 6px 12px; }
 .numbers { display: grid; grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); gap: 12px; margin: 24px 0 0; }
 .headline b { display: block; font-size: 28px; line-height: 1.2; font-weight: 650; letter-spacing: -0.02em; }
 .headline span { color: var(--muted); font-size: 13px; display: block; }

@@ -25,7 +25,7 @@ MODULES = {
     "backbone": ("backbone",),
     "semantics": ("token_projection", "video_projection", "semantics"),
     "enhancement": ("enhancement",),
-    "activation": ("activation",),
+    "activation": ("activation", "evidence"),
     "heads": ("final_head", "video_head"),
 }
 
@@ -79,6 +79,10 @@ def stage_hooks(model: VideoClassifier, enter: Enter) -> Iterator[None]:
             after("activation", "activation", "aggregation")
             before("final_head", "heads", "aggregation")
             after("final_head", "heads", "heads")
+        elif hasattr(model, "evidence"):
+            after("backbone", "backbone", "heads")
+            before("evidence", "activation", "heads")
+            after("evidence", "activation", "aggregation")
         else:
             after("backbone", "backbone", "heads")
         after("video_head", "heads", "heads")

@@ -1,0 +1,123 @@
+"""Evidence for the classes in the regions of each frame: the readout "evidence" of :class:`art.ARTModel`.
+
+For the normalized tokens x̂_tn of frame t, class c has one query q_c, one response per frame, and its own weights:
+
+    a_tcn = softmax_n(s · q_c · (x̂_tn + p_n) / √C)       where the class looks in frame t
+    r_tc  = Σ_n a_tcn x̂_tn                               what is there: region features and nothing else
+    e_tc  = w_c · r_tc + v_c · (r_t+1,c − r_tc)           evidence in frame t and in the change to the next one
+    z_c   = b_c + log mean_t exp e_tc                     added to the logit of class c
+
+A response is scored for the class that it was queried for, so a query gains nothing from being recognizable. The
+position p is a key only: it cannot be classified.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from art.model.losses import Labels
+from art.model.regions import sine_position
+from art_kernels import region_attention
+
+#: s: scores start near 0, and this factor lets them grow within a short schedule.
+QUERY_SCALE = 8.0
+
+
+class Evidence(NamedTuple):
+    """Output of :class:`RegionEvidence` for B clips.
+
+    Attributes:
+        logits: ``[B, Y]``, z.
+        responses: ``[B, T, Y, C]``, r.
+        evidence: ``[B, T, Y]``, e.
+        regions: ``[B, T, N, C]``, x̂.
+        queries: ``[Y, C]``, q.
+        positions: ``[N, C]``, p, or None.
+    """
+
+    logits: Float[Tensor, "b y"]
+    responses: Float[Tensor, "b t y c"]
+    evidence: Float[Tensor, "b t y"]
+    regions: Float[Tensor, "b t n c"]
+    queries: Float[Tensor, "y c"]
+    positions: Float[Tensor, "n c"] | None
+
+
+class RegionEvidence(nn.Module):
+    """Queries, weights and positions of the module's equations.
+
+    Args:
+        channels: C of the tokens.
+        num_classes: Y.
+        text_dim: width of the semantics of the classes, which are then projected and added to the queries; None for
+            queries without text.
+        position: "none", or "sine" for a linear function of the encoding of :func:`.regions.sine_position`.
+    """
+
+    def __init__(self, channels: int, num_classes: int, text_dim: int | None, position: str) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(channels)
+        self.queries = nn.Parameter(torch.empty(num_classes, channels).normal_(std=0.02))
+        self.text_projection = None if text_dim is None else nn.Linear(text_dim, channels, bias=False)
+        if self.text_projection is not None:
+            nn.init.normal_(self.text_projection.weight, std=0.02)
+        self.position_dim = 4 * math.ceil(channels / 4)
+        self.position_projection = nn.Linear(self.position_dim, channels, bias=False) if position == "sine" else None
+        self.weight = nn.Parameter(torch.zeros(num_classes, channels))
+        self.change_weight = nn.Parameter(torch.zeros(num_classes, channels))
+        self.bias = nn.Parameter(torch.zeros(num_classes))
+
+    def forward(
+        self, tokens: Float[Tensor, "b t n c"], grid: tuple[int, int], semantics: Float[Tensor, "y d"] | None
+    ) -> Evidence:
+        """Compute the evidence of all classes; ``semantics`` are those of the text, if the queries use it."""
+        b, t = tokens.shape[:2]
+        regions = self.norm(tokens)
+        queries = self.queries
+        if self.text_projection is not None:
+            assert semantics is not None
+            queries = queries + self.text_projection(F.normalize(semantics, dim=-1))
+        positions = None
+        if self.position_projection is not None:
+            encoding = sine_position(grid, self.position_dim, device=tokens.device).to(tokens.dtype)
+            positions = self.position_projection(encoding)
+        responses = region_attention(
+            queries.expand(b * t, -1, -1).to(regions.dtype), regions.flatten(0, 1), scale=self._scale,
+            key_position=positions,
+        ).unflatten(0, (b, t))  # fmt: skip
+        evidence = torch.einsum("btyc,yc->bty", responses, self.weight)
+        change = torch.einsum("btyc,yc->bty", responses.diff(dim=1), self.change_weight)
+        evidence = evidence + F.pad(change, (0, 0, 0, 1))
+        logits = self.bias + evidence.logsumexp(1) - math.log(t)
+        return Evidence(logits, responses, evidence, regions, queries, positions)
+
+    @property
+    def _scale(self) -> float:
+        return QUERY_SCALE / math.sqrt(self.queries.shape[1])
+
+    def maps(self, evidence: Evidence, classes: Int[Tensor, "b k"]) -> Float[Tensor, "b t k n"]:
+        """Return a of K classes of each clip."""
+        keys = evidence.regions if evidence.positions is None else evidence.regions + evidence.positions
+        scores = torch.einsum("bkc,btnc->btkn", evidence.queries[classes].to(keys.dtype), keys) * self._scale
+        return scores.softmax(-1)
+
+    def contributions(
+        self, evidence: Evidence, classes: Int[Tensor, "b k"], maps: Float[Tensor, "b t k n"]
+    ) -> Float[Tensor, "b t k n"]:
+        """Return the part of each region in the evidence of K classes, a_tcn w_c · x̂_tn, without that of changes."""
+        return maps * torch.einsum("bkc,btnc->btkn", self.weight[classes].to(maps.dtype), evidence.regions)
+
+    def focus(self, evidence: Evidence, labels: Labels) -> Float[Tensor, ""]:
+        """Return the entropy of the maps of the true classes, relative to that of a uniform map: 0 to 1.
+
+        ``labels`` that are class probabilities count with their most probable class.
+        """
+        classes = labels if labels.ndim == 1 else labels.argmax(1)
+        maps = self.maps(evidence, classes[:, None])
+        return torch.special.entr(maps).sum(-1).mean() / math.log(max(2, maps.shape[-1]))
