@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from jaxtyping import Float, Shaped
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
 from art.backbones import Features, build_backbone
@@ -156,6 +156,16 @@ class ProbeClassifier(VideoClassifier):
     def map_queries(self, output: ProbeOutput, clip: int = 0) -> tuple[Query, ...]:
         """Return what each map belongs to, see :meth:`art.VideoClassifier.map_queries`."""
         return self.head.map_queries(output.head, clip)
+
+    def evidence_maps(self, output: ProbeOutput, classes: Int[Tensor, "b k"]) -> Float[Tensor, "b t k h w"] | None:
+        """Return what each region adds to the logit of a class, see :meth:`art.VideoClassifier.evidence_maps`."""
+        if not isinstance(self.head, ARTHead):
+            return None
+        maps = self.head.model.evidence_maps(output.head.details, classes)
+        if maps is None:
+            return None
+        maps = maps.unflatten(-2, (-1, self.backbone.grid[0])).sum(-3)  # over layers
+        return maps.repeat_interleave(self.backbone.tubelet, 1) / self.backbone.tubelet
 
     def region_parts(self, output: ProbeOutput) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
         """Return what the logits of the head "art" are computed from, see :meth:`art.VideoClassifier.region_parts`."""

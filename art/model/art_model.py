@@ -41,8 +41,6 @@ class ARTOutput:
         saliency: ``[B, T, K]``, the weights of the pooling.
         order: ``[B, T, K]``, the query index of each response; k for tracklet k if ``linking`` is "index".
         maps: ``[B, T, K, h, w]`` or None, attention of the last layer, averaged over heads.
-        contributions: ``[B, T, K, h, w]`` or None: what each region adds to the evidence for the class of its tracklet,
-            with the readout "evidence"; returned with the maps.
         region_evidence: output of :class:`.evidence.RegionEvidence`, with the readout "evidence".
 
     Examples:
@@ -65,7 +63,6 @@ class ARTOutput:
     saliency: Float[Tensor, "b t k"]
     order: Int[Tensor, "b t k"]
     maps: Float[Tensor, "b t k h w"] | None
-    contributions: Float[Tensor, "b t k h w"] | None = None
     region_evidence: Evidence | None = None
 
 
@@ -193,11 +190,9 @@ class ARTModel(VideoClassifier):
         responses = found.responses.gather(2, index[..., None].expand(-1, -1, -1, found.responses.shape[3]))
         order = link_tracklets(responses.detach(), method=o.linking).order
         responses, saliency = gather_tracklets(responses, order), gather_tracklets(evidence, order).softmax(1)
-        maps = contributions = None
+        maps = None
         if return_maps:
-            attention = self.evidence.maps(found, selected)
-            parts = self.evidence.contributions(found, selected, attention)
-            maps, contributions = (gather_tracklets(each, order).unflatten(-1, grid) for each in (attention, parts))
+            maps = gather_tracklets(self.evidence.maps(found, selected), order).unflatten(-1, grid)
         return ARTOutput(
             logits=logits,
             video_logits=video_logits,
@@ -210,7 +205,6 @@ class ARTModel(VideoClassifier):
             saliency=saliency,
             order=order,
             maps=maps,
-            contributions=contributions,
             region_evidence=found,
         )
 
@@ -299,6 +293,20 @@ class ARTModel(VideoClassifier):
             text = templates[int(prompt)].replace("{label}", texts[label])
             queries.append(Query(self.class_names[label], label, text, float(similarity)))
         return tuple(queries)
+
+    def evidence_maps(self, output: ARTOutput, classes: Int[Tensor, "b k"]) -> Float[Tensor, "b t k h w"] | None:
+        """Return what each region adds to the logit of a class, with the readout "evidence".
+
+        The contribution to the evidence of a frame times the weight of the frame, softmax_t(e): the logit is the
+        log-mean-exp of the evidence over frames.
+        """
+        found = output.region_evidence
+        if found is None:
+            return None
+        index = classes[:, None].expand(-1, found.evidence.shape[1], -1)
+        saliency = found.evidence.gather(2, index).softmax(1)
+        maps = self.evidence.contributions(found, classes, self.evidence.maps(found, classes))
+        return (maps * saliency[..., None]).unflatten(-1, found.grid)
 
     def region_parts(self, output: ARTOutput) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return what the logits are computed from, see :meth:`art.VideoClassifier.region_parts`."""

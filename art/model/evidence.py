@@ -39,6 +39,7 @@ class Evidence(NamedTuple):
         regions: ``[B, T, N, C]``, x̂.
         queries: ``[Y, C]``, q.
         positions: ``[N, C]``, p, or None.
+        grid: (h, w) with h·w = N.
     """
 
     logits: Float[Tensor, "b y"]
@@ -47,6 +48,7 @@ class Evidence(NamedTuple):
     regions: Float[Tensor, "b t n c"]
     queries: Float[Tensor, "y c"]
     positions: Float[Tensor, "n c"] | None
+    grid: tuple[int, int]
 
 
 class RegionEvidence(nn.Module):
@@ -95,7 +97,7 @@ class RegionEvidence(nn.Module):
         change = torch.einsum("btyc,yc->bty", responses.diff(dim=1), self.change_weight)
         evidence = evidence + F.pad(change, (0, 0, 0, 1))
         logits = self.bias + evidence.logsumexp(1) - math.log(t)
-        return Evidence(logits, responses, evidence, regions, queries, positions)
+        return Evidence(logits, responses, evidence, regions, queries, positions, grid)
 
     @property
     def _scale(self) -> float:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Shaped
+from jaxtyping import Float, Int, Shaped
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -113,6 +113,15 @@ class VideoClassifier(nn.Module, ABC):
             clip: number of the clip in the batch.
         """
         return ()
+
+    def evidence_maps(self, output: Any, classes: Int[Tensor, "b k"]) -> Float[Tensor, "b t k h w"] | None:
+        """Return what each region adds to the logit of a class; None for a model that does not add evidence.
+
+        Args:
+            output: what :meth:`forward` returned.
+            classes: K classes for each clip.
+        """
+        return None
 
     def region_parts(self, output: Any) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
         """Return what the logits are computed from; None for a model without tracklets.

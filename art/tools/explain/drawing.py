@@ -19,7 +19,7 @@ from art.eval.report.tracklets import upsample
 from art.terminal import letter_columns, printable, shorten, text_columns
 from art.tools.explain.explanation import Explanation
 
-MAP_NAMES = {"grad_cam": "Grad-CAM", "rollout": "attention rollout"}
+MAP_NAMES = {"evidence": "evidence", "grad_cam": "Grad-CAM", "rollout": "attention rollout"}
 
 _DARK = (16, 19, 24)
 _SUPERSAMPLING = 2  # lines are drawn at this multiple of the resolution, for antialiasing
@@ -30,12 +30,12 @@ Bounds = tuple[int, int, int, int]
 
 
 def available_views(explanation: Explanation) -> list[str]:
-    """Return which of the views "tracklets", "grad_cam" and "rollout" can be drawn.
+    """Return which of the views "tracklets", "evidence", "grad_cam" and "rollout" can be drawn.
 
     Raises:
         ValueError: There are none.
     """
-    arrays = {"tracklets": explanation.maps, "grad_cam": explanation.grad_cam, "rollout": explanation.rollout}
+    arrays = {"tracklets": explanation.maps, **{name: getattr(explanation, name) for name in MAP_NAMES}}
     views = [name for name, array in arrays.items() if array is not None]
     if not views:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in explanation.missing.items())
@@ -54,13 +54,21 @@ def chart_classes(explanation: Explanation, count: int) -> list[int]:
 
 
 def normalized_backbone_map(explanation: Explanation, name: str) -> Float[np.ndarray, "t h w"]:
-    """Scale Grad-CAM by its maximum in the clip, or rollout from its minimum to its maximum.
+    """Scale evidence and Grad-CAM by their maximum in the clip, or rollout from its minimum to its maximum.
 
-    Rollout has no natural zero because half of each token's attention is the identity.
+    Evidence against the class is 0. Rollout has no natural zero because half of each token's attention is the identity.
     """
     values = getattr(explanation, name)
-    low = 0.0 if name == "grad_cam" else float(values.min())
-    return (values - low) / max(float(values.max()) - low, 1e-12)
+    low = float(values.min()) if name == "rollout" else 0.0
+    return np.maximum(values - low, 0) / max(float(values.max()) - low, 1e-12)
+
+
+def map_title(explanation: Explanation, name: str) -> str:
+    """Return the caption of a map in :data:`MAP_NAMES`."""
+    target = explanation.class_names[explanation.target]
+    if name == "evidence":
+        return f"Evidence for “{target}” over “{explanation.class_names[explanation.rival]}”"
+    return f"Backbone: {MAP_NAMES[name]}" + (f" of “{target}”" if name == "grad_cam" else "")
 
 
 def crop_pixels(crop: tuple[float, float, float, float], width: int, height: int) -> Bounds:
@@ -224,7 +232,7 @@ def legend_lines(explanation: Explanation, views: Sequence[str]) -> list[str]:
     legend = []
     if "tracklets" in views:
         legend.append("Tint: response above average · Ring: center · Box: at least half of the peak · Line: path")
-    if "grad_cam" in views or "rollout" in views:
+    if any(name in views for name in MAP_NAMES):
         legend.append("Yellow: high, dark: low")
     missing = [f"No {MAP_NAMES[name]} for this backbone: {reason}" for name, reason in explanation.missing.items()]
     return ["   |   ".join(legend), *(["; ".join(missing)] if missing else [])]

@@ -62,6 +62,9 @@ class Explanation:
         grad_cam: ``[T, h, w]``, see :func:`.backbone_maps.grad_cam`, or
             :func:`.backbone_maps.head_grad_cam` for a head on tokens.
         rollout: ``[T, h, w]``, see :func:`.backbone_maps.attention_rollout`.
+        rival: The most probable class other than ``target``.
+        evidence: ``[T, h, w]``, what each region adds to the logit of ``target`` minus that of ``rival``; None for a
+            model that does not add evidence. Attention alone shows where a query looks, not whether it counts.
         missing: The reason why "grad_cam" or "rollout" is None.
 
     Examples:
@@ -94,6 +97,8 @@ class Explanation:
     grad_cam: Float32[np.ndarray, "t h w"] | None
     rollout: Float32[np.ndarray, "t h w"] | None
     missing: dict[str, str] = field(default_factory=dict)
+    rival: int = 0
+    evidence: Float32[np.ndarray, "t h w"] | None = None
 
     @property
     def predicted(self) -> int:
@@ -137,6 +142,13 @@ class Explanation:
             "probabilities_over_time": _rounded(self.probabilities_over_time),
             "grad_cam_class": self.class_names[self.target],
             "missing": self.missing,
+            "evidence": None
+            if self.evidence is None
+            else {
+                "class": self.class_names[self.target],
+                "against": self.class_names[self.rival],
+                "over_time": _rounded(self.evidence.sum((1, 2))),
+            },
         }
 
     centres = renamed_attribute("centres", "centers")
@@ -188,6 +200,8 @@ def explain(
             raise NonFiniteError(f"{clip}: the model's output is not finite; use another checkpoint")
         over_time = _classify_prefixes(model, frames, device)
         target = int(probabilities.argmax()) if target is None else target
+        rival = next(c for c in np.argsort(-probabilities, kind="stable").tolist() if c != target)
+        difference = model.evidence_maps(out, torch.tensor([[target, rival]], device=device))
         missing: dict[str, str] = {}
         backbone_maps: dict[str, np.ndarray | None] = {}
         for name, compute in (("grad_cam", _grad_cam), ("rollout", _rollout)):
@@ -218,6 +232,8 @@ def explain(
         timeline=frames.times[frames.prefix_lengths - 1],
         probabilities_over_time=over_time,
         target=target,
+        rival=rival,
+        evidence=None if difference is None else (difference[0, :, 0] - difference[0, :, 1]).float().cpu().numpy(),
         missing=missing,
         **backbone_maps,  # type: ignore[arg-type]
         **tracklets,

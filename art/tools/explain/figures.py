@@ -231,10 +231,9 @@ class _Sheet:
             axes.text(column + 0.67, 0.5, percent(value), fontsize=7, color=MUTED, va="center")
 
     def draw_backbone_map(self, top: float, name: str) -> None:
-        """Draw the strip of Grad-CAM or attention rollout."""
+        """Draw the strip of evidence, Grad-CAM or attention rollout."""
         e = self.explanation
-        target = f" of “{e.class_names[e.target]}”" if name == "grad_cam" else ""
-        self.text(_EDGE, top + 0.15, f"Backbone: {MAP_NAMES[name]}{target}", 9.5, weight="bold")
+        self.text(_EDGE, top + 0.15, drawing.map_title(e, name), 9.5, weight="bold")
         axes = self.axes(top + _CAPTION, self.frame_size)
         bounds = (0, 0, *e.frames.shape[1:3])
         maps = drawing.normalized_backbone_map(e, name)

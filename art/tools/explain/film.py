@@ -295,9 +295,9 @@ class Scene:
         if name == "tracklets":
             captions = [f"ART: {e.num_tracklets} tracklet{'s' * (e.num_tracklets != 1)}"]
         else:
-            captions = [f"Backbone: {MAP_NAMES[name]}"]
-        if name == "grad_cam" and self.layout.legend is not None:
-            captions.insert(0, f"{captions[0]} of “{e.class_names[e.target]}”")
+            captions = ["Evidence" if name == "evidence" else f"Backbone: {MAP_NAMES[name]}"]
+        if name in ("evidence", "grad_cam") and self.layout.legend is not None:
+            captions.insert(0, drawing.map_title(e, name))
         fitting = [c for c in captions if text_width(c, size, bold=True) <= panel.width] or captions
         self._text(figure, panel.left, panel.top - size * 0.75, fitting[0], size, panel.width, fontweight="bold")
 

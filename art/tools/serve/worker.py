@@ -41,7 +41,12 @@ from art.tools.serve.jobs import (
 )
 from art.train.runtime import resolve_device
 
-_PANEL_TITLES = {"tracklets": "Tracklets", "grad_cam": "Grad-CAM", "rollout": "Attention rollout"}
+_PANEL_TITLES = {
+    "tracklets": "Tracklets",
+    "evidence": "Evidence",
+    "grad_cam": "Grad-CAM",
+    "rollout": "Attention rollout",
+}
 
 
 def run(connection: Connection, checkpoint: Path, device: str, options: RequestOptions) -> None:
@@ -141,7 +146,7 @@ def result_for_page(explanation: Explanation, top_k: int) -> dict[str, Any]:
 
 
 def _is_drawable(e: Explanation) -> bool:
-    return any(maps is not None for maps in (e.maps, e.grad_cam, e.rollout))
+    return e.maps is not None or any(getattr(e, name) is not None for name in MAP_NAMES)
 
 
 def _film(e: Explanation) -> dict[str, Any]:
