@@ -189,7 +189,10 @@ def test_commands(configured, tmp_path, capsys):
     capsys.readouterr()
     assert main(["evaluate", "--checkpoint", str(features / "probe" / "ep")]) == 0
     top1 = 100 * content["heads"]["ep"]["top1"][0]
-    assert f"{top1:.2f} %" in capsys.readouterr().out.splitlines()[-3], "the same accuracy online as on stored features"
+    printed = capsys.readouterr().out
+    line = next(line for line in printed.splitlines() if line.startswith("all clips, top-1"))
+    assert f"{top1:.2f} %" in line, "the same accuracy online as on stored features"
+    assert "of the maps is constant" in printed
     assert main(["probe", str(features), "heads=eq"]) == 2
     assert "head 'eq' is unknown" in capsys.readouterr().err
     assert main(["probe", str(tmp_path / "none")]) == 2
