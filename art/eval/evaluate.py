@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from art.data.files import read_json_mapping
 from art.eval.metrics import Evaluation, average_views, compute_metrics
 from art.eval.predictions import Predictions, write_evaluation
 from art.eval.region_use import measure_region_use
@@ -25,6 +26,8 @@ from art.train.distributed import DistContext
 from art.train.parallel import ModelWithLoss, reshard_modules
 from art.train.runtime import allow_tf32, autocast, fork_rng, resolve_device
 
+#: Result of ``art fit`` in its run directory.
+FIT = "fit.json"
 #: Keys outside of data.* that do not belong to the checkpoint.
 _OVERRIDABLE = ("device", "precision", "tf32", "optim.batch_size")
 
@@ -125,7 +128,8 @@ def evaluate_checkpoint(
         ConfigError: If another key is overridden.
         ClassMismatch: If the data and the checkpoint have different classes; raised before the first batch.
         NonFiniteError: If weights or outputs of the model are not finite.
-        ValueError: If a file of the checkpoint, or the configuration of its run, is damaged.
+        ValueError: If a file of the checkpoint, or the configuration of its run, is damaged, or the clips of the run
+            were all used for training by ``art fit``.
 
     Examples:
         >>> from pathlib import Path
@@ -142,6 +146,13 @@ def evaluate_checkpoint(
     checkpoint = find_checkpoint(checkpoint)
     run = RunDir(checkpoint.parent.parent)
     run_config = run.config if checkpoint.parent.name == "checkpoints" and run.config.is_file() else None
+    if run_config and (run.path / FIT).is_file() and not any(o.startswith("data.root=") for o in overrides):
+        folds = read_json_mapping(run.path / FIT)["folds"]
+        if folds:
+            raise ValueError(
+                f"{run.path}: all of its clips were used for training; its accuracy, by {folds}-fold cross-validation, "
+                f"is in {run.path / FIT}. To evaluate other clips, pass data.root=DIRECTORY"
+            )
     model = load_model(checkpoint)
     # The configuration of a run contains the sampling; without it, use that of the checkpoint.
     defaults = [] if run_config else [f"data.sampling={model.sampling.kind}", f"data.stride={model.sampling.stride}"]

@@ -26,6 +26,7 @@ from art.data.datasets.directories import group_of, lacks_split_directories
 from art.data.datasets.splits import SPLITS, units_of_clips
 from art.data.features import FeatureSplit, JoinedFeatures
 from art.data.files import check_writable, write_text
+from art.eval.evaluate import FIT
 from art.eval.metrics import Evaluation, compute_metrics
 from art.eval.report.report import wilson_interval, write_report
 from art.experiments.probe import frozen_model, save_run, train_heads
@@ -278,7 +279,7 @@ def _write(fitted: Fitted, clips: JoinedFeatures, config: Config, settings: Prob
         "settings": asdict(settings),
         "provenance": provenance(),
     }
-    write_text(out / "fit.json", json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    write_text(out / FIT, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
     write_report(
         out,
         title=f"Clips of {Path(config.data.root).name}, {config.model.backbone} frozen",

@@ -107,6 +107,8 @@ def test_command(tmp_path, write_clip, capsys):
     content = json.loads((out / "fit.json").read_text())
     assert sum(map(sum, content["confusion"])) == 8 and content["interval"][0] < content["top1"] + 1e-9
     assert "2-fold cross-validation" in (out / "report.html").read_text()
+    assert main(["evaluate", "--checkpoint", str(out)]) == 2
+    assert "all of its clips were used for training" in capsys.readouterr().err
     assert main(["predict", "--checkpoint", str(out), str(root / "left" / "0.mp4")]) == 0
     assert "left" in capsys.readouterr().out
     assert main(["fit", str(tmp_path / "none"), "--backbone", "tiny", *small]) == 2
