@@ -26,7 +26,7 @@ from art.train.runtime import fork_rng
 #: Heads by name in tables: registered head and its options. Other registered heads are also accepted.
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "art": ("art", {}),
-    "art-learned": ("art", {"queries": "learned"}),
+    "art-text": ("art", {"queries": "text"}),
     "art-shuffled": ("art", {"queries": "shuffled"}),
     "attentive-4": ("attentive", {"depth": 4}),
 }
@@ -64,11 +64,11 @@ class ProbeSettings:
 
     heads: tuple[str, ...] = ("mean", "cls", "ep", "attentive", "art")
     layers: tuple[str, ...] = ("last",)
-    lrs: tuple[float, ...] = (3e-4, 1e-3, 3e-3)
+    lrs: tuple[float, ...] = (1e-3, 3e-3, 1e-2)
     seeds: int = 3
-    epochs: int = 20
+    epochs: int = 12
     warmup_epochs: float = 1.0
-    batch_size: int = 64
+    batch_size: int = 32
     weight_decay: float = 0.05
     holdout: float = 0.2
     time_position: str = "auto"

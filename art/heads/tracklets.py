@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from art.backbones.base import Features
 from art.heads.base import FeatureShape, Head, HeadOutput, TimePosition, register_head
 from art.model.art_model import ARTModel
+from art.model.evidence import attend, normalize_regions
 from art.model.losses import Labels
 from art.model.pretrained import Query
 
@@ -22,6 +23,7 @@ DEFAULTS: dict[str, Any] = {
     "dropout": 0.0,
     "bank_momentum": 0.99,
     "weight_mtc": 0.0,
+    "weight_sema": 0.0,
 }
 
 
@@ -31,9 +33,9 @@ class ARTHead(Head):
 
     Args:
         shape: of the features.
-        class_names: Y names, in label order; the queries are their text embeddings.
-        queries: "text"; "shuffled" assigns each class the name of another one, and "learned" replaces the embeddings by
-            random ones, both to measure how much the text contributes.
+        class_names: Y names, in label order.
+        queries: "learned"; "text" adds the projected embeddings of the class names, and "shuffled" those of other
+            classes, to measure how much the text contributes.
         semantics: text embeddings; None computes them.
         num_tracklets: K.
         time_position: see :class:`Head`.
@@ -51,7 +53,7 @@ class ARTHead(Head):
         shape: FeatureShape,
         class_names: Sequence[str],
         *,
-        queries: Literal["text", "shuffled", "learned"] = "text",
+        queries: Literal["text", "shuffled", "learned"] = "learned",
         semantics: Float[Tensor, "p y c"] | None = None,
         num_tracklets: int = 2,
         time_position: TimePosition = "none",
@@ -78,6 +80,31 @@ class ARTHead(Head):
         output = self.model.forward_features(features, return_maps=return_maps)
         maps = None if output.maps is None else output.maps.transpose(1, 2) / self.shape.num_steps
         return HeadOutput(output.logits, maps, output)
+
+    @staticmethod
+    def forward_together(heads: Sequence[ARTHead], features: Features) -> list[HeadOutput]:
+        """Return the output of each head, from one pass over the tokens if nothing else differs between the heads."""
+        first = heads[0]
+        options = first.model.options
+        if options.readout != "evidence" or options.region_position != "none" or options.dropout > 0:
+            return [head(features) for head in heads]
+        if first.time_position is not None:
+            return [head(features) for head in heads]
+        regions = normalize_regions(first.checked(features).tokens)
+        models = [head.model for head in heads]
+        queries = [
+            model.evidence.class_queries(model.semantics.bank.mean(0) if options.text_queries else None)
+            for model in models
+        ]
+        responses, maps = attend(torch.cat(queries), regions, return_maps=first.training)
+        parts = [None] * len(heads) if maps is None else maps.split(first.num_classes, 2)
+        outputs = []
+        for head, own, own_maps in zip(heads, responses.split(first.num_classes, 2), parts, strict=True):
+            found = head.model.evidence.read(own, own_maps, regions, features.grid)
+            normed = features._replace(class_token=head.class_norm(features.class_token))
+            output = head.model.forward_features(normed, found=found)
+            outputs.append(HeadOutput(output.logits, None, output))
+        return outputs
 
     @property
     def num_maps(self) -> int:

@@ -12,7 +12,8 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
 from art.backbones import Backbone, Features, build_backbone, register_backbone
-from art.model.evidence import Evidence, RegionEvidence
+from art.model.evidence import Evidence, RegionEvidence, maps_of
+from art.model.evidence import focus as measure_focus
 from art.model.losses import Labels, LossTerms, multilevel_contrast, semantic_consistency, tracklet_contrast
 from art.model.options import ARTOptions
 from art.model.pretrained import Query, VideoClassifier
@@ -147,7 +148,7 @@ class ARTModel(VideoClassifier):
                 dropout=o.layer_dropout,
             )
         else:
-            text_dim = d if o.text_queries else None
+            text_dim = semantics.shape[-1] if o.text_queries else None
             self.evidence = RegionEvidence(channels, num_classes, text_dim, o.region_position)
         self.video_head = self.backbone.video_head(num_classes)
         if concatenates:
@@ -166,22 +167,32 @@ class ARTModel(VideoClassifier):
         self.check_video(video)
         return self.forward_features(self.backbone(video), return_maps=return_maps)
 
-    def forward_features(self, features: Features, *, return_maps: bool = False) -> ARTOutput:
-        """Classify the features of a backbone: :meth:`forward` without the backbone."""
+    def forward_features(
+        self, features: Features, *, return_maps: bool = False, found: Evidence | None = None
+    ) -> ARTOutput:
+        """Classify the features of a backbone: :meth:`forward` without the backbone.
+
+        Args:
+            features: of B clips.
+            return_maps: also return the response maps.
+            found: with the readout "evidence", the output of :attr:`evidence` if it is known; None computes it.
+        """
         o = self.options
         tokens, class_token, _ = features
         if o.token_gradient < 1 and tokens.requires_grad:
             tokens = torch.lerp(tokens.detach(), tokens, o.token_gradient)  # equal values, scaled gradient
             features = features._replace(tokens=tokens)
         latent = self.video_projection(class_token.detach() if o.detach_video else class_token)
-        read = self._read_evidence if o.readout == "evidence" else self._read_concatenation
-        return read(features, latent, return_maps)
+        if o.readout == "concatenation":
+            return self._read_concatenation(features, latent, return_maps)
+        if found is None:
+            texts = self.semantics.bank.mean(0) if o.text_queries else None
+            found = self.evidence(features.tokens, features.grid, texts, return_maps=return_maps or self.training)
+        return self._read_evidence(features, latent, found, return_maps)
 
-    def _read_evidence(self, features: Features, latent: Tensor, return_maps: bool) -> ARTOutput:
+    def _read_evidence(self, features: Features, latent: Tensor, found: Evidence, return_maps: bool) -> ARTOutput:
         """Add the evidence of the regions to the logits; tracklets belong to the K most probable classes."""
         o, grid = self.options, features.grid
-        semantics = self.semantics.projection(self.semantics.bank).mean(0) if o.text_queries else None
-        found = self.evidence(features.tokens, grid, semantics)
         video_logits = self.video_head(F.dropout(features.class_token, o.dropout, self.training))
         logits = video_logits + found.logits
         selected = logits.detach().topk(o.num_tracklets, dim=1).indices
@@ -192,7 +203,7 @@ class ARTModel(VideoClassifier):
         responses, saliency = gather_tracklets(responses, order), gather_tracklets(evidence, order).softmax(1)
         maps = None
         if return_maps:
-            maps = gather_tracklets(self.evidence.maps(found, selected), order).unflatten(-1, grid)
+            maps = gather_tracklets(maps_of(found, selected), order).unflatten(-1, grid)
         return ARTOutput(
             logits=logits,
             video_logits=video_logits,
@@ -261,10 +272,12 @@ class ARTModel(VideoClassifier):
             + o.weight_sema * sema["sema"]
         )
         region = focus = nce = None
-        if output.region_evidence is not None:
-            region = F.cross_entropy(output.region_evidence.logits, labels)
-            focus = self.evidence.focus(output.region_evidence, labels)
-            total = total + o.weight_region * region + o.weight_focus * focus
+        if (found := output.region_evidence) is not None:
+            region = F.cross_entropy(found.logits, labels)
+            total = total + o.weight_region * region
+            if found.maps is not None:
+                focus = measure_focus(found, labels)
+                total = total + o.weight_focus * focus
         if o.weight_nce != 0:
             nce = tracklet_contrast(output.aggregated, labels, o, group)
             total = total + o.weight_nce * nce
@@ -305,7 +318,7 @@ class ARTModel(VideoClassifier):
             return None
         index = classes[:, None].expand(-1, found.evidence.shape[1], -1)
         saliency = found.evidence.gather(2, index).softmax(1)
-        maps = self.evidence.contributions(found, classes, self.evidence.maps(found, classes))
+        maps = self.evidence.contributions(found, classes)
         return (maps * saliency[..., None]).unflatten(-1, found.grid)
 
     def region_parts(self, output: ARTOutput) -> tuple[Tensor, Tensor, Tensor, Tensor]:

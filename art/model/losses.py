@@ -27,7 +27,8 @@ class LossTerms:
         video: L_v, cross-entropy of the head on x_cls.
         contextual: L_con, cross-entropy of the final logits.
         region: cross-entropy of the evidence of the regions alone.
-        focus: entropy of the true class's maps, relative to that of a uniform map.
+        focus: entropy of the true class's maps, relative to that of a uniform map; only of an output with maps, as in
+            training.
         spatial: repulsion between the regions of one frame.
         temporal: attraction within a tracklet between adjacent frames.
         tracklet: repulsion between tracklets.

@@ -97,7 +97,7 @@ class ARTOptions:
     num_frames: int = 16
     num_tracklets: int = 2
     readout: str = "concatenation"
-    text_queries: bool = True
+    text_queries: bool = False
     latent_dim: int = 256
     num_heads: int = 8
     feedforward_dim: int = 1024

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from art import ARTModel, load_model
 from art.backbones import Features
-from art.model.evidence import QUERY_SCALE, RegionEvidence
+from art.model.evidence import QUERY_SCALE, RegionEvidence, focus, maps_of
 from art.model.regions import sine_position
 
 NAMES = ["run", "walk", "jump", "stand"]
@@ -29,7 +29,7 @@ def expected_logit(module, tokens, clip, label, query, positions):
     """Compute z of one class of one clip with loops over frames."""
     responses = []
     for frame in tokens[clip]:
-        regions = F.layer_norm(frame, frame.shape[-1:], module.norm.weight, module.norm.bias)
+        regions = F.layer_norm(frame, frame.shape[-1:])
         keys = regions if positions is None else regions + positions
         weights = (keys @ query * QUERY_SCALE / math.sqrt(len(query))).softmax(0)
         responses.append(weights @ regions)
@@ -70,16 +70,16 @@ def test_logits_equal_the_equations(text_dim, position):
 def test_contributions_sum_to_the_evidence_without_changes():
     module = make_module(position="sine")
     torch.nn.init.zeros_(module.change_weight)
-    found = module(torch.randn(2, 3, 6, 8, dtype=torch.float64), (2, 3), None)
+    found = module(torch.randn(2, 3, 6, 8, dtype=torch.float64), (2, 3), return_maps=True)
     classes = torch.tensor([[0, 3], [2, 1]])
-    maps = module.maps(found, classes)
+    maps = maps_of(found, classes)
     torch.testing.assert_close(maps.sum(-1), torch.ones(2, 3, 2, dtype=torch.float64))
-    summed = module.contributions(found, classes, maps).sum(-1)
+    summed = module.contributions(found, classes).sum(-1)
     torch.testing.assert_close(summed, found.evidence.gather(2, classes[:, None].expand(-1, 3, -1)))
 
 
 def test_a_response_has_no_position_and_no_query():
-    """Equal regions have equal responses, whatever the query and the position look for."""
+    """Equal regions have equal responses, for any query and position."""
     module = make_module(text_dim=5, position="sine")
     tokens = torch.randn(1, 1, 1, 8, dtype=torch.float64).expand(1, 2, 6, 8)
     found = module(tokens, (2, 3), torch.randn(len(NAMES), 5, dtype=torch.float64))
@@ -90,12 +90,12 @@ def test_focus_is_the_relative_entropy_of_the_true_class():
     module = make_module()
     with torch.no_grad():
         module.queries[0] = 0  # looks everywhere
-    found = module(torch.randn(2, 3, 6, 8, dtype=torch.float64), (2, 3), None)
-    torch.testing.assert_close(module.focus(found, torch.tensor([0, 0])), torch.tensor(1.0, dtype=torch.float64))
-    maps = module.maps(found, torch.tensor([[1], [2]]))
+    found = module(torch.randn(2, 3, 6, 8, dtype=torch.float64), (2, 3), return_maps=True)
+    torch.testing.assert_close(focus(found, torch.tensor([0, 0])), torch.tensor(1.0, dtype=torch.float64))
+    maps = maps_of(found, torch.tensor([[1], [2]]))
     expected = -(maps * maps.log()).sum(-1).mean() / math.log(6)
-    torch.testing.assert_close(module.focus(found, torch.tensor([1, 2])), expected)
-    torch.testing.assert_close(module.focus(found, F.one_hot(torch.tensor([1, 2]), 4) * 0.9), expected)
+    torch.testing.assert_close(focus(found, torch.tensor([1, 2])), expected)
+    torch.testing.assert_close(focus(found, F.one_hot(torch.tensor([1, 2]), 4) * 0.9), expected)
 
 
 def make_model(**options):
