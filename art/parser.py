@@ -374,7 +374,7 @@ def _add_probe(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
         "Writes probe.json, probe.md and a run directory for each head.",
     )  # fmt: skip
     probe.add_argument("directory", type=Path, metavar="DIR", help="written by art extract")
-    keys = "heads, lrs, seeds, epochs, batch_size, weight_decay, holdout, time_position, save, seed, device"
+    keys = "heads, lrs, seeds, epochs, batch_size, weight_decay, holdout, time_position, layers, save, seed, device"
     _add_overrides(probe, f"{keys}, or HEAD.option, such as ep.num_queries=16")
     _add_out(probe, "probe/ in the directory of the features")
 
