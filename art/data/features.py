@@ -42,6 +42,9 @@ DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch
 FLOAT16_LIMIT = 6e4
 
 
+_REQUIRED = ("backbone", "shape", "layers", "splits", "class_names", "groups", "dataset", "dtype", "views")
+
+
 class FeatureError(ValueError):
     """A feature directory is damaged, unfinished, or of another format; the message names the file."""
 
@@ -92,6 +95,10 @@ def read_manifest(directory: Path) -> dict[str, Any]:
     manifest = read_json_mapping(path)
     if manifest.get("format") != FORMAT:
         raise FeatureError(f"{path} has format {manifest.get('format')!r}; this version reads {FORMAT}")
+    missing = [name for name in _REQUIRED if name not in manifest]
+    if missing or "framewise" not in manifest["backbone"]:
+        lacks = ", ".join(missing) or "backbone.framewise"
+        raise FeatureError(f"{path} lacks {lacks}: it is damaged or of an earlier version; run art extract again")
     return manifest
 
 
@@ -187,7 +194,7 @@ def check_range(name: str, largest: Float[Tensor, " n"], dtype: torch.dtype, cli
 def is_complete(path: Path) -> bool:
     """Return whether a part was written completely and still has its size; does not read it."""
     record = path.with_suffix(".json")
-    return record.is_file() and path.is_file() and read_json_mapping(record)["bytes"] == path.stat().st_size
+    return record.is_file() and path.is_file() and read_json_mapping(record).get("bytes") == path.stat().st_size
 
 
 def read_part(path: Path, *, verify: bool = False) -> dict[str, Tensor]:
@@ -262,12 +269,18 @@ class FeatureSplit:
         index = directory / split / "index.json"
         if not index.is_file():
             raise FeatureError(f"{index} does not exist: the extraction is unfinished; run art extract again")
-        rows = read_json_mapping(index)["clips"]
-        self.paths = [row["path"] for row in rows]
-        self.groups = [row.get("group") or row["path"] for row in rows]
-        self.labels = torch.tensor([row["label"] for row in rows])
-        self.spans = [(row["start"], row["end"]) for row in rows]
-        self.errors = {number: row["error"] for number, row in enumerate(rows) if row.get("error")}
+        try:
+            rows = read_json_mapping(index)["clips"]
+            self.paths = [row["path"] for row in rows]
+            self.groups = [row.get("group") or row["path"] for row in rows]
+            self.labels = torch.tensor([row["label"] for row in rows], dtype=torch.int64)
+            self.spans = [(row["start"], row["end"]) for row in rows]
+            self.errors = {number: row["error"] for number, row in enumerate(rows) if row.get("error")}
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise FeatureError(f"{index} is damaged ({error!r}); run art extract again") from error
+        classes = len(self.manifest["class_names"])
+        if len(rows) != self.manifest["splits"][split]["clips"] or not 0 <= int(self.labels.max()) < classes:
+            raise FeatureError(f"{index} is damaged: its clips are not those of the manifest; run art extract again")
         self._parts = [part_path(directory, split, number) for number in range(self.manifest["splits"][split]["parts"])]
         for path in self._parts:
             if not is_complete(path):

@@ -79,8 +79,8 @@ class RegionUse:
         """Why the maps do not show what the prediction is based on; empty if they may."""
         found = []
         if self.top1_zeroed is not None and self.top1 - self.top1_zeroed < _LEAST_COST:
-            cost = 100 * (self.top1 - self.top1_zeroed)
-            found.append(f"without its regions, the accuracy changes by only {-cost:+.1f} points")
+            change = round(100 * (self.top1_zeroed - self.top1), 1) + 0.0  # not -0.0
+            found.append(f"without its regions, the accuracy changes by only {change:+.1f} points")
         if self.constant > _LARGEST_CONSTANT:
             found.append(f"{100 * self.constant:.0f} % of the maps is the same for every clip and frame")
         return found

@@ -16,6 +16,7 @@ from art.data.datasets.base import Clip, ClipSet
 from art.data.decoding.video import VideoError
 from art.eval.metrics import RegionUse
 from art.eval.report.samples import ClipReader, clip_reader
+from art.model.files import NonFiniteError
 from art.model.pretrained import VideoClassifier, eval_mode
 
 #: Largest number of clips that are measured, evenly spaced over the clip set.
@@ -49,6 +50,8 @@ def measure_region_use(
             if not videos:
                 continue
             output = model(torch.stack(videos).to(device), return_maps=True)
+            if not bool(output.logits.isfinite().all()):
+                raise NonFiniteError(f"the model's output is not finite for clips near {chosen[start].path}")
             maps.add(output.maps.float().cpu())
             logits.append(output.logits.float().cpu())
             labels += own_labels

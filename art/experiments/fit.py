@@ -19,7 +19,6 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-from art.backbones import build_backbone
 from art.data.dataset import seeded_generator
 from art.data.datasets.base import suggest
 from art.data.datasets.directories import group_of, lacks_split_directories
@@ -67,15 +66,11 @@ class Fitted:
 
 
 def configure(root: Path, backbone: str, pretrained: str | None, overrides: Sequence[str] = ()) -> Config:
-    """Return the configuration for clips in class directories: frames of any size, resized to the backbone's."""
+    """Return the configuration for clips in class directories."""
     config = load_config(None, [f"model.backbone={backbone}", "data.flip=0", *overrides])
     values: dict[str, Any] = {"data.name": "folder", "data.root": str(root)}
     if pretrained is not None:
         values["model.pretrained"] = pretrained
-    if config.data.frame_size is None:
-        options = config.model
-        probe = build_backbone(options.backbone, num_frames=options.num_frames, **options.backbone_options)
-        values["data.frame_size"] = probe.input_size
     return with_values(config, values, "art fit")
 
 
@@ -96,6 +91,9 @@ def fit_directory(config: Config, out: Path, settings: ProbeSettings, *, folds: 
             the extraction.
     """
     check_writable(out, "out")
+    for layer in settings.layers:
+        if layer != "last" and not layer.removeprefix("-").isdigit():
+            raise ValueError(f"layers: got {layer!r}, expected 'last' or numbers of blocks, such as last,-2")
     for name in settings.heads:
         if VARIANTS.get(name, (name,))[0] not in head_names():
             raise ValueError(f"heads: {name!r} is unknown{suggest(name, sorted({*head_names(), *VARIANTS}))}")
@@ -109,6 +107,7 @@ def fit_directory(config: Config, out: Path, settings: ProbeSettings, *, folds: 
     splits = [FeatureSplit(features, split, layers=settings.layers) for split in _splits(config)]
     clips, manifest = JoinedFeatures(splits), splits[0].manifest
     fold_of[clips.missing] = MISSING
+    _check_readable(clips, fold_of)
     model = frozen_model(config, manifest)
     with _timed(seconds, "estimate of the accuracy"):
         evaluation = cross_validate(clips, fold_of, settings, device)
@@ -116,6 +115,9 @@ def fit_directory(config: Config, out: Path, settings: ProbeSettings, *, folds: 
         used = fold_of != MISSING if folds else fold_of == TRAIN_ONLY
         trained = train_heads(clips, settings, used, device)
     head = max(trained.final, key=lambda each: trained.selected[each.name].rank)
+    # Frames are not resized by the decoder, as in art predict; evaluation of files of several sizes needs it.
+    if config.data.frame_size is None:
+        config = with_values(config, {"data.frame_size": model.input_size}, "art fit")
     save_run(model, head.head, head.name, settings, manifest, config, out)
     interval = wilson_interval(evaluation.top1, evaluation.total)
     fitted = Fitted(evaluation, interval, folds, head.name, head.lr, head.epochs, seconds)
@@ -126,6 +128,18 @@ def fit_directory(config: Config, out: Path, settings: ProbeSettings, *, folds: 
 #: Folds of clips that are never tested: without features, and only trained on.
 MISSING, TRAIN_ONLY = -2, -1
 _FEW = 50  # clips per class
+
+
+def _check_readable(clips: JoinedFeatures, fold_of: Int64[Tensor, " n"]) -> None:
+    """Raise ValueError if a class has fewer than two clips with features."""
+    for label, name in enumerate(clips.manifest["class_names"]):
+        own = (clips.labels == label) & (fold_of != MISSING)
+        if int(own.sum()) < 2:
+            total = int((clips.labels == label).sum())
+            raise ValueError(
+                f"{clips.manifest['dataset']['root']}: only {int(own.sum())} of {plural(total, 'clip')} of {name!r} "
+                "can be read; repair or replace them (art prepare lists the reasons)"
+            )
 
 
 @contextmanager
@@ -242,6 +256,9 @@ def cross_validate(
     with Progress("cross-validate", len(folds), "fold") as bar:
         for fold in folds:
             tested = fold_of == fold
+            if not bool(tested.any()):  # none of its clips has features
+                bar.update()
+                continue
             trained = train_heads(clips, settings, (fold_of != MISSING) & ~tested, device)
             best = max(trained.selected, key=lambda name: trained.selected[name].rank)
             chosen = [each for each in trained.final if each.name == best]

@@ -61,15 +61,15 @@ def run_probe(directory: Path, out: Path, settings: ProbeSettings) -> str:
         settings: how heads are trained.
     """
     check_writable(out, "out")
-    names = list(read_manifest(directory)["splits"])
-    if len(names) != 2:
-        raise ValueError(f"{directory} has features of {', '.join(names)}; expected a training and a test split")
-    train, test = (FeatureSplit(directory, name, layers=settings.layers) for name in names)
+    read_manifest(directory)
     config = load_saved_config(directory / CONFIG)
-    model = frozen_model(config, train.manifest)
+    names = config.data.train_split, config.data.test_split
+    train, test = (FeatureSplit(directory, name, layers=settings.layers) for name in names)
+    model = None if settings.save == "none" else frozen_model(config, train.manifest)
     result, heads = probe(train, test, settings)
-    for name in heads if settings.save == "all" else [best_head(result)] if settings.save == "best" else []:
-        save_run(model, heads[name], name, settings, train.manifest, config, out / name)
+    if model is not None:
+        for name in heads if settings.save == "all" or not heads else [best_head(result)]:
+            save_run(model, heads[name], name, settings, train.manifest, config, out / name)
     table = to_markdown(result)
     write_text(out / "probe.md", table)
     write_text(out / "probe.json", json.dumps({**result, "provenance": provenance()}, indent=1) + "\n")

@@ -69,7 +69,7 @@ class AttentiveHead(Head):
         tokens = self.tokens(features)
         for layer in self.layers:
             tokens = layer(tokens)
-        query = self.query.expand(len(tokens), -1, -1)
+        query = self.query.expand(tokens.shape[0], -1, -1)
         pooled, maps = self.attention(query, self.region_norm(tokens), return_map=return_maps)
         pooled = (query + pooled)[:, 0]
         pooled = pooled + self.mlp(self.mlp_norm(pooled))

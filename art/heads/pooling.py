@@ -113,7 +113,7 @@ class EfficientProbing(Head):
     def forward(self, features: Features, *, return_maps: bool = False) -> HeadOutput:
         """Return the logits, and with ``return_maps`` the attention of each query."""
         tokens = self.tokens(features)
-        queries = self.queries.expand(len(tokens), -1, -1)
+        queries = self.queries.expand(tokens.shape[0], -1, -1)
         if return_maps:
             pooled, maps = region_attention(queries, tokens, return_map=True)
             return HeadOutput(self.classifier(self.project(pooled)), self.unflatten_maps(maps))
@@ -134,7 +134,7 @@ class EfficientProbing(Head):
             steps = torch.eye(first.shape.num_steps, dtype=tokens.dtype, device=tokens.device)
             tokens = torch.cat([tokens, steps[:, None].expand(*tokens.shape[:-1], -1)], -1)
             queries = [torch.cat([u, u @ p.mT], 1) for u, p in zip(queries, positions, strict=True)]
-        joined = torch.cat(queries).expand(len(tokens), -1, -1)
+        joined = torch.cat(queries).expand(tokens.shape[0], -1, -1)
         pooled = region_attention(joined, tokens.flatten(1, 2), scale=channels**-0.5).split(len(first.queries), 1)
         if positions:
             pooled = [x[..., :channels] + x[..., channels:] @ p for x, p in zip(pooled, positions, strict=True)]

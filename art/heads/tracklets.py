@@ -72,6 +72,7 @@ class ARTHead(Head):
             names, shape.channels, shape.num_steps, num_tracklets, prompts=prompts, semantics=semantics,
             **options,
         )  # fmt: skip
+        self.model.prompts = prompts or names
 
     def forward(self, features: Features, *, return_maps: bool = False) -> HeadOutput:
         """Return the logits, and with ``return_maps`` a map per tracklet."""

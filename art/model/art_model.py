@@ -297,6 +297,8 @@ class ARTModel(VideoClassifier):
     @torch.no_grad()
     def map_queries(self, output: ARTOutput, clip: int = 0) -> tuple[Query, ...]:
         """Return the prompts that :meth:`art.model.semantics.SemanticsBank.select` chose for a clip."""
+        if self.options.readout == "evidence" and not self.options.text_queries:
+            return tuple(Query(self.class_names[label], label) for label in output.selected[clip].tolist())
         bank = self.semantics
         similarities = cosine(output.video_latent[clip : clip + 1], bank.projection(bank.bank))[0]  # [P, Y]
         templates, texts = self.options.templates or TEMPLATES, self.prompts or self.class_names

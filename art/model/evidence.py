@@ -133,7 +133,7 @@ def attend(
 ) -> tuple[Float[Tensor, "b t m c"], Float[Tensor, "b t m n"] | None]:
     """Return r of M queries and, with ``return_maps``, a."""
     frames = regions.flatten(0, 1)
-    rows = queries.to(regions.dtype).expand(len(frames), -1, -1)
+    rows = queries.to(regions.dtype).expand(frames.shape[0], -1, -1)  # len() would be a constant in an exported graph
     scale = QUERY_SCALE / math.sqrt(queries.shape[1])
     if not return_maps:
         output = region_attention(rows, frames, scale=scale, key_position=positions)

@@ -26,7 +26,7 @@ from art.backbones.base import Backbone
 from art.data.files import DamagedFile, file_sha256
 from art.data.transforms.augment import CenterCrop
 from art.data.transforms.sampling import SPARSE, FrameSampling
-from art.model import CONFIG_FILE, WEIGHTS_FILE
+from art.model import CONFIG_FILE, WEIGHTS_FILE, find_checkpoint
 from art.model.files import NonFiniteError, check_finite, read_config, read_weights, write_config
 from art.model.losses import Labels, LossTerms
 from art.model.options import ARTOptions
@@ -230,8 +230,8 @@ class VideoClassifier(nn.Module, ABC):
         """Load a model that :meth:`save_pretrained` wrote, in eval mode. Does not need the text encoder.
 
         Args:
-            directory: a local directory, or the name "user/name" of a repository on the Hugging Face Hub. A string is a
-                repository only if no such local path exists.
+            directory: a local directory (of a run, its last checkpoint is loaded), or the name "user/name" of a
+                repository on the Hugging Face Hub. A string is a repository only if no such local path exists.
             revision: branch, tag, or commit on the Hub; None loads the newest.
 
         Raises:
@@ -247,6 +247,8 @@ class VideoClassifier(nn.Module, ABC):
             path = download(str(directory), revision=revision)
         elif revision is not None:
             raise ValueError(f"revision is {revision!r}, but {directory} is a local path; omit revision")
+        elif (path / "checkpoints").is_dir() and not (path / CONFIG_FILE).is_file():
+            path = find_checkpoint(path)
         config = read_config(path)
         loadable = {kind: subclass for kind, subclass in VideoClassifier.kinds.items() if issubclass(subclass, cls)}
         if config.get("kind") not in loadable:

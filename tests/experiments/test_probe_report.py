@@ -40,7 +40,7 @@ def probed(tmp_path_factory):
         (root / row["path"]).mkdir()
         for number, level in enumerate((40, 90, 150, 210), start=1):
             Image.new("RGB", (64, 48), (level, level, level)).save(root / row["path"] / f"{number:05d}.jpg")
-    write_manifest(features, _manifest(root))
+    write_manifest(features, _manifest(root, rows))
     for split, clips in rows.items():
         tokens = torch.randn(len(clips), 1, STEPS, 4, CHANNELS, generator=generator)
         labels = torch.tensor([row["label"] for row in clips])
@@ -54,7 +54,7 @@ def probed(tmp_path_factory):
     return SimpleNamespace(root=root, result=result, heads=heads, test=test)
 
 
-def _manifest(root):
+def _manifest(root, rows):
     return {
         "format": 1, "num_frames": 4, "sampling": {"kind": "sparse", "stride": 1}, "input_size": 32, "test_crop": 1.0,
         "layers": [], "frame_size": None, "precision": "fp32", "dtype": "float32", "views": 1, "seed": 0,
@@ -64,7 +64,8 @@ def _manifest(root):
         },
         "shape": {"num_steps": STEPS, "grid": list(GRID), "channels": CHANNELS},
         "dataset": {"name": "csv", "root": str(root)}, "class_names": NAMES, "groups": [],
-        "splits": {"train": {"parts": 1}, "test": {"parts": 1}}, "versions": {"torch": "made", "date": "2026-01-02"},
+        "splits": {split: {"parts": 1, "clips": len(clips)} for split, clips in rows.items()},
+        "versions": {"torch": "made", "date": "2026-01-02"},
     }  # fmt: skip
 
 

@@ -18,6 +18,7 @@ from art.cli import main
 from art.data.decoding.video import VideoError
 from art.data.motion.render import write_video
 from art.data.transforms.sampling import FrameSampling
+from art.heads import ProbeClassifier
 from art.tools.export import FORMATS, OUTPUTS, export_checkpoint, export_model, formats, read_facts
 from art.tools.export import model as model_export
 from art.tools.export.model import ExportMismatch, trace
@@ -236,6 +237,19 @@ def test_linking_by_similarity(make_art, linking):
         expected = model(video)
         torch.testing.assert_close(graph(video=video)["logits"], expected.logits, rtol=1e-4, atol=1e-4)
     assert (expected.order != torch.arange(3)).any()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("head", ["mean", "ep", "attentive", "art"])
+def test_heads_on_frozen_backbones(head, tmp_path):
+    torch.manual_seed(0)
+    options = {"num_queries": 2} if head == "ep" else {}
+    small = {"num_frames": 2, "backbone_options": {"width": 4, "depth": [1, 1, 1]}}
+    model = ProbeClassifier(["a", "b", "c"], head=head, head_options=options, **small).eval()
+    clips = torch.randint(0, 256, (2, 2, 3, 112, 112), dtype=torch.uint8)
+    outputs = ("logits", "class_token", "maps") if model.num_maps else ("logits",)
+    exported = export_model(model, clips, tmp_path / "model.pt2", "torch", outputs=outputs)
+    assert exported.facts["check"]["batches"] == [1, 2, 4]
 
 
 def test_backend_is_restored(monkeypatch):

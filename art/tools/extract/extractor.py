@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import logging
 import math
 import sys
 import time
@@ -30,6 +31,8 @@ from art.model.loading import build_model
 from art.train.batches import open_split
 from art.train.config import Config
 from art.train.runtime import autocast, provenance, resolve_device
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,8 @@ class Extractor:
         config, options = settings.config, settings.config.model
         self.clip_sets = {split: open_split(config.data, split) for split in settings.splits}
         class_names = self.clip_sets[settings.splits[0]].class_names
+        if options.pretrained is None:
+            _log.warning("model.pretrained is null: the features are those of a backbone with random weights")
         torch.manual_seed(config.seed)  # of a backbone without pretrained weights
         model = build_model("backbone", class_names, options)
         self.backbone: Backbone = model.backbone.eval().requires_grad_(False).to(self.device)
