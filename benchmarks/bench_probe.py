@@ -241,8 +241,11 @@ def measure_reading(device: torch.device, timing: TimingConfig, *, clips: int) -
 def write_features(directory: Path, clips: int) -> FeatureSplit:
     """Write random features in two parts; returns them without a cache."""
     shape, names = FeatureShape(8, (14, 14), 144), [str(number) for number in range(20)]
-    facts = {"format": FORMAT, "backbone": {"framewise": False}, "class_names": names, "shape": shape._asdict()}
-    write_manifest(directory, {**facts, "splits": {"train": {"parts": 2}}})
+    facts = {
+        "format": FORMAT, "backbone": {"framewise": False}, "class_names": names, "shape": shape._asdict(),
+        "layers": [], "groups": [], "dataset": {"name": "random", "root": ""}, "dtype": "float16", "views": 1,
+    }  # fmt: skip
+    write_manifest(directory, {**facts, "splits": {"train": {"parts": 2, "clips": clips}}})
     for number, clip in enumerate(torch.arange(clips).chunk(2)):
         tokens = torch.randn(len(clip), 1, 8, 196, shape.channels).half()
         path = part_path(directory, "train", number)

@@ -258,7 +258,7 @@ class TestCommands:
             "evaluation.json", "predictions.npz", "report.html",
         }  # fmt: skip
         code, out, _ = run(capsys, "score", predictions, workspace / "scored" / "predictions.npz")
-        assert (code, out.splitlines()) == (0, evaluated.splitlines()[:-1])
+        assert (code, out.splitlines()) == (0, table)
 
     def test_evaluate_and_predict_with_several_views(self, capsys, workspace):
         overrides = ["data.test_views=2", "data.test_crops=3"]
