@@ -137,8 +137,11 @@ class ProbeClassifier(VideoClassifier):
         """Return maps and weights of frames; the frames of a tubelet share its map and its weight."""
         maps, saliency = self.head.frame_maps(output)
         tubelet = self.backbone.tubelet
-        maps = maps.unflatten(-2, (-1, self.backbone.grid[0])).sum(-3)  # over layers
-        return maps.repeat_interleave(tubelet, 1), saliency.repeat_interleave(tubelet, 1) / tubelet
+        return self._expand(maps), saliency.repeat_interleave(tubelet, 1) / tubelet
+
+    def _expand(self, maps: Float[Tensor, "b steps k h w"]) -> Float[Tensor, "b t k h w"]:
+        """Add the maps of several layers, and repeat those of a tubelet for its frames."""
+        return maps.unflatten(-2, (-1, self.backbone.grid[0])).sum(-3).repeat_interleave(self.backbone.tubelet, 1)
 
     def loss(self, output: ProbeOutput, labels: Labels, group: ProcessGroup | None = None) -> LossTerms:
         """Compute the loss of the head. Arguments are those of :meth:`art.VideoClassifier.loss`."""
@@ -162,10 +165,7 @@ class ProbeClassifier(VideoClassifier):
         if not isinstance(self.head, ARTHead):
             return None
         maps = self.head.model.evidence_maps(output.head.details, classes)
-        if maps is None:
-            return None
-        maps = maps.unflatten(-2, (-1, self.backbone.grid[0])).sum(-3)  # over layers
-        return maps.repeat_interleave(self.backbone.tubelet, 1) / self.backbone.tubelet
+        return None if maps is None else self._expand(maps) / self.backbone.tubelet
 
     def region_parts(self, output: ProbeOutput) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
         """Return what the logits of the head "art" are computed from, see :meth:`art.VideoClassifier.region_parts`."""

@@ -16,7 +16,7 @@ from art.model.evidence import attend, normalize_regions
 from art.model.losses import Labels
 from art.model.pretrained import Query
 
-#: Options of :class:`ARTModel`, as in configs/motion.yaml.
+#: Options of :class:`ARTModel` for a head on frozen features, where they differ from the model's own.
 DEFAULTS: dict[str, Any] = {
     "readout": "evidence",
     "latent_dim": 64,
@@ -29,7 +29,7 @@ DEFAULTS: dict[str, Any] = {
 
 @register_head("art")
 class ARTHead(Head):
-    """The stages of ART after the backbone, with the losses of the paper.
+    """ART after the backbone: by default the readout "evidence", without L_MTC and L_sema.
 
     Args:
         shape: of the features.
@@ -87,9 +87,8 @@ class ARTHead(Head):
         """Return the output of each head, from one pass over the tokens if nothing else differs between the heads."""
         first = heads[0]
         options = first.model.options
-        if options.readout != "evidence" or options.region_position != "none" or options.dropout > 0:
-            return [head(features) for head in heads]
-        if first.time_position is not None:
+        has_same_keys = options.region_position == "none" and first.time_position is None
+        if options.readout != "evidence" or options.dropout > 0 or not has_same_keys:
             return [head(features) for head in heads]
         regions = normalize_regions(first.checked(features).tokens)
         models = [head.model for head in heads]
@@ -117,11 +116,11 @@ class ARTHead(Head):
         return output.details.maps, output.details.saliency
 
     def map_queries(self, output: HeadOutput, clip: int = 0) -> tuple[Query, ...]:
-        """Return the class texts that query the tracklets."""
+        """Return the classes, or class texts, that query the tracklets."""
         return self.model.map_queries(output.details, clip)
 
     def loss(self, output: HeadOutput, labels: Labels) -> Float[Tensor, ""]:
-        """Return the loss of the paper."""
+        """Return the total loss of the model."""
         return self.model.loss(output.details, labels).total
 
     def after_step(self) -> None:

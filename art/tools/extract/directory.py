@@ -250,7 +250,7 @@ def _check_failures(clip_set: ClipSet, failed: Mapping[int, str], limit: float) 
         raise DataError(
             f"{clip_set.name}/{clip_set.split}: {len(failed)} of {len(clip_set)} clips cannot be read, more than "
             f"data.max_failed_fraction={limit:g} allows; the first is {clip_set.clips[clip]}: {reason}. "
-            "Remove or replace such files, or raise data.max_failed_fraction to leave them out"
+            "Remove or replace such files, or raise data.max_failed_fraction to skip them"
         )
 
 

@@ -89,7 +89,6 @@ class Extractor:
         with torch.inference_mode():
             size = self.backbone.input_size
             blank = torch.zeros(1, self.num_frames, 3, size, size, dtype=torch.uint8, device=self.device)
-            self.grid = self.backbone(blank).grid
             named = self.backbone.named_features(blank, settings.layers)
         self.tensors = {name: tensor[0] for name, tensor in named.items()}
         self.seconds = {"decode": 0.0, "forward": 0.0}  # spent so far
@@ -216,7 +215,7 @@ def make_manifest(extractor: Extractor, num_parts: Mapping[str, int]) -> dict[st
         "test_crop": options.test_crop,
         "frame_size": config.data.frame_size,
         "precision": config.precision,
-        "shape": {"num_steps": tokens.shape[0], "grid": list(extractor.grid), "channels": tokens.shape[2]},
+        "shape": {"num_steps": tokens.shape[0], "grid": list(extractor.backbone.grid), "channels": tokens.shape[2]},
         "prefix_tokens": extractor.tensors["prefix"].shape[1] if "prefix" in extractor.tensors else 0,
         "layers": list(settings.layers),
         "tensors": {name: list(tensor.shape) for name, tensor in extractor.tensors.items()},
