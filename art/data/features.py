@@ -261,8 +261,9 @@ class FeatureSplit:
         self, directory: Path, split: str, *, layers: Sequence[str] = ("last",), cache_bytes: int = 4 * 2**30
     ) -> None:
         self.manifest, self.directory, self.split = read_manifest(directory), directory, split
-        self._tensors = _tensor_names(directory, self.manifest, layers)
-        self._grid = shape_of(self.manifest, layers)[1]
+        self._tensors, self._layers = _tensor_names(directory, self.manifest, layers), layers
+        height, width = self.manifest["shape"]["grid"]
+        self._grid = (height, width)
         splits = sorted(self.manifest["splits"])
         if split not in splits:
             raise FileNotFoundError(f"{directory} has no features of split {split!r}; it has {', '.join(splits)}")
@@ -325,11 +326,10 @@ class FeatureSplit:
         if generator is not None and views > 1:
             view = torch.randint(views, (len(rows),), generator=generator)
         flat = rows * views + view  # index_select is faster than indexing with two tensors
-        tokens = [part[name].flatten(0, 1).index_select(0, flat).float() for name in self._tensors]
-        class_token = part["class_token"].flatten(0, 1).index_select(0, flat).float()
-        joined = tokens[0] if len(tokens) == 1 else torch.cat(tokens, 2)
+        names = ["class_token", *self._tensors]
+        named = {name: part[name].flatten(0, 1).index_select(0, flat).float() for name in names}
         clips = part["clip"][rows]
-        return FeatureBatch(Features(joined, class_token, self._grid), self.labels[clips], clips)
+        return FeatureBatch(Features.from_named(named, self._grid, self._layers), self.labels[clips], clips)
 
     def _load(self, number: int) -> dict[str, Tensor]:
         if self._cache is None:
